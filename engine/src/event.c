@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "event.h"
+
+#include <errno.h>
+
+#include "failpoint.h"
+
+/* A hole that is being punched stays marked: whoever faults there must wait until it is done, or the punch would take
+ * what the guest writes next. Everything else about the page is forgotten. */
+static uint64_t give_up_page(struct vm *vm, uint64_t page_idx)
+{
+	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
+	uint64_t seen = atomic_load(word), next;
+
+	do {
+		uint64_t kept = seen & PAGE_PUNCHING ? seen & (PAGE_PUNCHING | PAGE_WAITER) : 0;
+
+		if (seen == 0)
+			return 0;
+		next = page_word_after(seen, PAGE_IN_MEMFD, 0, kept);
+	} while (!atomic_compare_exchange_weak(word, &seen, next));
+
+	if ((seen & PAGE_WAITER) && !(seen & PAGE_PUNCHING))
+		vm_wake(vm, page_idx, 1);
+	return seen;
+}
+
+#define DROPS_MAX 256
+
+void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	uint64_t end_idx = page_idx + pages;
+	uint64_t dropped[DROPS_MAX];
+	size_t dropped_n = 0;
+
+	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
+		uint64_t old;
+
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx >= end_idx)
+			break;
+		old = give_up_page(vm, idx);
+		if (page_state_of(old) == PAGE_STORED)
+			atomic_fetch_sub(&vm->stored_pages, 1);
+		else if (page_state_of(old) == PAGE_POISONED)
+			atomic_fetch_sub(&vm->poisoned_pages, 1);
+		else
+			continue;
+		dropped[dropped_n++] = page_slot_of(old);
+		if (dropped_n == DROPS_MAX) {
+			store_drop(vm->store, dropped, dropped_n);
+			dropped_n = 0;
+		}
+	}
+	if (dropped_n)
+		store_drop(vm->store, dropped, dropped_n);
+}
+
+static void give_up_addresses(struct vm *vm, struct process *process, uint64_t start_addr, uint64_t end_addr)
+{
+	for (size_t i = 0; i < process->ranges_n; i++) {
+		const struct range *range = &process->ranges[i];
+		uint64_t range_end_addr = range->addr + bytes_of_pages(range->pages);
+		uint64_t from = start_addr > range->addr ? start_addr : range->addr;
+		uint64_t to = end_addr < range_end_addr ? end_addr : range_end_addr;
+
+		if (from < to)
+			event_give_up(vm, range->page_idx + pages_of_bytes(from - range->addr), pages_of_bytes(to - from));
+	}
+}
+
+void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *msg)
+{
+	int rc = 0;
+
+	FAILPOINT_HERE("event.read");
+	switch (msg->event) {
+	case UFFD_EVENT_REMOVE:
+		give_up_addresses(vm, process, msg->arg.remove.start, msg->arg.remove.end);
+		break;
+	case UFFD_EVENT_UNMAP:
+		rc = process_forget(process, msg->arg.remove.start, msg->arg.remove.end);
+		break;
+	case UFFD_EVENT_REMAP:
+		rc = process_move(process, msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len);
+		break;
+	}
+	if (rc)
+		notices_odd(vm->notices, UINT64_MAX, "process %u: cannot follow a change of its mappings (%s)", process->id,
+			    rc == -ENOMEM ? "no memory" : "they overlap");
+}

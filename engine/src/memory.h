@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Guest memory as files: which page of the guest is where in which memfd. The one room that reads and punches memfds.
+ *
+ * It never maps them: a read through a mapping of ours would fill the guest's holes with zeros, and the guest would then
+ * read those without any event. pread() of a hole allocates nothing. */
+#ifndef VMMSWAP_MEMORY_H
+#define VMMSWAP_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+#include "units.h"
+
+#define MEMORY_MAX_REGIONS 256 /* added over a VM's life, with memory hotplug */
+
+struct region {
+	int fd;		       /* opened anew: its offset and flags are not shared with the VMM; -1: removed */
+	uint64_t offset_bytes; /* where in the memfd the region starts */
+	uint64_t page_idx;     /* the region's first page, counted over all regions */
+	uint64_t pages;
+	uint64_t device, inode; /* of the memfd, as /proc/PID/maps shows them */
+	bool whole_file;	/* the region is all of its memfd, so that st_blocks counts its pages */
+};
+
+struct memory {
+	size_t regions_n; /* grows only; removed regions keep their place */
+	struct region regions[MEMORY_MAX_REGIONS];
+	bool large_folios; /* shmem may use folios of more than one page here: see memory_detect_large_folios() */
+};
+
+void memory_init(struct memory *memory);
+void memory_destroy(struct memory *memory);
+
+/* Add a region of pages that start at page_idx. The memfd is opened anew through /proc/self/fd. -EINVAL for a file that
+ * is too short; -E2BIG for one region too many. */
+int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+	       struct error *err);
+void memory_remove(struct memory *memory, uint64_t page_idx);
+
+const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx);
+
+/* Pages that are in RAM (or, where the host swaps, in its swap), by the kernel's count of the memfds' blocks. */
+uint64_t memory_resident_pages(const struct memory *memory);
+uint64_t memory_total_pages(const struct memory *memory);
+
+/* The first resident page of the region at or after page_idx, and where that run of pages ends; false if none is left.
+ * Errors of lseek other than "no more data" are reported as -errno in *rc. */
+bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx, int *rc);
+
+bool memory_is_hole(const struct region *region, uint64_t page_idx);
+
+/* Read pages into buf. -ERANGE if the memfd ends before them (the VMM shrank it). */
+int memory_read(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf);
+
+/* Give pages back to the host. All of a large folio or nothing: the caller sees to that. */
+int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages);
+
+/* Write one page into a hole that no process maps any more. */
+int memory_write(const struct region *region, uint64_t page_idx, const void *page);
+
+/* Read the kernel's shmem_enabled settings: true unless every one of them rules folios of several pages out. */
+bool memory_detect_large_folios(void);
+
+#endif

@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "resolve.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "failpoint.h"
+#include "hash.h"
+
+/* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
+#define READ_TRIES 5
+#define FIRST_RETRY_NS 1000000
+#define NO_MEMORY_RETRY_NS 5000000
+
+/* One look at one fault. Lives on the stack of resolve(). */
+struct attempt {
+	struct vm *vm;
+	size_t lane;
+	void *page;
+	struct fault *fault;
+	struct process *process; /* valid while the gate is passed */
+	uint64_t page_idx;
+	_Atomic uint64_t *word;
+	uint64_t claimed;
+};
+
+static bool others_hold(uint64_t word)
+{
+	return (word & PAGE_PUNCHING) || ((word & PAGE_FILLING) && !(word & PAGE_BACKGROUND));
+}
+
+/* Leave word that someone waits. False if the page changed: look again. */
+static bool ask_for_wake(struct attempt *attempt, uint64_t word)
+{
+	return (word & PAGE_WAITER) || atomic_compare_exchange_strong(attempt->word, &word, word | PAGE_WAITER);
+}
+
+/* Take the page for ourselves: nobody else fills, protects or evicts it until we release it. */
+static bool claim(struct attempt *attempt, uint64_t word, enum page_state state)
+{
+	uint64_t slot_idx = state == PAGE_STORED ? page_slot_of(word) : 0;
+
+	attempt->claimed = page_word_after(word, state, slot_idx, PAGE_FILLING | (word & PAGE_WAITER));
+	return atomic_compare_exchange_strong(attempt->word, &word, attempt->claimed);
+}
+
+static void release(struct attempt *attempt, enum page_state state)
+{
+	uint64_t slot_idx = state == PAGE_IN_MEMFD ? 0 : page_slot_of(attempt->claimed);
+
+	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
+		   page_word_after(attempt->claimed, state, slot_idx, 0));
+}
+
+static void wake_own(struct attempt *attempt)
+{
+	if (uffd_wake(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES) == UFFD_GONE)
+		vm_process_gone(attempt->vm, attempt->process);
+}
+
+static enum resolved later(struct attempt *attempt, uint64_t delay_ns)
+{
+	attempt->fault->not_before_ns = monotonic_ns() + delay_ns;
+	return RETRY_LATER;
+}
+
+/* What an ioctl that did not fill the page means for the fault. The claim has been released. */
+static enum resolved unfilled(struct attempt *attempt, enum uffd_outcome outcome)
+{
+	switch (outcome) {
+	case UFFD_RETRY:
+		return RETRY_SOON;
+	case UFFD_NO_MEMORY:
+		return later(attempt, NO_MEMORY_RETRY_NS);
+	case UFFD_GONE:
+		vm_process_gone(attempt->vm, attempt->process);
+		return RESOLVED;
+	default:
+		/* Unmapped or cut off meanwhile: the thread's next try gets what the kernel has for such an address. */
+		wake_own(attempt);
+		return RESOLVED;
+	}
+}
+
+static enum resolved fill_zero(struct attempt *attempt)
+{
+	struct page_map_header *header = page_map_header(attempt->vm->map);
+	enum uffd_outcome outcome = uffd_zeropage(attempt->process->uffd, attempt->fault->addr);
+
+	release(attempt, PAGE_IN_MEMFD);
+	if (outcome == UFFD_DONE) {
+		atomic_fetch_add(&header->zeroed_pages, 1);
+		return RESOLVED;
+	}
+	if (outcome == UFFD_EXISTS) {
+		wake_own(attempt);
+		atomic_fetch_add(&header->redundant_pages, 1);
+		return RESOLVED;
+	}
+	return unfilled(attempt, outcome);
+}
+
+/* A poison marker per process: the access that needs the page gets SIGBUS (a guest: a machine check), never zeros.
+ * A page whose entry holds a write-protect marker answers EEXIST until that is gone. Kernels before 6.6 have no poison:
+ * the thread goes on waiting. */
+static void poison_everywhere(struct attempt *attempt)
+{
+	struct vm *vm = attempt->vm;
+
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+		uint64_t addr;
+		enum uffd_outcome outcome;
+
+		if (process->gone || !process_addr_of(process, attempt->page_idx, 1, &addr))
+			continue;
+		outcome = uffd_poison(process->uffd, addr);
+		if (outcome == UFFD_EXISTS) {
+			uffd_unprotect(process->uffd, addr, PAGE_BYTES);
+			outcome = uffd_poison(process->uffd, addr);
+		}
+		if (outcome == UFFD_EXISTS) /* marked before: whoever waits must run into it */
+			uffd_wake(process->uffd, addr, PAGE_BYTES);
+	}
+}
+
+static void poison(struct attempt *attempt, int rc)
+{
+	struct notice notice = { .kind = NOTICE_PAGE_POISONED, .page_idx = attempt->page_idx, .code = -rc };
+
+	/* The state first: a page of which no process has a marker is then still never taken for a hole. */
+	release(attempt, PAGE_POISONED);
+	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
+	atomic_fetch_add(&attempt->vm->poisoned_pages, 1);
+	poison_everywhere(attempt);
+	snprintf(notice.message, sizeof notice.message, "%s",
+		 rc == -EBADMSG ? "its bytes in the store are not those that were put there" : strerror(-rc));
+	notices_post(attempt->vm->notices, &notice);
+}
+
+static enum resolved unreadable(struct attempt *attempt, int rc, bool was_poisoned)
+{
+	unsigned tries = ++attempt->fault->read_errors;
+
+	if (was_poisoned) {
+		release(attempt, PAGE_POISONED);
+		poison_everywhere(attempt);
+		return RESOLVED;
+	}
+	if (tries < READ_TRIES) {
+		release(attempt, PAGE_STORED);
+		return later(attempt, (uint64_t)FIRST_RETRY_NS << (2 * (tries - 1)));
+	}
+	poison(attempt, rc);
+	return RESOLVED;
+}
+
+static void leave_store(struct attempt *attempt, bool was_poisoned)
+{
+	uint64_t slot_idx = page_slot_of(attempt->claimed);
+
+	release(attempt, PAGE_IN_MEMFD);
+	atomic_fetch_sub(was_poisoned ? &attempt->vm->poisoned_pages : &attempt->vm->stored_pages, 1);
+	store_drop(attempt->vm->store, &slot_idx, 1);
+}
+
+/* We hold the claim on a page that is out, and yet it is present: nobody of ours put it there. What is there now is the
+ * truth from here on; the stored copy would only hide what happened. */
+static enum resolved found_present(struct attempt *attempt, bool was_poisoned)
+{
+	notices_odd(attempt->vm->notices, attempt->page_idx,
+		    "a page that was out is present without our doing: a process that maps guest memory without a "
+		    "userfaultfd has touched it, and the guest may read zeros there");
+	leave_store(attempt, was_poisoned);
+	if (attempt->process->protects)
+		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
+	wake_own(attempt);
+	return RESOLVED;
+}
+
+static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
+{
+	struct vm *vm = attempt->vm;
+	uint64_t copied_bytes;
+	enum uffd_outcome outcome;
+
+	FAILPOINT_HERE("resolve.fetched");
+	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, &copied_bytes);
+	FAILPOINT_HERE("resolve.copied");
+	if (outcome == UFFD_DONE) {
+		leave_store(attempt, was_poisoned);
+		atomic_fetch_add(&page_map_header(vm->map)->copied_pages, 1);
+		if (was_poisoned)
+			notices_post(vm->notices,
+				     &(struct notice){ .kind = NOTICE_PAGE_HEALED, .page_idx = attempt->page_idx });
+		return RESOLVED;
+	}
+	if (outcome == UFFD_EXISTS)
+		return found_present(attempt, was_poisoned);
+	release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+	return unfilled(attempt, outcome);
+}
+
+static int fetch(struct attempt *attempt, uint32_t hash)
+{
+	uint64_t slot_idx = page_slot_of(attempt->claimed);
+	int rc = store_get(attempt->vm->store, &slot_idx, 1, attempt->page);
+
+	if (!rc && page_hash(attempt->page) != hash)
+		rc = -EBADMSG;
+	return rc;
+}
+
+/* Reading may take milliseconds, so it happens outside of the gate: a REMOVE can take the page from us meanwhile, and then
+ * its slot may hold another page already. So the claim is looked at before the bytes are. */
+static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
+{
+	struct vm *vm = attempt->vm;
+	uint32_t hash = *page_map_hash(vm->map, attempt->page_idx);
+	int rc;
+
+	gate_leave(vm->gate, attempt->lane);
+	FAILPOINT_HERE("resolve.claimed");
+	rc = fetch(attempt, hash);
+	gate_pass(vm->gate, attempt->lane);
+
+	if (!is_claim(atomic_load(attempt->word), attempt->claimed))
+		return RETRY_SOON;
+	attempt->process = address_space_find(&vm->spaces, attempt->fault->process_id);
+	if (!attempt->process || attempt->process->gone) {
+		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		return RESOLVED;
+	}
+	return rc ? unreadable(attempt, rc, was_poisoned) : put_back(attempt, was_poisoned);
+}
+
+static enum resolved missing(struct attempt *attempt)
+{
+	for (;;) {
+		uint64_t word = atomic_load(attempt->word);
+		enum page_state state = page_state_of(word);
+
+		if (others_hold(word)) {
+			if (ask_for_wake(attempt, word))
+				return RESOLVED;
+		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
+			/* Poisoned pages are read anew each time that they are needed: a good read heals. */
+			if (claim(attempt, word, state))
+				return fill_stored(attempt, state == PAGE_POISONED);
+		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
+			/* Never touched, or given up; also a page in flight that the VMM punched without an event. */
+			return fill_zero(attempt);
+		}
+	}
+}
+
+/* A write to a page that is protected. If the page went out meanwhile, the thread only has to try again: it then finds the
+ * hole. */
+static enum resolved written(struct attempt *attempt)
+{
+	struct vm *vm = attempt->vm;
+
+	for (;;) {
+		uint64_t word = atomic_load(attempt->word);
+		enum page_state state = page_state_of(word);
+
+		if (others_hold(word)) {
+			if (ask_for_wake(attempt, word))
+				return RESOLVED;
+		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
+			const struct region *region = memory_region_of(&vm->memory, attempt->page_idx);
+
+			if (!region || memory_is_hole(region, attempt->page_idx)) {
+				wake_own(attempt);
+				return RESOLVED;
+			}
+			if (claim(attempt, word, state))
+				return found_present(attempt, state == PAGE_POISONED);
+		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
+			enum uffd_outcome outcome =
+				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
+
+			release(attempt, PAGE_IN_MEMFD);
+			return outcome == UFFD_DONE ? RESOLVED : unfilled(attempt, outcome);
+		}
+	}
+}
+
+/* A registered page that is none of the guest's: the dummy page, or something that the VMM registered itself. Nothing was
+ * ever taken from there, so the kernel may serve it as if there were no userfaultfd. */
+static enum resolved stray(struct attempt *attempt)
+{
+	if (attempt->fault->addr != attempt->process->dummy_addr)
+		notices_odd(attempt->vm->notices, UINT64_MAX,
+			    "process %u: page fault at %#llx, which is registered but no guest memory: unregistered",
+			    attempt->process->id, (unsigned long long)attempt->fault->addr);
+	uffd_unregister(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
+	wake_own(attempt);
+	return RESOLVED;
+}
+
+enum resolved resolve(struct vm *vm, size_t lane, void *page, struct fault *fault)
+{
+	struct attempt attempt = { .vm = vm, .lane = lane, .page = page, .fault = fault };
+	enum resolved result = RESOLVED;
+
+	gate_pass(vm->gate, lane);
+	attempt.process = address_space_find(&vm->spaces, fault->process_id);
+	if (attempt.process && !attempt.process->gone) {
+		if (!process_page_at(attempt.process, fault->addr, &attempt.page_idx)) {
+			result = stray(&attempt);
+		} else {
+			attempt.word = page_map_word(vm->map, attempt.page_idx);
+			result = fault->flags & UFFD_PAGEFAULT_FLAG_WP ? written(&attempt) : missing(&attempt);
+		}
+	}
+	gate_leave(vm->gate, lane);
+	return result;
+}

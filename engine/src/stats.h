@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Fault latencies, counted by each thread for itself and added up by whoever reads: nothing stops for it. */
+#ifndef VMMSWAP_STATS_H
+#define VMMSWAP_STATS_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Buckets grow by an eighth: values below 16 ns stand alone, then 8 buckets for each power of two. */
+#define LATENCY_BUCKETS 320
+
+struct latency {
+	_Atomic uint64_t counts[LATENCY_BUCKETS]; /* one writer each; relaxed */
+};
+
+void latency_add(struct latency *latency, uint64_t duration_ns);
+
+struct latency_summary {
+	uint64_t count;
+	uint64_t p50_ns, p99_ns; /* upper edge of the bucket; 0 where count is 0 */
+};
+
+void latency_summarise(const struct latency *all, size_t n, struct latency_summary *out);
+
+#endif

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "failpoint.h"
+
+#ifndef UFFDIO_POISON /* since Linux 6.6; Debian 12's headers are older */
+struct uffdio_poison {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
+#endif
+
+const char *uffd_outcome_text(enum uffd_outcome outcome)
+{
+	switch (outcome) {
+	case UFFD_DONE:
+		return "done";
+	case UFFD_EXISTS:
+		return "the page is already present";
+	case UFFD_RETRY:
+		return "an event of the process waits to be read";
+	case UFFD_GONE:
+		return "the process is gone";
+	case UFFD_UNMAPPED:
+		return "the range is not mapped or not registered";
+	case UFFD_NO_MEMORY:
+		return "no memory left for the process";
+	case UFFD_BEYOND:
+		return "the range is beyond the end of its memfd";
+	case UFFD_REFUSED:
+		return "the kernel refused";
+	}
+	return "unknown outcome";
+}
+
+static enum uffd_outcome outcome_of(int code)
+{
+	switch (code) {
+	case EEXIST:
+		return UFFD_EXISTS;
+	case EAGAIN:
+		return UFFD_RETRY;
+	case ESRCH:
+		return UFFD_GONE;
+	case ENOENT:
+		return UFFD_UNMAPPED;
+	case ENOMEM:
+		return UFFD_NO_MEMORY;
+	case EFAULT:
+		return UFFD_BEYOND;
+	default:
+		return UFFD_REFUSED;
+	}
+}
+
+/* (Un)register take the mm by mmget_not_zero and answer ENOMEM where the others say ESRCH. */
+static enum uffd_outcome registration_outcome(int code)
+{
+	return code == ENOMEM || code == ESRCH ? UFFD_GONE : UFFD_REFUSED;
+}
+
+enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
+{
+	struct uffdio_register request = {
+		.range = { .start = addr, .len = size_bytes },
+		.mode = UFFDIO_REGISTER_MODE_MISSING | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0),
+	};
+
+	if (ioctl(uffd, UFFDIO_REGISTER, &request) == 0)
+		return UFFD_DONE;
+	return registration_outcome(errno);
+}
+
+enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	struct uffdio_range range = { .start = addr, .len = size_bytes };
+
+	if (ioctl(uffd, UFFDIO_UNREGISTER, &range) == 0)
+		return UFFD_DONE;
+	return registration_outcome(errno);
+}
+
+enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, uint64_t *copied_bytes)
+{
+	struct uffdio_copy request = { .dst = addr, .src = (uint64_t)(uintptr_t)from, .len = size_bytes };
+	int rc = FAILPOINT("uffd.copy");
+
+	*copied_bytes = 0;
+	if (rc)
+		return outcome_of(-rc);
+	rc = ioctl(uffd, UFFDIO_COPY, &request);
+	if (rc == 0) {
+		*copied_bytes = size_bytes;
+		return UFFD_DONE;
+	}
+	/* .copy holds a negative errno where nothing was copied, on kernels that write it at all. */
+	if (errno == EAGAIN && request.copy > 0)
+		*copied_bytes = (uint64_t)request.copy;
+	return outcome_of(errno);
+}
+
+enum uffd_outcome uffd_zeropage(int uffd, uint64_t addr)
+{
+	struct uffdio_zeropage request = { .range = { .start = addr, .len = 4096 } };
+	int rc = FAILPOINT("uffd.zeropage");
+
+	if (rc)
+		return outcome_of(-rc);
+	return ioctl(uffd, UFFDIO_ZEROPAGE, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+enum uffd_outcome uffd_poison(int uffd, uint64_t addr)
+{
+	struct uffdio_poison request = { .range = { .start = addr, .len = 4096 } };
+
+	return ioctl(uffd, UFFDIO_POISON, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	struct uffdio_range range = { .start = addr, .len = size_bytes };
+
+	return ioctl(uffd, UFFDIO_WAKE, &range) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+static enum uffd_outcome set_protection(int uffd, uint64_t addr, uint64_t size_bytes, uint64_t mode)
+{
+	struct uffdio_writeprotect request = { .range = { .start = addr, .len = size_bytes }, .mode = mode };
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+enum uffd_outcome uffd_protect(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	int rc = FAILPOINT("uffd.protect");
+
+	if (rc)
+		return outcome_of(-rc);
+	return set_protection(uffd, addr, size_bytes, UFFDIO_WRITEPROTECT_MODE_WP);
+}
+
+enum uffd_outcome uffd_unprotect(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	return set_protection(uffd, addr, size_bytes, 0);
+}
+
+/* O_NONBLOCK belongs to the open file, which the VMM shares: it can clear the flag between any two of our calls, and a
+ * plain read() would then sleep in the kernel with a lock held. RWF_NOWAIT asks per call. Kernels before 6.10 refuse it
+ * for userfaultfd (EOPNOTSUPP): there the flag is set again before each read, which narrows the window and no more. */
+int uffd_read(int uffd, struct uffd_msg *messages, size_t messages_n)
+{
+	struct iovec iov = { .iov_base = messages, .iov_len = messages_n * sizeof *messages };
+	ssize_t got = preadv2(uffd, &iov, 1, -1, RWF_NOWAIT);
+
+	if (got < 0 && errno == EOPNOTSUPP) {
+		int flags = fcntl(uffd, F_GETFL);
+
+		if (flags >= 0 && !(flags & O_NONBLOCK))
+			fcntl(uffd, F_SETFL, flags | O_NONBLOCK);
+		got = read(uffd, messages, iov.iov_len);
+	}
+	if (got >= 0)
+		return (int)((size_t)got / sizeof *messages);
+	return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+}

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Typed wrappers of the userfaultfd ioctls: the one place that knows the kernel's errnos and quirks.
+ *
+ * Every call works on a dup of the uffd held by another process than the one it watches. */
+#ifndef VMMSWAP_UFFD_H
+#define VMMSWAP_UFFD_H
+
+#include <linux/userfaultfd.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What an ioctl's errno means here. Sources: Linux fs/userfaultfd.c, mm/userfaultfd.c. */
+enum uffd_outcome {
+	UFFD_DONE,
+	UFFD_EXISTS,	/* EEXIST: the page is present; who waits for it needs a wake */
+	UFFD_RETRY,	/* EAGAIN: an event is unread, or its process has not run on since: drain, look again */
+	UFFD_GONE,	/* ESRCH, or ENOMEM of (un)register: the process died or called exec */
+	UFFD_UNMAPPED,	/* ENOENT: the range is not mapped, or not registered with this uffd */
+	UFFD_NO_MEMORY, /* ENOMEM of copy and zeropage: the process's cgroup or the host is out of memory */
+	UFFD_BEYOND,	/* EFAULT: the memfd is shorter than the range */
+	UFFD_REFUSED,	/* EINVAL and all others: the kernel or this uffd cannot do it */
+};
+
+const char *uffd_outcome_text(enum uffd_outcome outcome);
+
+/* Register for missing faults, and for write-protect faults if wanted. UFFD_REFUSED: no such mapping, another uffd
+ * watches it (EBUSY), or write-protection is not to be had. */
+enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect);
+enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes);
+
+/* Copy from `from` (page aligned) into the hole at addr, and wake. *copied_bytes tells how far it came, also with
+ * UFFD_RETRY and UFFD_EXISTS; a range is then continued from there. UFFD_EXISTS is said only of the first page left. */
+enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, uint64_t *copied_bytes);
+enum uffd_outcome uffd_zeropage(int uffd, uint64_t addr);
+enum uffd_outcome uffd_poison(int uffd, uint64_t addr);
+enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes);
+
+/* Protect: the next write to each page raises a write-protect fault. Unprotect wakes who waits for the range. */
+enum uffd_outcome uffd_protect(int uffd, uint64_t addr, uint64_t size_bytes);
+enum uffd_outcome uffd_unprotect(int uffd, uint64_t addr, uint64_t size_bytes);
+
+/* Read at most messages_n messages without ever blocking, whatever the VMM did to the O_NONBLOCK flag that it shares
+ * with us. The count, 0 for none, or a negative errno for an fd that is no longer usable. */
+int uffd_read(int uffd, struct uffd_msg *messages, size_t messages_n);
+
+#endif

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "vm.h"
+
+#include <time.h>
+
+uint64_t monotonic_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+void vm_process_gone(struct vm *vm, struct process *process)
+{
+	struct notice notice = { .kind = NOTICE_PROCESS_GONE, .process_id = process->id };
+
+	if (!atomic_exchange(&process->gone, true))
+		notices_post(vm->notices, &notice);
+}
+
+void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+
+		for (uint64_t done = 0; done < pages && !process->gone;) {
+			uint64_t addr;
+			uint64_t run = process_addr_of(process, page_idx + done, pages - done, &addr);
+
+			if (run && uffd_wake(process->uffd, addr, bytes_of_pages(run)) == UFFD_GONE)
+				vm_process_gone(vm, process);
+			done += run ? run : 1;
+		}
+	}
+}
+
+bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t next)
+{
+	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
+	uint64_t seen = claimed;
+
+	while (!atomic_compare_exchange_weak_explicit(word, &seen, next, memory_order_acq_rel, memory_order_acquire))
+		if (!is_claim(seen, claimed))
+			return false;
+	if (seen & PAGE_WAITER)
+		vm_wake(vm, page_idx, 1);
+	return true;
+}
+
+bool vm_register_process(struct vm *vm, struct process *process)
+{
+	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
+		const struct range *range = &process->ranges[i];
+		enum uffd_outcome outcome =
+			uffd_register(process->uffd, range->addr, bytes_of_pages(range->pages), process->protects);
+
+		if (outcome == UFFD_REFUSED && process->protects) {
+			/* No write-protection to be had for shared memory on this kernel: missing faults alone then. */
+			process->protects = false;
+			return vm_register_process(vm, process);
+		}
+		if (outcome == UFFD_GONE)
+			vm_process_gone(vm, process);
+		else if (outcome != UFFD_DONE)
+			notices_odd(vm->notices, range->page_idx,
+				    "process %u: cannot register guest memory at %#llx (%llu bytes) with its "
+				    "userfaultfd: it is not mapped there any more, or another userfaultfd watches it",
+				    process->id, (unsigned long long)range->addr,
+				    (unsigned long long)bytes_of_pages(range->pages));
+	}
+	return !process->gone;
+}
+
+bool vm_unregister_process(struct vm *vm, struct process *process)
+{
+	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
+		const struct range *range = &process->ranges[i];
+
+		/* UFFD_REFUSED: the process unmapped it meanwhile. Nothing is left to unregister. */
+		if (uffd_unregister(process->uffd, range->addr, bytes_of_pages(range->pages)) == UFFD_GONE)
+			vm_process_gone(vm, process);
+	}
+	return !process->gone;
+}

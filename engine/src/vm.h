@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* One VM as the engine's threads share it: the rooms, and what they agree on between them.
+ *
+ * Threads have numbers, which are their lanes through the gate: fault threads first, then the workers of long jobs, then
+ * the job's own thread, then whoever calls the engine from outside (one at a time). */
+#ifndef VMMSWAP_VM_H
+#define VMMSWAP_VM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "address_space.h"
+#include "gate.h"
+#include "memory.h"
+#include "notice.h"
+#include "page_map.h"
+#include "stats.h"
+#include "store.h"
+#include "trace.h"
+#include "uffd.h"
+
+struct vm {
+	struct gate *gate;
+	struct page_map *map;
+	struct memory memory;	      /* changes with the gate held alone */
+	struct address_spaces spaces; /* changes with the gate held alone */
+	struct store *store;
+	struct notices *notices;
+	struct trace *trace;
+	struct latency *latencies; /* one for each fault thread */
+	size_t fault_threads_n, workers_n;
+
+	_Atomic bool tracking;	       /* guest memory is registered with the uffds */
+	_Atomic uint64_t stored_pages; /* pages in state STORED */
+	_Atomic uint64_t poisoned_pages;
+
+	/* A swap-out trusts that every process's writes to a protected page are seen. A process that joins is not protected
+	 * yet: it takes `punching` for writing, so that no punch is under way, and counts `joined` up, so that chunks
+	 * protected before it came are left alone. A forked child inherits its parent's protection and needs neither. */
+	pthread_rwlock_t punching;
+	_Atomic uint64_t joined;
+};
+
+#define VM_LANES(vm) ((vm)->fault_threads_n + (vm)->workers_n + 2)
+#define VM_WORKER_LANE(vm, worker_idx) ((vm)->fault_threads_n + (worker_idx))
+#define VM_JOB_LANE(vm) ((vm)->fault_threads_n + (vm)->workers_n)
+#define VM_CALLER_LANE(vm) (VM_JOB_LANE(vm) + 1)
+
+uint64_t monotonic_ns(void);
+
+/* Note that a process's uffd answered ESRCH; says so once. */
+void vm_process_gone(struct vm *vm, struct process *process);
+
+/* Wake whoever waits for these pages, in every process. With the gate passed or held. */
+void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages);
+
+/* Undo one's own claim: `claimed` (with WAITER or not) becomes `next`, and who waits is woken. False if the claim was
+ * lost meanwhile, to a REMOVE or a demand fault. With the gate passed. */
+bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t next);
+
+/* Whether `word` is still the claim that we made, whoever waits for it. */
+static inline bool is_claim(uint64_t word, uint64_t claimed)
+{
+	return ((word ^ claimed) & ~PAGE_WAITER) == 0;
+}
+
+/* Register or unregister all guest memory of one process. True if it is still alive. With the gate passed or held. */
+bool vm_register_process(struct vm *vm, struct process *process);
+bool vm_unregister_process(struct vm *vm, struct process *process);
+
+#endif
