@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who may change things: root, whoever polkit allows, and on a host without polkit the VM's own uid."""
+
+from __future__ import annotations
+
+import logging
+
+from vmmswap.bus.connection import Connection
+from vmmswap.bus.dbus import Variant
+from vmmswap.bus.dispatch import DBUS_ERROR, Caller, RemoteError
+from vmmswap.errors import AccessDeniedError
+
+log = logging.getLogger(__name__)
+
+POLKIT = "org.freedesktop.PolicyKit1"
+_AUTHORITY_PATH = "/org/freedesktop/PolicyKit1/Authority"
+_AUTHORITY = "org.freedesktop.PolicyKit1.Authority"
+_ALLOW_USER_INTERACTION = 1
+_ANSWER_TIMEOUT_S = 20.0
+_PASSWORD_TIMEOUT_S = 120.0
+_ABSENT = (DBUS_ERROR + "ServiceUnknown", DBUS_ERROR + "NameHasNoOwner")
+
+
+class Authority:
+    """Decides for one connection's callers.
+
+    vmmswapd forwards as root what it has authorised itself, so a monitor that is called by uid 0 asks no
+    further: each call is authorised once, for the real caller, where it arrives.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def check(self, caller: Caller, action: str, owner_uid: int | None) -> None:
+        """Return if the caller may do the action; else log the denial and raise AccessDeniedError.
+
+        `owner_uid` is the uid whose VM it is about, None if there is none yet.
+        """
+        if caller.uid == 0:
+            return
+        reason = await self._denial(caller, action, owner_uid)
+        if reason:
+            log.warning("denied %s to uid %d (pid %d): %s", action, caller.uid, caller.pid, reason)
+            raise AccessDeniedError(f"uid {caller.uid} may not do this ({action}): {reason}")
+
+    async def _denial(self, caller: Caller, action: str, owner_uid: int | None) -> str:
+        if await self._has_polkit():
+            try:
+                return await self._ask_polkit(caller, action)
+            except RemoteError as error:
+                if error.error_name not in _ABSENT:
+                    return f"polkit answered {error.error_name}: {error.message}"
+        if caller.uid == owner_uid:
+            return ""
+        return "this host has no polkit, so only root and the VM's own user may"
+
+    async def _has_polkit(self) -> bool:
+        if await self._connection.owner_of(POLKIT):
+            return True
+        return POLKIT in await self._connection.list_names("ListActivatableNames")
+
+    async def _ask_polkit(self, caller: Caller, action: str) -> str:
+        subject = ["system-bus-name", {"name": Variant("s", caller.name)}]
+        [[allowed, challenge, _details]] = await self._connection.call(
+            POLKIT,
+            _AUTHORITY_PATH,
+            _AUTHORITY,
+            "CheckAuthorization",
+            "(sa{sv})sa{ss}us",
+            [subject, action, {}, _ALLOW_USER_INTERACTION if caller.interactive else 0, ""],
+            timeout_s=_PASSWORD_TIMEOUT_S if caller.interactive else _ANSWER_TIMEOUT_S,
+        )
+        if allowed:
+            return ""
+        if challenge:
+            return "polkit wants a password: call as root, or allow it by a rule in /etc/polkit-1/rules.d"
+        return "polkit does not allow it; a rule in /etc/polkit-1/rules.d can"
