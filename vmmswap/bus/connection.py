@@ -114,6 +114,13 @@ class Connection:
             await self._request_name(name)
         self._names.append(name)
 
+    async def release_name(self, name: str) -> None:
+        """Give the name up. Calls that were sent to it before are still delivered, and answered."""
+        if name in self._names:
+            self._names.remove(name)
+        if self._ready.is_set():
+            await self.call(BUS, _BUS_PATH, BUS, "ReleaseName", "s", [name])
+
     def export(self, item: BusObject) -> None:
         """Answer calls to item.path with this object."""
         self.dispatcher.add(item)

@@ -106,6 +106,7 @@ class Dispatcher:
         self._objects: dict[str, BusObject] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: Counter[str] = Counter()
+        self.handled = 0  # calls so far
         self.explain_missing: Callable[[str], VmmswapError | None] = lambda _path: None
 
     @property
@@ -130,6 +131,7 @@ class Dispatcher:
 
     def handle(self, message: Message) -> None:
         """Answer the call, now or later."""
+        self.handled += 1
         if len(self._tasks) >= _CALLS or self._in_flight[message.sender] >= _CALLS_PER_SENDER:
             self._reply_error(
                 message, BusyError(f"more than {_CALLS_PER_SENDER} calls are waiting: wait for replies first")

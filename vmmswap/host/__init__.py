@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmmswapd: all VMs of a host under one bus name. It holds no state: the bus and systemd know all."""

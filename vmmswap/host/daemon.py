@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmmswapd's life: on the bus while it is of use, away when idle, and honest to systemd about both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+
+from systemd.daemon import notify
+
+from vmmswap.bus.authority import Authority
+from vmmswap.bus.connection import Connection
+from vmmswap.errors import VmmswapError
+from vmmswap.host.host import HostObject
+from vmmswap.host.registry import Registry
+from vmmswap.host.units import Units
+from vmmswap.names import BUS_NAME
+
+log = logging.getLogger(__name__)
+
+
+class Daemon:
+    """The whole of vmmswapd, without its command line."""
+
+    def __init__(self, address: str | None, idle_exit_s: float) -> None:
+        self.connection = Connection(address)
+        authority = Authority(self.connection)
+        self.registry = Registry(self.connection, authority)
+        self._units = Units(self.connection)
+        self._idle_exit_s = idle_exit_s
+        self._stop = asyncio.Event()
+        self.connection.export(HostObject(self.registry, self._units, authority))
+
+    async def run(self) -> None:
+        """Serve until idle, SIGTERM or SIGINT; BusUnreachableError, NameUnavailableError if it cannot."""
+        await self.registry.start()
+        await self._units.follow()
+        await self.connection.start()
+        background = []
+        try:
+            await self.connection.own_name(BUS_NAME)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+            background = [asyncio.create_task(self._watch_idle()), asyncio.create_task(self._feed_watchdog())]
+            notify("READY=1")
+            await self._stop.wait()
+            notify("STOPPING=1")
+            with contextlib.suppress(VmmswapError):  # without a bus there is nothing to release
+                await self.connection.release_name(BUS_NAME)  # what was sent before this is still answered
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            await self.connection.close()
+
+    async def _watch_idle(self) -> None:
+        """Stop after a whole period without a VM, a prepared socket or a call."""
+        while self._idle_exit_s > 0 and not self._stop.is_set():
+            handled = self.connection.dispatcher.handled
+            await asyncio.sleep(self._idle_exit_s)
+            if handled == self.connection.dispatcher.handled and await self._is_idle():
+                log.info("nothing to do for %g s: exiting until somebody calls", self._idle_exit_s)
+                self._stop.set()
+
+    async def _is_idle(self) -> bool:
+        if not self.connection.connected or self.registry.vms or self.connection.dispatcher.busy:
+            return False
+        try:
+            return not await self._units.active_sockets()
+        except VmmswapError as error:
+            log.warning("cannot ask systemd for prepared sockets: %s; staying", error.message)
+            return False
+
+    @staticmethod
+    async def _feed_watchdog() -> None:
+        period_us = int(os.environ.get("WATCHDOG_USEC", "0"))
+        while period_us > 0:
+            notify("WATCHDOG=1")
+            await asyncio.sleep(period_us / 3e6)

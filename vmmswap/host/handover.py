@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The `attach` message to a VM's monitor, with the target's pidfd."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from vmmswap.bus.dispatch import RemoteError
+from vmmswap.errors import BY_DBUS_NAME, PREFIX, NotSupportedError, ProtocolError, VmmswapError
+
+_REPLY_LIMIT_BYTES = 64 * 1024
+_REPLY_TIMEOUT_S = 120.0
+_RESERVED = ("vmmswap", "type")
+
+
+def attach_message(options: dict[str, Any]) -> bytes:
+    """The message's line; ProtocolError for options that the message cannot carry."""
+    for key in _RESERVED:
+        if key in options:
+            raise ProtocolError(f"options[{key!r}] is the message's own: leave it out")
+    try:
+        text = json.dumps({"vmmswap": 1, "type": "attach", **options}, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"options cannot be written as JSON: {error}") from error
+    return text.encode() + b"\n"
+
+
+async def send_attach(path: Path, message: bytes, pidfd: int) -> None:
+    """Send it to the monitor that listens at path, and wait until it has attached, or raise its error."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+        stream.setblocking(False)
+        try:
+            async with asyncio.timeout(_REPLY_TIMEOUT_S):
+                await loop.sock_connect(stream, os.fspath(path))
+                sent_bytes = socket.send_fds(stream, [message], [pidfd])
+                await loop.sock_sendall(stream, message[sent_bytes:])
+                reply = await _read_line(loop, stream)
+        except OSError as error:
+            raise NotSupportedError(f"no monitor answers at {path}: {error.strerror or error}") from error
+        except TimeoutError:
+            raise NotSupportedError(
+                f"the monitor at {path} has not attached in {_REPLY_TIMEOUT_S:g} s"
+            ) from None
+    raise_reply(reply)
+
+
+def raise_reply(line: bytes) -> None:
+    """Return if the reply says ready or ok; else raise the error that it names, or ProtocolError."""
+    try:
+        reply = json.loads(line)
+        if reply["type"] in ("ready", "ok"):
+            return
+        name, text = str(reply["error"]), str(reply["message"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ProtocolError(
+            f"the monitor answered {line[:80]!r}: see `journalctl -t vmmswap-monitor` for its reason"
+        ) from error
+    raise _named_error(name, text)
+
+
+def _named_error(name: str, text: str) -> VmmswapError:
+    if name in BY_DBUS_NAME:
+        return BY_DBUS_NAME[name](text)
+    return RemoteError(name, text) if name.startswith(PREFIX) else ProtocolError(f"{name}: {text}")
+
+
+async def _read_line(loop: asyncio.AbstractEventLoop, stream: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _REPLY_LIMIT_BYTES:
+        piece = await loop.sock_recv(stream, 4096)
+        if not piece:
+            break
+        line += piece
+    return line

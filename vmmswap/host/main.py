@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmmswapd's command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+
+from vmmswap.errors import VmmswapError
+from vmmswap.host.daemon import Daemon
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run vmmswapd; the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="vmmswapd: %(message)s", stream=sys.stderr)
+    try:
+        asyncio.run(_run(options))
+    except VmmswapError as error:
+        print(f"vmmswapd: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _run(options: argparse.Namespace) -> None:
+    await Daemon(options.bus, options.idle_exit).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vmmswapd",
+        description="Shows all VMs of this host under one name on the system bus, org.vmmswap.",
+        epilog="Started by the bus when somebody calls; ends by itself when there is nothing to do.",
+    )
+    parser.add_argument("--bus", metavar="ADDRESS", help="the message bus (default: the system bus)")
+    parser.add_argument(
+        "--idle-exit",
+        metavar="SECONDS",
+        type=_seconds,
+        default=60.0,
+        help="exit after so long without a VM, a prepared socket or a call; 0: never (default: 60)",
+    )
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

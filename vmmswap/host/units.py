@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmmswap@NAME.socket, through systemd's own bus interface."""
+
+from __future__ import annotations
+
+import asyncio
+
+from vmmswap.bus.connection import Connection, Match
+from vmmswap.bus.dbus import Message
+from vmmswap.bus.dispatch import RemoteError
+from vmmswap.errors import NotSupportedError
+
+SYSTEMD = "org.freedesktop.systemd1"
+_PATH = "/org/freedesktop/systemd1"
+_MANAGER = "org.freedesktop.systemd1.Manager"
+_ALREADY = "org.freedesktop.systemd1.AlreadySubscribed"
+_JOB_TIMEOUT_S = 60.0
+
+
+class Units:
+    """Starts units and waits until they are started."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._jobs: set[asyncio.Queue[Message]] = set()
+
+    async def follow(self) -> None:
+        """Hear of jobs that end, now and after each reconnect."""
+        await self._connection.subscribe(
+            Match(_MANAGER, "JobRemoved", sender=SYSTEMD, path=_PATH), self._job_removed
+        )
+
+    async def start(self, unit: str) -> None:
+        """Start the unit; NotSupportedError with systemd's reason if that cannot be."""
+        owner = await self._connection.owner_of(SYSTEMD)
+        if not owner:
+            raise NotSupportedError(
+                f"cannot start {unit}: systemd is not on this bus. Run vmmswap-monitor --listen instead"
+            )
+        ended: asyncio.Queue[Message] = asyncio.Queue()
+        self._jobs.add(ended)
+        try:
+            async with asyncio.timeout(_JOB_TIMEOUT_S):
+                result = await self._run(unit, owner, ended)
+        except TimeoutError:
+            result = f"timeout after {_JOB_TIMEOUT_S:g} s"
+        except RemoteError as error:
+            result = error.message
+        finally:
+            self._jobs.discard(ended)
+        if result != "done":
+            raise NotSupportedError(
+                f"systemd could not start {unit}: {result}. See `systemctl status {unit}`"
+            )
+
+    async def active_sockets(self) -> list[str]:
+        """The names of the units vmmswap@*.socket that are active; none without systemd."""
+        if not await self._connection.owner_of(SYSTEMD):
+            return []
+        [rows] = await self._connection.call(
+            SYSTEMD, _PATH, _MANAGER, "ListUnitsByPatterns", "asas", [["active"], ["vmmswap@*.socket"]]
+        )
+        return [row[0] for row in rows]
+
+    async def _run(self, unit: str, owner: str, ended: asyncio.Queue[Message]) -> str:
+        try:
+            await self._connection.call(SYSTEMD, _PATH, _MANAGER, "Subscribe")
+        except RemoteError as error:
+            if error.error_name != _ALREADY:
+                raise
+        [job] = await self._connection.call(SYSTEMD, _PATH, _MANAGER, "StartUnit", "ss", [unit, "replace"])
+        while True:
+            message = await ended.get()
+            if message.sender == owner and message.body[1] == job:
+                return str(message.body[3])
+
+    def _job_removed(self, message: Message) -> None:
+        for queue in self._jobs:
+            queue.put_nowait(message)
