@@ -19,6 +19,7 @@
 
 #include "error.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,7 +31,7 @@ struct store;
 struct store_account {
 	uint64_t used_slots;	/* slots that were put and not dropped */
 	uint64_t ram_bytes;	/* held by a RAM tier; 0 as long as there is none */
-	uint64_t disk_bytes;	/* blocks of the file as the file system counts them, preallocated ones included */
+	uint64_t disk_bytes;	/* blocks of the file as the file system counts them */
 	uint64_t written_bytes; /* sent to the file since this struct was made */
 };
 
@@ -39,11 +40,11 @@ struct store_account {
 int store_create(const char *dir, struct store **out, struct error *err);
 
 /* Recovery: take over the file of a store whose process has died. fd is dup'ed; the caller keeps its own.
- * Then store_mark_used() each slot that the page map holds, and store_ready() gives back what no one holds.
+ * Then store_mark_used() each slot that the page map holds; store_ready() makes all others free.
  * store_get() works from the start; store_put() and store_drop() only after store_ready().
  * -EINVAL: fd is not a regular file open for reading and writing. */
 int store_adopt(int fd, struct store **out, struct error *err);
-/* -ERANGE: beyond the file's end; -EEXIST: marked before; -ENOMEM. The first two mean a damaged page map. */
+/* -ERANGE: beyond the file's end; -EEXIST: marked before. Both mean a damaged page map. */
 int store_mark_used(struct store *store, uint64_t slot_idx);
 void store_ready(struct store *store);
 
@@ -63,13 +64,17 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
  * 0 or -errno; a short read is -EIO. On error the contents of buf are undefined. */
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf);
 
-/* Give n slots up. Disk space comes back by and by, in 2 MiB extents, and all of it when the last slot goes. */
+/* Give n slots up, for others to be put there. No I/O: fault threads may call it. The disk space comes back only by
+ * store_trim() or store_trim_step(). */
 void store_drop(struct store *store, const uint64_t *slot_idx, size_t n);
 
-/* Give all free space back to the file system now. For the end of a long job. */
+/* Give disk space back: one extent of 2 MiB without used slots, or the whole file when nothing is used. false: there was
+ * none, or the file system cannot. For idle moments: punching takes up to 1 ms on some disks and holds up reads. */
+bool store_trim_step(struct store *store);
+/* All of it, for the end of a long job. */
 void store_trim(struct store *store);
 
-/* Exact when no other thread is in the store. */
+/* Takes no lock. Exact when no other thread is in the store. */
 void store_account(const struct store *store, struct store_account *out);
 
 #endif
