@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line of vmmswapctl: verbs, options, and an example for each."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import vmmswap
+from vmmswap.ctl.failure import ExitStatus, one_line
+
+_EPILOG = """\
+exit status:
+  0  done
+  1  failed
+  2  bad usage
+  3  no such VM
+  4  not allowed
+  5  no daemon to talk to
+
+`vmmswapctl VERB --help` has an example for each verb.
+"""
+
+_DONE_WHEN = (
+    "Waits until it is done, with a progress bar on a terminal; --no-wait returns once it is accepted."
+)
+
+_STYLE: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+if TYPE_CHECKING:
+    Verbs = argparse._SubParsersAction["_Parser"]  # argparse has no public name for it
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage and message."""
+        self.exit(ExitStatus.BAD_USAGE, f"{self.prog}: {one_line(message)}; see `{self.prog} --help`\n")
+
+
+def parser() -> _Parser:
+    """The parser of the whole command line. `verb` names the verb; log and trace have an `action` too."""
+    top = _Parser(
+        prog="vmmswapctl",
+        description="Take idle VMs' memory out of the host's, look at it, and bring it back.",
+        epilog=_EPILOG,
+        **_STYLE,
+    )
+    top.add_argument("--version", action="version", version=f"vmmswapctl {vmmswap.__version__}")
+    _add_bus_options(top, default=None)
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True, title="verbs")
+    _add_queries(verbs)
+    _add_operations(verbs)
+    _add_host_verbs(verbs)
+    _add_log(verbs)
+    _add_trace(verbs)
+    _add_demo(verbs)
+    return top
+
+
+def _add_bus_options(target: _Parser, default: str | None) -> None:
+    """--bus and --host, before the verb and after it; there with SUPPRESS, so as not to undo the first."""
+    group = target.add_mutually_exclusive_group()
+    group.add_argument(
+        "--bus",
+        metavar="ADDRESS",
+        default=default,
+        help="D-Bus address to use (default: $DBUS_SYSTEM_BUS_ADDRESS, else the system bus)",
+    )
+    group.add_argument(
+        "--host",
+        "-H",
+        metavar="USER@HOST",
+        default=default,
+        help="work on another host's system bus, through ssh, as systemctl does",
+    )
+
+
+def _verb(verbs: Verbs, name: str, summary: str, example: str, details: str = "") -> _Parser:
+    """A verb without options. `details` comes below the summary in its help."""
+    return verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.\n{details}",
+        epilog=f"example:\n  {example}\n",
+        **_STYLE,
+    )
+
+
+def _bus_verb(verbs: Verbs, name: str, summary: str, example: str, details: str = "") -> _Parser:
+    verb = _verb(verbs, name, summary, example, details)
+    _add_bus_options(verb, default=argparse.SUPPRESS)
+    return verb
+
+
+def _add_json(verb: _Parser, what: str) -> None:
+    verb.add_argument("--json", action="store_true", help=f"for programs: {what}")
+
+
+def _add_queries(verbs: Verbs) -> None:
+    verb = _bus_verb(verbs, "list", "list all VMs", example="vmmswapctl list")
+    _add_json(verb, "one JSON object a line, with the keys of Status()")
+
+    verb = _bus_verb(
+        verbs,
+        "status",
+        "show one VM's memory, operation and counters",
+        example="vmmswapctl status web --json",
+    )
+    verb.add_argument("name", metavar="NAME")
+    _add_json(verb, "one JSON object with the keys of Status()")
+
+    verb = _bus_verb(
+        verbs,
+        "monitor",
+        "follow VMs as they come, change and go",
+        details="Prints one line for each change until interrupted; with NAME, until that VM has gone.",
+        example="vmmswapctl monitor web",
+    )
+    verb.add_argument("name", metavar="NAME", nargs="?")
+    _add_json(verb, "one JSON object a line")
+
+
+def _add_operations(verbs: Verbs) -> None:
+    operations = {
+        "enable": "swap all of a VM's memory out",
+        "disable": "swap all of a VM's memory in",
+        "trim": "drop stored pages that need not be stored",
+        "exit": "swap all in, release the VM, end its monitor",
+        "detach": "swap all in and leave an attached VMM as it was before",
+    }
+    for name, summary in operations.items():
+        verb = _bus_verb(verbs, name, summary, f"vmmswapctl {name} web", _DONE_WHEN)
+        verb.add_argument("name", metavar="NAME")
+        verb.add_argument("--no-wait", action="store_true", help="return as soon as the order is accepted")
+        if name not in {"exit", "detach"}:
+            _add_json(verb, "one JSON object, what Status() says at the end")
+
+
+def _add_host_verbs(verbs: Verbs) -> None:
+    verb = _bus_verb(
+        verbs,
+        "prepare",
+        "make a socket for a VMM to hand its memory over",
+        details="Prints the socket's path.",
+        example="vmmswapctl prepare web",
+    )
+    verb.add_argument("name", metavar="NAME")
+    _add_json(verb, "one JSON object with Name and Socket")
+
+    verb = _bus_verb(
+        verbs,
+        "attach",
+        "take over a running VMM that knows nothing of vmmswap",
+        example='vmmswapctl attach web "$(pidof qemu-system-x86_64)"',
+    )
+    verb.add_argument("name", metavar="NAME")
+    verb.add_argument("pid", metavar="PID", type=_pid)
+    _add_json(verb, "one JSON object with Name and Path")
+
+
+def _add_log(verbs: Verbs) -> None:
+    verb = _bus_verb(
+        verbs,
+        "log",
+        "start or stop the logging of page faults",
+        details="What was logged is read with `vmmswapctl trace`.",
+        example="vmmswapctl log start web",
+    )
+    verb.add_argument("action", choices=("start", "stop"))
+    verb.add_argument("name", metavar="NAME")
+
+
+def _add_trace(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "trace",
+        "read what was logged of page faults",
+        details=(
+            "export: print the newest trace as JSON lines, a header and then one line a fault.\n"
+            "stats: count its faults by time, page, process and region.\n"
+            "Reads this host's journal or trace file; for another host use `ssh HOST vmmswapctl trace ...`."
+        ),
+        example="vmmswapctl trace export web --from journal > web.trace",
+    )
+    verb.add_argument("action", choices=("export", "stats"))
+    verb.add_argument("name", metavar="NAME")
+    verb.add_argument(
+        "--from",
+        dest="source",
+        choices=("journal", "file"),
+        help="where to read (default: the file if there is one, else the journal)",
+    )
+    verb.add_argument(
+        "--log-dir",
+        type=Path,
+        metavar="DIR",
+        help="directory that holds NAME/page_fault.log (default: /var/log/vmmswap)",
+    )
+    _add_json(verb, "stats as one JSON object (export prints JSON always)")
+
+
+def _add_demo(verbs: Verbs) -> None:
+    verb = _verb(
+        verbs,
+        "demo",
+        "swap a real guest out and in, and check every byte",
+        details=(
+            "Starts a bus, a monitor and a small guest of its own, and removes all of it at the end.\n"
+            "Needs neither systemd nor a system bus; needs root or access to /dev/userfaultfd."
+        ),
+        example="vmmswapctl demo --size 1024",
+    )
+    verb.add_argument(
+        "--size", type=_size_mib, default=512, metavar="MIB", help="guest memory in MiB (default: 512)"
+    )
+    verb.add_argument("--swap-dir", type=Path, metavar="DIR", help="where to store pages (default: /var/tmp)")
+    _add_json(verb, "one JSON object with all figures")
+
+
+def _pid(text: str) -> int:
+    # 2**22 is the kernel's PID_MAX_LIMIT.
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1 << 22):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a process id")
+    return int(text)
+
+
+def _size_mib(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 16 <= int(text) <= 1 << 20):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size in MiB: use 16 to 1048576")
+    return int(text)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Entry point of vmmswapctl: runs a verb, and turns what went wrong into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from vmmswap.ctl import trace, verbs
+from vmmswap.ctl.arguments import parser
+from vmmswap.ctl.failure import CtlError, ExitStatus, exit_status_of, one_line
+from vmmswap.ctl.remote import ssh_bus
+from vmmswap.errors import VmmswapError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run vmmswapctl; returns its exit status. argparse exits by itself: 2 on bad usage, 0 after --help."""
+    args = parser().parse_args(argv)
+    logging.getLogger("vmmswap").addHandler(logging.NullHandler())  # errors are raised, and told below
+    try:
+        _run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has left. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.BROKEN_PIPE
+    except KeyboardInterrupt:
+        return ExitStatus.INTERRUPTED
+    except CtlError as error:
+        return _fail(error.status, str(error))
+    except VmmswapError as error:
+        return _fail(exit_status_of(error), error.message)
+    return ExitStatus.DONE
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.verb == "trace":
+        _refuse_bus_options(args)
+        trace.run(args)
+    elif args.verb == "demo":
+        from vmmswap.ctl import demo  # noqa: PLC0415  no other verb needs it
+
+        _refuse_bus_options(args)
+        demo.run(args)
+    else:
+        asyncio.run(_run_on_bus(args))
+
+
+def _refuse_bus_options(args: argparse.Namespace) -> None:
+    if args.bus or args.host:
+        raise CtlError(
+            ExitStatus.BAD_USAGE,
+            f"{args.verb} uses no bus: leave --bus and --host out, or run it on that host",
+        )
+
+
+async def _run_on_bus(args: argparse.Namespace) -> None:
+    if args.bus and args.host:
+        raise CtlError(ExitStatus.BAD_USAGE, "--bus and --host exclude each other: leave one out")
+    if not args.host:
+        await verbs.run(args, args.bus)
+        return
+    async with ssh_bus(args.host) as address:
+        await verbs.run(args, address)
+
+
+def _fail(status: ExitStatus, message: str) -> ExitStatus:
+    print(f"vmmswapctl: {one_line(message)}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

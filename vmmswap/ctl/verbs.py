@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verbs that talk over the bus."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from vmmswap.ctl import output
+from vmmswap.ctl.client import Client
+from vmmswap.ctl.failure import CtlError, ExitStatus, one_line
+from vmmswap.ctl.follow import follow
+from vmmswap.ctl.output import StatusKeys
+from vmmswap.ctl.waiting import failed, goes_on, progress, until_gone, until_settled
+from vmmswap.errors import NoSuchVMError
+from vmmswap.names import check_name
+from vmmswap.status import State
+
+Verb = Callable[[Client, argparse.Namespace], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """An order to a VM: the method, what to call it in messages, the state that it leads to (None: any)."""
+
+    method: str
+    noun: str
+    wanted: State | None
+
+
+_OPERATIONS = {
+    "enable": _Operation("Enable", "the swap-out", State.ACTIVE),
+    "disable": _Operation("Disable", "the swap-in", State.READY),
+    "trim": _Operation("Trim", "the trim", None),
+}
+_ENDINGS = {
+    "exit": _Operation("Exit", "the swap-in", None),
+    "detach": _Operation("Detach", "the swap-in", None),
+}
+
+
+async def list_vms(client: Client, args: argparse.Namespace) -> None:
+    """`list`: a row for each VM on the bus, and for each that vmmswapd knows of besides."""
+    known = await client.host_vms()
+    names = sorted({*known, *await client.vm_names()})
+    statuses = await asyncio.gather(*(_status_or_state(client, name, known.get(name)) for name in names))
+    found = [status for status in statuses if status is not None]
+    if args.json:
+        for status in found:
+            output.print_json(status)
+    elif found:
+        output.print_table(
+            output.LIST_HEADER, [output.list_row(item) for item in found], right=output.LIST_RIGHT
+        )
+    else:
+        print("no VMs; `vmmswapctl prepare NAME` makes a socket for a VMM to hand its memory over")
+
+
+async def _status_or_state(client: Client, name: str, state: str | None) -> StatusKeys | None:
+    """The VM's status; what vmmswapd knows if it has no monitor now; None if it has just gone."""
+    try:
+        return await client.status(name)
+    except NoSuchVMError:
+        return None if state is None else {"Name": name, "State": state}
+    except CtlError as error:
+        if error.status is ExitStatus.NO_DAEMON:
+            raise
+        return {"Name": name, "State": state or "", "Error": str(error)}
+
+
+async def show_status(client: Client, args: argparse.Namespace) -> None:
+    """`status`: everything about one VM."""
+    status = await client.status(args.name)
+    if args.json:
+        output.print_json(status)
+    else:
+        output.print_table(("VM", args.name), output.status_rows(status))
+
+
+async def operate(client: Client, args: argparse.Namespace) -> None:
+    """`enable`, `disable`, `trim`: order it, and wait until the VM has settled."""
+    operation = _OPERATIONS[args.verb]
+    async with client.watch(args.name) as watch:
+        await client.order(args.name, operation.method)
+        if args.no_wait:
+            status = await client.status(args.name)
+        else:
+            with goes_on(args.name, operation.noun), progress(args.name, quiet=args.json) as show:
+                status = await until_settled(client, watch, show)
+            _check_settled(status, operation)
+    if args.json:
+        output.print_json(status)
+    elif not args.no_wait:
+        print(output.change_line(status))
+
+
+def _check_settled(status: StatusKeys, operation: _Operation) -> None:
+    if status["State"] == State.FAILED:
+        raise failed(status)
+    if operation.wanted is not None and status["State"] != operation.wanted:
+        raise CtlError(
+            ExitStatus.FAILED,
+            f"{status['Name']} is {one_line(status['State'])}, not {operation.wanted}: somebody else ordered "
+            "otherwise meanwhile; order it again if it is still wanted",
+        )
+
+
+async def end(client: Client, args: argparse.Namespace) -> None:
+    """`exit`, `detach`: order it, and wait until the monitor has left the bus."""
+    operation = _ENDINGS[args.verb]
+    async with client.watch(args.name) as watch:
+        await client.order(args.name, operation.method)
+        if not args.no_wait:
+            with goes_on(args.name, operation.noun), progress(args.name, quiet=False) as show:
+                await until_gone(client, watch, show)
+
+
+async def log(client: Client, args: argparse.Namespace) -> None:
+    """`log start`, `log stop`."""
+    method = "StartPageFaultLogging" if args.action == "start" else "StopPageFaultLogging"
+    await client.order(args.name, method)
+
+
+async def prepare(client: Client, args: argparse.Namespace) -> None:
+    """`prepare`: have vmmswapd listen for a VMM, print where."""
+    path = str((await client.call_host("Prepare", "s", [args.name]))[0])
+    if args.json:
+        output.print_json({"Name": args.name, "Socket": path})
+    else:
+        print(path)
+
+
+async def attach(client: Client, args: argparse.Namespace) -> None:
+    """`attach`: have vmmswapd take over a running VMM."""
+    path = str((await client.call_host("Attach", "su", [args.name, args.pid]))[0])
+    if args.json:
+        output.print_json({"Name": args.name, "Path": path})
+    else:
+        print(f"attached: `vmmswapctl enable {args.name}` swaps it out")
+
+
+VERBS: dict[str, Verb] = {
+    "list": list_vms,
+    "status": show_status,
+    "monitor": follow,
+    "log": log,
+    "prepare": prepare,
+    "attach": attach,
+    **dict.fromkeys(_OPERATIONS, operate),
+    **dict.fromkeys(_ENDINGS, end),
+}
+
+
+async def run(args: argparse.Namespace, address: str | None) -> None:
+    """Do the verb on the bus at the address. Raises CtlError and VmmswapError."""
+    if getattr(args, "name", None):
+        check_name(args.name)
+    async with Client.connect(address) as client:
+        await VERBS[args.verb](client, args)
