@@ -32,6 +32,7 @@ static const char *const names[] = {
 	"freeze.stopped",
 	"memory.punch",
 	"memory.read",
+	"pins.blind",
 	"resolve.claimed",
 	"resolve.copied",
 	"resolve.fetched",

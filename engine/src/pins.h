@@ -42,7 +42,7 @@ struct pins_chunk {
 };
 
 /* Choose the first detector that works, each proven by its self-test: BPF, collapse, QMP, promise, settle.
- * Takes some 20 ms. -ENOTSUP, with every reason in *err, if the configuration leaves none. */
+ * Takes 20 to 60 ms. -ENOTSUP, with every reason in *err, if the configuration leaves none. */
 int pins_create(const struct pins_config *config, struct pins **out, struct error *err);
 void pins_destroy(struct pins *pins); /* NULL is fine */
 

@@ -169,7 +169,7 @@ static int run(const struct pins_bpf *bpf, int memfd, uint64_t first_page, uint3
 	return rc < 0 ? rc : 0;
 }
 
-int pins_bpf_look(struct pins_bpf *bpf, int memfd, uint64_t ino, uint64_t first_page, struct pins_verdict *out)
+int pins_bpf_look(struct pins_bpf *bpf, int memfd, const struct pins_place *place, struct pins_verdict *out)
 {
 	uint32_t scratch_idx = atomic_fetch_add(&bpf->turn, 1) % PINS_SCRATCHES;
 	const struct pins_snapshot *snap = (const struct pins_snapshot *)(bpf->map + scratch_idx * SCRATCH_BYTES);
@@ -177,9 +177,9 @@ int pins_bpf_look(struct pins_bpf *bpf, int memfd, uint64_t ino, uint64_t first_
 
 	pthread_mutex_lock(&bpf->scratch_locks[scratch_idx]);
 	for (int look = 0; look < LOOKS_MAX && rc == -EAGAIN; look++) {
-		rc = run(bpf, memfd, first_page, scratch_idx);
+		rc = run(bpf, memfd, place->first_page, scratch_idx);
 		if (!rc)
-			rc = pins_snapshot_judge(snap, &bpf->layout, ino, first_page, atomic_load(&bpf->trust_large), out);
+			rc = pins_snapshot_judge(snap, &bpf->layout, place, atomic_load(&bpf->trust_large), out);
 	}
 	pthread_mutex_unlock(&bpf->scratch_locks[scratch_idx]);
 	return rc;

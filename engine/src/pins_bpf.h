@@ -18,8 +18,7 @@ void pins_bpf_destroy(struct pins_bpf *bpf);
 /* Believe what is seen of large folios from now on; until then they are all held. */
 void pins_bpf_trust_large(struct pins_bpf *bpf, bool trust);
 
-/* Look at the 512 pages from first_page of memfd, whose inode number is ino. 0; -EAGAIN if the memfd's tree changed each
- * time we looked; -errno of bpf(2). */
-int pins_bpf_look(struct pins_bpf *bpf, int memfd, uint64_t ino, uint64_t first_page, struct pins_verdict *out);
+/* Look at the 512 pages of memfd at place. 0; -EAGAIN if the memfd's tree changed each time we looked; -errno of bpf(2). */
+int pins_bpf_look(struct pins_bpf *bpf, int memfd, const struct pins_place *place, struct pins_verdict *out);
 
 #endif

@@ -29,7 +29,7 @@ enum seen { SEEN_HOLE, SEEN_FREE, SEEN_HELD, SEEN_NEARLY, SEEN_SWAPPED };
 struct judge {
 	const struct pins_snapshot *snap;
 	const struct pins_layout *layout;
-	uint64_t first_page;
+	const struct pins_place *place;
 	bool trust_large;
 	struct pins_verdict *out;
 };
@@ -65,13 +65,13 @@ static bool is_sibling(uint64_t entry)
 	return is_internal(entry) && entry < ENTRY_SIBLING_END;
 }
 
-/* A live node of our tree, in the place where we found it? */
+/* A live node of our tree, in the place where we found it? The root, which has no parent, has no valid offset either. */
 static bool node_alive(const struct judge *j, const uint8_t *head, uint64_t parent, uint64_t shift, uint64_t offset)
 {
 	const struct pins_layout *l = j->layout;
 
 	return u64_at(head, l->node_array) == j->snap->mapping + l->mapping_pages && head[l->node_shift] == shift &&
-	       head[l->node_offset] == offset && u64_at(head, l->node_parent) == parent;
+	       u64_at(head, l->node_parent) == parent && (!parent || head[l->node_offset] == offset);
 }
 
 static void mark(const struct judge *j, uint32_t first, uint32_t pages_n, enum seen seen, bool large)
@@ -107,19 +107,16 @@ static void judge_folio(const struct judge *j, uint32_t i, uint32_t pages_n)
 	const struct pins_layout *l = j->layout;
 	const struct pins_page_copy *copy = &j->snap->pages[i];
 	bool ours = u64_at(copy->page, l->folio_mapping) == j->snap->mapping &&
-		    u64_at(copy->page, l->folio_index) == j->first_page + i;
+		    u64_at(copy->page, l->folio_index) == j->place->first_page + i;
 	bool large = u64_at(copy->page, l->folio_flags) >> l->head_bit & 1;
 	uint32_t references = u32_at(copy->page, l->folio_refcount);
 	enum seen seen = SEEN_HELD;
 
 	if (ours && !large && pages_n == 1)
 		seen = judge_count(references, u32_at(copy->page, l->folio_mapcount) + 2);
-	if (ours && large && pages_n > 1 && j->trust_large && copy->mapcount_before == copy->mapcount_after &&
-	    copy->pincount == 0) {
+	if (ours && large && pages_n > 1 && j->trust_large && i + pages_n <= j->place->pages_n &&
+	    copy->mapcount_before == copy->mapcount_after && copy->pincount == 0)
 		seen = judge_count(references, copy->mapcount_after + 1 + pages_n);
-		if (copy->mapcount_after + 1 > j->out->large_maps_max)
-			j->out->large_maps_max = copy->mapcount_after + 1;
-	}
 	mark(j, i, pages_n, seen, large || pages_n > 1);
 }
 
@@ -139,7 +136,7 @@ static void judge_entry(const struct judge *j, uint64_t entry, uint32_t i, uint3
 static int judge_leaf(const struct judge *j, uint32_t group, uint64_t parent)
 {
 	const uint64_t *slots = &j->snap->slots[group * PINS_NODE_SLOTS];
-	uint64_t offset = parent ? (j->first_page / PINS_NODE_SLOTS + group) % PINS_NODE_SLOTS : 0;
+	uint64_t offset = parent ? (j->place->first_page / PINS_NODE_SLOTS + group) % PINS_NODE_SLOTS : 0;
 	uint32_t next;
 
 	if (!node_alive(j, j->snap->leaf[group], parent, 0, offset))
@@ -155,7 +152,7 @@ static int judge_leaf(const struct judge *j, uint32_t group, uint64_t parent)
 static int judge_groups(const struct judge *j, uint64_t parent)
 {
 	const uint64_t *groups = j->snap->group;
-	uint64_t base = (j->first_page / PINS_NODE_SLOTS) % PINS_NODE_SLOTS;
+	uint64_t base = (j->place->first_page / PINS_NODE_SLOTS) % PINS_NODE_SLOTS;
 	uint32_t next;
 
 	for (uint32_t g = 0; g < PINS_GROUPS; g = next) {
@@ -176,7 +173,7 @@ static int judge_small(const struct judge *j)
 {
 	uint64_t root = j->snap->root[0];
 
-	if (j->first_page > 0)
+	if (j->place->first_page > 0)
 		return 0;
 	if (is_node(root))
 		return judge_leaf(j, 0, 0);
@@ -191,7 +188,7 @@ static int judge_tree(const struct judge *j)
 
 	if (!is_node(j->snap->root[0]) || j->snap->group[0] == j->snap->root[0])
 		return judge_small(j);
-	if (level[0].shift < 64 && j->first_page >> level[0].shift >= PINS_NODE_SLOTS)
+	if (level[0].shift < 64 && j->place->first_page >> level[0].shift >= PINS_NODE_SLOTS)
 		return node_alive(j, level[0].head, 0, level[0].shift, 0) ? 0 : -EAGAIN;
 	for (int n = 0; n < PINS_LEVELS; n++) {
 		if (n > 0 && level[n].entry == 0)
@@ -203,19 +200,19 @@ static int judge_tree(const struct judge *j)
 		parent = level[n].entry - ENTRY_TAG;
 		if (level[n].shift == 6)
 			return judge_groups(j, parent);
-		offset = (j->first_page >> level[n].shift) % PINS_NODE_SLOTS;
+		offset = (j->place->first_page >> level[n].shift) % PINS_NODE_SLOTS;
 	}
 	return -EAGAIN;
 }
 
-int pins_snapshot_judge(const struct pins_snapshot *snap, const struct pins_layout *layout, uint64_t ino,
-			uint64_t first_page, bool trust_large, struct pins_verdict *out)
+int pins_snapshot_judge(const struct pins_snapshot *snap, const struct pins_layout *layout,
+			const struct pins_place *place, bool trust_large, struct pins_verdict *out)
 {
-	struct judge judge = { snap, layout, first_page, trust_large, out };
+	struct judge judge = { snap, layout, place, trust_large, out };
 
 	memset(out, 0, sizeof *out);
 	out->chunk.sees_folios = true;
-	if (snap->fdt[0] != snap->fdt[1] || snap->ino != ino || snap->root[0] != snap->root[1])
+	if (snap->fdt[0] != snap->fdt[1] || snap->ino != place->ino || snap->root[0] != snap->root[1])
 		return -EAGAIN;
 	return judge_tree(&judge);
 }

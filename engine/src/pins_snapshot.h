@@ -59,14 +59,19 @@ struct pins_verdict {
 	struct pins_chunk chunk;
 	uint64_t swapped[PINS_WORDS]; /* only in the host's swap; also marked held */
 	uint32_t nearly_n;	      /* pages held by exactly one more reference, as an LRU batch does */
-	uint32_t large_maps_max;      /* most mappings seen on a large folio, for the self-test */
 };
 
 int pins_layout_read(struct pins_layout *layout, struct error *err);
 
-/* Judge the pages of the chunk that starts at first_page (a multiple of 512). trust_large: large folios have passed the
- * self-test, else they are held. 0, or -EAGAIN if the tree changed under the program: take another snapshot. */
-int pins_snapshot_judge(const struct pins_snapshot *snap, const struct pins_layout *layout, uint64_t ino,
-			uint64_t first_page, bool trust_large, struct pins_verdict *out);
+struct pins_place {
+	uint64_t ino;	     /* of the memfd */
+	uint64_t first_page; /* of the chunk, in the memfd; a multiple of 512 */
+	uint32_t pages_n;    /* of the chunk; a large folio that goes beyond is held */
+};
+
+/* trust_large: large folios have passed the self-test, else they are held. Pages beyond pages_n are judged too.
+ * 0, or -EAGAIN if the tree changed under the program: take another snapshot. */
+int pins_snapshot_judge(const struct pins_snapshot *snap, const struct pins_layout *layout,
+			const struct pins_place *place, bool trust_large, struct pins_verdict *out);
 
 #endif
