@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a parsed message and its frame to a checked request.
+
+All of it may wait for a peer's mmap lock: use a thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vmmswap.errors import AccessDeniedError, InvalidRegionError, ProtocolError
+from vmmswap.handoff import fds, maps
+from vmmswap.handoff.fds import FileId
+from vmmswap.handoff.messages import (
+    MAX_REGIONS,
+    MAX_TOTAL_BYTES,
+    AddProcess,
+    AddRegion,
+    Attach,
+    FirecrackerRegister,
+    Region,
+    Register,
+    RemoveRegion,
+    check_no_overlap,
+)
+from vmmswap.handoff.owned import OwnedFds
+from vmmswap.handoff.peer import uids_of
+from vmmswap.handoff.proof import PathOf, map_file_of, prove
+from vmmswap.handoff.receiver import Frame
+from vmmswap.handoff.requests import (
+    AddProcessRequest,
+    AddRegionRequest,
+    AttachRequest,
+    FirecrackerRequest,
+    Memory,
+    ProcessMemory,
+    RegisterRequest,
+    RemoveRegionRequest,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    pidfd: int
+    uffd: int
+
+
+def register(message: Register, frame: Frame, connection: int) -> RegisterRequest:
+    peer, memfds = frame.peer, tuple(frame.fds)[1:]
+    memory = Memory(peer.pid, message.regions, _check_memfds(message.regions, memfds))
+    check_no_overlap(memory.regions, memory.region_files)
+    process = _check_process(
+        _Process(peer.pid, peer.pidfd, frame.fds[0]), message, memory, _path_among(memfds)
+    )
+    return RegisterRequest(
+        _all_fds(frame), peer, process, memfds, memory, message.pins, message.qmp, connection
+    )
+
+
+def add_process(message: AddProcess, frame: Frame, memory: Memory) -> AddProcessRequest:
+    pidfd = frame.fds[1]
+    pid = fds.pid_of(pidfd, "fds[1]")
+    if pid == os.getpid():
+        raise ProtocolError("fds[1]: the pidfd is of the monitor itself")
+    for idx, region in enumerate(message.regions):
+        _check_registered(f"regions[{idx}]", region, memory)
+    process = _check_process(_Process(pid, pidfd, frame.fds[0]), message, memory, map_file_of(pid))
+    if not process.is_proven and frame.peer.uid != 0 and uids_of(pid) != {frame.peer.uid}:
+        raise AccessDeniedError(
+            f"fds[1]: the process {pid} is not of uid {frame.peer.uid}, and nothing shows that the"
+            " userfaultfd is its own: send a dummy_page"
+        )
+    return AddProcessRequest(_all_fds(frame), frame.peer, process)
+
+
+def add_region(message: AddRegion, frame: Frame, memory: Memory) -> AddRegionRequest:
+    sent = tuple(frame.fds)
+    uffd, memfds = (sent[0], sent[1:]) if message.has_uffd else (None, sent)
+    sent_files = _check_memfds(message.regions, memfds)
+    new = {file: memfd for file, memfd in zip(sent_files, memfds, strict=True) if file not in memory.files}
+    files = memory.files + tuple(new)
+    regions = tuple(
+        replace(region, memfd=files.index(sent_files[region.memfd])) for region in message.regions
+    )
+    together = memory.with_regions(regions, tuple(new))
+    _check_with_registered(regions, memory, together)
+    process_maps = maps.read_maps(memory.pid)
+    for idx, region in enumerate(regions):
+        maps.check_mapped(process_maps, f"regions[{idx}]", region, together.file_of(region))
+    _check_alive(frame.peer.pidfd, memory.pid)
+    info = None
+    if uffd is not None:
+        info = fds.check_uffd(uffd)
+        prove(uffd, memory.pid, None, message.regions, _path_among(memfds))
+    unlisted = maps.find_unlisted(process_maps, together.regions, together.region_files, together.regions)
+    return AddRegionRequest(
+        _all_fds(frame), frame.peer, regions, tuple(new.values()), tuple(new), uffd, info, unlisted
+    )
+
+
+def remove_region(message: RemoveRegion, frame: Frame, memory: Memory) -> RemoveRegionRequest:
+    for idx, region in enumerate(message.regions):
+        if region not in memory.regions:
+            raise InvalidRegionError(
+                f"regions[{idx}]: {region.addr:#x}, {region.size_bytes} bytes of memfd {region.memfd} at"
+                f" {region.offset_bytes}: no such region is registered: give it whole, as it was registered"
+            )
+    if len(message.regions) == len(memory.regions):
+        raise InvalidRegionError("regions: these are all that the VM has: close the connection to release it")
+    return RemoveRegionRequest(frame.peer, message.regions)
+
+
+def attach(message: Attach, frame: Frame) -> AttachRequest:
+    if frame.peer.uid != 0:
+        raise AccessDeniedError(f"attach: uid {frame.peer.uid} may not: only uid 0 may")
+    pidfd = frame.fds[0]
+    pid = fds.pid_of(pidfd, "fds[0]")
+    if pid == os.getpid():
+        raise ProtocolError("fds[0]: the pidfd is of the monitor itself")
+    return AttachRequest(_all_fds(frame), frame.peer, pid, pidfd, message.pins, message.qmp, message.force)
+
+
+def firecracker(message: FirecrackerRegister, frame: Frame, connection: int) -> FirecrackerRequest:
+    uffd = frame.fds[0]
+    info = fds.check_uffd(uffd)
+    process_maps = maps.read_maps(frame.peer.pid)
+    for idx, region in enumerate(message.regions):
+        maps.check_mapped(process_maps, f"regions[{idx}]", region, None)
+    _check_alive(frame.peer.pidfd, frame.peer.pid)
+    return FirecrackerRequest(_all_fds(frame), frame.peer, uffd, info, message.regions, connection)
+
+
+def _all_fds(frame: Frame) -> OwnedFds:
+    """All fds of the frame, which owns none from here on."""
+    return OwnedFds((*frame.fds.release(), *frame.pidfd.release()))
+
+
+def _check_alive(pidfd: int, pid: int) -> None:
+    """The look that makes what was read by pid true: while a process lives its pid is its own."""
+    if not fds.is_alive(pidfd):
+        raise ProtocolError(f"the process {pid} has ended")
+
+
+def _path_among(memfds: Sequence[int]) -> PathOf:
+    return lambda region: f"/proc/self/fd/{memfds[region.memfd]}"
+
+
+def _check_memfds(regions: Sequence[Region], memfds: Sequence[int]) -> tuple[FileId, ...]:
+    for idx, region in enumerate(regions):
+        fds.check_memfd(memfds[region.memfd], f"regions[{idx}].memfd", region.end_offset)
+    return tuple(fds.file_id(memfd) for memfd in memfds)
+
+
+def _check_registered(field: str, region: Region, memory: Memory) -> None:
+    if region.memfd >= len(memory.files):
+        raise ProtocolError(
+            f"{field}.memfd: {region.memfd}: the VM has registered {len(memory.files)} memfds"
+        )
+    file = memory.file_of(region)
+    if not any(
+        memory.file_of(known) == file
+        and known.offset_bytes <= region.offset_bytes
+        and region.end_offset <= known.end_offset
+        for known in memory.regions
+    ):
+        raise InvalidRegionError(
+            f"{field}.offset: {region.offset_bytes} to {region.end_offset} of memfd {region.memfd} is not in"
+            " one registered region"
+        )
+
+
+def _check_with_registered(regions: Sequence[Region], memory: Memory, together: Memory) -> None:
+    """New regions against those of the VM: in number and size, and none may share addresses or bytes."""
+    if len(together.regions) > MAX_REGIONS:
+        raise InvalidRegionError(
+            f"regions: {len(together.regions)} with those already registered: at most {MAX_REGIONS}"
+        )
+    total = sum(region.size_bytes for region in together.regions)
+    if total > MAX_TOTAL_BYTES:
+        raise InvalidRegionError(f"regions: {total} bytes with those registered: at most {MAX_TOTAL_BYTES}")
+    for idx, region in enumerate(regions):
+        for known in memory.regions:
+            if region.addr < known.end and known.addr < region.end:
+                raise InvalidRegionError(
+                    f"regions[{idx}].base_host_virt_addr: {region.addr:#x} overlaps a registered region"
+                )
+            same_file = together.file_of(region) == memory.file_of(known)
+            if (
+                same_file
+                and region.offset_bytes < known.end_offset
+                and known.offset_bytes < region.end_offset
+            ):
+                raise InvalidRegionError(
+                    f"regions[{idx}].offset: {region.offset_bytes} overlaps a registered region of that memfd"
+                )
+    check_no_overlap(regions, [together.file_of(region) for region in regions])
+
+
+def _check_process(
+    process: _Process, message: Register | AddProcess, memory: Memory, path_of: PathOf
+) -> ProcessMemory:
+    """One process with its uffd, against its maps and the VM's memory."""
+    pid, regions, dummy_page = process.pid, message.regions, message.dummy_page
+    info = fds.check_uffd(process.uffd)
+    process_maps = maps.read_maps(pid)
+    for idx, region in enumerate(regions):
+        maps.check_mapped(process_maps, f"regions[{idx}]", region, memory.file_of(region))
+    if dummy_page is not None and not maps.is_mapped(process_maps, dummy_page):
+        raise InvalidRegionError(f"dummy_page: {dummy_page:#x} is not mapped in the process")
+    _check_alive(process.pidfd, pid)
+    is_proven = prove(process.uffd, pid, dummy_page, regions, path_of)
+    listed = (*regions, *memory.regions) if pid == memory.pid else regions
+    unlisted = maps.find_unlisted(process_maps, memory.regions, memory.region_files, listed)
+    return ProcessMemory(pid, process.pidfd, process.uffd, info, regions, dummy_page, is_proven, unlisted)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Does a userfaultfd stop kernel-mode accesses too, and does it belong to this process?
+
+Nothing in /proc tells a UFFD_USER_MODE_ONLY userfaultfd from another, nor whose address space it is about.
+Both matter: KVM, vhost and io_uring fault in kernel mode, and with a user-mode-only uffd they would fail
+with EFAULT. So we try: register one empty page, and have a child process read it with process_vm_readv, a
+kernel-mode access.
+
+    the read waits in the kernel, a fault is pending on the uffd    fit, and of this process
+    EFAULT                                                          for user mode only
+    the read succeeds                                               of another process (or the page was not
+    empty)
+
+The access waits where only a fatal signal reaches it. On a thread of ours a hostile VMM could keep it
+waiting for ever (by registering the page again as soon as we let go), so it is a child's, and SIGKILL ends
+it. Killed, the read never happens: no page of zeros is made in the memfd, nothing of the guest has changed.
+The message itself is never read: a VMM may clear O_NONBLOCK of the shared description between a poll and a
+read, and the message goes away with the child. If the VMM registers or faults on that page meanwhile, it
+waits until we unregister.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from vmmswap.errors import InvalidRegionError
+from vmmswap.handoff import uffd_api
+from vmmswap.handoff.messages import PAGE_SIZE
+
+_READER = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+class Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+byte = ctypes.create_string_buffer(1)
+here = Iovec(ctypes.addressof(byte), 1)
+there = Iovec(int(sys.argv[2]), 1)
+sys.stdout.buffer.write(b"r")
+sys.stdout.flush()
+if sys.stdin.buffer.read(1):
+    done = libc.process_vm_readv(int(sys.argv[1]), ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    sys.exit(0 if done == 1 else ctypes.get_errno())
+"""
+_POLL_MS = 2
+
+
+class Verdict(enum.Enum):
+    KERNEL_FAULTS = "fit for kernel-mode faults, and of this process"
+    USER_MODE_ONLY = "for user mode only"
+    NO_FAULT = "the page could be read: not empty, or the uffd is of another process"
+    UNKNOWN = "could not be told"
+
+
+def probe(uffd: int, pid: int, addr: int, field: str, timeout_s: float = 5.0) -> Verdict:
+    """Try the uffd on the empty page at addr of process pid, and unregister it again. Blocks: call it on a
+    thread.
+
+    The uffd must be initialised. InvalidRegionError naming the field if the kernel refuses to register the
+    page.
+    """
+    deadline = time.monotonic() + timeout_s
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _READER, str(pid), str(addr)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+    ) as child:
+        try:
+            if not _is_ready(child, deadline):
+                return Verdict.UNKNOWN
+            _register(uffd, addr, field)
+            try:
+                return _watch(uffd, child, deadline)
+            finally:
+                child.kill()
+                child.wait()
+                uffd_api.unregister(uffd, addr, PAGE_SIZE)
+        finally:
+            child.kill()
+
+
+def _is_ready(child: subprocess.Popen[bytes], deadline: float) -> bool:
+    assert child.stdout is not None  # noqa: S101  (asked for with PIPE)
+    ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
+    return bool(ready) and child.stdout.read(1) == b"r"
+
+
+def _register(uffd: int, addr: int, field: str) -> None:
+    try:
+        uffd_api.register_missing(uffd, addr, PAGE_SIZE)
+    except OSError as error:
+        reasons = {
+            errno.EBUSY: "another userfaultfd is registered there",
+            errno.EINVAL: "what its process maps there, if anything, cannot be served by a userfaultfd",
+            errno.ENOMEM: "nothing is mapped there in the process of the userfaultfd",
+            errno.ESRCH: "the process of the userfaultfd has ended or called execve",
+        }
+        reason = reasons.get(error.errno or 0, os.strerror(error.errno or 0))
+        raise InvalidRegionError(
+            f"{field}: {addr:#x} cannot be registered with the userfaultfd: {reason}"
+        ) from None
+
+
+def _watch(uffd: int, child: subprocess.Popen[bytes], deadline: float) -> Verdict:
+    assert child.stdin is not None  # noqa: S101  (asked for with PIPE)
+    try:
+        child.stdin.write(b"g")
+    except BrokenPipeError:
+        return Verdict.UNKNOWN
+    pidfd = os.pidfd_open(child.pid)
+    try:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        while not poller.poll(_POLL_MS):
+            if time.monotonic() > deadline:
+                return Verdict.UNKNOWN
+            if _faults_waiting(uffd) and _is_in_fault(child.pid):
+                return Verdict.KERNEL_FAULTS
+    finally:
+        os.close(pidfd)
+    return {0: Verdict.NO_FAULT, errno.EFAULT: Verdict.USER_MODE_ONLY}.get(child.wait(), Verdict.UNKNOWN)
+
+
+def _faults_waiting(uffd: int) -> bool:
+    lines = Path(f"/proc/self/fdinfo/{uffd}").read_text().splitlines()
+    return any(line.startswith("total:") and int(line.split()[1]) > 0 for line in lines)
+
+
+def _is_in_fault(pid: int) -> bool:
+    """Whether the process sleeps in a userfault; where the kernel hides the function, whether it sleeps
+    unkillably.
+    """
+    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "D":
+        return False
+    try:
+        waits_in = Path(f"/proc/{pid}/wchan").read_text()
+    except OSError:
+        return True
+    return waits_in in ("", "0", "handle_userfault")

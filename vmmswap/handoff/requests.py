@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the hand-off delivers to the monitor: checked requests with owned fds, and who takes them.
+
+Each request's `fds` owns all fd numbers in it, the sender's pidfd included. They are closed when the
+handler's method returns or raises, unless it called `request.fds.release()`: from then on all of them are
+the handler's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vmmswap.errors import VmmswapError
+from vmmswap.handoff.fds import FileId, UffdInfo
+from vmmswap.handoff.maps import Mapping
+from vmmswap.handoff.messages import Region
+from vmmswap.handoff.owned import OwnedFds
+from vmmswap.handoff.peer import Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a VM has registered. Region.memfd indexes `files`."""
+
+    pid: int  # the process that registered: the only one that may say more
+    regions: tuple[Region, ...]  # addresses are that process's
+    files: tuple[FileId, ...]  # one for each memfd, in order of registration
+
+    def file_of(self, region: Region) -> FileId:
+        return self.files[region.memfd]
+
+    @property
+    def region_files(self) -> tuple[FileId, ...]:
+        """Each region's file."""
+        return tuple(map(self.file_of, self.regions))
+
+    def with_regions(self, regions: tuple[Region, ...], files: tuple[FileId, ...]) -> Memory:
+        return replace(self, regions=self.regions + regions, files=self.files + files)
+
+    def without(self, regions: tuple[Region, ...]) -> Memory:
+        return replace(self, regions=tuple(region for region in self.regions if region not in regions))
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMemory:
+    """One userfaultfd with the process and the regions that it is for."""
+
+    pid: int
+    pidfd: int
+    uffd: int  # initialised, O_NONBLOCK; nothing is registered with it
+    uffd_info: UffdInfo
+    regions: tuple[Region, ...]
+    dummy_page: int | None
+    # True: seen to stop kernel-mode accesses, and to be this process's. False: no empty page was there to
+    # try. Then call probe.probe() on the first page that is punched, or do not offer Enable to VMs with KVM.
+    is_proven: bool
+    unlisted: tuple[
+        Mapping, ...
+    ]  # the process maps guest memory here too, without a uffd: Enable must be refused
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What is not offered to this process, and why; for people."""
+        unproven = (
+            () if self.is_proven else ("no empty page to test the userfaultfd with: send a dummy_page",)
+        )
+        aliases = tuple(
+            f"guest memory is mapped without a userfaultfd at {mapping}" for mapping in self.unlisted
+        )
+        return self.uffd_info.limits + unproven + aliases
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterRequest:
+    fds: OwnedFds
+    peer: Peer
+    process: ProcessMemory  # the sender
+    memfds: tuple[int, ...]
+    memory: Memory
+    pins: bool  # False: the VMM promises that nothing pins guest memory beyond a system call
+    qmp: str | None  # absolute path; check who owns that socket before trusting it
+    connection: int  # the socket's fd, for the fd store; stays the session's
+
+
+@dataclass(frozen=True, slots=True)
+class AddProcessRequest:
+    """Each region lies in one registered region; Region.memfd counts the VM's memfds."""
+
+    fds: OwnedFds
+    peer: Peer
+    process: ProcessMemory
+
+
+@dataclass(frozen=True, slots=True)
+class AddRegionRequest:
+    """More memory of the process that registered; Region.memfd counts the VM's memfds, the new ones last."""
+
+    fds: OwnedFds
+    peer: Peer
+    regions: tuple[Region, ...]
+    memfds: tuple[int, ...]  # only those of files that the VM had not registered before
+    files: tuple[FileId, ...]  # of memfds
+    uffd: int | None  # None: the one that was registered serves these regions too
+    uffd_info: UffdInfo | None
+    unlisted: tuple[Mapping, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRegionRequest:
+    """Whole regions, as they were registered."""
+
+    peer: Peer
+    regions: tuple[Region, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttachRequest:
+    """From uid 0 only. The end of its connection means nothing."""
+
+    fds: OwnedFds
+    peer: Peer
+    pid: int
+    pidfd: int
+    pins: bool
+    qmp: str | None
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FirecrackerRequest:
+    """Firecracker fills its memory from a snapshot: Region.offset_bytes is in the snapshot's memory file.
+
+    Whether the uffd stops kernel-mode accesses is not tested: its memory may be registered and waiting
+    already.
+    """
+
+    fds: OwnedFds
+    peer: Peer
+    uffd: int
+    uffd_info: UffdInfo
+    regions: tuple[Region, ...]
+    connection: int
+
+
+class HandoffHandler(Protocol):
+    """The monitor, as a session sees it. Methods raise VmmswapError to refuse; the peer gets it as the
+    reply.
+    """
+
+    @property
+    def name(self) -> str:
+        """The VM's name, for `ready`."""
+
+    async def register(self, request: RegisterRequest) -> None:
+        """Return once everything is in the fd store and the dummy page is registered: `ready` is sent
+        then.
+        """
+
+    async def register_firecracker(self, request: FirecrackerRequest) -> None:
+        """NotSupportedError where the monitor was not given the snapshot's memory file."""
+
+    async def add_process(self, request: AddProcessRequest) -> None: ...
+
+    async def add_region(self, request: AddRegionRequest) -> None: ...
+
+    async def remove_region(self, request: RemoveRegionRequest) -> None: ...
+
+    async def attach(self, request: AttachRequest) -> None: ...
+
+    async def connection_lost(self, error: VmmswapError | None) -> None:
+        """The registered VM's connection has ended. Called once, never after attach.
+
+        None: the VMM closed it: if its process lives, swap all in and release it. An error: we closed it
+        after refusing a message, which has no effect on the VM; it can say no more, its pidfd tells of its
+        end.
+        """

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The monitor's side of one accepted connection: receive, validate, call the handler, reply."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Callable
+from typing import TypeVar
+
+from vmmswap.errors import AccessDeniedError, BusyError, InternalError, ProtocolError, VmmswapError
+from vmmswap.handoff import checks, messages
+from vmmswap.handoff.messages import AddProcess, AddRegion, Attach, Register, RemoveRegion
+from vmmswap.handoff.receiver import Frame, Limits, receive, wait_readable
+from vmmswap.handoff.requests import HandoffHandler, Memory
+
+_log = logging.getLogger("vmmswap.handoff")
+_T = TypeVar("_T")
+_OK: dict[str, str] = {"type": "ok"}
+
+
+class Claim:
+    """One VM per socket: who may register.
+
+    Held from the first message that asks for it, for good if it succeeds.
+    """
+
+    def __init__(self, taken: bool = False) -> None:
+        self.taken = taken
+
+    def take(self) -> None:
+        if self.taken:
+            raise BusyError(
+                "a VM is registered here, or is registering: one VM per socket: use a socket of its own"
+            )
+        self.taken = True
+
+    def give_back(self) -> None:
+        self.taken = False
+
+
+class HandoffSession:
+    """Owns the socket. `run` returns when the connection has ended, and raises nothing but CancelledError."""
+
+    def __init__(
+        self, sock: socket.socket, handler: HandoffHandler, claim: Claim, limits: Limits | None = None
+    ) -> None:
+        self._sock = sock
+        self._handler = handler
+        self._claim = claim
+        self._limits = limits or Limits()
+        self._memory: Memory | None = None
+        self._is_registered = False
+        self._is_over = False
+
+    def resume(self, memory: Memory | None) -> None:
+        """Before `run`: this connection comes from the fd store, and its VM has registered memory (None:
+        Firecracker).
+
+        What was read of a message when the former monitor died is lost. The VMM gets no answer, or an error
+        for the rest of the message; neither has an effect on the VM.
+        """
+        self._claim.taken = True
+        self._memory = memory
+        self._is_registered = True
+
+    @property
+    def is_registered(self) -> bool:
+        """Whether this connection's end is the VM's release."""
+        return self._is_registered
+
+    async def run(self) -> None:
+        """Serve until the end of the connection.
+
+        If cancelled, the VM stays registered and the handler hears nothing.
+        """
+        with self._sock:
+            error = await self._serve_all()
+            if error is not None:
+                await self._refuse(error)
+        if self._is_registered:
+            await self._report_end(error)
+
+    async def _serve_all(self) -> VmmswapError | None:
+        """None if the peer ended the connection, else why it is refused."""
+        try:
+            await self._serve()
+        except VmmswapError as refusal:
+            return refusal
+        except OSError as failure:  # a VMM that ends, or changes what it sent while we look at it
+            _log.warning("%s: hand-off: %s", self._handler.name, failure)
+            return ProtocolError(f"the hand-off failed: {failure.strerror or 'a system call failed'}")
+        except Exception:
+            _log.exception("%s: hand-off: a bug of vmmswap's, not the VMM's", self._handler.name)
+            return InternalError("the monitor failed: its journal says why")
+        return None
+
+    async def _serve(self) -> None:
+        if self._is_registered and self._memory is None:
+            await self._wait_for_end()
+            return
+        while not self._is_over:
+            silence_s = None if self._is_registered else self._limits.silence_s
+            frame = await receive(self._sock, self._limits, silence_s)
+            if frame is None:
+                return
+            with frame:
+                reply = await self._answer(frame)
+            if reply is None:
+                await self._wait_for_end()
+                return
+            if not await self._send(reply):
+                return
+
+    async def _answer(self, frame: Frame) -> dict[str, str] | None:
+        """Do what the message asks and return the reply, None for no reply."""
+        if self._memory is None:
+            return await self._answer_first(frame)
+        if frame.peer.pid != self._memory.pid:
+            raise AccessDeniedError(
+                f"sender: process {frame.peer.pid}: only {self._memory.pid}, which registered, may say more"
+            )
+        match messages.parse(frame.data, len(frame.fds)):
+            case AddProcess() as message:
+                await self._add_process(message, frame, self._memory)
+            case AddRegion() as message:
+                await self._add_region(message, frame, self._memory)
+            case RemoveRegion() as message:
+                request = checks.remove_region(message, frame, self._memory)
+                await self._handler.remove_region(request)
+                self._memory = self._memory.without(request.regions)
+            case _:
+                raise BusyError("type: this connection has registered a VM already")
+        return _OK
+
+    async def _answer_first(self, frame: Frame) -> dict[str, str] | None:
+        self._claim.take()
+        try:
+            if frame.is_firecracker:
+                await self._register_firecracker(frame)
+            else:
+                await self._register_or_attach(frame)
+        except BaseException:
+            self._claim.give_back()
+            raise
+        return None if frame.is_firecracker else {"type": "ready", "name": self._handler.name}
+
+    async def _register_or_attach(self, frame: Frame) -> None:
+        match messages.parse(frame.data, len(frame.fds)):
+            case Register() as message:
+                await self._register(message, frame)
+            case Attach() as message:
+                await self._attach(message, frame)
+            case _:
+                raise ProtocolError("type: no VM is registered on this connection: send register first")
+
+    async def _register(self, message: Register, frame: Frame) -> None:
+        request = await _on_thread(lambda: checks.register(message, frame, self._sock.fileno()))
+        with request.fds:
+            await self._handler.register(request)
+        self._memory = request.memory
+        self._is_registered = True
+
+    async def _register_firecracker(self, frame: Frame) -> None:
+        message = messages.parse_firecracker(frame.data, len(frame.fds))
+        request = await _on_thread(lambda: checks.firecracker(message, frame, self._sock.fileno()))
+        with request.fds:
+            await self._handler.register_firecracker(request)
+        self._is_registered = True
+
+    async def _attach(self, message: Attach, frame: Frame) -> None:
+        request = checks.attach(message, frame)
+        with request.fds:
+            await self._handler.attach(request)
+        self._is_over = True
+
+    async def _add_process(self, message: AddProcess, frame: Frame, memory: Memory) -> None:
+        request = await _on_thread(lambda: checks.add_process(message, frame, memory))
+        with request.fds:
+            await self._handler.add_process(request)
+
+    async def _add_region(self, message: AddRegion, frame: Frame, memory: Memory) -> None:
+        request = await _on_thread(lambda: checks.add_region(message, frame, memory))
+        with request.fds:
+            await self._handler.add_region(request)
+        self._memory = memory.with_regions(request.regions, request.files)
+
+    async def _wait_for_end(self) -> None:
+        """Firecracker says nothing more: whatever comes is thrown away, fds by the kernel."""
+        while True:
+            await wait_readable(self._sock)
+            try:
+                if not self._sock.recv(1 << 16):
+                    return
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                return
+
+    async def _send(self, reply: dict[str, str]) -> bool:
+        """False if the peer is gone or does not take the reply."""
+        line = json.dumps(reply, separators=(",", ":")).encode() + b"\n"
+        try:
+            async with asyncio.timeout(self._limits.reply_s):
+                await asyncio.get_running_loop().sock_sendall(self._sock, line)
+        except (OSError, TimeoutError):
+            return False
+        return True
+
+    async def _refuse(self, error: VmmswapError) -> None:
+        _log.warning("%s: hand-off refused: %s", self._handler.name, error.message)
+        await self._send({"type": "error", "error": error.dbus_name, "message": error.message})
+
+    async def _report_end(self, error: VmmswapError | None) -> None:
+        try:
+            await self._handler.connection_lost(error)
+        except Exception:
+            _log.exception("%s: the end of the VMM's connection could not be handled", self._handler.name)
+
+
+async def _on_thread(work: Callable[[], _T]) -> _T:
+    """Run work on a thread. Returns or raises only when it has ended, also if cancelled: it uses fds that we
+    close.
+    """
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
