@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _refuse_bus_options(args: argparse.Namespace) -> None:
-    if args.bus or args.host:
+    if args.bus is not None or args.host is not None:
         raise CtlError(
             ExitStatus.BAD_USAGE,
             f"{args.verb} uses no bus: leave --bus and --host out, or run it on that host",
@@ -59,9 +59,9 @@ def _refuse_bus_options(args: argparse.Namespace) -> None:
 
 
 async def _run_on_bus(args: argparse.Namespace) -> None:
-    if args.bus and args.host:
+    if args.bus is not None and args.host is not None:
         raise CtlError(ExitStatus.BAD_USAGE, "--bus and --host exclude each other: leave one out")
-    if not args.host:
+    if args.host is None:
         await verbs.run(args, args.bus)
         return
     async with ssh_bus(args.host) as address:

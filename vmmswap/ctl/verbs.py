@@ -155,7 +155,7 @@ VERBS: dict[str, Verb] = {
 
 async def run(args: argparse.Namespace, address: str | None) -> None:
     """Do the verb on the bus at the address. Raises CtlError and VmmswapError."""
-    if getattr(args, "name", None):
+    if getattr(args, "name", None) is not None:
         check_name(args.name)
     async with Client.connect(address) as client:
         await VERBS[args.verb](client, args)

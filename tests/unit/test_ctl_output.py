@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tables, and how text of peers is printed."""
+
+import dataclasses
+
+from vmmswap.bus.manager import status_values
+from vmmswap.ctl import output
+from vmmswap.ctl.failure import one_line
+from vmmswap.status import KEYS, Operation, State, Status
+
+
+def test_columns_are_aligned_without_trailing_blanks(capsys):
+    output.print_table(("NAME", "PAGES", "WHY"), [("a", "1", "x"), ("longer", "1000", "")], right=(1,))
+    assert capsys.readouterr().out == "NAME    PAGES  WHY\na           1  x\nlonger   1000\n"
+
+
+def test_every_key_has_a_place_in_the_full_view():
+    """Two statuses that differ in one key must not look the same."""
+    base = Status(
+        name="web", resident_pages=1, operation=Operation.SWAP_OUT, total_pages=10**6, error="e", mode="m"
+    )
+    other = {"s": "other", "t": 12_345_678, "u": 77, "b": True}
+    summed = {"stored_bytes", "name"}  # the sum of two others that are shown; the table's title
+    for row in KEYS:
+        changed = dataclasses.replace(base, **{row.attribute: other[row.signature]})
+        same = output.status_rows(status_values(base)) == output.status_rows(status_values(changed))
+        assert same == (row.attribute in summed), row.key
+
+
+def test_sizes_use_the_vms_page_size():
+    assert output.pages({"PageSize": 65536, "SwapPages": 32}, "SwapPages") == "2.0 MiB (32 pages)"
+    row = output.list_row(status_values(Status(name="web", page_size=65536, resident_pages=32)))
+    assert row[3] == "2.0 MiB"
+
+
+def test_what_a_vm_without_a_monitor_shows():
+    assert output.list_row({"Name": "web", "State": "Ready"})[:4] == ("web", "Ready", "-", "0.0 MiB")
+
+
+def test_progress_without_a_total():
+    assert output.operation_text({"Operation": "trim", "TotalPages": 0}) == "trim"
+    assert output.operation_text({"Operation": "trim", "TotalPages": 3, "ProgressPages": 2}) == "trim 66 %"
+
+
+def test_a_change_is_one_line():
+    status = status_values(Status(name="web", state=State.FAILED, error="no\r\nspace\x1b[2J"))
+    assert output.change_line(status).endswith("error: no space [2J")
+
+
+def test_one_line():
+    assert one_line("  a\n\tb\x00c\u2028d  ") == "a b c d"
