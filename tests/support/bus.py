@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A private system bus for tests: a real dbus-daemon that denies by default, with the policy that we ship."""
 
+import asyncio
+import json
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, cast
 
 import pytest
 
@@ -49,12 +53,12 @@ def missing() -> str:
     """Why there can be no private bus here, or ""."""
     if os.geteuid() != 0:
         return "needs root: only root may own the names on a system bus"
-    absent = [tool for tool in ("dbus-daemon", "busctl", "setpriv") if not shutil.which(tool)]
+    absent = [tool for tool in ("dbus-daemon", "busctl", "dbus-send", "setpriv") if not shutil.which(tool)]
     return f"needs {' and '.join(absent)}" if absent else ""
 
 
 class PrivateBus:
-    """A dbus-daemon of the test's own. `stop` and `start` keep the address, as a restarted system bus does."""
+    """A dbus-daemon of the test's own. `stop` and `start` keep the address, as a restarted bus does."""
 
     def __init__(self, policies: Sequence[Path] = (POLICY,)) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="vmmswap-bus-"))
@@ -105,3 +109,109 @@ def private_bus() -> Iterator[PrivateBus]:
         pytest.skip(reason)
     with PrivateBus() as bus:
         yield bus
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command-line client printed, and its exit status."""
+
+    status: int
+    output: str
+    error: str
+
+    @property
+    def ok(self) -> "Answer":
+        assert self.status == 0, f"exit status {self.status}: {self.error}{self.output}"
+        return self
+
+
+async def run(*command: str, uid: int = 0) -> Answer:
+    """Run a client as this uid. The event loop goes on, so that the service under test may live in it."""
+    if uid:
+        command = ("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    output, error = await process.communicate()
+    assert process.returncode is not None
+    return Answer(process.returncode, output.decode(), error.decode())
+
+
+class Client:
+    """Command-line clients of one object: busctl, and dbus-send because it prints the names of errors."""
+
+    def __init__(self, bus: PrivateBus, destination: str, path: str) -> None:
+        self._bus = bus
+        self.destination = destination
+        self.path = path
+
+    def at(self, path: str) -> "Client":
+        return Client(self._bus, self.destination, path)
+
+    async def busctl(self, verb: str, *arguments: str, uid: int = 0) -> Answer:
+        options = [f"--address={self._bus.address}", "--timeout=20"]
+        return await run("busctl", *options, verb, self.destination, self.path, *arguments, uid=uid)
+
+    async def call(self, interface: str, member: str, *arguments: str, uid: int = 0) -> str:
+        """The reply in busctl's words; AssertionError if it is an error."""
+        return (await self.busctl("call", interface, member, *arguments, uid=uid)).ok.output.strip()
+
+    async def get(self, interface: str, *names: str, uid: int = 0) -> list[str]:
+        answer = await self.busctl("get-property", interface, *names, uid=uid)
+        return answer.ok.output.splitlines()
+
+    async def error(self, member: str, *arguments: str, uid: int = 0) -> tuple[str, str]:
+        """The name and the text of the error that the call of INTERFACE.MEMBER ends with."""
+        answer = await run(
+            "dbus-send",
+            f"--bus={self._bus.address}",
+            "--print-reply",
+            "--reply-timeout=20000",
+            f"--dest={self.destination}",
+            self.path,
+            member,
+            *arguments,
+            uid=uid,
+        )
+        assert answer.status != 0, answer.output
+        name, _, text = answer.error.strip().removeprefix("Error ").partition(": ")
+        return name, text
+
+
+class Signals:
+    """Messages as `busctl monitor` sees them, which is not our own client."""
+
+    def __init__(self, bus: PrivateBus, *matches: str) -> None:
+        self._command = ["busctl", f"--address={bus.address}", "--json=short"]
+        self._command += [f"--match={match}" for match in matches]
+
+    async def __aenter__(self) -> "Signals":
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, "monitor", stdout=pipe, stderr=pipe
+        )
+        assert self._process.stderr
+        assert b"Monitoring" in await self._process.stderr.readline()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        await self._process.communicate()
+
+    async def next(self, *members: str) -> dict[str, Any]:
+        """The next signal that has one of these members."""
+        assert self._process.stdout
+        async with asyncio.timeout(20):
+            while True:
+                message = json.loads(await self._process.stdout.readline())
+                if message.get("type") == "signal" and message.get("member") in members:
+                    return cast(dict[str, Any], message)
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20) -> None:
+    """Ask again until it is so."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.01)

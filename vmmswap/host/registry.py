@@ -31,6 +31,8 @@ _READ_TIMEOUT_S = 5.0
 _CHANGE_TIMEOUT_S = 3600.0  # Exit answers when all memory is in; the real caller has a timeout of its own
 _GONE = tuple(DBUS_ERROR + name for name in ("ServiceUnknown", "NameHasNoOwner", "Disconnected", "NoReply"))
 _FRESH_READS = 5
+_FORWARDED = 100  # a system bus allows 128 replies to be awaited
+_CHANGES_PER_VM = 8
 
 
 class Vm:
@@ -38,23 +40,30 @@ class Vm:
 
     interfaces = (MANAGER,)
 
-    def __init__(self, connection: Connection, authority: Authority, label: str, owner: str) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        authority: Authority,
+        label: str,
+        owner: str,
+        slots: asyncio.Semaphore,
+    ) -> None:
         self.name = name_of(label)
         self.path = VM_PATH_PREFIX + label
         self.owner = owner  # the monitor's unique name
         self.changes = 0  # signals seen of it
         self._connection = connection
         self._authority = authority
+        self._slots = slots
+        self._changing = 0
 
     async def call(self, interface: Interface, call: Call) -> list[Any]:
-        if call.method.action:
-            caller = await call.caller()
-            owner_uid = None if caller.uid == 0 else await self.owner_uid()
-            await self._authority.check(caller, call.method.action, owner_uid)
-        timeout_s = _CHANGE_TIMEOUT_S if call.method.action else _READ_TIMEOUT_S
-        return await self._forward(
-            interface.name, call.method.name, call.method.in_signature, call.args, timeout_s
-        )
+        if not call.method.action:
+            return await self._forward(interface.name, call.method.name, call.method.in_signature, call.args)
+        caller = await call.caller()
+        owner_uid = None if caller.uid == 0 else await self.owner_uid()
+        await self._authority.check(caller, call.method.action, owner_uid)
+        return await self._change(interface, call)
 
     async def get(self, interface: Interface, name: str) -> Value:
         [value] = await self._forward(PROPERTIES_INTERFACE, "Get", "ss", [interface.name, name])
@@ -72,21 +81,33 @@ class Vm:
         """The uid whose VM this is."""
         return int(await self.get(MANAGER, "OwnerUid"))
 
+    async def _change(self, interface: Interface, call: Call) -> list[Any]:
+        if self._changing >= _CHANGES_PER_VM:
+            raise BusyError(f"{self._changing} calls wait for the VM {self.name!r}: wait for them to end")
+        self._changing += 1
+        try:
+            return await self._forward(
+                interface.name, call.method.name, call.method.in_signature, call.args, _CHANGE_TIMEOUT_S
+            )
+        finally:
+            self._changing -= 1
+
     async def _forward(
         self, interface: str, member: str, signature: str, args: list[Any], timeout_s: float = _READ_TIMEOUT_S
     ) -> list[Any]:
         # To the unique name: neither a monitor that has come since nor activation is what the caller meant.
         try:
-            return await self._connection.call(
-                self.owner,
-                self.path,
-                interface,
-                member,
-                signature,
-                args,
-                timeout_s=timeout_s,
-                flags=Flag.NO_AUTO_START,
-            )
+            async with self._slots:
+                return await self._connection.call(
+                    self.owner,
+                    self.path,
+                    interface,
+                    member,
+                    signature,
+                    args,
+                    timeout_s=timeout_s,
+                    flags=Flag.NO_AUTO_START,
+                )
         except RemoteError as error:
             if error.error_name in _GONE:
                 raise await self._no_answer(error) from error
@@ -106,6 +127,7 @@ class Registry:
         self._authority = authority
         self._vms: dict[str, Vm] = {}  # by object path
         self._tasks: set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(_FORWARDED)
         self._changed = asyncio.Condition()
         self._told: set[str] = set()  # names that changed hands since _list began
 
@@ -157,7 +179,7 @@ class Registry:
 
     def _remember(self, label: str, owner: str) -> Vm | None:
         try:
-            vm = Vm(self._connection, self._authority, label, owner)
+            vm = Vm(self._connection, self._authority, label, owner, self._slots)
         except InvalidNameError as error:
             log.warning("%s owns a bus name that is not a VM's: %s; ignoring it", owner, error.message)
             return None

@@ -47,7 +47,7 @@ class Target:
         return {int(field) for field in line.split()[1:]}
 
     def check_owned_by(self, caller: Caller) -> None:
-        """AccessDeniedError unless the caller is root, or has all the process's uids in the same user namespace.
+        """AccessDeniedError unless the caller is root, or all uids are his, in his user namespace.
 
         polkit cannot grant more: whoever attaches sees all of the process's memory.
         """
@@ -56,7 +56,7 @@ class Target:
         uids = self.uids()
         if uids != {caller.uid}:
             raise AccessDeniedError(
-                f"uid {caller.uid} may not attach to pid {self.pid}: it runs as {sorted(uids)}"
+                f"uid {caller.uid} may not attach to pid {self.pid}, whose uids are {sorted(uids)}"
             )
         if self._user_namespace(self.pid) != self._user_namespace(caller.pid):
             raise AccessDeniedError(
