@@ -49,9 +49,11 @@ def mount(*args: str) -> None:
 def prepare_root() -> None:
     mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run")
     WORK.mkdir()
-    # Without the mounts below it (/proc, /run, /tmp): nspawn refuses `-D /` with a volatile overlay.
-    (WORK / "root").mkdir()
-    mount("--bind", "/", str(WORK / "root"))
+    # Not nspawn's --volatile=overlay: that makes a directory in the host's /tmp, and killed leaves it there.
+    for directory in ("upper", "work", "root"):
+        (WORK / directory).mkdir()
+    layers = f"lowerdir=/,upperdir={WORK / 'upper'},workdir={WORK / 'work'}"
+    mount("-t", "overlay", "-o", layers, "overlay", str(WORK / "root"))
     units = WORK / "units"
     units.mkdir()
     (units / TARGET).write_text(TARGET_UNIT)
@@ -124,7 +126,7 @@ def nspawn_command(settings: dict[str, Any], binds: list[str]) -> list[str]:
     return [
         # Should this process be killed, nspawn halts the machine by itself.
         *("setpriv", "--pdeathsig=TERM"),
-        *("systemd-nspawn", "--boot", f"--directory={WORK / 'root'}", "--volatile=overlay"),
+        *("systemd-nspawn", "--boot", f"--directory={WORK / 'root'}"),
         *(f"--machine={settings['name']}", "--register=no", "--keep-unit", "--link-journal=no"),
         *("--console=pipe", "--notify-ready=yes", "--capability=all"),
         # bpf: or systemd's DevicePolicy= is silently not enforced. @debug: pidfd_getfd.
