@@ -15,7 +15,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Every point of the engine, sorted (LC_ALL=C), one a line: add yours in its place. A test compares with the sources. */
+/* Every point of the engine, sorted (LC_ALL=C), one a line: add yours in its place. A test compares with
+ * the sources. */
 static const char *const names[] = {
 	"event.read",
 	"evict.checked",
@@ -33,9 +34,13 @@ static const char *const names[] = {
 	"memory.punch",
 	"memory.read",
 	"pins.blind",
+	"recover.mapped",
 	"resolve.claimed",
 	"resolve.copied",
 	"resolve.fetched",
+	"restore.claimed",
+	"restore.copied",
+	"restore.fetched",
 	"store.alloc",
 	"store.direct",
 	"store.punch",
@@ -43,6 +48,7 @@ static const char *const names[] = {
 	"store.read.corrupt",
 	"store.write",
 	"store.written",
+	"swapper.done",
 	"uffd.copy",
 	"uffd.protect",
 	"uffd.zeropage",
@@ -110,7 +116,8 @@ static bool parse_action(char *text, struct action *out)
 		const char *word;
 		enum kind kind;
 	} words[] = {
-		{"off", OFF}, {"count", COUNT}, {"kill", KILL}, {"segv", SEGV}, {"stop", STOP}, {"stall", STALL},
+		{"off", OFF},	{"count", COUNT}, {"kill", KILL},
+		{"segv", SEGV}, {"stop", STOP},	  {"stall", STALL},
 	};
 	char *skip = strchr(text, '@');
 	uint64_t number;
@@ -191,7 +198,8 @@ static void read_environment_locked(void)
 		return;
 	environment_read = true;
 	if (arm_locked(text ? text : "")) {
-		fprintf(stderr, "VMMSWAP_FAILPOINTS=\"%s\" is not NAME=ACTION[@SKIP][;...] with names of the engine\n", text);
+		fprintf(stderr, "VMMSWAP_FAILPOINTS=\"%s\" is not NAME=ACTION[@SKIP][;...] of known names\n",
+			text);
 		abort();
 	}
 }

@@ -8,8 +8,8 @@
 
 #define EXTENTS_MAX (STORE_SLOTS_MAX / EXTENT_SLOTS)
 
-/* A search for a run looks at this many extents, then gives up: fault threads wait for the same lock. Each search
- * starts where the last one ended, so all extents are looked at in turn. */
+/* A search for a run looks at this many extents, then gives up: fault threads wait for the same lock. Each
+ * search starts where the last one ended, so all extents are looked at in turn. */
 #define SEARCH_EXTENTS_MAX 1024
 
 static bool is_taken(const struct extent *extent, size_t bit)
@@ -114,8 +114,8 @@ int slots_adopt(struct slots *slots, uint64_t slots_n)
 	return rc;
 }
 
-/* Carry a free run of *run slots that ends before this extent on through it. Returns the slot past the first n of a run
- * that is long enough, or 0 with *run free slots at the extent's end. */
+/* Carry a free run of *run slots that ends before this extent on through it. Returns the slot past the
+ * first n of a run that is long enough, or 0 with *run free slots at the extent's end. */
 static uint64_t extend_run(const struct extent *extent, uint64_t first_slot_idx, size_t n, size_t *run)
 {
 	if (extent->claimed || extent->taken_n == EXTENT_SLOTS) {
@@ -206,9 +206,9 @@ int slots_take(struct slots *slots, size_t n, uint64_t *slot_idx)
 	int rc;
 
 	if (first == UINT64_MAX) {
-		/* Growing costs space, pieces cost time: a run of free slots is spare_n / taken_n long or so, and a
-		 * write of one page takes nearly as long as one of 32. So pieces only once runs are long enough, and
-		 * when space runs out (store_put). */
+		/* Growing costs space, pieces cost time: a run of free slots is spare_n / taken_n long or
+		 * so, and a write of one page takes nearly as long as one of 32. So pieces only once runs
+		 * are long enough, and when space runs out (store_put). */
 		if (slots->spare_n > n + 4 * slots->taken_n)
 			return slots_take_spare(slots, n, slot_idx);
 		rc = grow_for_run(slots, n, &first);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Which slots of the store's file are taken: one bit a slot, and a few bytes for each extent of 512 slots (2 MiB).
- * Knows nothing of files. Not thread safe: the store holds its lock around every call. */
+/* Which slots of the store's file are taken: one bit a slot, and a few bytes for each extent of 512 slots
+ * (2 MiB). Knows nothing of files. Not thread safe: the store holds its lock around every call. */
 #ifndef VMMSWAP_SLOTS_H
 #define VMMSWAP_SLOTS_H
 
@@ -33,11 +33,12 @@ struct slots {
 	uint64_t spare_n; /* free slots in dirty, unclaimed extents: they cost no new disk space */
 };
 
-/* Take n slots (n > 0): one run, for which the file grows if need be; pieces where most of the file is unused and it is
- * full of gaps. 0, -ENOMEM, or -EFBIG beyond STORE_SLOTS_MAX. */
+/* Take n slots (n > 0): one run, for which the file grows if need be; pieces where most of the file is
+ * unused and it is full of gaps. 0, -ENOMEM, or -EFBIG beyond STORE_SLOTS_MAX. */
 int slots_take(struct slots *slots, size_t n, uint64_t *slot_idx);
 
-/* Take n slots that had disk blocks before, in as many pieces as it needs. -ENOSPC (nothing taken): not that many. */
+/* Take n slots that had disk blocks before, in as many pieces as it needs. -ENOSPC (nothing taken): not
+ * that many. */
 int slots_take_spare(struct slots *slots, size_t n, uint64_t *slot_idx);
 
 /* Free a slot. false: it was not taken. */

@@ -33,8 +33,8 @@ struct store {
 
 	pthread_mutex_t lock; /* of slots; held for microseconds, but see trim_whole_file() */
 	struct slots slots;
-	/* CACHED only: one write-back at a time. The kernel tells of a failed write-back to whoever asks first, so of two
-	 * concurrent puts the wrong one could be told, and the other's pages be lost. */
+	/* CACHED only: one write-back at a time. The kernel tells of a failed write-back to whoever asks
+	 * first, so of two concurrent puts the wrong one could be told, and the other's pages be lost. */
 	pthread_mutex_t write_back;
 
 	atomic_uint_least64_t used_slots;
@@ -46,13 +46,15 @@ static int refuse_dir(const char *dir, int code, struct error *err)
 {
 	switch (code) {
 	case ENOENT:
-		return error_set(err, code, "swap directory %s does not exist: create it or set another one", dir);
+		return error_set(err, code,
+				 "swap directory %s does not exist: create it or set another one", dir);
 	case ENOTDIR:
 		return error_set(err, code, "swap directory %s is not a directory: set another one", dir);
 	case EOPNOTSUPP:
 	case EISDIR:
-		return error_set(err, code, "the file system of swap directory %s cannot make unnamed files (O_TMPFILE): "
-				 "use a directory on ext4, xfs, btrfs or tmpfs", dir);
+		return error_set(err, code,
+				 "the file system of swap directory %s cannot make unnamed files "
+				 "(O_TMPFILE): use a directory on ext4, xfs, btrfs or tmpfs", dir);
 	case EACCES:
 	case EPERM:
 	case EROFS:
@@ -60,10 +62,12 @@ static int refuse_dir(const char *dir, int code, struct error *err)
 				 "make it writable or set another one", dir, strerror(code));
 	case ENOSPC:
 	case EDQUOT:
-		return error_set(err, code, "no space in swap directory %s (%s): free some or set another one", dir,
+		return error_set(err, code,
+				 "no space in swap directory %s (%s): free some or set another one", dir,
 				 strerror(code));
 	default:
-		return error_set(err, code, "cannot make a file in swap directory %s: %s", dir, strerror(code));
+		return error_set(err, code,
+				 "cannot make a file in swap directory %s: %s", dir, strerror(code));
 	}
 }
 
@@ -74,14 +78,16 @@ static int open_unnamed(const char *dir, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
-/* Some devices want O_DIRECT in larger units than our pages, and some file systems find out only at the first write. */
+/* Some devices want O_DIRECT in larger units than our pages, and some file systems find out only at the
+ * first write. */
 static bool takes_direct_pages(int fd)
 {
 	struct statx st;
 
 	if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) || !(st.stx_mask & STATX_DIOALIGN))
 		return true; /* a kernel before 6.1 does not say */
-	return st.stx_dio_offset_align && st.stx_dio_offset_align <= PAGE_BYTES && st.stx_dio_mem_align <= PAGE_BYTES;
+	return st.stx_dio_offset_align && st.stx_dio_offset_align <= PAGE_BYTES &&
+	       st.stx_dio_mem_align <= PAGE_BYTES;
 }
 
 static enum mode find_mode(int fd)
@@ -165,7 +171,8 @@ int store_adopt(int fd, struct store **out, struct error *err)
 	char *dir;
 
 	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR || fstat(fd, &st) || !S_ISREG(st.st_mode))
-		return error_set(err, EINVAL, "fd %d is not a store: not a regular file open for reading and writing", fd);
+		return error_set(err, EINVAL,
+				 "fd %d is not a store: not a regular file open for reading and writing", fd);
 	own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (own_fd < 0)
 		return error_set(err, errno, "cannot dup the store's fd %d: %s", fd, strerror(errno));
@@ -181,7 +188,9 @@ int store_adopt(int fd, struct store **out, struct error *err)
 	rc = slots_adopt(&store->slots, store->marks_n);
 	if (rc) {
 		store_destroy(store);
-		return error_set(err, -rc, "cannot take over a store of %lld bytes: %s", (long long)st.st_size, strerror(-rc));
+		return error_set(err, -rc,
+				 "cannot take over a store of %lld bytes: %s",
+				 (long long)st.st_size, strerror(-rc));
 	}
 	*out = store;
 	return 0;
@@ -229,7 +238,8 @@ static size_t run_length(const uint64_t *slot_idx, size_t n)
 	return run;
 }
 
-/* Write all of it, or say why not. O_DIRECT goes on from a page's begin only, so a page cut short is written again. */
+/* Write all of it, or say why not. O_DIRECT goes on from a page's begin only, so a page cut short is
+ * written again. */
 static int write_run(struct store *store, const char *bytes, uint64_t size_bytes, uint64_t offset_bytes)
 {
 	uint64_t done = 0;
@@ -238,7 +248,8 @@ static int write_run(struct store *store, const char *bytes, uint64_t size_bytes
 		ssize_t wrote = FAILPOINT("store.write");
 
 		if (!wrote)
-			wrote = pwrite(store->fd, bytes + done, size_bytes - done, (off_t)(offset_bytes + done));
+			wrote = pwrite(store->fd, bytes + done, size_bytes - done,
+				       (off_t)(offset_bytes + done));
 		else
 			errno = (int)-wrote;
 		if (wrote < 0 && errno == EINTR)
@@ -259,9 +270,11 @@ static void drop_from_cache(struct store *store, uint64_t size_bytes, uint64_t o
 	posix_fadvise(store->fd, (off_t)offset_bytes, (off_t)size_bytes, POSIX_FADV_DONTNEED);
 }
 
-static int write_run_cached(struct store *store, const char *bytes, uint64_t size_bytes, uint64_t offset_bytes)
+static int write_run_cached(struct store *store, const char *bytes, uint64_t size_bytes,
+			    uint64_t offset_bytes)
 {
-	const unsigned flags = SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
+	const unsigned flags =
+		SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
 	int rc;
 
 	pthread_mutex_lock(&store->write_back);
@@ -328,19 +341,24 @@ static int refuse_put(const struct store *store, size_t n, int rc, struct error 
 
 	switch (rc) {
 	case -ENOSPC:
-		return error_set(err, ENOSPC, "no space for %lu KiB in swap directory %s: free some there or set another one", kib,
-				 store->dir);
+		return error_set(err, ENOSPC,
+				 "no space for %lu KiB in swap directory %s: "
+				 "free some there or set another one", kib, store->dir);
 	case -EDQUOT:
 		return error_set(err, EDQUOT, "disk quota exceeded, no %lu KiB more in swap directory %s: "
 				 "free some there or raise the quota", kib, store->dir);
 	case -EFBIG:
-		return error_set(err, EFBIG, "the file in swap directory %s cannot grow by %lu KiB: raise the limit of "
+		return error_set(err, EFBIG,
+				 "the file in swap directory %s cannot grow by %lu KiB: raise the limit of "
 				 "file size (LimitFSIZE=), or use another file system", store->dir, kib);
 	case -EIO:
-		return error_set(err, EIO, "write error in swap directory %s: look at the kernel's log, the disk may be failing",
-				 store->dir);
+		return error_set(err, EIO,
+				 "write error in swap directory %s: "
+				 "look at the kernel's log, the disk may be failing", store->dir);
 	default:
-		return error_set(err, -rc, "cannot write %lu KiB in swap directory %s: %s", kib, store->dir, strerror(-rc));
+		return error_set(err, -rc,
+				 "cannot write %lu KiB in swap directory %s: %s",
+				 kib, store->dir, strerror(-rc));
 	}
 }
 
@@ -351,7 +369,9 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 	if (!n)
 		return 0;
 	if (!store->ready)
-		return error_set(err, EINVAL, "the store in %s is not ready: its used slots are still being marked", store->dir);
+		return error_set(err, EINVAL,
+				 "the store in %s is not ready: "
+				 "its used slots are still being marked", store->dir);
 	rc = put(store, pages, n, slot_idx, slots_take);
 	/* No new blocks to be had: what was freed inside the file still has its own. */
 	if (is_no_space(rc)) {
@@ -397,7 +417,8 @@ int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf
 
 	for (size_t i = 0, run; i < n && !rc; i += run) {
 		run = run_length(slot_idx + i, n - i);
-		rc = read_run(store, pages + bytes_of_pages(i), bytes_of_pages(run), bytes_of_pages(slot_idx[i]));
+		rc = read_run(store, pages + bytes_of_pages(i), bytes_of_pages(run),
+			      bytes_of_pages(slot_idx[i]));
 		if (store->mode == CACHED)
 			drop_from_cache(store, bytes_of_pages(run), bytes_of_pages(slot_idx[i]));
 	}
@@ -420,8 +441,9 @@ void store_drop(struct store *store, const uint64_t *slot_idx, size_t n)
 	atomic_fetch_sub_explicit(&store->used_slots, n, memory_order_relaxed);
 }
 
-/* Gives back the file's own metadata too, and needs no punching. The lock is held meanwhile, 0.16 s a GiB on one slow
- * disk, so that no put writes what is then cut off; nobody else can want it, as there is nothing to drop. */
+/* Gives back the file's own metadata too, and needs no punching. The lock is held meanwhile, 0.16 s a GiB
+ * on one slow disk, so that no put writes what is then cut off; nobody else can want it, as there is
+ * nothing to drop. */
 static bool trim_whole_file(struct store *store)
 {
 	struct slots *slots = &store->slots;

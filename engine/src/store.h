@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Where pages are while they are out. Put a page and get a slot index; get it back by that index; drop it.
  *
- * A slot index is a name, not a place: the caller learns nothing from it but that consecutive indexes are read
- * fastest together. Today a slot is 4 KiB of one unnamed file; tiers (compressed RAM, aged to disk) will move a
- * page's bytes behind an unchanged slot index.
+ * A slot index is a name, not a place: the caller learns nothing from it but that consecutive indexes are
+ * read fastest together. Today a slot is 4 KiB of one unnamed file; tiers (compressed RAM, aged to disk)
+ * will move a page's bytes behind an unchanged slot index.
  *
- * Nothing is left in the page cache: the file is written and read with O_DIRECT, or where the file system refuses
- * that, through the page cache with what was used thrown out again before each call returns.
+ * Nothing is left in the page cache: the file is written and read with O_DIRECT, or where the file system
+ * refuses that, through the page cache with what was used thrown out again before each call returns.
  *
- * Threads: every function but store_create, store_adopt, store_mark_used, store_ready and store_destroy may be called
- * by any number of threads at once. store_get takes no lock. The caller never gets, drops or puts one slot from
- * two threads at once.
+ * Threads: every function but store_create, store_adopt, store_mark_used, store_ready and store_destroy
+ * may be called by any number of threads at once. store_get takes no lock. A get that races with the drop
+ * of its slot gives -EIO, old or foreign bytes: a caller that lets this happen must notice it and throw the
+ * result away.
  *
- * A slot that is dropped twice, or was never put, is a bug of ours that could hand one page's bytes to another:
- * the process aborts, and its successor rebuilds the store's map from the page map. */
+ * A slot that is dropped twice, or was never put, is a bug of ours that could hand one page's bytes to
+ * another: the process aborts, and its successor rebuilds the store's map from the page map. */
 #ifndef VMMSWAP_STORE_H
 #define VMMSWAP_STORE_H
 
@@ -23,7 +24,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Slot indexes are below this: they fit in 32 bits, with UINT32_MAX left over to mean "none". 16 TiB of pages. */
+/* Slot indexes are below this: they fit in 32 bits, with UINT32_MAX left over to mean "none". 16 TiB of
+ * pages. */
 #define STORE_SLOTS_MAX ((uint64_t)UINT32_MAX)
 
 struct store;
@@ -54,22 +56,24 @@ void store_destroy(struct store *store);
 /* The store's own fd, for the fd store; valid until store_destroy(). */
 int store_fd(const struct store *store);
 
-/* Store n contiguous pages; page i gets slot_idx[i]. pages is page aligned. All or nothing: on error no slot is
- * taken. As few writes as free slots allow, one where they are contiguous: 2 MiB at a time is fastest.
- * -ENOSPC, -EDQUOT, -EFBIG, -EIO, ... with the directory named and what to do. What was stored before stays readable.
- * A process with RLIMIT_FSIZE must ignore SIGXFSZ (Python does). */
+/* Store n contiguous pages; page i gets slot_idx[i]. pages is page aligned. All or nothing: on error no
+ * slot is taken. As few writes as free slots allow, one where they are contiguous: 2 MiB at a time is
+ * fastest.
+ * -ENOSPC, -EDQUOT, -EFBIG, -EIO, ... with the directory named and what to do. What was stored before
+ * stays readable. A process with RLIMIT_FSIZE must ignore SIGXFSZ (Python does). */
 int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_idx, struct error *err);
 
-/* Read n slots into buf (page aligned, n pages), slot_idx[i] to page i; one read for each run of consecutive slots.
- * 0 or -errno; a short read is -EIO. On error the contents of buf are undefined. */
+/* Read n slots into buf (page aligned, n pages), slot_idx[i] to page i; one read for each run of
+ * consecutive slots. 0 or -errno; a short read is -EIO. On error the contents of buf are undefined. */
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf);
 
-/* Give n slots up, for others to be put there. No I/O: fault threads may call it. The disk space comes back only by
- * store_trim() or store_trim_step(). */
+/* Give n slots up, for others to be put there. No I/O: fault threads may call it. The disk space comes
+ * back only by store_trim() or store_trim_step(). */
 void store_drop(struct store *store, const uint64_t *slot_idx, size_t n);
 
-/* Give disk space back: one extent of 2 MiB without used slots, or the whole file when nothing is used. false: there was
- * none, or the file system cannot. For idle moments: punching takes up to 1 ms on some disks and holds up reads. */
+/* Give disk space back: one extent of 2 MiB without used slots, or the whole file when nothing is used.
+ * false: there was none, or the file system cannot. For idle moments: punching takes up to 1 ms on some
+ * disks and holds up reads. */
 bool store_trim_step(struct store *store);
 /* All of it, for the end of a long job. */
 void store_trim(struct store *store);

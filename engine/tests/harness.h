@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A small test harness: TEST(name) { ... CHECK(...) }, and no main().
  *
- * Each case runs in a process of its own, so that it may crash, kill itself, change limits or mount things in a
- * mount namespace (test_private_mounts) without touching the others. A case that does not end in 120 s is killed.
- * Exit status: 0 all passed, 1 something failed, 77 every case was skipped.
- * Arguments are the names of the cases to run; none: all of them, in the order of the file. */
+ * Each case runs in a process of its own, so that it may crash, kill itself, change limits or mount things
+ * in a mount namespace (test_private_mounts) without touching the others. A case that does not end in 120
+ * s is killed. Exit status: 0 all passed, 1 something failed, 77 every case was skipped. Arguments are the
+ * names of the cases to run; none: all of them, in the order of the file. */
 #ifndef VMMSWAP_TESTS_HARNESS_H
 #define VMMSWAP_TESTS_HARNESS_H
 
@@ -49,7 +49,8 @@ static char test_dir_path[256]; /* the running case's */
 
 /* All of these end the case. Values are printed. */
 #define CHECK(cond) ((cond) ? (void)0 : test_fail(__FILE__, __LINE__, "%s", #cond))
-#define CHECK_EQ(got, want) test_check_eq(__FILE__, __LINE__, #got, #want, (long long)(got), (long long)(want))
+#define CHECK_EQ(got, want) \
+	test_check_eq(__FILE__, __LINE__, #got, #want, (long long)(got), (long long)(want))
 /* A call that returns 0 or -errno, respectively -1 with errno. */
 #define CHECK_OK(call) test_check_ok(__FILE__, __LINE__, #call, (call))
 #define CHECK_SYS(call) test_check_sys(__FILE__, __LINE__, #call, (long)(call))
@@ -90,8 +91,8 @@ __attribute__((format(printf, 1, 2), noreturn)) static inline void test_skip(con
 	exit(TEST_SKIPPED);
 }
 
-static inline void test_check_eq(const char *file, int line, const char *got_text, const char *want_text, long long got,
-				 long long want)
+static inline void test_check_eq(const char *file, int line, const char *got_text, const char *want_text,
+				 long long got, long long want)
 {
 	if (got != want)
 		test_fail(file, line, "%s is %lld, not %s (%lld)", got_text, got, want_text, want);
@@ -116,13 +117,15 @@ static inline void test_check_contains(const char *file, int line, const char *t
 		test_fail(file, line, "\"%s\" does not contain \"%s\"", text, part);
 }
 
-/* An empty directory for this case alone, on a disk or not as TMPDIR says; removed with all its files when the case ends. */
+/* An empty directory for this case alone, on a disk or not as TMPDIR says; removed with all its files when
+ * the case ends. */
 static inline const char *test_dir(void)
 {
 	return test_dir_path;
 }
 
-/* From here on mounts of this case are invisible outside and vanish with it, however it ends. Skips without CAP_SYS_ADMIN. */
+/* From here on mounts of this case are invisible outside and vanish with it, however it ends. Skips
+ * without CAP_SYS_ADMIN. */
 static inline void test_private_mounts(void)
 {
 	if (unshare(CLONE_NEWNS))
@@ -184,7 +187,8 @@ static inline int test_run_case(const struct test_case *test)
 	fflush(NULL);
 	pid = fork();
 	if (pid == 0) {
-		/* The runner's own death takes the case with it; the case's end takes its children, by the group. */
+		/* The runner's own death takes the case with it; the case's end takes its children, by the
+		 * group. */
 		setpgid(0, 0);
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		alarm(TEST_TIMEOUT_S);
@@ -200,7 +204,8 @@ static inline int test_run_case(const struct test_case *test)
 	nftw(test_dir_path, test_remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 	if (info.si_code == CLD_EXITED)
 		return info.si_status;
-	fprintf(stderr, "%s: killed by signal %d (%s)\n", test->name, info.si_status, strsignal(info.si_status));
+	fprintf(stderr, "%s: killed by signal %d (%s)\n", test->name, info.si_status,
+		strsignal(info.si_status));
 	return 1;
 }
 

@@ -204,7 +204,8 @@ static size_t check_file(const char *path)
 	for (at = text; (at = strstr(at, "FAILPOINT")); found++) {
 		char name[64];
 
-		if (sscanf(at, "FAILPOINT(\"%63[^\"]", name) != 1 && sscanf(at, "FAILPOINT_HERE(\"%63[^\"]", name) != 1)
+		if (sscanf(at, "FAILPOINT(\"%63[^\"]", name) != 1 &&
+		    sscanf(at, "FAILPOINT_HERE(\"%63[^\"]", name) != 1)
 			found--;
 		else if (!is_known(name))
 			test_fail(path, 0, "\"%s\" is missing in the table of failpoint.c", name);
@@ -220,10 +221,11 @@ TEST(every_point_of_the_sources_is_in_the_table)
 	struct dirent *entry;
 	DIR *dir;
 
-	snprintf(dir_path, sizeof dir_path, "%.*s../src", (int)(strlen(__FILE__) - strlen("test_failpoint.c")), __FILE__);
+	snprintf(dir_path, sizeof dir_path, "%.*s../src",
+		 (int)(strlen(__FILE__) - strlen("test_failpoint.c")), __FILE__);
 	dir = opendir(dir_path);
 	if (!dir)
-		test_fail(__FILE__, __LINE__, "%s: run from the directory that the test was compiled in", dir_path);
+		test_fail(__FILE__, __LINE__, "%s: run where the test was compiled", dir_path);
 	while ((entry = readdir(dir))) {
 		size_t length = strlen(entry->d_name);
 

@@ -29,7 +29,8 @@ TEST(runs_are_packed_and_gaps_are_used)
 	CHECK_OK(slots_take(&slots, 300, slot_idx));
 	CHECK_EQ(slot_idx[0], 0);
 	check_run(slot_idx, 300);
-	CHECK_OK(slots_take(&slots, EXTENT_SLOTS, slot_idx)); /* across two extents: begins in the first one's free end */
+	/* across two extents: begins in the first one's free end */
+	CHECK_OK(slots_take(&slots, EXTENT_SLOTS, slot_idx));
 	CHECK_EQ(slot_idx[0], 300);
 	check_run(slot_idx, EXTENT_SLOTS);
 	CHECK_EQ(slots.extents_n, 2);
@@ -86,11 +87,13 @@ TEST(a_claimed_extent_gives_no_slots)
 
 TEST(refuses_to_grow_beyond_32_bits)
 {
-	struct slots slots = {.extents_n = STORE_SLOTS_MAX / EXTENT_SLOTS, .extents_room = STORE_SLOTS_MAX / EXTENT_SLOTS};
+	const size_t most = STORE_SLOTS_MAX / EXTENT_SLOTS;
+	struct slots slots = {.extents_n = most, .extents_room = most};
 	size_t n = 1025 * EXTENT_SLOTS; /* longer than a search looks */
 	uint64_t *slot_idx = calloc(n, sizeof *slot_idx);
 
-	slots.extents = calloc(slots.extents_n, sizeof *slots.extents); /* 600 MB of address space, hardly touched */
+	/* 600 MB of address space, hardly touched */
+	slots.extents = calloc(slots.extents_n, sizeof *slots.extents);
 	CHECK(slots.extents && slot_idx);
 	CHECK_EQ(slots_take(&slots, n, slot_idx), -EFBIG);
 	CHECK_EQ(slots.taken_n, 0);
@@ -113,7 +116,8 @@ TEST(random_operations_agree_with_a_model)
 		size_t n = 1 + random_below(random_below(4) ? 32 : EXTENT_SLOTS);
 
 		if (random_below(2) && taken_n + n < MODEL_SLOTS / 4) {
-			int rc = random_below(4) ? slots_take(&slots, n, slot_idx) : slots_take_spare(&slots, n, slot_idx);
+			int rc = random_below(4) ? slots_take(&slots, n, slot_idx)
+						 : slots_take_spare(&slots, n, slot_idx);
 
 			CHECK(rc == 0 || rc == -ENOSPC);
 			for (size_t i = 0; !rc && i < n; i++) {

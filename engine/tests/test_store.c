@@ -239,7 +239,8 @@ TEST(write_errors_are_told_apart)
 	} cases[] = {
 		{"store.write=ENOSPC", -ENOSPC, "no space"}, {"store.write=EDQUOT", -EDQUOT, "quota"},
 		{"store.write=EIO", -EIO, "write error"},    {"store.write=EFBIG", -EFBIG, "LimitFSIZE"},
-		{"store.write=EROFS", -EROFS, "Read-only"},  {"store.alloc=ENOMEM", -ENOMEM, "Cannot allocate memory"},
+		{"store.write=EROFS", -EROFS, "Read-only"},
+		{"store.alloc=ENOMEM", -ENOMEM, "Cannot allocate memory"},
 	};
 	struct store *store = open_store(test_dir());
 	uint64_t a[N], b[N];
@@ -448,7 +449,8 @@ static void check_cache_stays_empty(void)
 
 	CHECK_SYS(statfs(test_dir(), &fs));
 	if (fs.f_type == TMPFS_MAGIC)
-		test_skip("%s is on tmpfs, whose files are page cache; set TMPDIR to a directory on a disk", test_dir());
+		test_skip("%s is on tmpfs, whose files are page cache; set TMPDIR to a directory on a disk",
+			  test_dir());
 	store = open_store(test_dir());
 	put(store, N, 1, a);
 	put(store, N, 2000, b);
