@@ -156,6 +156,11 @@ class Client:
         """The reply in busctl's words; AssertionError if it is an error."""
         return (await self.busctl("call", interface, member, *arguments, uid=uid)).ok.output.strip()
 
+    async def json(self, interface: str, member: str, *arguments: str, uid: int = 0) -> list[Any]:
+        """The reply's values, as busctl's --json gives them."""
+        answer = await self.busctl("call", "--json=short", interface, member, *arguments, uid=uid)
+        return cast(list[Any], json.loads(answer.ok.output)["data"])
+
     async def get(self, interface: str, *names: str, uid: int = 0) -> list[str]:
         answer = await self.busctl("get-property", interface, *names, uid=uid)
         return answer.ok.output.splitlines()
