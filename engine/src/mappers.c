@@ -148,11 +148,11 @@ static int scan_process(struct scan *scan, pid_t pid)
 	rc = scan_maps(scan, pid, path, &empty);
 	if (empty && (rc == 0 || rc == -ESRCH))
 		rc = scan_threads(scan, pid);
-	if (rc == 0 || rc == -ENOMEM)
-		return rc;
 	if (rc == -ENOENT || rc == -ESRCH)
 		return 0; /* it has ended */
-	return pid_list_add(&scan->out->unreadable, pid);
+	if (rc == -EACCES || rc == -EPERM)
+		return pid_list_add(&scan->out->unreadable, pid);
+	return rc;
 }
 
 int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out)

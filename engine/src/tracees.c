@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #define NAP_MAX_NS 1000000
+#define REFUSALS_MAX 10
 
 enum task_state {
 	TASK_RUNNING, /* interrupted, and on its way to stop */
@@ -89,9 +90,8 @@ static int seize(struct tracees *tracees, pid_t tid)
 	return rc;
 }
 
-static int not_permitted(struct tracees *tracees, pid_t pid, pid_t tid, const char *name)
+static int not_permitted(struct tracees *tracees, pid_t pid, pid_t tid, pid_t tracer, const char *name)
 {
-	pid_t tracer = procfs_tracer(pid, tid);
 	struct procfs_task info;
 
 	if (!tracer)
@@ -105,12 +105,15 @@ static int not_permitted(struct tracees *tracees, pid_t pid, pid_t tid, const ch
 			 "debugger and try again", tid, pid, name, tracer, info.name);
 }
 
-/* EPERM has four meanings. *ours_out: a thread that we hold has taken its leader's number by exec. */
+/* EPERM has many meanings: the thread has ended; it is ours, and has taken its leader's number by exec; somebody else traces
+ * it; we may not. All that can be asked comes after the refusal and may be about another thread: exec replaces a dead leader,
+ * which cannot be seized, by a living thread under the same number (seen). So without a tracer to name, try again a few times. */
 static int seize_refused(struct tracees *tracees, pid_t pid, pid_t tid, bool *ours_out)
 {
+	pid_t tracer = procfs_tracer(pid, tid);
 	struct procfs_task info;
 
-	*ours_out = procfs_tracer(pid, tid) == tracees->tracer_tid;
+	*ours_out = tracer == tracees->tracer_tid;
 	if (*ours_out)
 		return 0;
 	if (procfs_task(pid, tid, &info)) {
@@ -118,11 +121,15 @@ static int seize_refused(struct tracees *tracees, pid_t pid, pid_t tid, bool *ou
 		return 0;
 	}
 	if (info.state == 'Z' || info.state == 'X') {
-		/* A leader stays so while its siblings live. Others are about to vanish: the listing was not to be relied on. */
+		/* A leader stays so while its siblings live. Others are about to vanish, and may have cut the listing short. */
 		tracees->changed |= tid != pid;
 		return 0;
 	}
-	return not_permitted(tracees, pid, tid, info.name);
+	if (!tracer && tracees->refusals_n++ < REFUSALS_MAX) {
+		tracees->changed = true;
+		return 0;
+	}
+	return not_permitted(tracees, pid, tid, tracer, info.name);
 }
 
 static int catch_task(struct tracees *tracees, pid_t pid, pid_t tid)

@@ -31,6 +31,7 @@ struct tracees {
 	struct task *tasks;
 	size_t tasks_n, tasks_max;
 	struct pid_list pids, tids;
+	unsigned refusals_n;
 	bool changed; /* since this round began: a thread was met or lost */
 };
 

@@ -27,9 +27,12 @@ struct uring_found {
 
 /* Search every io_uring of the processes in ranges for a registered buffer that overlaps one of that process's ranges.
  * 1: found, *out is the first one and *err says so in words for a person. 0: none.
- * -errno with *err: could not be told (no permission: -EACCES; the kernel does not list buffers: -ENOTSUP).
- * A process that is gone has none. An io_uring shared with another process is looked at in each that has it open; the
- * addresses belong to the one that registered, so an overlap found in either counts. */
+ * -errno with *err: could not be told (-EACCES: CAP_SYS_PTRACE is needed; -EBUSY: a ring was locked each time we looked).
+ * A process that is gone has none.
+ *
+ * The addresses are those of the process that registered. A ring that several processes have open is compared with the
+ * ranges of each. What cannot be seen: a ring with no file descriptor (IORING_SETUP_REGISTERED_FD_ONLY, or closed and
+ * kept by a mapping), and one in a process that is not among the ranges; pins_check() sees their pages as held. */
 int uring_buffers_find(const struct uring_range *ranges, size_t ranges_n, struct uring_found *out, struct error *err);
 
 #endif

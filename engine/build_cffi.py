@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Builds the engine as two extension modules: vmmswap._engine, and vmmswap._engine_failpoints for tests.
+
+setup.py names `release` and `failpoints`; run as a program this builds both in place.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cffi import FFI
+
+ENGINE = Path(__file__).resolve().parent
+SOURCES = ENGINE / "src"
+HEADERS = ("error.h", "address_space.h", "notice.h", "trace.h", "pins.h", "swapper.h", "engine.h")
+
+# What Python uses, in cffi's subset of C. The compiler checks each line against the headers.
+DECLARATIONS = """
+#define ERROR_MESSAGE_BYTES ...
+struct error { int code; char message[...]; ...; };
+struct range { uint64_t addr; uint64_t page_idx; uint64_t pages; ...; };
+
+enum notice_kind {
+    NOTICE_PROCESS_FORKED, NOTICE_PROCESS_GONE, NOTICE_JOB_DONE,
+    NOTICE_PAGE_POISONED, NOTICE_PAGE_HEALED, NOTICE_ODD, ...
+};
+struct notice {
+    uint32_t kind; uint32_t process_id; uint32_t parent_id; int32_t fd; uint32_t job; int32_t code;
+    uint32_t cancelled; uint64_t page_idx; char message[...]; ...;
+};
+
+struct trace_record { uint64_t time_ns; uint64_t addr; uint32_t process_id; uint32_t flags; ...; };
+
+struct pins_config {
+    bool allow_bpf; bool allow_collapse; bool qmp_drained; bool promised_unpinned; bool allow_settle;
+    uint32_t settle_ms; ...;
+};
+
+enum job_kind { JOB_NONE, JOB_SWAP_OUT, JOB_SWAP_IN, JOB_TRIM, ... };
+enum swap_mode { MODE_NONE, MODE_LIVE, MODE_FREEZE, MODE_AUTO, ... };
+struct swap_out_options {
+    uint32_t mode; uint32_t max_passes; uint64_t until_resident_pages; uint32_t freeze_timeout_ms;
+    struct pins_config pins; bool check_pins; ...;
+};
+
+struct engine_config {
+    const char *swap_dir; uint32_t fault_threads; uint32_t spin_us; uint32_t workers;
+    int page_map_fd; int store_fd; ...;
+};
+struct engine_stats {
+    uint64_t resident_pages, total_pages, copied_pages, zeroed_pages, redundant_pages, swap_pages,
+        progress_pages, swap_time_ms, pause_us, fault_count, fault_p50_ns, fault_p99_ns, stored_ram_bytes,
+        stored_disk_bytes, written_bytes, processes, poisoned_pages, pinned_pages, trace_dropped;
+    uint32_t last_mode, job, tracking; ...;
+};
+struct engine;
+int engine_create(const struct engine_config *, struct engine **, struct error *);
+void engine_destroy(struct engine *);
+int engine_add_region(struct engine *, int, uint64_t, uint64_t, uint64_t *, struct error *);
+int engine_remove_region(struct engine *, uint64_t, struct error *);
+int engine_add_process(struct engine *, int, const struct range *, size_t, uint32_t *, struct error *);
+int engine_add_range(struct engine *, uint32_t, const struct range *, struct error *);
+int engine_remove_process(struct engine *, uint32_t, struct error *);
+int engine_register_dummy(struct engine *, uint32_t, uint64_t, struct error *);
+int engine_recover(struct engine *, uint64_t *, uint32_t *, struct error *);
+int engine_start(struct engine *, struct error *);
+int engine_start_job(struct engine *, uint32_t, const struct swap_out_options *, struct error *);
+void engine_cancel_job(struct engine *);
+int engine_notices_fd(const struct engine *);
+int engine_take_notice(struct engine *, struct notice *);
+void engine_read_stats(struct engine *, struct engine_stats *);
+const char *engine_pin_check(const struct engine *);
+bool engine_locate(const struct engine *, uint64_t, size_t *, uint64_t *);
+int engine_set_trace(struct engine *, bool, struct error *);
+size_t engine_drain_trace(struct engine *, struct trace_record *, size_t);
+int engine_page_map_fd(const struct engine *);
+int engine_store_fd(const struct engine *);
+
+struct mapped_file { dev_t dev; ino_t ino; ...; };
+struct mapping {
+    pid_t pid; uint64_t addr; uint64_t size_bytes; uint64_t offset_bytes; size_t file_idx; ...;
+};
+struct pid_list { pid_t *pids; size_t pids_n; ...; };
+struct mapper_list {
+    struct mapping *mappings; size_t mappings_n; struct pid_list pids; struct pid_list unreadable; ...;
+};
+int mappers_file_of(int, struct mapped_file *);
+int mappers_find(const struct mapped_file *, size_t, struct mapper_list *);
+void mappers_free(struct mapper_list *);
+
+struct uring_range { pid_t pid; uint64_t addr; uint64_t size_bytes; ...; };
+struct uring_found { pid_t pid; int fd; uint64_t addr; uint64_t size_bytes; ...; };
+int uring_buffers_find(const struct uring_range *, size_t, struct uring_found *, struct error *);
+
+int failpoint_arm(const char *);
+uint64_t failpoint_hits(const char *);
+const char *failpoint_name(size_t);
+"""
+
+PREAMBLE = "\n".join(
+    f'#include "{name}"' for name in (*HEADERS, "failpoint.h", "mappers.h", "uring_buffers.h")
+)
+
+
+def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
+    builder = FFI()
+    builder.cdef("typedef int... dev_t; typedef int... ino_t; typedef int... pid_t;" + DECLARATIONS)
+    builder.set_source(
+        module,
+        PREAMBLE,
+        sources=sorted(str(path.relative_to(ENGINE.parent)) for path in SOURCES.glob("*.c")),
+        depends=sorted(str(path.relative_to(ENGINE.parent)) for path in SOURCES.glob("*.h")),
+        include_dirs=[str(SOURCES.relative_to(ENGINE.parent))],
+        define_macros=[("_GNU_SOURCE", None), *macros],
+        extra_compile_args=["-std=c11", "-O2", "-g", "-pthread", "-Wall", "-Wextra", *_UNUSED_IN_CFFI],
+        extra_link_args=["-pthread"],
+        py_limited_api=True,
+    )
+    return builder
+
+
+# cffi's own wrappers have unused parameters and compare signs; the engine itself is compiled without these exceptions
+# and with -Werror by engine/Makefile.
+_UNUSED_IN_CFFI = ("-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-missing-field-initializers")
+
+release = _builder("vmmswap._engine", [])
+failpoints = _builder("vmmswap._engine_failpoints", [("VMMSWAP_FAILPOINTS", None)])
+
+
+def declared_functions() -> set[str]:
+    """Names of the C functions that Python calls."""
+    return set(re.findall(r"\b(\w+)\([^()]*\);", DECLARATIONS))
+
+
+if __name__ == "__main__":
+    release.compile(verbose=False)
+    failpoints.compile(verbose=False)

@@ -1,0 +1,398 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "engine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fault.h"
+#include "recover.h"
+#include "vm.h"
+
+#define MAX_WORKERS 16
+
+struct engine {
+	struct vm vm;
+	struct faults *faults;
+	struct swapper *swapper;
+};
+
+static uint32_t usable_cpus(void)
+{
+	cpu_set_t allowed;
+
+	return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? (uint32_t)CPU_COUNT(&allowed) : 1;
+}
+
+static int create_rooms(struct engine *engine, const struct engine_config *config, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	uint32_t cpus = usable_cpus();
+	uint32_t threads = config->fault_threads ? config->fault_threads : cpus;
+	int rc;
+
+	vm->fault_threads_n = threads < ENGINE_MAX_FAULT_THREADS ? threads : ENGINE_MAX_FAULT_THREADS;
+	vm->workers_n = config->workers < 1 ? 1 : config->workers > MAX_WORKERS ? MAX_WORKERS : config->workers;
+	memory_init(&vm->memory);
+	pthread_rwlock_init(&vm->punching, NULL);
+	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
+	if (!vm->latencies || gate_create(VM_LANES(vm), &vm->gate) != 0 || notices_create(&vm->notices) != 0 ||
+	    trace_create(vm->fault_threads_n, &vm->trace) != 0)
+		return error_set(err, ENOMEM, "no memory for the engine");
+	rc = config->page_map_fd < 0 ? page_map_create(&vm->map, err) :
+				       page_map_adopt(config->page_map_fd, &vm->map, err);
+	if (!rc)
+		rc = config->store_fd < 0 ? store_create(config->swap_dir, &vm->store, err) :
+					    store_adopt(config->store_fd, &vm->store, err);
+	if (!rc)
+		rc = faults_create(vm, vm->fault_threads_n == cpus, config->spin_us, &engine->faults, err);
+	if (!rc)
+		rc = swapper_create(vm, &engine->swapper, err);
+	return rc;
+}
+
+int engine_create(const struct engine_config *config, struct engine **out, struct error *err)
+{
+	struct engine *engine;
+	int rc;
+
+	if (sysconf(_SC_PAGESIZE) != (long)PAGE_BYTES)
+		return error_set(err, ENOTSUP, "this kernel has pages of %ld bytes; vmmswap works with %llu",
+				 sysconf(_SC_PAGESIZE), (unsigned long long)PAGE_BYTES);
+	engine = calloc(1, sizeof *engine);
+	if (!engine)
+		return error_set(err, ENOMEM, "no memory for the engine");
+	rc = create_rooms(engine, config, err);
+	if (rc) {
+		engine_destroy(engine);
+		return rc;
+	}
+	*out = engine;
+	return 0;
+}
+
+void engine_destroy(struct engine *engine)
+{
+	struct vm *vm;
+
+	if (!engine)
+		return;
+	vm = &engine->vm;
+	swapper_destroy(engine->swapper);
+	faults_destroy(engine->faults);
+	address_spaces_destroy(&vm->spaces);
+	memory_destroy(&vm->memory);
+	store_destroy(vm->store);
+	page_map_destroy(vm->map);
+	trace_destroy(vm->trace);
+	notices_destroy(vm->notices);
+	gate_destroy(vm->gate);
+	pthread_rwlock_destroy(&vm->punching);
+	free(vm->latencies);
+	free(engine);
+}
+
+int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
+		      struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	int rc = page_map_add_pages(vm->map, pages_of_bytes(size_bytes), page_idx, err);
+
+	if (rc)
+		return rc;
+	gate_hold_alone(vm->gate);
+	rc = memory_add(&vm->memory, memfd, offset_bytes, *page_idx, pages_of_bytes(size_bytes), err);
+	gate_release(vm->gate);
+	return rc;
+}
+
+static bool anything_out(struct vm *vm, const struct region *region)
+{
+	uint64_t end_idx = region->page_idx + region->pages;
+
+	for (uint64_t idx = page_map_next_used(vm->map, region->page_idx, end_idx); idx < end_idx; idx++) {
+		enum page_state state = page_state_of(atomic_load(page_map_word(vm->map, idx)));
+
+		if (state != PAGE_IN_MEMFD)
+			return true;
+	}
+	return false;
+}
+
+static void forget_region(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+		uint64_t addr;
+
+		if (vm->tracking && !process->gone && process_addr_of(process, page_idx, pages, &addr))
+			uffd_unregister(process->uffd, addr, bytes_of_pages(pages));
+		process_forget_pages(process, page_idx, pages);
+	}
+	memory_remove(&vm->memory, page_idx);
+	page_map_forget(vm->map, page_idx, pages);
+}
+
+int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	const struct region *region;
+	int rc = 0;
+
+	if (swapper_job(engine->swapper) != JOB_NONE)
+		return error_set(err, EBUSY, "an operation is under way: remove memory when it is done");
+	gate_hold_alone(vm->gate);
+	region = memory_region_of(&vm->memory, page_idx);
+	if (!region || region->page_idx != page_idx)
+		rc = error_set(err, EINVAL, "no region starts at page %llu", (unsigned long long)page_idx);
+	else if (anything_out(vm, region))
+		rc = error_set(err, EBUSY, "pages of the region are swapped out: call Disable first");
+	else
+		forget_region(vm, page_idx, region->pages);
+	gate_release(vm->gate);
+	return rc;
+}
+
+static int fill_process(struct engine *engine, struct process *process, const struct range *ranges, size_t ranges_n,
+			struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	int rc = 0;
+
+	process->protects = true; /* until registering says otherwise */
+	for (size_t i = 0; i < ranges_n && !rc; i++)
+		rc = process_add_range(process, ranges[i]);
+	if (rc)
+		return error_set(err, -rc, "cannot take the process's %zu ranges: %s", ranges_n, strerror(-rc));
+	rc = faults_watch(engine->faults, process);
+	if (rc)
+		return error_set(err, -rc, "cannot listen to the userfaultfd: %s", strerror(-rc));
+	if (vm->tracking)
+		vm_register_process(vm, process);
+	return 0;
+}
+
+/* A process that joins while a chunk is protected is not protected there: see struct vm. */
+int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n, uint32_t *process_id,
+		       struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 3);
+	struct process *process;
+	int rc;
+
+	if (own < 0)
+		return error_set(err, errno, "cannot dup the userfaultfd: %s", strerror(errno));
+	pthread_rwlock_wrlock(&vm->punching);
+	gate_hold_alone(vm->gate);
+	atomic_fetch_add(&vm->joined, 1);
+	process = address_space_add(&vm->spaces, own);
+	if (process) {
+		*process_id = process->id;
+		rc = fill_process(engine, process, ranges, ranges_n, err);
+		if (rc) {
+			faults_unwatch(engine->faults, process);
+			address_space_remove(&vm->spaces, process->id);
+		}
+	} else {
+		close(own);
+		rc = error_set(err, ENOMEM, "no memory for one more process");
+	}
+	gate_release(vm->gate);
+	pthread_rwlock_unlock(&vm->punching);
+	return rc;
+}
+
+int engine_add_range(struct engine *engine, uint32_t process_id, const struct range *range, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+	int rc;
+
+	pthread_rwlock_wrlock(&vm->punching);
+	gate_hold_alone(vm->gate);
+	atomic_fetch_add(&vm->joined, 1);
+	process = address_space_find(&vm->spaces, process_id);
+	rc = process ? process_add_range(process, *range) : -ESRCH;
+	if (!rc && vm->tracking)
+		vm_register_process(vm, process);
+	gate_release(vm->gate);
+	pthread_rwlock_unlock(&vm->punching);
+	return rc ? error_set(err, -rc, "cannot add a range to process %u: %s", process_id, strerror(-rc)) : 0;
+}
+
+int engine_remove_process(struct engine *engine, uint32_t process_id, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+	int rc = 0;
+
+	gate_hold_alone(vm->gate);
+	process = address_space_find(&vm->spaces, process_id);
+	if (process) {
+		faults_unwatch(engine->faults, process);
+		address_space_remove(&vm->spaces, process_id);
+	} else {
+		rc = error_set(err, ESRCH, "there is no process %u", process_id);
+	}
+	gate_release(vm->gate);
+	return rc;
+}
+
+int engine_register_dummy(struct engine *engine, uint32_t process_id, uint64_t addr, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+	int rc = 0;
+
+	gate_hold_alone(vm->gate);
+	process = address_space_find(&vm->spaces, process_id);
+	if (!process)
+		rc = error_set(err, ESRCH, "there is no process %u", process_id);
+	else if (uffd_register(process->uffd, addr, PAGE_BYTES, false) != UFFD_DONE)
+		rc = error_set(err, EINVAL, "cannot register the dummy page at %#llx: it must be a page of the process's own "
+					    "memory that no other userfaultfd watches",
+			       (unsigned long long)addr);
+	else
+		process->dummy_addr = addr;
+	gate_release(vm->gate);
+	return rc;
+}
+
+int engine_recover(struct engine *engine, uint64_t *out_pages, uint32_t *last_job, struct error *err)
+{
+	int rc = recover_pages(&engine->vm, err);
+
+	*out_pages = atomic_load(&engine->vm.stored_pages);
+	*last_job = atomic_load(&page_map_header(engine->vm.map)->job);
+	return rc;
+}
+
+/* Python's main thread takes the process's signals; ours must not. */
+int engine_start(struct engine *engine, struct error *err)
+{
+	sigset_t all, before;
+	int rc;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &before);
+	rc = faults_start(engine->faults, err);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return rc;
+}
+
+int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options, struct error *err)
+{
+	sigset_t all, before;
+	int rc;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &before);
+	rc = swapper_start(engine->swapper, (enum job_kind)job, options, err);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	return rc;
+}
+
+void engine_cancel_job(struct engine *engine)
+{
+	swapper_cancel(engine->swapper);
+}
+
+int engine_notices_fd(const struct engine *engine)
+{
+	return notices_fd(engine->vm.notices);
+}
+
+int engine_take_notice(struct engine *engine, struct notice *out)
+{
+	return notices_take(engine->vm.notices, out);
+}
+
+static uint64_t living_processes(struct vm *vm)
+{
+	uint64_t living = 0;
+
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		living += !vm->spaces.processes[i]->gone;
+	return living;
+}
+
+void engine_read_stats(struct engine *engine, struct engine_stats *out)
+{
+	struct vm *vm = &engine->vm;
+	struct page_map_header *header = page_map_header(vm->map);
+	struct latency_summary latency;
+	struct store_account account;
+
+	store_account(vm->store, &account);
+	latency_summarise(vm->latencies, vm->fault_threads_n, &latency);
+	gate_pass(vm->gate, VM_CALLER_LANE(vm));
+	*out = (struct engine_stats){
+		.resident_pages = memory_resident_pages(&vm->memory),
+		.total_pages = memory_total_pages(&vm->memory),
+		.processes = living_processes(vm),
+	};
+	gate_leave(vm->gate, VM_CALLER_LANE(vm));
+	out->copied_pages = atomic_load(&header->copied_pages);
+	out->zeroed_pages = atomic_load(&header->zeroed_pages);
+	out->redundant_pages = atomic_load(&header->redundant_pages);
+	out->swap_pages = atomic_load(&vm->stored_pages);
+	out->progress_pages = swapper_progress_pages(engine->swapper);
+	out->swap_time_ms = atomic_load(&header->swap_time_ms);
+	out->pause_us = atomic_load(&header->pause_us);
+	out->fault_count = latency.count;
+	out->fault_p50_ns = latency.p50_ns;
+	out->fault_p99_ns = latency.p99_ns;
+	out->stored_ram_bytes = account.ram_bytes;
+	out->stored_disk_bytes = account.disk_bytes;
+	out->written_bytes = atomic_load(&header->written_bytes) + account.written_bytes;
+	out->poisoned_pages = atomic_load(&vm->poisoned_pages);
+	out->pinned_pages = atomic_load(&header->pinned_pages);
+	out->trace_dropped = trace_dropped(vm->trace);
+	out->last_mode = atomic_load(&header->last_mode);
+	out->job = swapper_job(engine->swapper);
+	out->tracking = atomic_load(&vm->tracking);
+}
+
+const char *engine_pin_check(const struct engine *engine)
+{
+	return swapper_pin_check(engine->swapper);
+}
+
+bool engine_locate(const struct engine *engine, uint64_t page_idx, size_t *region_i, uint64_t *offset_bytes)
+{
+	const struct memory *memory = &engine->vm.memory;
+	const struct region *region = memory_region_of(memory, page_idx);
+
+	if (!region)
+		return false;
+	*region_i = (size_t)(region - memory->regions);
+	*offset_bytes = region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
+	return true;
+}
+
+int engine_set_trace(struct engine *engine, bool on, struct error *err)
+{
+	int rc = trace_set(engine->vm.trace, on);
+
+	return rc ? error_set(err, -rc, "no memory for the page-fault trace") : 0;
+}
+
+size_t engine_drain_trace(struct engine *engine, struct trace_record *out, size_t room)
+{
+	return trace_drain(engine->vm.trace, out, room);
+}
+
+int engine_page_map_fd(const struct engine *engine)
+{
+	return page_map_fd(engine->vm.map);
+}
+
+int engine_store_fd(const struct engine *engine)
+{
+	return store_fd(engine->vm.store);
+}

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The engine of one VM: what Python sees. All that happens per page, or while a guest thread waits, happens below here.
+ *
+ * Calls come from one thread at a time. None blocks for longer than a system call, but engine_add_process() and
+ * engine_add_region(), which wait for the punch of a chunk, and engine_destroy(), which waits for a running job to end its
+ * chunk. All fds given are dup'ed. Functions return 0 or -errno with *err filled. */
+#ifndef VMMSWAP_ENGINE_H
+#define VMMSWAP_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "address_space.h"
+#include "error.h"
+#include "notice.h"
+#include "swapper.h"
+#include "trace.h"
+
+#define ENGINE_MAX_FAULT_THREADS 4
+
+struct engine_config {
+	const char *swap_dir;	/* where a new store's file goes; not needed with store_fd */
+	uint32_t fault_threads; /* 0: one for each usable CPU, ENGINE_MAX_FAULT_THREADS at most */
+	uint32_t spin_us;
+	uint32_t workers; /* threads of a long job: at least 1 */
+	int page_map_fd;  /* -1: a new VM. Otherwise recovery: the same regions must be added again, in the same order */
+	int store_fd;	  /* -1: a new store */
+};
+
+struct engine_stats {
+	uint64_t resident_pages; /* by the kernel's count */
+	uint64_t total_pages;
+	uint64_t copied_pages, zeroed_pages, redundant_pages; /* since the last swap-out began */
+	uint64_t swap_pages;
+	uint64_t progress_pages; /* of the running job, out of total_pages */
+	uint64_t swap_time_ms, pause_us;
+	uint64_t fault_count, fault_p50_ns, fault_p99_ns; /* since the process started */
+	uint64_t stored_ram_bytes, stored_disk_bytes, written_bytes;
+	uint64_t processes;
+	uint64_t poisoned_pages, pinned_pages;
+	uint64_t trace_dropped;
+	uint32_t last_mode; /* enum swap_mode */
+	uint32_t job;	    /* enum job_kind running now */
+	uint32_t tracking;
+};
+
+struct engine;
+
+int engine_create(const struct engine_config *config, struct engine **out, struct error *err);
+
+/* Stops all threads; touches nothing of the guest: what is out stays out, for a successor with the same fds. */
+void engine_destroy(struct engine *engine);
+
+int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
+		      struct error *err);
+
+/* -EBUSY while a page of the region is out, or a job runs. */
+int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err);
+
+/* The uffd must have had UFFDIO_API. While guest memory is tracked the process is registered before this returns. */
+int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n, uint32_t *process_id,
+		       struct error *err);
+int engine_add_range(struct engine *engine, uint32_t process_id, const struct range *range, struct error *err);
+int engine_remove_process(struct engine *engine, uint32_t process_id, struct error *err);
+
+/* A page that nobody touches, registered for as long as the process lives: the kernel reports forks only while something is. */
+int engine_register_dummy(struct engine *engine, uint32_t process_id, uint64_t addr, struct error *err);
+
+/* For a successor, after all regions and processes were added and before engine_start(): what is in the memfds is resident
+ * whatever the page map says, slots in use are taken over, and every thread that waits for a page asks again.
+ * *out_pages: how many pages are out. *last_job: what the predecessor was doing (enum job_kind). */
+int engine_recover(struct engine *engine, uint64_t *out_pages, uint32_t *last_job, struct error *err);
+
+int engine_start(struct engine *engine, struct error *err);
+
+int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options, struct error *err);
+void engine_cancel_job(struct engine *engine);
+
+int engine_notices_fd(const struct engine *engine);
+int engine_take_notice(struct engine *engine, struct notice *out);
+
+void engine_read_stats(struct engine *engine, struct engine_stats *out);
+const char *engine_pin_check(const struct engine *engine);
+
+/* Where the memory of a page is, for messages: false if no region has it. */
+bool engine_locate(const struct engine *engine, uint64_t page_idx, size_t *region_i, uint64_t *offset_bytes);
+
+int engine_set_trace(struct engine *engine, bool on, struct error *err);
+size_t engine_drain_trace(struct engine *engine, struct trace_record *out, size_t room);
+
+int engine_page_map_fd(const struct engine *engine);
+int engine_store_fd(const struct engine *engine);
+
+#endif

@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Swap-out of one chunk of guest memory, while the guest runs or frozen: protect, check for pins, read, store, mark, punch.
+ *
+ * A chunk is what lies in one 2 MiB aligned piece of a memfd: the largest folio that shmem makes never crosses it.
+ *
+ * Who writes to a page of the chunk meanwhile takes it out of the operation, by the same compare-and-swap that the mark
+ * needs: it stays resident. Only between mark and punch does a writer wait, for the rest of that one chunk.
+ * docs/live-swap-out.md goes through all interleavings. */
+#ifndef VMMSWAP_EVICT_H
+#define VMMSWAP_EVICT_H
+
+#include "pins.h"
+#include "vm.h"
+
+struct evict_counts {
+	uint64_t stored_pages;
+	uint64_t zero_pages;	/* held nothing but zeros: given back, nothing stored */
+	uint64_t written_pages; /* touched by the guest meanwhile: left resident */
+	uint64_t pinned_pages;	/* held by something else: left resident */
+	uint64_t longest_stop_ns;
+};
+
+/* One worker's tools. */
+struct evictor {
+	struct vm *vm;
+	size_t lane;
+	struct pins *pins; /* NULL: nothing is looked at */
+	bool frozen;	   /* all processes stand still: protection is not needed, only better */
+	bool zeros_only;   /* trim: drop pages of zeros, leave the rest where it is */
+	char *buffer;	   /* CHUNK_BYTES, page aligned */
+	struct evict_counts counts;
+};
+
+/* Take the resident pages of [page_idx, page_idx + pages), all in one chunk, into the operation: state PROTECTED, and
+ * write-protected in every process. *joined is to be given to evict_protected(). -EAGAIN: the VMM's processes are in the
+ * middle of changing their mappings and do not get on; nothing is protected. */
+int evict_protect(struct evictor *evictor, const struct region *region, uint64_t page_idx, uint64_t pages,
+		  uint64_t *joined, struct error *err);
+
+/* Store and punch what is still PROTECTED there. On error everything that is not out yet is resident as before. */
+int evict_protected(struct evictor *evictor, const struct region *region, uint64_t page_idx, uint64_t pages,
+		    uint64_t joined, struct error *err);
+
+/* Take what is still PROTECTED there out of the operation again. */
+void evict_abandon(struct evictor *evictor, uint64_t page_idx, uint64_t pages);
+
+#endif

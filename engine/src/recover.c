@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "recover.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "failpoint.h"
+
+static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct error *err)
+{
+	enum page_state state = page_state_of(word);
+	int rc = store_mark_used(vm->store, page_slot_of(word));
+
+	if (rc)
+		return error_set(err, EPROTO,
+				 "the page map is damaged: page %llu has slot %llu, which %s: restart the VM",
+				 (unsigned long long)page_idx, (unsigned long long)page_slot_of(word),
+				 rc == -EEXIST ? "another page has too" : "the swap file does not have");
+	atomic_store(page_map_word(vm->map, page_idx), page_word_after(word, state, page_slot_of(word), 0));
+	atomic_fetch_add(state == PAGE_STORED ? &vm->stored_pages : &vm->poisoned_pages, 1);
+	return 0;
+}
+
+/* [page_idx, end_idx) are all resident, or all holes. */
+static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool resident, struct error *err)
+{
+	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
+		uint64_t word;
+		int rc;
+
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx >= end_idx)
+			break;
+		word = atomic_load(page_map_word(vm->map, idx));
+		if (!resident && (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
+			rc = keep_out(vm, idx, word, err);
+			if (rc)
+				return rc;
+		} else if (word) {
+			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_IN_MEMFD, 0, 0));
+		}
+	}
+	return 0;
+}
+
+static int recover_region(struct vm *vm, const struct region *region, struct error *err)
+{
+	uint64_t idx = region->page_idx, end_idx = region->page_idx + region->pages;
+	uint64_t data_idx, data_end_idx;
+	int rc = 0, seek_rc;
+
+	while (!rc && memory_next_data(region, idx, &data_idx, &data_end_idx, &seek_rc)) {
+		rc = recover_run(vm, idx, data_idx, false, err);
+		if (!rc)
+			rc = recover_run(vm, data_idx, data_end_idx, true, err);
+		idx = data_end_idx;
+	}
+	if (!rc && seek_rc)
+		rc = error_set(err, -seek_rc, "cannot tell what is in guest memory: %s", strerror(-seek_rc));
+	return rc ? rc : recover_run(vm, idx, end_idx, false, err);
+}
+
+static void wake_all(struct vm *vm)
+{
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+
+		for (size_t r = 0; r < process->ranges_n && !process->gone; r++)
+			if (uffd_wake(process->uffd, process->ranges[r].addr,
+				      bytes_of_pages(process->ranges[r].pages)) == UFFD_GONE)
+				vm_process_gone(vm, process);
+	}
+}
+
+int recover_pages(struct vm *vm, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < vm->memory.regions_n && !rc; i++)
+		if (vm->memory.regions[i].fd >= 0)
+			rc = recover_region(vm, &vm->memory.regions[i], err);
+	if (rc)
+		return rc;
+	store_ready(vm->store);
+	FAILPOINT_HERE("recover.mapped");
+	atomic_store(&vm->tracking, atomic_load(&page_map_header(vm->map)->tracking));
+	/* Register again what should be: the predecessor may have died in the middle of it, and a child that it knew as
+	 * forked may be one that it had not registered yet. */
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		if (vm->tracking || atomic_load(&vm->stored_pages))
+			vm_register_process(vm, vm->spaces.processes[i]);
+		else
+			vm_unregister_process(vm, vm->spaces.processes[i]);
+	}
+	wake_all(vm);
+	return 0;
+}

@@ -1,0 +1,518 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "swapper.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "evict.h"
+#include "failpoint.h"
+#include "freeze.h"
+#include "mappers.h"
+#include "restore.h"
+
+#define STACK_BYTES ((size_t)256 << 10)
+#define WORKERS_MAX 16
+
+struct swapper {
+	struct vm *vm;
+	pthread_t thread;
+	bool thread_to_join; /* the caller's */
+	_Atomic uint32_t job;
+	_Atomic bool cancel;
+	_Atomic uint64_t progress_pages;
+	struct swap_out_options options;
+	struct pins *pins;
+	_Atomic(const char *) pin_check;
+
+	/* What the workers of a job share; under lock. */
+	pthread_mutex_t lock;
+	bool frozen;
+	bool zeros_only;
+	size_t region_i;
+	uint64_t cursor_idx;
+	struct error error; /* the first one; ends the job */
+	struct evict_counts counts;
+	uint64_t restored_pages, unreadable_pages;
+};
+
+struct worker {
+	struct swapper *swapper;
+	size_t lane;
+	pthread_t thread;
+	char *buffer;
+};
+
+/* A piece of guest memory to work on: in one region, in one 2 MiB aligned piece of its memfd. */
+struct window {
+	struct region region;
+	uint64_t page_idx, pages;
+};
+
+static void fail(struct swapper *swapper, const struct error *error)
+{
+	pthread_mutex_lock(&swapper->lock);
+	if (!swapper->error.code)
+		swapper->error = *error;
+	pthread_mutex_unlock(&swapper->lock);
+}
+
+static bool go_on(struct swapper *swapper)
+{
+	bool failed;
+
+	pthread_mutex_lock(&swapper->lock);
+	failed = swapper->error.code != 0;
+	pthread_mutex_unlock(&swapper->lock);
+	return !failed && !atomic_load(&swapper->cancel);
+}
+
+static void rewind_cursor(struct swapper *swapper)
+{
+	swapper->region_i = 0;
+	swapper->cursor_idx = 0;
+}
+
+/* The window of the region around page_idx. */
+static void window_around(const struct region *region, uint64_t page_idx, struct window *out)
+{
+	uint64_t offset_bytes = region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
+	uint64_t into_chunk = pages_of_bytes(offset_bytes % CHUNK_BYTES), into_region = page_idx - region->page_idx;
+	uint64_t region_end_idx = region->page_idx + region->pages;
+
+	out->region = *region;
+	out->page_idx = page_idx - (into_chunk < into_region ? into_chunk : into_region);
+	out->pages = page_idx - into_chunk + CHUNK_PAGES - out->page_idx;
+	if (out->pages > region_end_idx - out->page_idx)
+		out->pages = region_end_idx - out->page_idx;
+}
+
+/* The next window in which `look` finds a page. */
+typedef bool look_fn(struct swapper *swapper, const struct region *region, uint64_t from_idx, uint64_t *found_idx);
+
+static bool look_for_data(struct swapper *swapper, const struct region *region, uint64_t from_idx, uint64_t *found_idx)
+{
+	uint64_t end_idx;
+	int rc;
+
+	(void)swapper;
+	return memory_next_data(region, from_idx, found_idx, &end_idx, &rc);
+}
+
+static bool look_for_stored(struct swapper *swapper, const struct region *region, uint64_t from_idx, uint64_t *found_idx)
+{
+	uint64_t end_idx = region->page_idx + region->pages;
+
+	*found_idx = page_map_next_used(swapper->vm->map, from_idx, end_idx);
+	return *found_idx < end_idx;
+}
+
+static bool next_window(struct swapper *swapper, look_fn *look, size_t lane, struct window *out)
+{
+	struct memory *memory = &swapper->vm->memory;
+	bool found = false;
+
+	gate_pass(swapper->vm->gate, lane); /* the regions stay */
+	pthread_mutex_lock(&swapper->lock);
+	while (!found && swapper->region_i < memory->regions_n) {
+		const struct region *region = &memory->regions[swapper->region_i];
+		uint64_t found_idx;
+
+		if (swapper->cursor_idx < region->page_idx)
+			swapper->cursor_idx = region->page_idx;
+		if (region->fd >= 0 && swapper->cursor_idx < region->page_idx + region->pages &&
+		    look(swapper, region, swapper->cursor_idx, &found_idx)) {
+			window_around(region, found_idx, out);
+			swapper->cursor_idx = out->page_idx + out->pages;
+			found = true;
+		} else {
+			swapper->region_i++;
+		}
+	}
+	pthread_mutex_unlock(&swapper->lock);
+	gate_leave(swapper->vm->gate, lane);
+	return found;
+}
+
+static void add_counts(struct swapper *swapper, const struct evict_counts *counts)
+{
+	pthread_mutex_lock(&swapper->lock);
+	swapper->counts.stored_pages += counts->stored_pages;
+	swapper->counts.zero_pages += counts->zero_pages;
+	swapper->counts.written_pages += counts->written_pages;
+	swapper->counts.pinned_pages += counts->pinned_pages;
+	if (counts->longest_stop_ns > swapper->counts.longest_stop_ns)
+		swapper->counts.longest_stop_ns = counts->longest_stop_ns;
+	pthread_mutex_unlock(&swapper->lock);
+}
+
+static struct evictor evictor_of(struct worker *worker)
+{
+	struct swapper *swapper = worker->swapper;
+
+	return (struct evictor){
+		.vm = swapper->vm,
+		.lane = worker->lane,
+		.pins = swapper->pins,
+		.frozen = swapper->frozen,
+		.zeros_only = swapper->zeros_only,
+		.buffer = worker->buffer,
+	};
+}
+
+/* Protect and evict chunk by chunk: a page is protected for a few milliseconds only, so that hardly any is written in
+ * between, and no protect call holds the guest up for longer than its 2 MiB take. */
+static void *evict_worker(void *argument)
+{
+	struct worker *worker = argument;
+	struct swapper *swapper = worker->swapper;
+	struct evictor evictor = evictor_of(worker);
+	struct window window;
+
+	while (go_on(swapper) && next_window(swapper, look_for_data, worker->lane, &window)) {
+		struct error error = { 0 };
+		uint64_t joined;
+		int rc = evict_protect(&evictor, &window.region, window.page_idx, window.pages, &joined, &error);
+
+		if (!rc)
+			rc = evict_protected(&evictor, &window.region, window.page_idx, window.pages, joined, &error);
+		if (rc)
+			fail(swapper, &error);
+		atomic_fetch_add(&swapper->progress_pages, window.pages);
+	}
+	add_counts(swapper, &evictor.counts);
+	return NULL;
+}
+
+static void *restore_worker(void *argument)
+{
+	struct worker *worker = argument;
+	struct swapper *swapper = worker->swapper;
+	struct restorer restorer = { .vm = swapper->vm, .lane = worker->lane, .buffer = worker->buffer };
+	struct window window;
+
+	while (go_on(swapper) && next_window(swapper, look_for_stored, worker->lane, &window)) {
+		struct error error = { 0 };
+
+		if (restore_chunk(&restorer, window.page_idx, window.pages, &error))
+			fail(swapper, &error);
+		atomic_fetch_add(&swapper->progress_pages, window.pages);
+	}
+	pthread_mutex_lock(&swapper->lock);
+	swapper->restored_pages += restorer.restored_pages;
+	swapper->unreadable_pages += restorer.unreadable_pages;
+	pthread_mutex_unlock(&swapper->lock);
+	return NULL;
+}
+
+/* Run one worker function on all workers until it returns on each. The more the storage lets overlap, the better: while one
+ * chunk is written the next is read. */
+static void run_workers(struct swapper *swapper, void *(*run)(void *))
+{
+	struct worker workers[WORKERS_MAX];
+	size_t n = 0;
+	int code = 0;
+
+	for (; n < swapper->vm->workers_n && !code; n++) {
+		struct worker *worker = &workers[n];
+		pthread_attr_t attr;
+
+		*worker = (struct worker){ .swapper = swapper, .lane = VM_WORKER_LANE(swapper->vm, n) };
+		worker->buffer = mmap(NULL, CHUNK_BYTES, PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+		if (worker->buffer == MAP_FAILED) {
+			code = ENOMEM;
+			break;
+		}
+		pthread_attr_init(&attr);
+		pthread_attr_setstacksize(&attr, STACK_BYTES);
+		code = pthread_create(&worker->thread, &attr, run, worker);
+		pthread_attr_destroy(&attr);
+		if (code) {
+			munmap(worker->buffer, CHUNK_BYTES);
+			break;
+		}
+	}
+	if (code && n == 0) { /* with one worker at least, the job only takes longer */
+		struct error error;
+
+		error_set(&error, code, "cannot start a worker thread: %s", strerror(code));
+		fail(swapper, &error);
+	}
+	while (n-- > 0) {
+		pthread_join(workers[n].thread, NULL);
+		munmap(workers[n].buffer, CHUNK_BYTES);
+	}
+}
+
+static void track(struct swapper *swapper, bool on)
+{
+	struct vm *vm = swapper->vm;
+
+	gate_hold_alone(vm->gate);
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		if (on)
+			vm_register_process(vm, vm->spaces.processes[i]);
+		else
+			vm_unregister_process(vm, vm->spaces.processes[i]);
+	}
+	atomic_store(&vm->tracking, on);
+	atomic_store(&page_map_header(vm->map)->tracking, on);
+	gate_release(vm->gate);
+}
+
+static bool all_protect(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+	bool all = true;
+
+	gate_pass(vm->gate, VM_JOB_LANE(vm));
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		all = all && (vm->spaces.processes[i]->gone || vm->spaces.processes[i]->protects);
+	gate_leave(vm->gate, VM_JOB_LANE(vm));
+	return all;
+}
+
+/* Every process that maps a memfd of the VM, whether we know it or not. */
+static int list_mappers(void *ctx, struct pid_list *out)
+{
+	struct swapper *swapper = ctx;
+	struct memory *memory = &swapper->vm->memory;
+	struct mapped_file files[MEMORY_MAX_REGIONS];
+	struct mapper_list found = { 0 };
+	size_t files_n = 0;
+	int rc = 0;
+
+	for (size_t i = 0; i < memory->regions_n; i++)
+		if (memory->regions[i].fd >= 0)
+			files[files_n++] = (struct mapped_file){ memory->regions[i].device, memory->regions[i].inode };
+	rc = mappers_find(files, files_n, &found);
+	for (size_t i = 0; i < found.pids.pids_n && !rc; i++)
+		rc = pid_list_add(out, found.pids.pids[i]);
+	mappers_free(&found);
+	return rc;
+}
+
+static int choose_mode(struct swapper *swapper, enum swap_mode *mode)
+{
+	*mode = swapper->options.mode;
+	if (*mode == MODE_AUTO)
+		*mode = all_protect(swapper) ? MODE_LIVE : MODE_FREEZE;
+	if (*mode == MODE_LIVE && !all_protect(swapper))
+		return error_set(&swapper->error, ENOTSUP,
+				 "swap-out of a running guest needs write-protection by userfaultfd, which this kernel (or "
+				 "the VMM's userfaultfd) does not offer for shared memory: set Mode=freeze or Mode=auto");
+	return 0;
+}
+
+/* Pins of before the freeze or the protect are visible from then on; the weakest way only waits and hopes. */
+static int prepare_pin_check(struct swapper *swapper)
+{
+	pins_destroy(swapper->pins);
+	swapper->pins = NULL;
+	if (!swapper->options.check_pins) {
+		atomic_store(&swapper->pin_check, "none");
+		return 0;
+	}
+	int rc = pins_create(&swapper->options.pins, &swapper->pins, &swapper->error);
+
+	atomic_store(&swapper->pin_check, pins_kind(swapper->pins));
+	return rc;
+}
+
+static void pass_over_memory(struct swapper *swapper)
+{
+	rewind_cursor(swapper);
+	if (swapper->pins)
+		pins_begin_pass(swapper->pins);
+	swapper->counts.pinned_pages = 0;
+	swapper->counts.written_pages = 0;
+	run_workers(swapper, evict_worker);
+}
+
+static void passes_over_memory(struct swapper *swapper)
+{
+	for (uint32_t pass = 0; pass < swapper->options.max_passes; pass++) {
+		uint64_t before = swapper->counts.stored_pages + swapper->counts.zero_pages;
+
+		atomic_store(&swapper->progress_pages, 0);
+		pass_over_memory(swapper);
+		if (!go_on(swapper) || swapper->counts.stored_pages + swapper->counts.zero_pages == before ||
+		    memory_resident_pages(&swapper->vm->memory) <= swapper->options.until_resident_pages)
+			break;
+	}
+}
+
+static void swap_out(struct swapper *swapper)
+{
+	struct page_map_header *header = page_map_header(swapper->vm->map);
+	struct freeze *freeze = NULL;
+	enum swap_mode mode;
+
+	if (!swapper->vm->tracking)
+		track(swapper, true);
+	if (choose_mode(swapper, &mode) || prepare_pin_check(swapper))
+		return;
+	swapper->frozen = mode == MODE_FREEZE;
+	if (swapper->frozen && freeze_create(list_mappers, swapper, swapper->options.freeze_timeout_ms, &freeze,
+					     &swapper->error))
+		return;
+	atomic_store(&header->copied_pages, 0);
+	atomic_store(&header->zeroed_pages, 0);
+	atomic_store(&header->redundant_pages, 0);
+	atomic_store(&header->last_mode, mode);
+	passes_over_memory(swapper);
+	if (freeze)
+		freeze_thaw(freeze);
+	atomic_store(&header->pause_us,
+		     freeze ? freeze_duration_us(freeze) : swapper->counts.longest_stop_ns / 1000);
+	atomic_store(&header->pinned_pages, swapper->counts.pinned_pages);
+	freeze_destroy(freeze);
+}
+
+static void swap_in(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+
+	/* Demand faults bring pages back too, and may give up on one that we then have to try: so until nothing is out. */
+	while (atomic_load(&vm->stored_pages) && go_on(swapper)) {
+		uint64_t before = atomic_load(&vm->stored_pages);
+
+		swapper->unreadable_pages = 0;
+		rewind_cursor(swapper);
+		run_workers(swapper, restore_worker);
+		if (swapper->unreadable_pages && atomic_load(&vm->stored_pages) >= before)
+			break;
+		if (atomic_load(&vm->stored_pages) >= before)
+			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+	}
+	if (!go_on(swapper))
+		return;
+	if (swapper->unreadable_pages || atomic_load(&vm->poisoned_pages)) {
+		error_set(&swapper->error, EIO,
+			  "%llu pages of guest memory cannot be read back from the swap file: they are still out, and the VM "
+			  "cannot be released while they are",
+			  (unsigned long long)(atomic_load(&vm->stored_pages) + atomic_load(&vm->poisoned_pages)));
+		return;
+	}
+	track(swapper, false);
+	store_trim(vm->store);
+}
+
+static void trim(struct swapper *swapper)
+{
+	if (swapper->vm->tracking && !prepare_pin_check(swapper)) {
+		swapper->zeros_only = true;
+		pass_over_memory(swapper);
+	}
+	store_trim(swapper->vm->store);
+}
+
+static void *run_job(void *argument)
+{
+	struct swapper *swapper = argument;
+	struct page_map_header *header = page_map_header(swapper->vm->map);
+	struct notice done = { .kind = NOTICE_JOB_DONE, .job = atomic_load(&swapper->job) };
+	uint64_t since_ns = monotonic_ns();
+
+	atomic_store(&header->job, done.job);
+	switch (done.job) {
+	case JOB_SWAP_OUT:
+		swap_out(swapper);
+		atomic_store(&header->swap_time_ms, (monotonic_ns() - since_ns) / 1000000);
+		break;
+	case JOB_SWAP_IN:
+		swap_in(swapper);
+		break;
+	case JOB_TRIM:
+		trim(swapper);
+		break;
+	}
+	FAILPOINT_HERE("swapper.done");
+	atomic_store(&header->job, JOB_NONE);
+	done.cancelled = atomic_load(&swapper->cancel);
+	done.code = swapper->error.code;
+	memcpy(done.message, swapper->error.message, sizeof done.message);
+	pins_destroy(swapper->pins);
+	swapper->pins = NULL;
+	atomic_store(&swapper->job, JOB_NONE);
+	notices_post(swapper->vm->notices, &done);
+	return NULL;
+}
+
+int swapper_create(struct vm *vm, struct swapper **out, struct error *err)
+{
+	struct swapper *swapper = calloc(1, sizeof *swapper);
+
+	if (!swapper)
+		return error_set(err, ENOMEM, "no memory for the swapper");
+	swapper->vm = vm;
+	atomic_init(&swapper->pin_check, "");
+	pthread_mutex_init(&swapper->lock, NULL);
+	*out = swapper;
+	return 0;
+}
+
+static void join_last(struct swapper *swapper)
+{
+	if (swapper->thread_to_join)
+		pthread_join(swapper->thread, NULL);
+	swapper->thread_to_join = false;
+}
+
+void swapper_destroy(struct swapper *swapper)
+{
+	if (!swapper)
+		return;
+	swapper_cancel(swapper);
+	join_last(swapper);
+	pins_destroy(swapper->pins);
+	pthread_mutex_destroy(&swapper->lock);
+	free(swapper);
+}
+
+int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options, struct error *err)
+{
+	int code;
+
+	if (atomic_load(&swapper->job) != JOB_NONE)
+		return error_set(err, EBUSY, "another operation is still under way");
+	join_last(swapper);
+	swapper->options = *options;
+	swapper->frozen = swapper->zeros_only = false;
+	memset(&swapper->error, 0, sizeof swapper->error);
+	memset(&swapper->counts, 0, sizeof swapper->counts);
+	swapper->restored_pages = swapper->unreadable_pages = 0;
+	atomic_store(&swapper->cancel, false);
+	atomic_store(&swapper->progress_pages, 0);
+	atomic_store(&swapper->job, job);
+	code = pthread_create(&swapper->thread, NULL, run_job, swapper);
+	if (code) {
+		atomic_store(&swapper->job, JOB_NONE);
+		return error_set(err, code, "cannot start a thread: %s", strerror(code));
+	}
+	swapper->thread_to_join = true;
+	return 0;
+}
+
+void swapper_cancel(struct swapper *swapper)
+{
+	atomic_store(&swapper->cancel, true);
+}
+
+enum job_kind swapper_job(const struct swapper *swapper)
+{
+	return (enum job_kind)atomic_load(&swapper->job);
+}
+
+uint64_t swapper_progress_pages(const struct swapper *swapper)
+{
+	return atomic_load(&swapper->progress_pages);
+}
+
+const char *swapper_pin_check(const struct swapper *swapper)
+{
+	return atomic_load(&swapper->pin_check);
+}

@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The engine of one VM, typed. All that happens per page or while a guest thread waits is in C (engine/src/).
+
+Calls release the GIL. None blocks for longer than a system call, except close(), which waits for a running job to
+end its chunk. All errors are vmmswap.errors classes.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vmmswap.errors import InternalError, VmmswapError, from_errno
+
+if os.environ.get("VMMSWAP_ENGINE") == "failpoints":
+    from vmmswap._engine_failpoints import ffi, lib
+else:
+    from vmmswap._engine import ffi, lib
+
+_NO_PAGE = 2**64 - 1
+
+
+class Job(enum.IntEnum):
+    """A long job of the engine. The values are those of enum job_kind."""
+
+    NONE = 0
+    SWAP_OUT = 1
+    SWAP_IN = 2
+    TRIM = 3
+
+
+class Mode(enum.IntEnum):
+    """How a swap-out keeps the guest from changing what is being stored (enum swap_mode)."""
+
+    NONE = 0
+    LIVE = 1
+    FREEZE = 2
+    AUTO = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """One mapping of guest memory in one process: `pages` pages from page_idx on are mapped at addr."""
+
+    addr: int
+    page_idx: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most four.
+    spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long job.
+    """
+
+    swap_dir: Path
+    fault_threads: int = 0
+    spin_us: int = 0
+    workers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PinOptions:
+    """Which ways of seeing pinned pages may be used; the engine takes the first that works (docs/pins.md)."""
+
+    bpf: bool = True
+    collapse: bool = True
+    qmp_drained: bool = False
+    promised_unpinned: bool = False
+    settle_ms: int = 0  # 0: do not fall back to waiting
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOutOptions:
+    """pins None: nothing is looked at, for memory that nothing can pin."""
+
+    mode: Mode = Mode.AUTO
+    max_passes: int = 1
+    until_resident_pages: int = 0
+    freeze_timeout_ms: int = 10000
+    pins: PinOptions | None = PinOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessForked:
+    """A process of the VM forked; the child is served from now on. uffd: a number in our fd table, the engine's own."""
+
+    process_id: int
+    parent_id: int
+    uffd: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessGone:
+    """A process's uffd answered ESRCH: it died or called exec."""
+
+    process_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """A job ended. cancelled: it was turned back, and has done a part."""
+
+    job: Job
+    error: VmmswapError | None
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PagePoisoned:
+    """A page cannot be read back; whoever touches it gets SIGBUS."""
+
+    page_idx: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageHealed:
+    """A poisoned page could be read after all."""
+
+    page_idx: int
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the VMM or a stranger did and a person must know. page_idx None: about no page."""
+
+    message: str
+    page_idx: int | None
+
+
+EngineEvent = ProcessForked | ProcessGone | JobDone | PagePoisoned | PageHealed | Notice
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRecord:
+    """One page fault. time_ns: CLOCK_MONOTONIC. addr: as the kernel gave it. flags: UFFD_PAGEFAULT_FLAG_*."""
+
+    time_ns: int
+    addr: int
+    process_id: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """struct engine_stats: see engine/src/engine.h."""
+
+    resident_pages: int
+    total_pages: int
+    copied_pages: int
+    zeroed_pages: int
+    redundant_pages: int
+    swap_pages: int
+    progress_pages: int
+    swap_time_ms: int
+    pause_us: int
+    fault_count: int
+    fault_p50_ns: int
+    fault_p99_ns: int
+    stored_ram_bytes: int
+    stored_disk_bytes: int
+    written_bytes: int
+    processes: int
+    poisoned_pages: int
+    pinned_pages: int
+    trace_dropped: int
+    mode: Mode
+    job: Job
+    tracking: bool
+
+
+_COUNTERS = tuple(name for name in EngineStats.__slots__ if name not in ("mode", "job", "tracking"))
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a successor found: how many pages are out, and what the predecessor was doing when it died."""
+
+    out_pages: int
+    last_job: Job
+
+
+def _text(chars: Any) -> str:  # noqa: ANN401 - cffi's objects have no static types
+    return bytes(ffi.string(chars)).decode(errors="replace")
+
+
+class Engine:
+    """The engine of one VM. Use from one thread at a time."""
+
+    def __init__(
+        self, config: EngineConfig, *, page_map_fd: int | None = None, store_fd: int | None = None
+    ) -> None:
+        """Make a new engine, or with the two fds of one that died its successor: then add the same regions in the
+        same order and all processes, and call recover(). The fds stay the caller's, as do all fds given later.
+        """
+        swap_dir = ffi.new("char[]", os.fsencode(config.swap_dir))
+        c_config = ffi.new(
+            "struct engine_config *",
+            {
+                "swap_dir": swap_dir,
+                "fault_threads": config.fault_threads,
+                "spin_us": config.spin_us,
+                "workers": config.workers,
+                "page_map_fd": -1 if page_map_fd is None else page_map_fd,
+                "store_fd": -1 if store_fd is None else store_fd,
+            },
+        )
+        self._error = ffi.new("struct error *")
+        out = ffi.new("struct engine **")
+        self._check(lib.engine_create(c_config, out, self._error))
+        self._engine = out[0]
+        self._trace_buffer = ffi.NULL
+        self._trace_room = 0
+
+    def _check(self, rc: int) -> None:
+        if rc < 0:
+            raise from_errno(-rc, _text(self._error.message))
+
+    def add_region(self, memfd: int, offset_bytes: int, size_bytes: int) -> int:
+        """Add guest memory; return the index of its first page, counted over all regions."""
+        out = ffi.new("uint64_t *")
+        self._check(
+            lib.engine_add_region(self._engine, memfd, offset_bytes, size_bytes, out, self._error)
+        )
+        return int(out[0])
+
+    def remove_region(self, page_idx: int) -> None:
+        """Forget the region that starts at page_idx; BusyError while a page of it is out or a job runs."""
+        self._check(lib.engine_remove_region(self._engine, page_idx, self._error))
+
+    def add_process(self, uffd: int, ranges: Sequence[Range]) -> int:
+        """Add a process that maps guest memory; return its id. The uffd must have had UFFDIO_API. While memory is
+        tracked it is registered before this returns.
+        """
+        c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
+        out = ffi.new("uint32_t *")
+        self._check(
+            lib.engine_add_process(self._engine, uffd, c_ranges, len(ranges), out, self._error)
+        )
+        return int(out[0])
+
+    def add_range(self, process_id: int, item: Range) -> None:
+        """A process maps a further region (memory hotplug)."""
+        c_range = ffi.new("struct range *", _c_range(item))
+        self._check(lib.engine_add_range(self._engine, process_id, c_range, self._error))
+
+    def remove_process(self, process_id: int) -> None:
+        """Forget a process and close its uffd."""
+        self._check(lib.engine_remove_process(self._engine, process_id, self._error))
+
+    def register_dummy(self, process_id: int, addr: int) -> None:
+        """Register a page that nobody touches, so that the kernel reports forks from now on."""
+        self._check(lib.engine_register_dummy(self._engine, process_id, addr, self._error))
+
+    def recover(self) -> Recovered:
+        """Take over what a dead predecessor left, before start()."""
+        pages = ffi.new("uint64_t *")
+        job = ffi.new("uint32_t *")
+        self._check(lib.engine_recover(self._engine, pages, job, self._error))
+        return Recovered(int(pages[0]), Job(job[0]))
+
+    def start(self) -> None:
+        """Serve faults from now on."""
+        self._check(lib.engine_start(self._engine, self._error))
+
+    def start_swap_out(self, options: SwapOutOptions) -> None:
+        """Swap all out; JobDone follows. BusyError while a job runs."""
+        self._start_job(Job.SWAP_OUT, options)
+
+    def start_swap_in(self) -> None:
+        """Swap all in and then unregister guest memory; faults are served meanwhile. JobDone follows."""
+        self._start_job(Job.SWAP_IN, SwapOutOptions())
+
+    def start_trim(self, options: SwapOutOptions) -> None:
+        """Give back what need not be held, without waking the guest; JobDone follows."""
+        self._start_job(Job.TRIM, options)
+
+    def _start_job(self, job: Job, options: SwapOutOptions) -> None:
+        pins = options.pins or PinOptions()
+        c_options = ffi.new(
+            "struct swap_out_options *",
+            {
+                "mode": options.mode,
+                "max_passes": options.max_passes,
+                "until_resident_pages": options.until_resident_pages,
+                "freeze_timeout_ms": options.freeze_timeout_ms,
+                "check_pins": options.pins is not None,
+                "pins": {
+                    "allow_bpf": pins.bpf,
+                    "allow_collapse": pins.collapse,
+                    "qmp_drained": pins.qmp_drained,
+                    "promised_unpinned": pins.promised_unpinned,
+                    "allow_settle": pins.settle_ms > 0,
+                    "settle_ms": pins.settle_ms,
+                },
+            },
+        )
+        self._check(lib.engine_start_job(self._engine, job, c_options, self._error))
+
+    def cancel(self) -> None:
+        """Turn the running job back: it ends within one chunk, and JobDone(cancelled=True) follows."""
+        lib.engine_cancel_job(self._engine)
+
+    @property
+    def event_fd(self) -> int:
+        """Readable while events() has something."""
+        return int(lib.engine_notices_fd(self._engine))
+
+    def events(self) -> list[EngineEvent]:
+        """What happened since the last call, oldest first."""
+        notice = ffi.new("struct notice *")
+        found: list[EngineEvent] = []
+        while lib.engine_take_notice(self._engine, notice):
+            found.append(_event_of(notice))
+        return found
+
+    def stats(self) -> EngineStats:
+        """All counters now. Nothing stops for it."""
+        stats = ffi.new("struct engine_stats *")
+        lib.engine_read_stats(self._engine, stats)
+        return EngineStats(
+            **{name: int(getattr(stats, name)) for name in _COUNTERS},
+            mode=Mode(stats.last_mode),
+            job=Job(stats.job),
+            tracking=bool(stats.tracking),
+        )
+
+    @property
+    def pin_check(self) -> str:
+        """How the last swap-out saw pinned pages: bpf, collapse, qmp, promise, settle, none; empty before the first."""
+        return _text(lib.engine_pin_check(self._engine))
+
+    def locate(self, page_idx: int) -> tuple[int, int] | None:
+        """(index of the region in the order of add_region, offset in its memfd in bytes) of a page."""
+        region = ffi.new("size_t *")
+        offset = ffi.new("uint64_t *")
+        if not lib.engine_locate(self._engine, page_idx, region, offset):
+            return None
+        return int(region[0]), int(offset[0])
+
+    def set_trace(self, on: bool) -> None:
+        """Record page faults from now on, or no longer."""
+        self._check(lib.engine_set_trace(self._engine, on, self._error))
+
+    def drain_trace(self, limit: int = 4096) -> list[TraceRecord]:
+        """Up to `limit` recorded faults, oldest first; again, until it returns none."""
+        if self._trace_room < limit:
+            self._trace_buffer = ffi.new("struct trace_record[]", limit)
+            self._trace_room = limit
+        count = int(lib.engine_drain_trace(self._engine, self._trace_buffer, limit))
+        records = [
+            TraceRecord(int(item.time_ns), int(item.addr), int(item.process_id), int(item.flags))
+            for item in self._trace_buffer[0:count]
+        ]
+        return sorted(records, key=lambda record: record.time_ns)
+
+    @property
+    def page_map_fd(self) -> int:
+        """The page map's memfd, the engine's own: dup it to keep it."""
+        return int(lib.engine_page_map_fd(self._engine))
+
+    @property
+    def store_fd(self) -> int:
+        """The swap file, the engine's own: dup it to keep it."""
+        return int(lib.engine_store_fd(self._engine))
+
+    def close(self) -> None:
+        """Stop all threads. Touches nothing of the guest: what is out stays out."""
+        engine, self._engine = self._engine, ffi.NULL
+        lib.engine_destroy(engine)
+
+
+def _c_range(item: Range) -> dict[str, int]:
+    return {"addr": item.addr, "page_idx": item.page_idx, "pages": item.pages}
+
+
+def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have no static types
+    kind = notice.kind
+    message = _text(notice.message)
+    if kind == lib.NOTICE_PROCESS_FORKED:
+        return ProcessForked(int(notice.process_id), int(notice.parent_id), int(notice.fd))
+    if kind == lib.NOTICE_PROCESS_GONE:
+        return ProcessGone(int(notice.process_id))
+    if kind == lib.NOTICE_JOB_DONE:
+        error = from_errno(int(notice.code), message) if notice.code else None
+        return JobDone(Job(notice.job), error, bool(notice.cancelled))
+    if kind == lib.NOTICE_PAGE_POISONED:
+        return PagePoisoned(int(notice.page_idx), message)
+    if kind == lib.NOTICE_PAGE_HEALED:
+        return PageHealed(int(notice.page_idx))
+    page_idx = int(notice.page_idx)
+    return Notice(message, None if page_idx == _NO_PAGE else page_idx)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """One shared mapping of guest memory in some process; file_idx: which of the memfds asked for."""
+
+    pid: int
+    addr: int
+    size_bytes: int
+    offset_bytes: int
+    file_idx: int
+
+
+def mappings_of(memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
+    """All shared mappings of these files in other processes, and the pids whose maps cannot be read."""
+    files = ffi.new("struct mapped_file[]", max(1, len(memfds)))
+    for idx, fd in enumerate(memfds):
+        rc = lib.mappers_file_of(fd, ffi.addressof(files, idx))
+        if rc < 0:
+            raise from_errno(-rc, f"cannot look at fd {fd}: {os.strerror(-rc)}")
+    found = ffi.new("struct mapper_list *")
+    rc = lib.mappers_find(files, len(memfds), found)
+    if rc < 0:
+        raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
+    try:
+        mappings = [
+            Mapping(int(m.pid), int(m.addr), int(m.size_bytes), int(m.offset_bytes), int(m.file_idx))
+            for m in (found.mappings[i] for i in range(found.mappings_n))
+        ]
+        unreadable = [int(found.unreadable.pids[i]) for i in range(found.unreadable.pids_n)]
+    finally:
+        lib.mappers_free(found)
+    return mappings, unreadable
+
+
+def mappers(memfds: Sequence[int]) -> list[int]:
+    """Pids of the other processes that map one of these files shared, each once."""
+    return sorted({mapping.pid for mapping in mappings_of(memfds)[0]})
+
+
+def registered_buffer_in(ranges: Sequence[tuple[int, int, int]]) -> str | None:
+    """Whether an io_uring of these processes has a registered buffer in their guest memory: what a person must
+    know of it, or None. ranges: (pid, addr, size_bytes).
+    """
+    c_ranges = ffi.new("struct uring_range[]", max(1, len(ranges)))
+    for idx, (pid, addr, size_bytes) in enumerate(ranges):
+        c_ranges[idx].pid, c_ranges[idx].addr, c_ranges[idx].size_bytes = pid, addr, size_bytes
+    found = ffi.new("struct uring_found *")
+    error = ffi.new("struct error *")
+    rc = lib.uring_buffers_find(c_ranges, len(ranges), found, error)
+    if rc < 0:
+        raise from_errno(-rc, _text(error.message))
+    return _text(error.message) if rc else None
+
+
+def failpoint_names() -> list[str]:
+    """Every failpoint that the engine knows."""
+    names: list[str] = []
+    while (name := lib.failpoint_name(len(names))) != ffi.NULL:
+        names.append(_text(name))
+    return names
+
+
+def arm_failpoints(text: str) -> None:
+    """Arm failpoints (engine/src/failpoint.h has the syntax); only in the engine built for tests."""
+    rc = lib.failpoint_arm(text.encode())
+    if rc < 0:
+        raise InternalError(f"cannot arm failpoints {text!r}: {os.strerror(-rc)}")
+
+
+def failpoint_hits(name: str) -> int:
+    """How often a failpoint was reached."""
+    return int(lib.failpoint_hits(name.encode()))
