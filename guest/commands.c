@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "control.h"
+#include "device.h"
+#include "report.h"
+
+#define MAX_WORDS 16
+#define CHUNK_PAGES 64
+#define ALL_PROCESSES (-1)
+
+const char command_help[] =
+	"Orders, one a line on standard input; FIRST and N are pages; by= is all, main or a process number:\n"
+	"  status | processes | threads | memory | reset-stats | help | quit\n"
+	"  fill [first=F] [pages=N] [by=all]                 write what the mix says; all processes share the work\n"
+	"  verify [first=F] [pages=N] [by=all] [touched=1]   every process compares every byte; touched=1 leaves out\n"
+	"                                                    pages that nobody has written yet\n"
+	"  work start [rate=OPS] [writes=PERCENT] [kernel=PERCENT]   read, check and write until work stop\n"
+	"  work stop                                         done when every worker has come to rest\n"
+	"  hot N [first=F] [stride=S]                        work on N pages only; hot 0: on all\n"
+	"  touch FIRST N read|write [by=main] [offset=O]     offset=: byte of the page to read first\n"
+	"  remove FIRST N madvise|dontneed|fallocate|balloon [zeros|either] [by=main]\n"
+	"                                                    give up; zeros: must read so afterwards (madvise, balloon);\n"
+	"                                                    either: zeros or as before (dontneed, fallocate)\n"
+	"  kernel-io FIRST N read|write [by=main]            read() into, write() from guest memory\n"
+	"  corrupt PAGE [offset=O] [by=main]                 turn a byte around unknown to the records\n"
+	"  fork N [by=main]                                  child processes, found by UFFD_EVENT_FORK\n"
+	"  backend N [silent]                                processes with mappings of their own, sent by add-process;\n"
+	"                                                    silent: that map and neither say so nor touch anything\n"
+	"  kill-device I | exec-device I                     end process I; replace it by an idle program\n"
+	"  register | disconnect                             hand over again; close the connection\n"
+	"  hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit\n"
+	"  hostile munmap REGION                             what bad VMMs do, unknown to the records\n"
+	"Replies: {\"reply\":N,\"ok\":true|false,...}; jobs end with {\"event\":\"done\",\"job\":ID,...}.\n";
+
+struct command {
+	struct control *control;
+	char *word[MAX_WORDS]; /* words without =, the name first */
+	int words;
+	char *option[MAX_WORDS]; /* key=value */
+	int options;
+	const char *wrong; /* why it cannot be obeyed */
+	int err;	   /* or its errno */
+	uint64_t job_id;   /* started */
+};
+
+static uint64_t number(struct command *command, int idx, uint64_t most)
+{
+	uint64_t value;
+
+	if (idx >= command->words || !parse_size(command->word[idx], &value) || value > most) {
+		command->wrong = "a number is missing, not a number, or too large; see help";
+		return 0;
+	}
+	return value;
+}
+
+static bool has_word(const struct command *command, int idx, const char *word)
+{
+	return idx < command->words && !strcmp(command->word[idx], word);
+}
+
+static const char *option(struct command *command, const char *key)
+{
+	size_t length = strlen(key);
+
+	for (int i = 0; i < command->options; i++)
+		if (!strncmp(command->option[i], key, length) && command->option[i][length] == '=')
+			return command->option[i] + length + 1;
+	return NULL;
+}
+
+static uint64_t number_option(struct command *command, const char *key, uint64_t otherwise, uint64_t most)
+{
+	const char *text = option(command, key);
+	uint64_t value = otherwise;
+
+	if (text && (!parse_size(text, &value) || value > most)) {
+		command->wrong = "the value of an option is not a number or too large; see help";
+		return otherwise;
+	}
+	return value;
+}
+
+static int by_option(struct command *command, int otherwise)
+{
+	const char *text = option(command, "by");
+	uint64_t process;
+
+	if (!text)
+		return otherwise;
+	if (!strcmp(text, "all"))
+		return ALL_PROCESSES;
+	if (!strcmp(text, "main"))
+		return 0;
+	if (!parse_size(text, &process) || process >= MAX_PROCESSES ||
+	    atomic_load(&command->control->guest->shared->process[process].state) != PROCESS_RUNNING) {
+		command->wrong = "by= must be all, main, or the number of a running process";
+		return otherwise;
+	}
+	return (int)process;
+}
+
+static uint64_t guest_pages(const struct command *command)
+{
+	return command->control->guest->memory.pages;
+}
+
+static void start(struct command *command, struct job *job)
+{
+	if (command->wrong)
+		return; /* the slot stays free: a job without id was never started */
+	job_start(command->control->guest->shared, job);
+	command->job_id = job->id;
+}
+
+/* A slot for a job; a spare one, never started, if there is no free slot. */
+static struct job *new_job(struct command *command, int kind)
+{
+	static struct job spare;
+	struct job *job = job_new(command->control->guest->shared, kind);
+
+	if (job)
+		return job;
+	command->wrong = "too many jobs run already: wait for one to be done";
+	return &spare;
+}
+
+static void set_range(struct command *command, struct job *job, uint64_t first_page, uint64_t pages)
+{
+	if (pages == 0 || first_page >= guest_pages(command) || pages > guest_pages(command) - first_page)
+		command->wrong = "no such pages: FIRST and N must lie in the guest, N at least 1";
+	job->first_page = first_page;
+	job->pages = pages;
+}
+
+static void set_range_options(struct command *command, struct job *job)
+{
+	uint64_t first_page = number_option(command, "first", 0, UINT64_MAX);
+	uint64_t rest = first_page < guest_pages(command) ? guest_pages(command) - first_page : 0;
+
+	set_range(command, job, first_page, number_option(command, "pages", rest, UINT64_MAX));
+	job->chunk_pages = CHUNK_PAGES;
+	job->process = by_option(command, ALL_PROCESSES);
+}
+
+static void set_range_words(struct command *command, struct job *job)
+{
+	set_range(command, job, number(command, 1, UINT64_MAX), number(command, 2, UINT64_MAX));
+	job->chunk_pages = job->pages;
+	job->process = by_option(command, 0);
+	job->cursor_is_shared = true;
+}
+
+static void run_fill(struct command *command)
+{
+	struct job *job = new_job(command, JOB_FILL);
+
+	set_range_options(command, job);
+	job->cursor_is_shared = job->process == ALL_PROCESSES;
+	start(command, job);
+}
+
+static void run_verify(struct command *command)
+{
+	struct job *job = new_job(command, JOB_VERIFY);
+
+	set_range_options(command, job);
+	job->skip_untouched = number_option(command, "touched", 0, 1);
+	start(command, job);
+}
+
+static void run_touch(struct command *command)
+{
+	struct job *job = new_job(command, JOB_TOUCH);
+
+	set_range_words(command, job);
+	job->is_write = has_word(command, 3, "write");
+	if (!job->is_write && !has_word(command, 3, "read"))
+		command->wrong = "touch FIRST N read|write";
+	job->offset_bytes = (unsigned)number_option(command, "offset", PAGE_BYTES, PAGE_BYTES - 1);
+	start(command, job);
+}
+
+static void run_kernel_io(struct command *command)
+{
+	struct job *job = new_job(command, JOB_KERNEL_IO);
+
+	set_range_words(command, job);
+	job->is_write = has_word(command, 3, "read"); /* read() writes to memory */
+	if (!job->is_write && !has_word(command, 3, "write"))
+		command->wrong = "kernel-io FIRST N read|write";
+	start(command, job);
+}
+
+static void run_remove(struct command *command)
+{
+	static const char *const how_names[] = {"madvise", "dontneed", "fallocate", "balloon"};
+	struct job *job = new_job(command, JOB_REMOVE);
+	int how = 0;
+
+	set_range_words(command, job);
+	while (how < 4 && !has_word(command, 3, how_names[how]))
+		how++;
+	if (how == 4 || (command->words > 4 && !has_word(command, 4, "zeros") && !has_word(command, 4, "either"))) {
+		command->wrong = "remove FIRST N madvise|dontneed|fallocate|balloon [zeros|either]";
+		return;
+	}
+	job->remove_how = how;
+	job->is_either = command->words > 4 ? has_word(command, 4, "either")
+					    : how == REMOVE_DONTNEED || how == REMOVE_FALLOCATE;
+	start(command, job);
+}
+
+static void run_corrupt(struct command *command)
+{
+	struct job *job = new_job(command, JOB_CORRUPT);
+
+	set_range(command, job, number(command, 1, UINT64_MAX), 1);
+	job->offset_bytes = (unsigned)number_option(command, "offset", 0, PAGE_BYTES - 1);
+	job->process = by_option(command, 0);
+	start(command, job);
+}
+
+static void work_start(struct command *command)
+{
+	struct shared *shared = command->control->guest->shared;
+	uint64_t rate = number_option(command, "rate", 0, 1000000000);
+	uint64_t write_percent = number_option(command, "writes", 50, 100);
+	uint64_t kernel_percent = number_option(command, "kernel", 0, 100);
+
+	if (write_percent + kernel_percent > 100)
+		command->wrong = "writes= and kernel= must not exceed 100 together";
+	if (command->wrong)
+		return;
+	atomic_store(&shared->rate, rate);
+	atomic_store(&shared->write_percent, (uint32_t)write_percent);
+	atomic_store(&shared->kernel_percent, (uint32_t)kernel_percent);
+	atomic_store(&shared->working, 1);
+	atomic_fetch_add(&shared->wake, 1);
+	futex_wake_all(&shared->wake);
+}
+
+static void run_work(struct command *command)
+{
+	struct shared *shared = command->control->guest->shared;
+
+	if (has_word(command, 1, "start")) {
+		work_start(command);
+		return;
+	}
+	if (!has_word(command, 1, "stop")) {
+		command->wrong = "work start [rate=OPS] [writes=PERCENT] [kernel=PERCENT], or work stop";
+		return;
+	}
+	struct job *job = new_job(command, JOB_QUIESCE);
+	if (command->wrong)
+		return;
+	atomic_store(&shared->working, 0);
+	atomic_fetch_add(&shared->quiesce_waiters, 1);
+	start(command, job);
+}
+
+static void run_hot(struct command *command)
+{
+	struct shared *shared = command->control->guest->shared;
+	uint64_t pages = number(command, 1, guest_pages(command));
+	uint64_t first_page = number_option(command, "first", 0, guest_pages(command) - 1);
+	uint64_t stride = number_option(command, "stride", 1, guest_pages(command));
+
+	if (command->wrong)
+		return;
+	atomic_store(&shared->hot_first, first_page);
+	atomic_store(&shared->hot_stride, stride);
+	atomic_store(&shared->hot_pages, pages);
+}
+
+static void run_fork(struct command *command)
+{
+	struct job *job = new_job(command, JOB_FORK);
+
+	job->pages = number(command, 1, MAX_PROCESSES);
+	job->process = by_option(command, 0);
+	if (!job->pages || job->process == ALL_PROCESSES)
+		command->wrong = "fork N [by=main|I], N at least 1";
+	start(command, job);
+}
+
+static bool request_backend(struct guest *guest, enum backend_mode mode, uint64_t job_id)
+{
+	struct zygote_request request = {.mode = mode};
+
+	request.process = device_slot(guest, KIND_BACKEND, 0, job_id);
+	if (request.process < 0)
+		return false;
+	if (send(guest->zygote_fd, &request, sizeof(request), MSG_NOSIGNAL | MSG_DONTWAIT) ==
+	    (ssize_t)sizeof(request))
+		return true;
+	atomic_store(&guest->shared->process[request.process].error, errno);
+	atomic_store(&guest->shared->process[request.process].state, PROCESS_FREE);
+	return false;
+}
+
+static void run_backend_command(struct command *command)
+{
+	struct control *control = command->control;
+	struct job *job = new_job(command, JOB_BACKEND);
+	enum backend_mode mode = control->handoff.path ? BACKEND_ANNOUNCE : BACKEND_PLAIN;
+	uint64_t count = number(command, 1, MAX_PROCESSES);
+
+	if (has_word(command, 2, "silent"))
+		mode = BACKEND_SILENT;
+	else if (command->words > 2 || !count)
+		command->wrong = "backend N [silent], N at least 1";
+	start(command, job);
+	for (uint64_t i = 0; i < count && !command->wrong; i++)
+		if (!request_backend(control->guest, mode, job->id))
+			atomic_store(&job->error, EAGAIN);
+}
+
+static void run_kill_device(struct command *command)
+{
+	int process = (int)number(command, 1, MAX_PROCESSES - 1);
+
+	if (!command->wrong && process == 0)
+		command->wrong = "process 0 is the VMM itself: use quit or hostile exit";
+	if (!command->wrong)
+		command->err = device_kill(command->control->guest, process);
+}
+
+static void run_exec_device(struct command *command)
+{
+	struct job *job = new_job(command, JOB_EXEC);
+
+	job->process = (int)number(command, 1, MAX_PROCESSES - 1);
+	if (!command->wrong && (job->process == 0 || atomic_load(&command->control->guest->shared->process[job->process]
+									      .state) != PROCESS_RUNNING))
+		command->wrong = "exec-device needs the number of a running process other than 0";
+	start(command, job);
+}
+
+static void run_hostile(struct command *command)
+{
+	if (!has_word(command, 1, "munmap")) {
+		command->err = hostile_run(command->control->guest, command->word + 1, command->words - 1);
+		if (command->err == ENOENT)
+			command->wrong = "hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit | "
+					 "munmap REGION";
+		return;
+	}
+	struct job *job = new_job(command, JOB_MUNMAP);
+	job->first_page = number(command, 2, command->control->guest->memory.regions - 1);
+	start(command, job);
+}
+
+static void run_register(struct command *command)
+{
+	if (!command->control->handoff.path)
+		command->wrong = "there is no monitor to register with: start with --socket PATH";
+	else if (handoff_start(&command->control->handoff))
+		report_handoff(&command->control->out, &command->control->handoff);
+}
+
+static void run_disconnect(struct command *command)
+{
+	handoff_disconnect(&command->control->handoff);
+	command->control->handoff.state = HANDOFF_NONE;
+}
+
+static void run_reset(struct command *command)
+{
+	report_reset(command->control->guest);
+}
+
+static void run_help(struct command *command)
+{
+	text_add(&command->control->out, ",\"help\":");
+	text_add_string(&command->control->out, command_help);
+}
+
+static void run_quit(struct command *command)
+{
+	command->control->has_ended = true;
+}
+
+static void run_status(struct command *command)
+{
+	report_status(&command->control->out, command->control->guest, &command->control->handoff);
+}
+
+static void run_memory(struct command *command) { report_memory(&command->control->out, command->control->guest); }
+static void run_processes(struct command *command)
+{
+	report_processes(&command->control->out, command->control->guest);
+}
+static void run_threads(struct command *command) { report_threads(&command->control->out, command->control->guest); }
+
+static const struct {
+	const char *name;
+	void (*run)(struct command *command);
+} commands[] = {
+	{"status", run_status},	      {"processes", run_processes},	{"threads", run_threads},
+	{"memory", run_memory},	      {"reset-stats", run_reset},	{"fill", run_fill},
+	{"verify", run_verify},	      {"work", run_work},		{"hot", run_hot},
+	{"touch", run_touch},	      {"remove", run_remove},		{"kernel-io", run_kernel_io},
+	{"corrupt", run_corrupt},     {"fork", run_fork},		{"backend", run_backend_command},
+	{"kill-device", run_kill_device}, {"exec-device", run_exec_device}, {"register", run_register},
+	{"disconnect", run_disconnect},	  {"hostile", run_hostile},	    {"help", run_help},
+	{"quit", run_quit},
+};
+
+static void split(struct command *command, char *line)
+{
+	char *word;
+
+	while ((word = strsep(&line, " \t\r"))) {
+		if (!*word)
+			continue;
+		if (command->words == MAX_WORDS || command->options == MAX_WORDS) {
+			command->wrong = "too many words";
+			return;
+		}
+		if (strchr(word, '='))
+			command->option[command->options++] = word;
+		else
+			command->word[command->words++] = word;
+	}
+}
+
+static void dispatch(struct command *command)
+{
+	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
+		if (strcmp(command->word[0], commands[i].name))
+			continue;
+		commands[i].run(command);
+		return;
+	}
+	command->wrong = "unknown order; see help";
+}
+
+/* The members of a reply gather in control->out while the order runs. */
+void command_run(struct control *control, char *line)
+{
+	struct command command = {.control = control};
+
+	text_clear(&control->out);
+	text_add(&control->out, "{\"reply\":%llu", (unsigned long long)control->lines);
+	split(&command, line);
+	if (!command.wrong && command.words)
+		dispatch(&command);
+	else if (!command.wrong)
+		command.wrong = "an empty order; see help";
+	if (command.err && !command.wrong)
+		command.wrong = strerror(command.err);
+	if (command.job_id)
+		text_add(&control->out, ",\"job\":%llu", (unsigned long long)command.job_id);
+	text_add(&control->out, ",\"ok\":%s,\"error\":", command.wrong ? "false" : "true");
+	text_add_string(&control->out, command.wrong ? command.wrong : "");
+	control_send(control);
+}
