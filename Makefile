@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+#   make demo       install what is missing, then swap a real guest's memory out and in, every byte checked
+#   make test       install what is missing, then run the whole test suite
+#   make chaos      only the tests that kill and starve things
+#   make bench      the figures of docs/performance.md on this machine
+#   make install    PREFIX=/usr DESTDIR=   programs, units, bus and polkit files; as root without DESTDIR
+#   make uninstall  PREFIX=/usr DESTDIR=   the opposite; stops what runs, which brings swapped memory in first
+#   make clean      everything built; .venv and what was installed stay
+#
+# The bus and polkit read policies below /usr and /etc only: another PREFIX than /usr is for looking at.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+PREFIX ?= /usr
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+PYTHON ?= /usr/bin/python3
+VENV ?= .venv
+WHEELHOUSE ?= build/wheelhouse
+
+STAMPS := build/stamps
+PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
+export PIP_ROOT_USER_ACTION := ignore
+
+ENGINE := $(wildcard engine/src/*.c engine/src/*.h) engine/build_cffi.py setup.py
+GUEST := build/vmmswap-guest
+
+.PHONY: help bootstrap demo test chaos bench clean wheelhouse
+help:
+	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
+
+# --- what is needed to build and run from this tree
+
+$(STAMPS)/apt-%: tools/apt-packages tools/install-packages
+	tools/install-packages $*
+	@mkdir -p $(@D); touch $@
+
+# Inside the environment, so that a make in another tree can use it too (VENV=).
+$(VENV)/.build-tools: | $(STAMPS)/apt-base
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install 'setuptools>=66' wheel 'cffi>=2.0'
+	@touch $@
+
+$(STAMPS)/package: pyproject.toml setup.py | $(VENV)/.build-tools
+	$(PIP) install --no-build-isolation --editable '.[dev]'
+	@mkdir -p $(@D); touch $@
+
+$(STAMPS)/engine: $(ENGINE) $(STAMPS)/package
+	$(VENV)/bin/python setup.py --quiet build_ext --inplace --parallel 2 --build-temp build/extension
+	@touch $@
+
+bootstrap: $(STAMPS)/apt-base $(STAMPS)/engine
+
+.PHONY: $(GUEST)
+$(GUEST): | $(STAMPS)/apt-base
+	$(MAKE) --no-print-directory -C guest
+
+# --- what one does with it
+
+demo: bootstrap $(GUEST)
+	$(VENV)/bin/vmmswapctl demo
+
+test: bootstrap $(STAMPS)/apt-test $(GUEST) wheelhouse
+	tools/run-tests $(VENV)
+
+chaos: bootstrap $(STAMPS)/apt-test $(GUEST)
+	$(VENV)/bin/pytest -p no:cacheprovider tests/chaos
+
+bench: bootstrap $(GUEST)
+	$(VENV)/bin/python -m benchmarks
+
+clean:
+	rm -rf build vmmswap.egg-info vmmswap/_engine*.so vmmswap/_engine*.[co]
+	$(MAKE) --no-print-directory -C engine clean
+	$(MAKE) --no-print-directory -C guest clean
+	find vmmswap tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# --- installation
+
+include tools/install.mk
