@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import socket
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support.handoff import GuestMemory, RecordingHandler, open_fds, refused, replies, send, serving
 from vmmswap.errors import AccessDeniedError, ProtocolError
-from vmmswap.handoff import ancillary, peer
+from vmmswap.handoff import ancillary, peer, uffd_api
 from vmmswap.handoff.ancillary import Credentials, receive_piece
 from vmmswap.handoff.client import VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import MAX_MESSAGE_BYTES, PAGE_SIZE, encode
@@ -270,6 +271,28 @@ def test_sender_that_has_ended():
 def test_sender_of_another_pid_than_its_pidfd():
     with OwnedFds([os.pidfd_open(1)]) as pidfd, pytest.raises(ProtocolError, match="pidfd says 1"):
         peer.identify(Credentials(os.getpid(), 0, 0), pidfd)
+
+
+def test_sender_whose_name_is_no_text():
+    comm = Path("/proc/self/comm")
+    name = comm.read_bytes()
+    comm.write_bytes(b"\xff\xfe")
+    try:
+        with OwnedFds() as pidfd:
+            assert peer.identify(Credentials(os.getpid(), os.getuid(), 0), pidfd).pid == os.getpid()
+    finally:
+        comm.write_bytes(name)
+
+
+async def test_server_closed_while_a_hand_off_is_checked(guest):
+    """The check runs on a thread and ends there; what it came to is closed."""
+    handler = RecordingHandler()
+    async with serving(handler) as connect:
+        sock = connect()
+        send(sock, encode("register", [guest.region]), [guest.uffd, guest.memfd])
+        while uffd_api.features_of(guest.uffd) is None:  # until the check has begun
+            await asyncio.sleep(0)
+    assert handler.requests == []
 
 
 # Thousands of malformed hand-offs.

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -293,7 +292,7 @@ def _qmp(message: Fields) -> str | None:
         raise ProtocolError(
             f"qmp: {show(path)} is not an absolute path of at most {_MAX_SOCKET_PATH_BYTES} bytes"
         )
-    return os.path.normpath(path)
+    return path
 
 
 def encode(kind: str, regions: Iterable[Region] = (), **more: object) -> bytes:

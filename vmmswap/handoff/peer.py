@@ -64,7 +64,7 @@ def _open(credentials: Credentials) -> int:
 def uids_of(pid: int) -> frozenset[int]:
     """Real, effective, saved and file system uid of a process."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text()
+        text = Path(f"/proc/{pid}/status").read_text(errors="replace")  # its Name line is the process's own
     except (FileNotFoundError, ProcessLookupError):
         raise ProtocolError(f"the process {pid} has ended") from None
     return next(

@@ -22,8 +22,10 @@ def map_file_of(pid: int) -> PathOf:
     """The memfds of another process, through its mappings. Opening them needs CAP_CHECKPOINT_RESTORE."""
 
     def path_of(region: Region) -> str:
-        mapping = next(m for m in maps.read_maps(pid) if m.start <= region.addr < m.end)
-        return f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+        for mapping in maps.read_maps(pid):
+            if mapping.start <= region.addr < mapping.end:
+                return f"/proc/{pid}/map_files/{mapping.start:x}-{mapping.end:x}"
+        raise FileNotFoundError(f"nothing is mapped at {region.addr:#x} any more")
 
     return path_of
 

@@ -8,16 +8,25 @@ import json
 import logging
 import socket
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from vmmswap.errors import AccessDeniedError, BusyError, InternalError, ProtocolError, VmmswapError
 from vmmswap.handoff import checks, messages
 from vmmswap.handoff.messages import AddProcess, AddRegion, Attach, Register, RemoveRegion
+from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.receiver import Frame, Limits, receive, wait_readable
 from vmmswap.handoff.requests import HandoffHandler, Memory
 
 _log = logging.getLogger("vmmswap.handoff")
-_T = TypeVar("_T")
+_STUCK_S = 10.0  # a check takes longer only if the VMM holds its own mmap lock
+
+
+class _OwnsFds(Protocol):
+    @property
+    def fds(self) -> OwnedFds: ...
+
+
+_T = TypeVar("_T", bound=_OwnsFds)
 _OK: dict[str, str] = {"type": "ok"}
 
 
@@ -221,12 +230,14 @@ class HandoffSession:
 
 
 async def _on_thread(work: Callable[[], _T]) -> _T:
-    """Run work on a thread. Returns or raises only when it has ended, also if cancelled: it uses fds that we
+    """Run a check on a thread. If cancelled, wait for it all the same: it uses fds that we are about to
     close.
     """
     future = asyncio.get_running_loop().run_in_executor(None, work)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
-        await asyncio.wait([future])
+        done, _ = await asyncio.wait([future], timeout=_STUCK_S)
+        if done and future.exception() is None:
+            future.result().fds.close()
         raise
