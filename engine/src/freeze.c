@@ -19,7 +19,7 @@
 #define GRACE_NS 500000000
 
 struct freeze {
-	struct tracees tracees; /* the tracer's alone until it has settled, and again from the thaw to its end */
+	struct tracees tracees; /* the tracer's alone until it has settled, and from the thaw to its end */
 	pthread_t tracer;
 	bool joined;
 	pthread_mutex_t lock;
@@ -66,8 +66,8 @@ static int start_tracer(struct freeze *freeze)
 	return -rc;
 }
 
-/* Joined, the tracer may not yet have let go what it holds: the kernel wakes us first. It does so before it forgets the
- * thread's number. True: cancelled. */
+/* Joined, the tracer may not yet have let go what it holds: the kernel wakes us first. It does so before it
+ * forgets the thread's number. True: cancelled. */
 static bool join_tracer(struct freeze *freeze)
 {
 	uint64_t pause_ns = TRACEES_NAP_MIN_NS;
@@ -83,7 +83,10 @@ static bool join_tracer(struct freeze *freeze)
 static bool wait_settled(struct freeze *freeze)
 {
 	uint64_t limit_ns = freeze->tracees.deadline_ns + GRACE_NS;
-	struct timespec limit = {.tv_sec = (time_t)(limit_ns / 1000000000), .tv_nsec = (long)(limit_ns % 1000000000)};
+	struct timespec limit = {
+		.tv_sec = (time_t)(limit_ns / 1000000000),
+		.tv_nsec = (long)(limit_ns % 1000000000),
+	};
 	int rc = 0;
 
 	pthread_mutex_lock(&freeze->lock);
@@ -109,19 +112,21 @@ static int give_up(struct freeze *freeze, struct error *err)
 
 	if (cancelled)
 		rc = error_set(err, ETIMEDOUT,
-			       "thread %d could not be seized within %u ms: its process is in the middle of execve(); all "
-			       "run again", tracees->seizing_tid, tracees->timeout_ms);
+			       "thread %d could not be seized within %u ms: its process is in the middle of "
+			       "execve(); all run again", tracees->seizing_tid, tracees->timeout_ms);
 	else if (tracees->err.code)
 		rc = error_set(err, tracees->err.code, "%s", tracees->err.message);
 	else if (freeze->rc)
 		rc = error_set(err, -freeze->rc, "cannot freeze the VM: %s", strerror(-freeze->rc));
 	else
-		rc = error_set(err, ETIMEDOUT, "the VM did not stand still within %u ms; all run again", tracees->timeout_ms);
+		rc = error_set(err, ETIMEDOUT, "the VM did not stand still within %u ms; all run again",
+			       tracees->timeout_ms);
 	release(freeze);
 	return rc;
 }
 
-int freeze_create(freeze_list_fn *list, void *ctx, uint32_t timeout_ms, struct freeze **out, struct error *err)
+int freeze_create(freeze_list_fn *list, void *ctx, uint32_t timeout_ms, struct freeze **out,
+		  struct error *err)
 {
 	struct freeze *freeze = calloc(1, sizeof *freeze);
 	int rc;
@@ -143,7 +148,8 @@ int freeze_create(freeze_list_fn *list, void *ctx, uint32_t timeout_ms, struct f
 	}
 	if (!wait_settled(freeze))
 		pthread_cancel(freeze->tracer);
-	/* A tracer that was not in seize() after all has noticed the cancellation or the deadline, or succeeds this instant. */
+	/* A tracer that was not in seize() after all has noticed the cancellation or the deadline, or
+	 * succeeds this instant. */
 	pthread_mutex_lock(&freeze->lock);
 	rc = freeze->settled ? freeze->rc : -ETIMEDOUT;
 	freeze->thaw = rc != 0;

@@ -14,7 +14,7 @@ struct scan {
 	const struct mapped_file *files;
 	size_t files_n;
 	struct mapper_list *out;
-	char *line; /* getline()'s, grown as needed: a path of 4 KiB becomes 16 KiB when each byte is escaped */
+	char *line; /* getline()'s, grown as needed: a path of 4 KiB is 16 KiB when each byte is escaped */
 	size_t line_max;
 };
 
@@ -36,9 +36,9 @@ void mappers_free(struct mapper_list *list)
 	*list = (struct mapper_list){0};
 }
 
-/* "ADDR-END PERM OFFSET MAJOR:MINOR INODE PATH". Only what stands before the path is looked at: the rest is any process's
- * choice (the kernel escapes a newline in it as \012, so it cannot forge a line). False: not a shared file mapping.
- * By hand, not sscanf: a freeze scans every process while the guest stands still. */
+/* "ADDR-END PERM OFFSET MAJOR:MINOR INODE PATH". Only what stands before the path is looked at: the rest is
+ * any process's choice (the kernel escapes a newline in it as \012, so it cannot forge a line). False: not
+ * a shared file mapping. By hand, not sscanf: a freeze scans every process while the guest stands still. */
 static bool parse_line(const char *line, struct mapping *mapping, struct mapped_file *file)
 {
 	unsigned long major_number, minor_number;
@@ -89,7 +89,8 @@ static int scan_line(struct scan *scan, pid_t pid)
 		if (scan->files[i].dev != file.dev || scan->files[i].ino != file.ino)
 			continue;
 		mapping.file_idx = i;
-		if ((!pids->pids_n || pids->pids[pids->pids_n - 1] != pid) && pid_list_add(&scan->out->pids, pid))
+		if ((!pids->pids_n || pids->pids[pids->pids_n - 1] != pid) &&
+		    pid_list_add(&scan->out->pids, pid))
 			return -ENOMEM;
 		return add_mapping(scan->out, &mapping);
 	}
@@ -117,8 +118,8 @@ static int scan_maps(struct scan *scan, pid_t pid, const char *path, bool *empty
 	return rc;
 }
 
-/* A thread-group leader that has ended while other threads live on is a zombie with no maps, though the memory is there:
- * ask the other threads. Kernel threads take this way too and stay empty. */
+/* A thread-group leader that has ended while other threads live on is a zombie with no maps, though the
+ * memory is there: ask the other threads. Kernel threads take this way too and stay empty. */
 static int scan_threads(struct scan *scan, pid_t pid)
 {
 	struct pid_list tids = {0};

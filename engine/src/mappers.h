@@ -32,15 +32,16 @@ struct mapper_list {
 	struct pid_list unreadable; /* processes whose maps we may not read: they may be mappers or not */
 };
 
-/* The name under which maps shows an open file. Holds for shmem and hugetlbfs, so for every memfd. (Not everywhere: btrfs
- * and overlayfs give fstat() a device number that maps does not show.) 0 or -errno. */
+/* The name under which maps shows an open file. Holds for shmem and hugetlbfs, so for every memfd. (Not
+ * everywhere: btrfs and overlayfs give fstat() a device number that maps does not show.) 0 or -errno. */
 int mappers_file_of(int fd, struct mapped_file *out);
 
-/* Look through all processes but our own (all its threads share one memory, so one look does). Private mappings do not count:
- * they cannot be swapped and are refused elsewhere. Kernel threads, zombies and processes that end while we look are passed
- * over. The picture is the kernel's at the time each line was read: a process that runs meanwhile may add or drop mappings,
- * and where /proc is mounted with hidepid= others' processes are missing altogether.
- * 0, -ENOMEM or the -errno of reading /proc. On success the caller frees the list. */
+/* Look through all processes but our own (all its threads share one memory, so one look does). Private
+ * mappings do not count: they cannot be swapped and are refused elsewhere. Kernel threads, zombies and
+ * processes that end while we look are passed over. The picture is the kernel's at the time each line was
+ * read: a process that runs meanwhile may add or drop mappings, and where /proc is mounted with hidepid=
+ * others' processes are missing altogether. 0, -ENOMEM or the -errno of reading /proc. On success the
+ * caller frees the list. */
 int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out);
 void mappers_free(struct mapper_list *list); /* leaves an empty list */
 

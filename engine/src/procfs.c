@@ -82,7 +82,8 @@ int procfs_task(pid_t pid, pid_t tid, struct procfs_task *out)
 
 	if (rc)
 		return rc;
-	/* "TID (NAME) STATE ...": the name is the process's own choice and may hold ") Z", so the last bracket counts. */
+	/* "TID (NAME) STATE ...": the name is the process's own choice and may hold ") Z", so the last
+	 * bracket counts. */
 	name = strchr(text, '(');
 	end = strrchr(text, ')');
 	if (!name || !end || end < name || end[1] != ' ' || !end[2])

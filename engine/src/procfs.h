@@ -15,9 +15,10 @@ struct pid_list {
 int pid_list_add(struct pid_list *list, pid_t pid); /* 0 or -ENOMEM */
 void pid_list_free(struct pid_list *list);	    /* leaves an empty list */
 
-/* Append every all-digit name in a directory (/proc, /proc/PID/task). 0, -ENOMEM, or the -errno of opening or reading it:
- * -ENOENT or -ESRCH when the process is gone. The kernel cuts a task directory short, without an error, when the thread
- * that it has just listed ends: a caller that needs every thread must list again until nothing changes. */
+/* Append every all-digit name in a directory (/proc, /proc/PID/task). 0, -ENOMEM, or the -errno of opening
+ * or reading it: -ENOENT or -ESRCH when the process is gone. The kernel cuts a task directory short,
+ * without an error, when the thread that it has just listed ends: a caller that needs every thread must
+ * list again until nothing changes. */
 int procfs_list(const char *dir_path, struct pid_list *out);
 
 struct procfs_task {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The threads that one OS thread holds by ptrace. The inside of freeze, where the rules stand; every call here from the one
- * thread that is to be their tracer, and its end lets go what tracees_detach() did not. */
+/* The threads that one OS thread holds by ptrace. The inside of freeze, where the rules stand; every call
+ * here from the one thread that is to be their tracer, and its end lets go what tracees_detach() did not. */
 #ifndef VMMSWAP_TRACEES_H
 #define VMMSWAP_TRACEES_H
 
@@ -35,8 +35,9 @@ struct tracees {
 	bool changed; /* since this round began: a thread was met or lost */
 };
 
-/* Stop every thread of every process that list() names. 0, or -errno with tracees->err filled in; those stopped stay so.
- * The caller runs with cancellation disabled; it is enabled while PTRACE_SEIZE waits, and the thread may end there. */
+/* Stop every thread of every process that list() names. 0, or -errno with tracees->err filled in; those
+ * stopped stay so. The caller runs with cancellation disabled; it is enabled while PTRACE_SEIZE waits, and
+ * the thread may end there. */
 int tracees_stop_all(struct tracees *tracees);
 
 /* Let those that stand still run on, each with the signal that it stopped with. */

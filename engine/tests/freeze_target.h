@@ -73,7 +73,7 @@ static inline struct target target_start(void (*body)(struct memory *memory))
 	return target;
 }
 
-/* Its exit status as waitpid() gives it. The caller's child, so this also shows that nobody holds on to it. */
+/* Its exit status as waitpid() gives it: that we get it at all shows that nobody holds on to the process. */
 static inline int target_end(struct target *target)
 {
 	int status;
@@ -96,6 +96,13 @@ static inline int list_mappers(void *ctx, struct pid_list *out)
 	if (!rc)
 		mappers_free(&list);
 	return rc;
+}
+
+static inline int list_pid_of_target(void *ctx, struct pid_list *out)
+{
+	const struct target *target = ctx;
+
+	return pid_list_add(out, target->pid);
 }
 
 static inline void wait_until_moving(struct memory *memory, int counters_n)
