@@ -23,7 +23,7 @@ struct range { uint64_t addr; uint64_t page_idx; uint64_t pages; ...; };
 
 enum notice_kind {
     NOTICE_PROCESS_FORKED, NOTICE_PROCESS_GONE, NOTICE_JOB_DONE,
-    NOTICE_PAGE_POISONED, NOTICE_PAGE_HEALED, NOTICE_ODD, ...
+    NOTICE_PAGE_POISONED, NOTICE_PAGE_HEALED, NOTICE_PROTECTED, NOTICE_ODD, ...
 };
 struct notice {
     uint32_t kind; uint32_t process_id; uint32_t parent_id; int32_t fd; uint32_t job; int32_t code;
@@ -51,7 +51,7 @@ struct engine_config {
 struct engine_stats {
     uint64_t resident_pages, total_pages, copied_pages, zeroed_pages, redundant_pages, swap_pages,
         progress_pages, swap_time_ms, pause_us, fault_count, fault_p50_ns, fault_p99_ns, stored_ram_bytes,
-        stored_disk_bytes, written_bytes, processes, poisoned_pages, pinned_pages, trace_dropped;
+        stored_disk_bytes, written_bytes, processes, poisoned_pages, pinned_pages, kept_pages, trace_dropped;
     uint32_t last_mode, job, tracking; ...;
 };
 struct engine;
@@ -67,6 +67,8 @@ int engine_recover(struct engine *, uint64_t *, uint32_t *, struct error *);
 int engine_start(struct engine *, struct error *);
 int engine_start_job(struct engine *, uint32_t, const struct swap_out_options *, struct error *);
 void engine_cancel_job(struct engine *);
+void engine_continue_job(struct engine *);
+bool engine_housekeep(struct engine *);
 int engine_notices_fd(const struct engine *);
 int engine_take_notice(struct engine *, struct notice *);
 void engine_read_stats(struct engine *, struct engine_stats *);

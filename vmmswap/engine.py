@@ -126,6 +126,11 @@ class PageHealed:
 
 
 @dataclass(frozen=True, slots=True)
+class Protected:
+    """A swap-out with pins.qmp_drained has protected all and waits for resume()."""
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something that the VMM or a stranger did and a person must know. page_idx None: about no page."""
 
@@ -133,7 +138,7 @@ class Notice:
     page_idx: int | None
 
 
-EngineEvent = ProcessForked | ProcessGone | JobDone | PagePoisoned | PageHealed | Notice
+EngineEvent = ProcessForked | ProcessGone | JobDone | PagePoisoned | PageHealed | Protected | Notice
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +173,7 @@ class EngineStats:
     processes: int
     poisoned_pages: int
     pinned_pages: int
+    kept_pages: int
     trace_dropped: int
     mode: Mode
     job: Job
@@ -224,9 +230,7 @@ class Engine:
     def add_region(self, memfd: int, offset_bytes: int, size_bytes: int) -> int:
         """Add guest memory; return the index of its first page, counted over all regions."""
         out = ffi.new("uint64_t *")
-        self._check(
-            lib.engine_add_region(self._engine, memfd, offset_bytes, size_bytes, out, self._error)
-        )
+        self._check(lib.engine_add_region(self._engine, memfd, offset_bytes, size_bytes, out, self._error))
         return int(out[0])
 
     def remove_region(self, page_idx: int) -> None:
@@ -239,9 +243,7 @@ class Engine:
         """
         c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
         out = ffi.new("uint32_t *")
-        self._check(
-            lib.engine_add_process(self._engine, uffd, c_ranges, len(ranges), out, self._error)
-        )
+        self._check(lib.engine_add_process(self._engine, uffd, c_ranges, len(ranges), out, self._error))
         return int(out[0])
 
     def add_range(self, process_id: int, item: Range) -> None:
@@ -305,6 +307,14 @@ class Engine:
     def cancel(self) -> None:
         """Turn the running job back: it ends within one chunk, and JobDone(cancelled=True) follows."""
         lib.engine_cancel_job(self._engine)
+
+    def resume(self) -> None:
+        """After Protected: the VMM's block layer was drained and may go on; the swap-out goes on."""
+        lib.engine_continue_job(self._engine)
+
+    def housekeep(self) -> bool:
+        """Give disk space of dropped pages back, a little at a time; True while there is more. For an idle moment."""
+        return bool(lib.engine_housekeep(self._engine))
 
     @property
     def event_fd(self) -> int:
@@ -393,6 +403,8 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
         return PagePoisoned(int(notice.page_idx), message)
     if kind == lib.NOTICE_PAGE_HEALED:
         return PageHealed(int(notice.page_idx))
+    if kind == lib.NOTICE_PROTECTED:
+        return Protected()
     page_idx = int(notice.page_idx)
     return Notice(message, None if page_idx == _NO_PAGE else page_idx)
 

@@ -190,6 +190,7 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 	pthread_rwlock_wrlock(&vm->punching);
 	gate_hold_alone(vm->gate);
 	atomic_fetch_add(&vm->joined, 1);
+	atomic_store(&vm->keeps, false);
 	process = address_space_add(&vm->spaces, own);
 	if (process) {
 		*process_id = process->id;
@@ -216,6 +217,7 @@ int engine_add_range(struct engine *engine, uint32_t process_id, const struct ra
 	pthread_rwlock_wrlock(&vm->punching);
 	gate_hold_alone(vm->gate);
 	atomic_fetch_add(&vm->joined, 1);
+	atomic_store(&vm->keeps, false);
 	process = address_space_find(&vm->spaces, process_id);
 	rc = process ? process_add_range(process, *range) : -ESRCH;
 	if (!rc && vm->tracking)
@@ -302,6 +304,16 @@ void engine_cancel_job(struct engine *engine)
 	swapper_cancel(engine->swapper);
 }
 
+void engine_continue_job(struct engine *engine)
+{
+	swapper_continue(engine->swapper);
+}
+
+bool engine_housekeep(struct engine *engine)
+{
+	return store_trim_step(engine->vm.store);
+}
+
 int engine_notices_fd(const struct engine *engine)
 {
 	return notices_fd(engine->vm.notices);
@@ -351,6 +363,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->stored_disk_bytes = account.disk_bytes;
 	out->written_bytes = atomic_load(&header->written_bytes) + account.written_bytes;
 	out->poisoned_pages = atomic_load(&vm->poisoned_pages);
+	out->kept_pages = atomic_load(&vm->kept_pages);
 	out->pinned_pages = atomic_load(&header->pinned_pages);
 	out->trace_dropped = trace_dropped(vm->trace);
 	out->last_mode = atomic_load(&header->last_mode);

@@ -18,6 +18,7 @@
 #include "trace.h"
 
 #define ENGINE_MAX_FAULT_THREADS 4
+#define ENGINE_DEFAULT_SPIN_US 0
 
 struct engine_config {
 	const char *swap_dir;	/* where a new store's file goes; not needed with store_fd */
@@ -38,7 +39,7 @@ struct engine_stats {
 	uint64_t fault_count, fault_p50_ns, fault_p99_ns; /* since the process started */
 	uint64_t stored_ram_bytes, stored_disk_bytes, written_bytes;
 	uint64_t processes;
-	uint64_t poisoned_pages, pinned_pages;
+	uint64_t poisoned_pages, pinned_pages, kept_pages;
 	uint64_t trace_dropped;
 	uint32_t last_mode; /* enum swap_mode */
 	uint32_t job;	    /* enum job_kind running now */
@@ -76,6 +77,12 @@ int engine_start(struct engine *engine, struct error *err);
 
 int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options, struct error *err);
 void engine_cancel_job(struct engine *engine);
+
+/* After NOTICE_PROTECTED: the VMM's block layer was drained and may go on; the swap-out goes on. */
+void engine_continue_job(struct engine *engine);
+
+/* Give disk space of dropped pages back, a little at a time: true while there is more. For an idle moment. */
+bool engine_housekeep(struct engine *engine);
 
 int engine_notices_fd(const struct engine *engine);
 int engine_take_notice(struct engine *engine, struct notice *out);

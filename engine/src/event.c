@@ -25,36 +25,16 @@ static uint64_t give_up_page(struct vm *vm, uint64_t page_idx)
 	return seen;
 }
 
-#define DROPS_MAX 256
-
 void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
 	uint64_t end_idx = page_idx + pages;
-	uint64_t dropped[DROPS_MAX];
-	size_t dropped_n = 0;
 
 	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
-		uint64_t old;
-
 		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
 			idx = page_map_next_used(vm->map, idx, end_idx);
-		if (idx >= end_idx)
-			break;
-		old = give_up_page(vm, idx);
-		if (page_state_of(old) == PAGE_STORED)
-			atomic_fetch_sub(&vm->stored_pages, 1);
-		else if (page_state_of(old) == PAGE_POISONED)
-			atomic_fetch_sub(&vm->poisoned_pages, 1);
-		else
-			continue;
-		dropped[dropped_n++] = page_slot_of(old);
-		if (dropped_n == DROPS_MAX) {
-			store_drop(vm->store, dropped, dropped_n);
-			dropped_n = 0;
-		}
+		if (idx < end_idx)
+			vm_drop_copy(vm, give_up_page(vm, idx));
 	}
-	if (dropped_n)
-		store_drop(vm->store, dropped, dropped_n);
 }
 
 static void give_up_addresses(struct vm *vm, struct process *process, uint64_t start_addr, uint64_t end_addr)

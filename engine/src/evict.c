@@ -20,6 +20,7 @@ struct batch {
 	uint64_t claimed[CHUNK_PAGES]; /* the word when we took the page; later, after the mark, what we made of it */
 	uint64_t slots[CHUNK_PAGES];
 	bool zero[CHUNK_PAGES];
+	bool kept[CHUNK_PAGES]; /* state KEPT: its bytes are not read, its slot is already there */
 	bool marked[CHUNK_PAGES];
 	bool whole; /* the chunk may hold folios of several pages: all that is resident goes, or nothing */
 };
@@ -32,12 +33,13 @@ static void stopped_for(struct evictor *evictor, uint64_t since_ns)
 		evictor->counts.longest_stop_ns = stop_ns;
 }
 
-/* PROTECTED -> IN_MEMFD, unless someone was faster. */
+/* PROTECTED -> IN_MEMFD, unless someone was faster. A page with a kept copy just keeps it. */
 static void let_go(struct evictor *evictor, uint64_t page_idx, uint64_t word)
 {
 	_Atomic uint64_t *at = page_map_word(evictor->vm->map, page_idx);
 
-	atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0));
+	if (page_state_of(word) == PAGE_PROTECTED)
+		atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0));
 }
 
 void evict_abandon(struct evictor *evictor, uint64_t page_idx, uint64_t pages)
@@ -153,14 +155,19 @@ int evict_protect(struct evictor *evictor, const struct region *region, uint64_t
 				      "is it stopped (SIGSTOP, a debugger)?");
 }
 
+/* A page with a kept copy that was punched without an event is only a hole: its copy must not come back. */
 static void collect(struct batch *batch, uint64_t page_idx, uint64_t pages)
 {
 	for (uint64_t idx = page_idx; idx < page_idx + pages; idx++) {
 		uint64_t word = atomic_load(page_map_word(batch->evictor->vm->map, idx));
+		bool kept = page_state_of(word) == PAGE_KEPT && !(word & PAGE_FLAGS) &&
+			    !memory_is_hole(batch->region, idx);
 
-		if (page_state_of(word) != PAGE_PROTECTED)
+		if (page_state_of(word) != PAGE_PROTECTED && !kept)
 			continue;
 		batch->idx[batch->n] = idx;
+		batch->kept[batch->n] = kept;
+		batch->slots[batch->n] = page_slot_of(word);
 		batch->claimed[batch->n++] = word;
 	}
 }
@@ -170,6 +177,8 @@ static void keep(struct batch *batch, size_t from, size_t *to)
 {
 	batch->idx[*to] = batch->idx[from];
 	batch->claimed[*to] = batch->claimed[from];
+	batch->kept[*to] = batch->kept[from];
+	batch->slots[*to] = batch->slots[from];
 	(*to)++;
 }
 
@@ -247,11 +256,12 @@ static bool may_split_folio(const struct batch *batch, uint64_t page_idx, uint64
 	return resident_n != batch->n;
 }
 
+/* Pages from `from` on that follow each other in the memfd and must be read from it. */
 static size_t run_length(const struct batch *batch, size_t from)
 {
 	size_t n = 1;
 
-	while (from + n < batch->n && batch->idx[from + n] == batch->idx[from] + n)
+	while (from + n < batch->n && !batch->kept[from + n] && batch->idx[from + n] == batch->idx[from] + n)
 		n++;
 	return n;
 }
@@ -261,6 +271,9 @@ static int read_pages(struct batch *batch, struct error *err)
 	for (size_t i = 0, n; i < batch->n; i += n) {
 		int rc;
 
+		n = 1;
+		if (batch->kept[i])
+			continue;
 		n = run_length(batch, i);
 		rc = memory_read(batch->region, batch->idx[i], n, batch->evictor->buffer + i * PAGE_BYTES);
 		if (rc == -ERANGE)
@@ -272,16 +285,16 @@ static int read_pages(struct batch *batch, struct error *err)
 	return 0;
 }
 
-/* Zeros need no slot. For a trim they are all that goes; what is not zero is then let go. */
+/* Zeros need no slot. A trim lets go what would have to be written. */
 static void sort_out_zeros(struct batch *batch)
 {
 	struct evictor *evictor = batch->evictor;
 	size_t kept_n = 0;
 
 	for (size_t i = 0; i < batch->n; i++) {
-		bool zero = page_is_zero(evictor->buffer + i * PAGE_BYTES);
+		bool zero = !batch->kept[i] && page_is_zero(evictor->buffer + i * PAGE_BYTES);
 
-		if (evictor->zeros_only && !zero) {
+		if (evictor->free_only && !zero && !batch->kept[i]) {
 			let_go(evictor, batch->idx[i], batch->claimed[i]);
 			continue;
 		}
@@ -293,14 +306,20 @@ static void sort_out_zeros(struct batch *batch)
 	shrink_to(batch, kept_n);
 }
 
-static void drop_slots(struct batch *batch, size_t from, size_t n)
+static bool must_store(const struct batch *batch, size_t i)
 {
-	for (size_t i = from; i < from + n; i++)
-		if (!batch->zero[i])
+	return !batch->zero[i] && !batch->kept[i];
+}
+
+/* The slots that this batch took for pages up to n. */
+static void drop_slots(struct batch *batch, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (must_store(batch, i))
 			store_drop(batch->evictor->vm->store, &batch->slots[i], 1);
 }
 
-/* One put for each run of pages that are not zeros: in most chunks just one. */
+/* One put for each run of pages that must be stored: in most chunks just one. */
 static int store_pages(struct batch *batch, struct error *err)
 {
 	struct vm *vm = batch->evictor->vm;
@@ -310,13 +329,13 @@ static int store_pages(struct batch *batch, struct error *err)
 		int rc;
 
 		n = 1;
-		if (batch->zero[i])
+		if (!must_store(batch, i))
 			continue;
-		while (i + n < batch->n && !batch->zero[i + n])
+		while (i + n < batch->n && must_store(batch, i + n))
 			n++;
 		rc = store_put(vm->store, pages, n, &batch->slots[i], err);
 		if (rc) {
-			drop_slots(batch, 0, i);
+			drop_slots(batch, i);
 			return rc;
 		}
 		for (size_t k = i; k < i + n; k++)
@@ -340,6 +359,8 @@ static bool mark_page(struct batch *batch, size_t i)
 	batch->claimed[i] = next;
 	if (!batch->zero[i])
 		atomic_fetch_add(&vm->stored_pages, 1);
+	if (batch->kept[i])
+		atomic_fetch_sub(&vm->kept_pages, 1);
 	return true;
 }
 
@@ -357,10 +378,8 @@ static void finish_page(struct batch *batch, size_t i, bool out)
 		next = ours && !out ? page_word_after(seen, PAGE_IN_MEMFD, 0, 0) : seen & ~(PAGE_PUNCHING | PAGE_WAITER);
 	} while (!atomic_compare_exchange_weak(at, &seen, next));
 
-	if (ours && !out && !batch->zero[i]) {
-		atomic_fetch_sub(&vm->stored_pages, 1);
-		store_drop(vm->store, &batch->slots[i], 1);
-	}
+	if (ours && !out)
+		vm_drop_copy(vm, batch->claimed[i]);
 	if (seen & PAGE_WAITER)
 		vm_wake(vm, batch->idx[i], 1);
 	batch->marked[i] = false;
@@ -375,10 +394,11 @@ static void finish_all(struct batch *batch, bool out)
 		if (!batch->marked[i])
 			continue;
 		finish_page(batch, i, out);
-		if (out && batch->zero[i])
-			batch->evictor->counts.zero_pages++;
-		else if (out)
-			batch->evictor->counts.stored_pages++;
+		if (!out)
+			continue;
+		batch->evictor->counts.zero_pages += batch->zero[i];
+		batch->evictor->counts.kept_pages += batch->kept[i];
+		batch->evictor->counts.stored_pages += !batch->zero[i];
 	}
 	gate_leave(vm->gate, batch->evictor->lane);
 }
@@ -395,7 +415,7 @@ static bool mark_all(struct batch *batch, uint64_t joined)
 		batch->marked[i] = false;
 		if (atomic_load(&vm->joined) == joined && mark_page(batch, i))
 			marked_n++;
-		else if (!batch->zero[i])
+		else if (must_store(batch, i))
 			store_drop(vm->store, &batch->slots[i], 1);
 	}
 	gate_leave(vm->gate, evictor->lane);
@@ -413,6 +433,9 @@ static void repair(struct batch *batch, size_t from, size_t n)
 	for (size_t i = from; i < from + n; i++) {
 		if (memory_is_hole(batch->region, batch->idx[i]))
 			continue;
+		if (batch->kept[i] && store_get(batch->evictor->vm->store, &batch->slots[i], 1,
+						batch->evictor->buffer + i * PAGE_BYTES) != 0)
+			continue; /* stays marked as stored: what is missing cannot be put back */
 		memory_write(batch->region, batch->idx[i], batch->evictor->buffer + i * PAGE_BYTES);
 		finish_page(batch, i, false);
 		notices_odd(batch->evictor->vm->notices, batch->idx[i],

@@ -13,7 +13,8 @@
 #include "vm.h"
 
 struct evict_counts {
-	uint64_t stored_pages;
+	uint64_t stored_pages;	/* kept ones included */
+	uint64_t kept_pages;	/* unchanged since they came back: their copy was still there, nothing was written */
 	uint64_t zero_pages;	/* held nothing but zeros: given back, nothing stored */
 	uint64_t written_pages; /* touched by the guest meanwhile: left resident */
 	uint64_t pinned_pages;	/* held by something else: left resident */
@@ -26,7 +27,7 @@ struct evictor {
 	size_t lane;
 	struct pins *pins; /* NULL: nothing is looked at */
 	bool frozen;	   /* all processes stand still: protection is not needed, only better */
-	bool zeros_only;   /* trim: drop pages of zeros, leave the rest where it is */
+	bool free_only;	   /* trim: take out only what costs no write: zeros, and pages whose copy was kept */
 	char *buffer;	   /* CHUNK_BYTES, page aligned */
 	struct evict_counts counts;
 };

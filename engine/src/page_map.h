@@ -7,6 +7,8 @@
  *   PROTECTED  a swap-out has write-protected it; the memfd holds the truth until it turns STORED
  *   STORED     the store's slot holds it, and the memfd has a hole, or will have once PUNCHING ends
  *   POISONED   it was stored, and can not be read back
+ *   KEPT       it came back unchanged: the memfd holds the truth, write-protected in every process, and the slot holds
+ *              the same bytes, so that the next swap-out need not write them. A kept copy is never served
  *
  *   FILLING    one thread is bringing the page in or changing its protection; nobody else may
  *   BACKGROUND together with FILLING: a swap-in does it, and a demand fault may take it over
@@ -14,7 +16,8 @@
  *   WAITER     a guest thread waits for the end of FILLING or PUNCHING and must be woken then
  *
  * The flags mean something only to the process that set them. After a crash they are dropped, and the memfd decides:
- * data there means resident; a hole and STORED: the store has it; a hole and anything else but POISONED: zeros.
+ * data there means resident; a hole and STORED: the store has it; a hole and anything else but POISONED: zeros. Kept copies
+ * are dropped: what was written between the predecessor's death and now raised no event that anyone read.
  *
  * The generation grows with every claim, so that a thread that was away (reading the store, say) can tell that the page
  * went through other hands meanwhile, also where it returned to the same state and slot. */
@@ -33,6 +36,7 @@ enum page_state {
 	PAGE_PROTECTED = 1,
 	PAGE_STORED = 2,
 	PAGE_POISONED = 3,
+	PAGE_KEPT = 4,
 };
 
 #define PAGE_FILLING ((uint64_t)1 << 36)

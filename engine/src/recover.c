@@ -84,6 +84,7 @@ int recover_pages(struct vm *vm, struct error *err)
 		return rc;
 	store_ready(vm->store);
 	FAILPOINT_HERE("recover.mapped");
+	atomic_store(&vm->keeps, false); /* until all was in once: a process may have joined that nobody protected */
 	atomic_store(&vm->tracking, atomic_load(&page_map_header(vm->map)->tracking));
 	/* Register again what should be: the predecessor may have died in the middle of it, and a child that it knew as
 	 * forked may be one that it had not registered yet. */

@@ -36,13 +36,19 @@ static bool ask_for_wake(struct attempt *attempt, uint64_t word)
 	return (word & PAGE_WAITER) || atomic_compare_exchange_strong(attempt->word, &word, word | PAGE_WAITER);
 }
 
-/* Take the page for ourselves: nobody else fills, protects or evicts it until we release it. */
+/* Take the page for ourselves: nobody else fills, protects or evicts it until we release it. A page whose state becomes
+ * IN_MEMFD by that loses its kept copy: it is marked as written before it is un-protected. */
 static bool claim(struct attempt *attempt, uint64_t word, enum page_state state)
 {
-	uint64_t slot_idx = state == PAGE_STORED ? page_slot_of(word) : 0;
+	uint64_t slot_idx = state == PAGE_IN_MEMFD ? 0 : page_slot_of(word);
+	uint64_t before = word;
 
 	attempt->claimed = page_word_after(word, state, slot_idx, PAGE_FILLING | (word & PAGE_WAITER));
-	return atomic_compare_exchange_strong(attempt->word, &word, attempt->claimed);
+	if (!atomic_compare_exchange_strong(attempt->word, &word, attempt->claimed))
+		return false;
+	if (state == PAGE_IN_MEMFD)
+		vm_drop_copy(attempt->vm, before);
+	return true;
 }
 
 static void release(struct attempt *attempt, enum page_state state)
@@ -156,23 +162,28 @@ static enum resolved unreadable(struct attempt *attempt, int rc, bool was_poison
 	return RESOLVED;
 }
 
-static void leave_store(struct attempt *attempt, bool was_poisoned)
+/* The page is resident again. */
+static void leave_store(struct attempt *attempt)
 {
-	uint64_t slot_idx = page_slot_of(attempt->claimed);
-
 	release(attempt, PAGE_IN_MEMFD);
-	atomic_fetch_sub(was_poisoned ? &attempt->vm->poisoned_pages : &attempt->vm->stored_pages, 1);
-	store_drop(attempt->vm->store, &slot_idx, 1);
+	vm_drop_copy(attempt->vm, attempt->claimed);
+}
+
+static void keep_copy(struct attempt *attempt)
+{
+	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
+	atomic_fetch_add(&attempt->vm->kept_pages, 1);
+	release(attempt, PAGE_KEPT);
 }
 
 /* We hold the claim on a page that is out, and yet it is present: nobody of ours put it there. What is there now is the
  * truth from here on; the stored copy would only hide what happened. */
-static enum resolved found_present(struct attempt *attempt, bool was_poisoned)
+static enum resolved found_present(struct attempt *attempt)
 {
 	notices_odd(attempt->vm->notices, attempt->page_idx,
 		    "a page that was out is present without our doing: a process that maps guest memory without a "
 		    "userfaultfd has touched it, and the guest may read zeros there");
-	leave_store(attempt, was_poisoned);
+	leave_store(attempt);
 	if (attempt->process->protects)
 		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 	wake_own(attempt);
@@ -182,14 +193,18 @@ static enum resolved found_present(struct attempt *attempt, bool was_poisoned)
 static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 {
 	struct vm *vm = attempt->vm;
+	bool keep = !was_poisoned && vm->keeps && !(attempt->fault->flags & UFFD_PAGEFAULT_FLAG_WRITE);
 	uint64_t copied_bytes;
 	enum uffd_outcome outcome;
 
 	FAILPOINT_HERE("resolve.fetched");
-	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, &copied_bytes);
+	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, keep, &copied_bytes);
 	FAILPOINT_HERE("resolve.copied");
 	if (outcome == UFFD_DONE) {
-		leave_store(attempt, was_poisoned);
+		if (keep)
+			keep_copy(attempt);
+		else
+			leave_store(attempt);
 		atomic_fetch_add(&page_map_header(vm->map)->copied_pages, 1);
 		if (was_poisoned)
 			notices_post(vm->notices,
@@ -197,7 +212,7 @@ static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 		return RESOLVED;
 	}
 	if (outcome == UFFD_EXISTS)
-		return found_present(attempt, was_poisoned);
+		return found_present(attempt);
 	release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
 	return unfilled(attempt, outcome);
 }
@@ -276,7 +291,7 @@ static enum resolved written(struct attempt *attempt)
 				return RESOLVED;
 			}
 			if (claim(attempt, word, state))
-				return found_present(attempt, state == PAGE_POISONED);
+				return found_present(attempt);
 		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
 			enum uffd_outcome outcome =
 				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);

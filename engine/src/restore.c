@@ -156,7 +156,7 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 		run = process_addr_of(process, batch->idx[i], n, &addr);
 		if (!run)
 			continue;
-		switch (uffd_copy(process->uffd, addr, bytes, bytes_of_pages(run), &copied_bytes)) {
+		switch (uffd_copy(process->uffd, addr, bytes, bytes_of_pages(run), false, &copied_bytes)) {
 		case UFFD_DONE:
 		case UFFD_RETRY:
 			return pages_of_bytes(copied_bytes);

@@ -29,8 +29,11 @@ struct swapper {
 
 	/* What the workers of a job share; under lock. */
 	pthread_mutex_t lock;
+	pthread_cond_t resumed;
+	bool resume; /* swapper_continue() was called */
 	bool frozen;
-	bool zeros_only;
+	bool free_only;
+	uint64_t joined; /* vm->joined when the pass began, where protecting is a phase of its own */
 	size_t region_i;
 	uint64_t cursor_idx;
 	struct error error; /* the first one; ends the job */
@@ -140,6 +143,7 @@ static void add_counts(struct swapper *swapper, const struct evict_counts *count
 {
 	pthread_mutex_lock(&swapper->lock);
 	swapper->counts.stored_pages += counts->stored_pages;
+	swapper->counts.kept_pages += counts->kept_pages;
 	swapper->counts.zero_pages += counts->zero_pages;
 	swapper->counts.written_pages += counts->written_pages;
 	swapper->counts.pinned_pages += counts->pinned_pages;
@@ -157,7 +161,7 @@ static struct evictor evictor_of(struct worker *worker)
 		.lane = worker->lane,
 		.pins = swapper->pins,
 		.frozen = swapper->frozen,
-		.zeros_only = swapper->zeros_only,
+		.free_only = swapper->free_only,
 		.buffer = worker->buffer,
 	};
 }
@@ -179,6 +183,45 @@ static void *evict_worker(void *argument)
 		if (!rc)
 			rc = evict_protected(&evictor, &window.region, window.page_idx, window.pages, joined, &error);
 		if (rc)
+			fail(swapper, &error);
+		atomic_fetch_add(&swapper->progress_pages, window.pages);
+	}
+	add_counts(swapper, &evictor.counts);
+	return NULL;
+}
+
+/* The same in two phases, for detectors that need time between them: everything is protected, then everything evicted. */
+static void *protect_worker(void *argument)
+{
+	struct worker *worker = argument;
+	struct swapper *swapper = worker->swapper;
+	struct evictor evictor = evictor_of(worker);
+	struct window window;
+
+	while (go_on(swapper) && next_window(swapper, look_for_data, worker->lane, &window)) {
+		struct error error = { 0 };
+		uint64_t ignored;
+
+		if (evict_protect(&evictor, &window.region, window.page_idx, window.pages, &ignored, &error))
+			fail(swapper, &error);
+	}
+	add_counts(swapper, &evictor.counts);
+	return NULL;
+}
+
+static void *evict_protected_worker(void *argument)
+{
+	struct worker *worker = argument;
+	struct swapper *swapper = worker->swapper;
+	struct evictor evictor = evictor_of(worker);
+	struct window window;
+
+	while (next_window(swapper, look_for_data, worker->lane, &window)) {
+		struct error error = { 0 };
+
+		if (!go_on(swapper))
+			evict_abandon(&evictor, window.page_idx, window.pages);
+		else if (evict_protected(&evictor, &window.region, window.page_idx, window.pages, swapper->joined, &error))
 			fail(swapper, &error);
 		atomic_fetch_add(&swapper->progress_pages, window.pages);
 	}
@@ -260,7 +303,31 @@ static void track(struct swapper *swapper, bool on)
 	}
 	atomic_store(&vm->tracking, on);
 	atomic_store(&page_map_header(vm->map)->tracking, on);
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		on = on && vm->spaces.processes[i]->protects;
+	atomic_store(&vm->keeps, on);
 	gate_release(vm->gate);
+}
+
+/* What came back and kept its copy is simply resident from here on. */
+static void drop_kept_copies(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);
+
+	for (uint64_t idx = 0; idx < end_idx && atomic_load(&vm->kept_pages); idx++) {
+		uint64_t word;
+
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx >= end_idx)
+			break;
+		word = atomic_load(page_map_word(vm->map, idx));
+		if (page_state_of(word) == PAGE_KEPT &&
+		    atomic_compare_exchange_strong(page_map_word(vm->map, idx), &word,
+						   page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
+			vm_drop_copy(vm, word);
+	}
 }
 
 static bool all_protect(struct swapper *swapper)
@@ -322,6 +389,41 @@ static int prepare_pin_check(struct swapper *swapper)
 	return rc;
 }
 
+/* Until swapper_continue(), the time is over (0: without limit), or the job is turned back. */
+static void pause_job(struct swapper *swapper, uint32_t limit_ms)
+{
+	uint64_t until_ns = limit_ms ? monotonic_ns() + (uint64_t)limit_ms * 1000000 : UINT64_MAX;
+
+	pthread_mutex_lock(&swapper->lock);
+	while (!swapper->resume && !atomic_load(&swapper->cancel) && monotonic_ns() < until_ns) {
+		struct timespec soon;
+
+		clock_gettime(CLOCK_REALTIME, &soon);
+		soon.tv_nsec += 10000000;
+		soon.tv_sec += soon.tv_nsec / 1000000000;
+		soon.tv_nsec %= 1000000000;
+		pthread_cond_timedwait(&swapper->resumed, &swapper->lock, &soon);
+	}
+	pthread_mutex_unlock(&swapper->lock);
+}
+
+/* The VMM's block layer is drained, or given time to end, after everything is protected: requests made from then on fault. */
+static void pass_in_two_phases(struct swapper *swapper)
+{
+	uint32_t settle_ms = pins_settle_ms(swapper->pins);
+	struct notice protected = { .kind = NOTICE_PROTECTED, .job = JOB_SWAP_OUT };
+
+	swapper->joined = atomic_load(&swapper->vm->joined);
+	swapper->resume = false;
+	run_workers(swapper, protect_worker);
+	if (!settle_ms && go_on(swapper))
+		notices_post(swapper->vm->notices, &protected);
+	if (go_on(swapper))
+		pause_job(swapper, settle_ms);
+	rewind_cursor(swapper);
+	run_workers(swapper, evict_protected_worker);
+}
+
 static void pass_over_memory(struct swapper *swapper)
 {
 	rewind_cursor(swapper);
@@ -329,7 +431,10 @@ static void pass_over_memory(struct swapper *swapper)
 		pins_begin_pass(swapper->pins);
 	swapper->counts.pinned_pages = 0;
 	swapper->counts.written_pages = 0;
-	run_workers(swapper, evict_worker);
+	if (swapper->pins && (pins_settle_ms(swapper->pins) || strcmp(pins_kind(swapper->pins), "qmp") == 0))
+		pass_in_two_phases(swapper);
+	else
+		run_workers(swapper, evict_worker);
 }
 
 static void passes_over_memory(struct swapper *swapper)
@@ -398,13 +503,14 @@ static void swap_in(struct swapper *swapper)
 		return;
 	}
 	track(swapper, false);
+	drop_kept_copies(swapper);
 	store_trim(vm->store);
 }
 
 static void trim(struct swapper *swapper)
 {
 	if (swapper->vm->tracking && !prepare_pin_check(swapper)) {
-		swapper->zeros_only = true;
+		swapper->free_only = true;
 		pass_over_memory(swapper);
 	}
 	store_trim(swapper->vm->store);
@@ -451,6 +557,7 @@ int swapper_create(struct vm *vm, struct swapper **out, struct error *err)
 	swapper->vm = vm;
 	atomic_init(&swapper->pin_check, "");
 	pthread_mutex_init(&swapper->lock, NULL);
+	pthread_cond_init(&swapper->resumed, NULL);
 	*out = swapper;
 	return 0;
 }
@@ -469,6 +576,7 @@ void swapper_destroy(struct swapper *swapper)
 	swapper_cancel(swapper);
 	join_last(swapper);
 	pins_destroy(swapper->pins);
+	pthread_cond_destroy(&swapper->resumed);
 	pthread_mutex_destroy(&swapper->lock);
 	free(swapper);
 }
@@ -481,7 +589,7 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 		return error_set(err, EBUSY, "another operation is still under way");
 	join_last(swapper);
 	swapper->options = *options;
-	swapper->frozen = swapper->zeros_only = false;
+	swapper->frozen = swapper->free_only = false;
 	memset(&swapper->error, 0, sizeof swapper->error);
 	memset(&swapper->counts, 0, sizeof swapper->counts);
 	swapper->restored_pages = swapper->unreadable_pages = 0;
@@ -495,6 +603,14 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	}
 	swapper->thread_to_join = true;
 	return 0;
+}
+
+void swapper_continue(struct swapper *swapper)
+{
+	pthread_mutex_lock(&swapper->lock);
+	swapper->resume = true;
+	pthread_cond_broadcast(&swapper->resumed);
+	pthread_mutex_unlock(&swapper->lock);
 }
 
 void swapper_cancel(struct swapper *swapper)

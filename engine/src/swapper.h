@@ -36,6 +36,9 @@ void swapper_destroy(struct swapper *swapper);
  * poisoned. */
 int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options, struct error *err);
 
+/* A swap-out that waits after NOTICE_PROTECTED goes on. */
+void swapper_continue(struct swapper *swapper);
+
 /* The running job ends within one chunk; what it has done stays done. */
 void swapper_cancel(struct swapper *swapper);
 

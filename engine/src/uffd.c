@@ -88,9 +88,15 @@ enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
 	return registration_outcome(errno);
 }
 
-enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, uint64_t *copied_bytes)
+enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, bool write_protect,
+			    uint64_t *copied_bytes)
 {
-	struct uffdio_copy request = { .dst = addr, .src = (uint64_t)(uintptr_t)from, .len = size_bytes };
+	struct uffdio_copy request = {
+		.dst = addr,
+		.src = (uint64_t)(uintptr_t)from,
+		.len = size_bytes,
+		.mode = write_protect ? UFFDIO_COPY_MODE_WP : 0,
+	};
 	int rc = FAILPOINT("uffd.copy");
 
 	*copied_bytes = 0;

@@ -29,9 +29,10 @@ const char *uffd_outcome_text(enum uffd_outcome outcome);
 enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect);
 enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes);
 
-/* Copy from `from` (page aligned) into the hole at addr, and wake. *copied_bytes tells how far it came, also with
+/* Copy from `from` (page aligned) into the hole at addr, write-protected if wanted, and wake. *copied_bytes tells how far it came, also with
  * UFFD_RETRY and UFFD_EXISTS; a range is then continued from there. UFFD_EXISTS is said only of the first page left. */
-enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, uint64_t *copied_bytes);
+enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, bool write_protect,
+			    uint64_t *copied_bytes);
 enum uffd_outcome uffd_zeropage(int uffd, uint64_t addr);
 enum uffd_outcome uffd_poison(int uffd, uint64_t addr);
 enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes);

@@ -48,6 +48,26 @@ bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t nex
 	return true;
 }
 
+void vm_drop_copy(struct vm *vm, uint64_t old)
+{
+	uint64_t slot_idx = page_slot_of(old);
+
+	switch (page_state_of(old)) {
+	case PAGE_STORED:
+		atomic_fetch_sub(&vm->stored_pages, 1);
+		break;
+	case PAGE_POISONED:
+		atomic_fetch_sub(&vm->poisoned_pages, 1);
+		break;
+	case PAGE_KEPT:
+		atomic_fetch_sub(&vm->kept_pages, 1);
+		break;
+	default:
+		return;
+	}
+	store_drop(vm->store, &slot_idx, 1);
+}
+
 bool vm_register_process(struct vm *vm, struct process *process)
 {
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {

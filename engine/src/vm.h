@@ -35,6 +35,11 @@ struct vm {
 	_Atomic bool tracking;	       /* guest memory is registered with the uffds */
 	_Atomic uint64_t stored_pages; /* pages in state STORED */
 	_Atomic uint64_t poisoned_pages;
+	_Atomic uint64_t kept_pages; /* pages in state KEPT */
+
+	/* Pages that are out are write-protected, by bits or markers, in every process: all can protect, and none joined
+	 * since guest memory was registered. Only then does a page that comes back keep its copy. */
+	_Atomic bool keeps;
 
 	/* A swap-out trusts that every process's writes to a protected page are seen. A process that joins is not protected
 	 * yet: it takes `punching` for writing, so that no punch is under way, and counts `joined` up, so that chunks
@@ -65,6 +70,9 @@ static inline bool is_claim(uint64_t word, uint64_t claimed)
 {
 	return ((word ^ claimed) & ~PAGE_WAITER) == 0;
 }
+
+/* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
+void vm_drop_copy(struct vm *vm, uint64_t old);
 
 /* Register or unregister all guest memory of one process. True if it is still alive. With the gate passed or held. */
 bool vm_register_process(struct vm *vm, struct process *process);
