@@ -50,7 +50,7 @@ $(STAMPS)/package: pyproject.toml setup.py | $(VENV)/.build-tools
 	@mkdir -p $(@D); touch $@
 
 $(STAMPS)/engine: $(ENGINE) $(STAMPS)/package
-	$(VENV)/bin/python setup.py --quiet build_ext --inplace --parallel 2 --build-temp build/extension
+	$(VENV)/bin/python -W ignore setup.py --quiet build_ext --inplace --parallel 2 --build-temp build/extension
 	@touch $@
 
 bootstrap: $(STAMPS)/apt-base $(STAMPS)/engine

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import installation
 from tests.support.machine import Machine
 
 EXPECTED_SKIPS = Path(__file__).with_name("expected-skips")
@@ -25,6 +26,15 @@ def machine() -> Iterator[Machine]:
         pytest.skip(reason)
     with Machine() as booted:
         yield booted
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree as a fresh clone has it, built: `make install` in it needs no network."""
+    copy = tmp_path_factory.mktemp("tree")
+    installation.copy_tree(copy)
+    installation.make(copy, "build")
+    return copy
 
 
 def in_ci() -> bool:

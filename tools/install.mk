@@ -26,6 +26,8 @@ UNITS := vmmswap@.socket vmmswap@.service vmmswapd.service
 PRESERVE := $(UNITDIR)/vmmswap@.service.d/10-fd-store-preserve.conf
 SYSTEMD_VERSION ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 
+CATALOG := $(wildcard systemd/vmmswap.catalog)
+
 # The files and directories that are ours alone; directories shared with others are left.
 INSTALLED := $(PROGRAMS:%=$(BINDIR)/%) $(LIBDIR) $(LIBEXECDIR) $(DOCDIR) $(UNITS:%=$(UNITDIR)/%) $(PRESERVE) \
 	$(CATALOGDIR)/vmmswap.catalog $(SYSUSERSDIR)/vmmswap.conf $(TMPFILESDIR)/vmmswap.conf \
@@ -41,6 +43,7 @@ LIVE := $(if $(DESTDIR),,$(wildcard /run/systemd/system))
 DEPENDENCIES := $(WHEELHOUSE)/dependencies-$(firstword $(shell sha256sum pyproject.toml)).stamp
 
 $(DEPENDENCIES): | $(VENV)/.build-tools
+	@mkdir -p build
 	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
 		>build/requirements.txt
 	$(PIP) wheel --no-build-isolation --wheel-dir $(WHEELHOUSE) --requirement build/requirements.txt
@@ -49,11 +52,14 @@ $(DEPENDENCIES): | $(VENV)/.build-tools
 # So that an installation needs no network.
 wheelhouse: $(DEPENDENCIES)
 
-.PHONY: build install uninstall
 # From scratch: setuptools would take what an earlier build left in build/lib along.
-build: $(DEPENDENCIES) $(GUEST)
+$(STAMPS)/wheel: $(ENGINE) $(shell find vmmswap -name '*.py' -o -name '*.pyi') pyproject.toml | $(VENV)/.build-tools
 	rm -rf build/lib build/lib.* build/bdist.* build/wheel
 	VMMSWAP_RELEASE=1 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	@mkdir -p $(@D); touch $@
+
+.PHONY: build install uninstall
+build: $(DEPENDENCIES) $(STAMPS)/wheel $(GUEST)
 
 install: build
 	rm -rf $(DESTDIR)$(LIBDIR)
@@ -66,7 +72,7 @@ install: build
 	$(foreach unit,$(UNITS),$(call install_unit,$(unit)))
 	if [[ $(or $(SYSTEMD_VERSION),0) -ge 254 ]]; then \
 		install -D -m 644 systemd/fd-store-preserve.conf '$(DESTDIR)$(PRESERVE)'; fi
-	install -D -m 644 systemd/vmmswap.catalog $(DESTDIR)$(CATALOGDIR)/vmmswap.catalog
+	$(if $(CATALOG),install -D -m 644 $(CATALOG) $(DESTDIR)$(CATALOGDIR)/vmmswap.catalog)
 	install -D -m 644 systemd/vmmswap.sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/vmmswap.conf
 	install -D -m 644 systemd/vmmswap.tmpfiles.conf $(DESTDIR)$(TMPFILESDIR)/vmmswap.conf
 	install -D -m 644 -t $(DESTDIR)$(UDEVRULESDIR) systemd/60-vmmswap.rules
@@ -74,7 +80,7 @@ install: build
 	install -D -m 644 -t $(DESTDIR)$(DBUSDIR)/system.d dbus/org.vmmswap.conf
 	install -D -m 644 -t $(DESTDIR)$(DBUSDIR)/system-services dbus/org.vmmswap.service
 	install -D -m 644 -t $(DESTDIR)$(POLKITDIR) dbus/org.vmmswap.policy
-	install -D -m 644 -t $(DESTDIR)$(DOCDIR) README.md LICENSE docs/*.md systemd/vmmswap.conf
+	install -D -m 644 -t $(DESTDIR)$(DOCDIR) LICENSE systemd/vmmswap.conf $(wildcard README.md docs/*.md)
 	test -e $(DESTDIR)$(SYSCONFDIR)/vmmswap.conf || \
 		install -D -m 644 systemd/vmmswap.conf $(DESTDIR)$(SYSCONFDIR)/vmmswap.conf
 	$(if $(LIVE),tools/live installed)

@@ -5,7 +5,7 @@
         machine.sh("systemctl start vmmswap@a.socket")
         entries = machine.journal(VMMSWAP_VM="a")
 
-All files of the host's root file system are visible inside, with their present contents; what is written
+All files of the host's root file system, and this source tree, are visible inside; what is written
 there is gone at the end. /tmp, /run, /dev/shm and /etc/systemd/system are fresh. There is no network unless
 asked for. Needs root, systemd-nspawn and a mounted cgroup2 hierarchy; `Machine.missing()` says what is
 not there.
@@ -28,6 +28,7 @@ from typing import Any, Self, TypeVar
 from tests.support import machine_keeper
 
 KEEPER = Path(machine_keeper.__file__)
+ROOT = KEEPER.parents[2]
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 POLL_INTERVAL_S = 0.05
 _serial = itertools.count()
@@ -63,7 +64,9 @@ class Machine:
         boot_timeout_s: float = 120,
     ) -> None:
         name = f"vmmswap-machine-{os.getpid()}-{next(_serial)}"
-        self.settings = Settings(name, binds or {}, binds_ro or {}, network, boot_timeout_s)
+        read_only = {str(ROOT): str(ROOT)} if ROOT.stat().st_dev != Path("/").stat().st_dev else {}
+        read_only |= binds_ro or {}
+        self.settings = Settings(name, binds or {}, read_only, network, boot_timeout_s)
         self._units = itertools.count()
         self._keeper: subprocess.Popen[str] | None = None
 
@@ -117,6 +120,11 @@ class Machine:
     def path(self, path: str) -> Path:
         """Where the host sees a file of the machine. Absolute symbolic links lead to the host's files."""
         return Path(f"/proc/{self.leader}/root") / path.lstrip("/")
+
+    def written(self) -> Path:
+        """The overlay's upper directory, as seen from here: all that was written over the host's files."""
+        assert self._keeper is not None
+        return Path(f"/proc/{self._keeper.pid}/root") / machine_keeper.UPPER.relative_to("/")
 
     def enter(self, *argv: str) -> list[str]:
         """The command line, for the host, that runs argv inside. For tools: it stays in our cgroup."""

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 WORK = Path("/run/vmmswap-machine")
+UPPER = WORK / "upper"
 TARGET = "vmmswap-test.target"
 TARGET_UNIT = """\
 [Unit]
@@ -50,9 +51,9 @@ def prepare_root() -> None:
     mount("-t", "tmpfs", "-o", "mode=0755", "tmpfs", "/run")
     WORK.mkdir()
     # Not nspawn's --volatile=overlay: that makes a directory in the host's /tmp, and killed leaves it there.
-    for directory in ("upper", "work", "root"):
-        (WORK / directory).mkdir()
-    layers = f"lowerdir=/,upperdir={WORK / 'upper'},workdir={WORK / 'work'}"
+    for directory in (UPPER, WORK / "work", WORK / "root"):
+        directory.mkdir()
+    layers = f"lowerdir=/,upperdir={UPPER},workdir={WORK / 'work'}"
     mount("-t", "overlay", "-o", layers, "overlay", str(WORK / "root"))
     units = WORK / "units"
     units.mkdir()
