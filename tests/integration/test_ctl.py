@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from tests.support.bus import PrivateBus, private_bus  # noqa: F401  a fixture
-from vmmswap.bus.connection import Connection
+from vmmswap.bus.connection import Connection, Match
 from vmmswap.bus.manager import publish
 from vmmswap.errors import AccessDeniedError, BusyError
 from vmmswap.status import KEYS, Operation, State, Status
@@ -515,3 +515,29 @@ async def test_host_goes_through_ssh(bus, publish_vm, tmp_path):
         "vmmswapctl: no bus of root@near through ssh: bad: -xT -- root@near systemd-stdio-bridge; "
         "does `ssh root@near systemd-stdio-bridge` work?\n"
     )
+
+
+async def test_with_vmmswapd(bus, publish_vm):
+    vm, connection = await publish_vm("web")
+    vm.become(state=State.ACTIVE, swap_pages=1024)
+    up = asyncio.Event()
+    names = Match("org.freedesktop.DBus", "NameOwnerChanged", arg0namespace="org.vmmswap")
+    await connection.subscribe(names, lambda signal: up.set() if signal.body[0] == "org.vmmswap" else None)
+    daemon = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "vmmswap.host.main", "--bus", bus.address),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            await up.wait()
+        code, out, err = await ctl(bus, "list", "--json")
+        found = [json.loads(line) for line in out.splitlines()]
+        assert (code, err) == (0, "")
+        assert [(item["Name"], item["SwapPages"]) for item in found] == [("web", 1024)]
+        # vmmswapd's own refusal comes through: it has no systemd to ask on this bus.
+        code, out, err = await ctl(bus, "prepare", "other")
+        assert (code, out, err.count("\n")) == (1, "", 1)
+    finally:
+        daemon.terminate()
+        await daemon.wait()

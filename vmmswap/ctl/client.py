@@ -100,6 +100,15 @@ class Client:
             raise _no_such_vm(name)
         return owner
 
+    async def wait_for(self, name: str) -> None:
+        """Wait until the VM's monitor is on the bus."""
+        there = asyncio.Event()
+        appears = Match(BUS, "NameOwnerChanged", sender=BUS, arg0namespace=bus_name_of(name))
+        await self.connection.subscribe(appears, lambda _signal: there.set())
+        while not await self.connection.owner_of(bus_name_of(name)):
+            await there.wait()
+            there.clear()
+
     @contextlib.asynccontextmanager
     async def watch(self, name: str) -> AsyncIterator[Watch]:
         """A watch over one VM that is there now. Raises NoSuchVMError."""
