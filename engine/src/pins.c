@@ -205,6 +205,10 @@ static int check_bpf(struct pins *pins, int memfd, const struct pins_place *plac
 		if (!rc && seen.nearly_n >= nearly_n)
 			atomic_store(&pins->redrain_wait, REDRAIN_WAIT);
 	}
+	if (rc == -EAGAIN) { /* its tree was in motion each time: learn nothing, hold everything, this time */
+		set_bits(out->held, PINS_CHUNK_PAGES);
+		return 0;
+	}
 	if (!rc)
 		*out = seen.chunk;
 	return rc;
