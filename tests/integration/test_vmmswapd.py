@@ -7,12 +7,12 @@ import pwd
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.bus import REPOSITORY, Client, PrivateBus, Signals, private_bus, until
+from tests.support.bus import REPOSITORY, Client, PrivateBus, Signals, private_bus, start, until
 from tests.support.introspection import describe
 from vmmswap.names import BUS_NAME, HOST_INTERFACE, HOST_PATH, MANAGER_INTERFACE, bus_name_of, object_path_of
 
@@ -24,19 +24,9 @@ DBUS = REPOSITORY / "dbus"
 OBJECT_MANAGER = "type='signal',path='/org/vmmswap',interface='org.freedesktop.DBus.ObjectManager'"
 
 
-@asynccontextmanager
-async def program(bus: PrivateBus, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A program of ours on this bus, ended with the block."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        cwd=REPOSITORY, env=bus.environment,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+def program(bus: PrivateBus, *arguments: str) -> AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    """A Python program of ours on this bus."""
+    return start(bus, sys.executable, "-m", *arguments)
 
 
 @asynccontextmanager
@@ -52,13 +42,8 @@ async def virtual_machine(
 @asynccontextmanager
 async def vmmswapd(bus: PrivateBus, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     async with program(bus, "vmmswap.host.main", *arguments) as process:
-        await until(lambda: is_owned(bus, BUS_NAME))
+        await until(lambda: bus.has_owner(BUS_NAME))
         yield process
-
-
-async def is_owned(bus: PrivateBus, name: str) -> bool:
-    asked = Client(bus, "org.freedesktop.DBus", "/org/freedesktop/DBus")
-    return await asked.call("org.freedesktop.DBus", "NameHasOwner", "s", name) == "b true"
 
 
 @pytest.fixture
@@ -206,7 +191,7 @@ async def test_kill_9_and_the_next_one_finds_all(private_bus: PrivateBus) -> Non
 
 
 async def is_gone(bus: PrivateBus, name: str) -> bool:
-    return not await is_owned(bus, name)
+    return not await bus.has_owner(name)
 
 
 @pytest.mark.usefixtures("two_vms")

@@ -1,56 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """vmmswapd as systemd and the bus start it, sandboxed as shipped, with Debian's own polkit."""
 
-import sys
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.bus import REPOSITORY
+from tests.support.host import HOST, installed, recording_vm
 from tests.support.machine import Machine
-from vmmswap.names import HOST_INTERFACE, HOST_PATH, MANAGER_INTERFACE, bus_name_of, object_path_of
+from vmmswap.names import MANAGER_INTERFACE, bus_name_of, object_path_of
 
-HOST = ("org.vmmswap", HOST_PATH, HOST_INTERFACE)
+__all__ = ["installed"]
+
 RULES = "/etc/polkit-1/rules.d/10-vmmswap-test.rules"
 RESTART_POLKIT = "systemctl reset-failed polkit.service; systemctl restart polkit.service"
-
-INSTALL = f"""
-set -e
-cd {REPOSITORY}
-install -Dm644 -t /usr/share/dbus-1/system.d dbus/org.vmmswap.conf
-install -Dm644 -t /usr/share/dbus-1/system-services dbus/org.vmmswap.service
-install -Dm644 -t /usr/share/polkit-1/actions dbus/org.vmmswap.policy
-install -Dm644 -t /etc/systemd/system systemd/vmmswapd.service systemd/vmmswap@.s*
-systemd-sysusers $PWD/systemd/vmmswap.sysusers.conf
-systemd-tmpfiles --create $PWD/systemd/vmmswap.tmpfiles.conf
-cat >/usr/bin/vmmswapd <<'END'
-#!/bin/sh
-PYTHONPATH={REPOSITORY} exec {sys.executable} -m vmmswap.host.main "$@"
-END
-chmod 755 /usr/bin/vmmswapd
-systemctl daemon-reload
-busctl call org.freedesktop.DBus / org.freedesktop.DBus ReloadConfig
-"""
-
-
-@pytest.fixture(scope="module")
-def installed(machine: Machine) -> Machine:
-    if machine.sh("test -x /usr/lib/polkit-1/polkitd", check=False).returncode != 0:
-        pytest.skip("needs polkitd")
-    machine.sh(INSTALL)
-    return machine
 
 
 @pytest.fixture
 def web(installed: Machine) -> Iterator[Machine]:
     """A VM called web, owned by nobody."""
-    unit = installed.spawn(
-        f"cd {REPOSITORY} && exec {sys.executable} -m tests.support.recording_vm web "
-        "unix:path=/run/dbus/system_bus_socket 65534"
-    )
-    installed.wait_for("web on the bus", lambda: has_owner(installed, bus_name_of("web")))
-    yield installed
-    installed.run("systemctl", "stop", unit)
+    with recording_vm(installed, "web"):
+        yield installed
 
 
 @pytest.fixture
@@ -65,14 +34,6 @@ def nobody_is_allowed(installed: Machine) -> Iterator[Machine]:
     yield installed
     installed.sh(f"rm {RULES}")
     installed.sh(RESTART_POLKIT)
-
-
-def has_owner(machine: Machine, name: str) -> bool:
-    return bool(
-        machine.call(
-            "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "NameHasOwner", "s", name
-        )[0]
-    )
 
 
 def error_of(machine: Machine, *call: str, user: str) -> str:

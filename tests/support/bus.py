@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -102,6 +103,11 @@ class PrivateBus:
         """This process's environment with this bus as the system bus."""
         return {**os.environ, "DBUS_SYSTEM_BUS_ADDRESS": self.address}
 
+    async def has_owner(self, name: str) -> bool:
+        """Whether somebody owns this name now."""
+        bus = Client(self, "org.freedesktop.DBus", "/org/freedesktop/DBus")
+        return await bus.call("org.freedesktop.DBus", "NameHasOwner", "s", name) == "b true"
+
 
 @pytest.fixture
 def private_bus() -> Iterator[PrivateBus]:
@@ -135,6 +141,21 @@ async def run(*command: str, uid: int = 0) -> Answer:
     output, error = await process.communicate()
     assert process.returncode is not None
     return Answer(process.returncode, output.decode(), error.decode())
+
+
+@asynccontextmanager
+async def start(bus: PrivateBus, *command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a program in the repository with this bus as its system bus; it is ended with the block."""
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=pipe, stderr=pipe, cwd=REPOSITORY, env=bus.environment
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
 
 
 class Client:
