@@ -10,7 +10,7 @@
 #include "report.h"
 
 #define MAX_WORDS 16
-#define CHUNK_PAGES 64
+#define CHUNK_PAGES 256
 #define ALL_PROCESSES (-1)
 
 const char command_help[] =
@@ -48,12 +48,19 @@ struct command {
 	uint64_t job_id;   /* started */
 };
 
+/* The first reason is the one to tell. */
+static void refuse(struct command *command, const char *reason)
+{
+	if (!command->wrong)
+		command->wrong = reason;
+}
+
 static uint64_t number(struct command *command, int idx, uint64_t most)
 {
 	uint64_t value;
 
 	if (idx >= command->words || !parse_size(command->word[idx], &value) || value > most) {
-		command->wrong = "a number is missing, not a number, or too large; see help";
+		refuse(command, "a number is missing, not a number, or too large; see help");
 		return 0;
 	}
 	return value;
@@ -80,7 +87,7 @@ static uint64_t number_option(struct command *command, const char *key, uint64_t
 	uint64_t value = otherwise;
 
 	if (text && (!parse_size(text, &value) || value > most)) {
-		command->wrong = "the value of an option is not a number or too large; see help";
+		refuse(command, "the value of an option is not a number or too large; see help");
 		return otherwise;
 	}
 	return value;
@@ -99,7 +106,7 @@ static int by_option(struct command *command, int otherwise)
 		return 0;
 	if (!parse_size(text, &process) || process >= MAX_PROCESSES ||
 	    atomic_load(&command->control->guest->shared->process[process].state) != PROCESS_RUNNING) {
-		command->wrong = "by= must be all, main, or the number of a running process";
+		refuse(command, "by= must be all, main, or the number of a running process");
 		return otherwise;
 	}
 	return (int)process;
@@ -126,14 +133,14 @@ static struct job *new_job(struct command *command, int kind)
 
 	if (job)
 		return job;
-	command->wrong = "too many jobs run already: wait for one to be done";
+	refuse(command, "too many jobs run already: wait for one to be done");
 	return &spare;
 }
 
 static void set_range(struct command *command, struct job *job, uint64_t first_page, uint64_t pages)
 {
 	if (pages == 0 || first_page >= guest_pages(command) || pages > guest_pages(command) - first_page)
-		command->wrong = "no such pages: FIRST and N must lie in the guest, N at least 1";
+		refuse(command, "no such pages: FIRST and N must lie in the guest, N at least 1");
 	job->first_page = first_page;
 	job->pages = pages;
 }
@@ -181,7 +188,7 @@ static void run_touch(struct command *command)
 	set_range_words(command, job);
 	job->is_write = has_word(command, 3, "write");
 	if (!job->is_write && !has_word(command, 3, "read"))
-		command->wrong = "touch FIRST N read|write";
+		refuse(command, "touch FIRST N read|write");
 	job->offset_bytes = (unsigned)number_option(command, "offset", PAGE_BYTES, PAGE_BYTES - 1);
 	start(command, job);
 }
@@ -193,7 +200,7 @@ static void run_kernel_io(struct command *command)
 	set_range_words(command, job);
 	job->is_write = has_word(command, 3, "read"); /* read() writes to memory */
 	if (!job->is_write && !has_word(command, 3, "write"))
-		command->wrong = "kernel-io FIRST N read|write";
+		refuse(command, "kernel-io FIRST N read|write");
 	start(command, job);
 }
 
@@ -207,7 +214,7 @@ static void run_remove(struct command *command)
 	while (how < 4 && !has_word(command, 3, how_names[how]))
 		how++;
 	if (how == 4 || (command->words > 4 && !has_word(command, 4, "zeros") && !has_word(command, 4, "either"))) {
-		command->wrong = "remove FIRST N madvise|dontneed|fallocate|balloon [zeros|either]";
+		refuse(command, "remove FIRST N madvise|dontneed|fallocate|balloon [zeros|either]");
 		return;
 	}
 	job->remove_how = how;
@@ -234,7 +241,7 @@ static void work_start(struct command *command)
 	uint64_t kernel_percent = number_option(command, "kernel", 0, 100);
 
 	if (write_percent + kernel_percent > 100)
-		command->wrong = "writes= and kernel= must not exceed 100 together";
+		refuse(command, "writes= and kernel= must not exceed 100 together");
 	if (command->wrong)
 		return;
 	atomic_store(&shared->rate, rate);
@@ -254,7 +261,7 @@ static void run_work(struct command *command)
 		return;
 	}
 	if (!has_word(command, 1, "stop")) {
-		command->wrong = "work start [rate=OPS] [writes=PERCENT] [kernel=PERCENT], or work stop";
+		refuse(command, "work start [rate=OPS] [writes=PERCENT] [kernel=PERCENT], or work stop");
 		return;
 	}
 	struct job *job = new_job(command, JOB_QUIESCE);
@@ -286,7 +293,7 @@ static void run_fork(struct command *command)
 	job->pages = number(command, 1, MAX_PROCESSES);
 	job->process = by_option(command, 0);
 	if (!job->pages || job->process == ALL_PROCESSES)
-		command->wrong = "fork N [by=main|I], N at least 1";
+		refuse(command, "fork N [by=main|I], N at least 1");
 	start(command, job);
 }
 
@@ -315,7 +322,7 @@ static void run_backend_command(struct command *command)
 	if (has_word(command, 2, "silent"))
 		mode = BACKEND_SILENT;
 	else if (command->words > 2 || !count)
-		command->wrong = "backend N [silent], N at least 1";
+		refuse(command, "backend N [silent], N at least 1");
 	start(command, job);
 	for (uint64_t i = 0; i < count && !command->wrong; i++)
 		if (!request_backend(control->guest, mode, job->id))
@@ -327,7 +334,7 @@ static void run_kill_device(struct command *command)
 	int process = (int)number(command, 1, MAX_PROCESSES - 1);
 
 	if (!command->wrong && process == 0)
-		command->wrong = "process 0 is the VMM itself: use quit or hostile exit";
+		refuse(command, "process 0 is the VMM itself: use quit or hostile exit");
 	if (!command->wrong)
 		command->err = device_kill(command->control->guest, process);
 }
@@ -339,7 +346,7 @@ static void run_exec_device(struct command *command)
 	job->process = (int)number(command, 1, MAX_PROCESSES - 1);
 	if (!command->wrong && (job->process == 0 || atomic_load(&command->control->guest->shared->process[job->process]
 									      .state) != PROCESS_RUNNING))
-		command->wrong = "exec-device needs the number of a running process other than 0";
+		refuse(command, "exec-device needs the number of a running process other than 0");
 	start(command, job);
 }
 
@@ -348,8 +355,8 @@ static void run_hostile(struct command *command)
 	if (!has_word(command, 1, "munmap")) {
 		command->err = hostile_run(command->control->guest, command->word + 1, command->words - 1);
 		if (command->err == ENOENT)
-			command->wrong = "hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit | "
-					 "munmap REGION";
+			refuse(command, "hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit | "
+					 "munmap REGION");
 		return;
 	}
 	struct job *job = new_job(command, JOB_MUNMAP);
@@ -360,7 +367,7 @@ static void run_hostile(struct command *command)
 static void run_register(struct command *command)
 {
 	if (!command->control->handoff.path)
-		command->wrong = "there is no monitor to register with: start with --socket PATH";
+		refuse(command, "there is no monitor to register with: start with --socket PATH");
 	else if (handoff_start(&command->control->handoff))
 		report_handoff(&command->control->out, &command->control->handoff);
 }
@@ -421,7 +428,7 @@ static void split(struct command *command, char *line)
 		if (!*word)
 			continue;
 		if (command->words == MAX_WORDS || command->options == MAX_WORDS) {
-			command->wrong = "too many words";
+			refuse(command, "too many words");
 			return;
 		}
 		if (strchr(word, '='))
@@ -439,7 +446,7 @@ static void dispatch(struct command *command)
 		commands[i].run(command);
 		return;
 	}
-	command->wrong = "unknown order; see help";
+	refuse(command, "unknown order; see help");
 }
 
 /* The members of a reply gather in control->out while the order runs. */

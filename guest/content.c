@@ -87,7 +87,7 @@ static void expect_text(uint64_t key, uint64_t *words)
 		if (i % 8 == 0)
 			choices = words[i] = content_mix(key + i * GOLDEN);
 		else
-			words[i] = UINT64_C(0x2065687420646e61) + ((choices >> (4 * i)) & 15);
+			words[i] = UINT64_C(0x2065687420646e61) + ((choices >> (4 * (i % 8))) & 15);
 	}
 }
 

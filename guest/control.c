@@ -14,6 +14,7 @@
 
 #define LINE_BYTES 4096
 #define FIXED_FDS 4
+#define RECOVERY_RETRY_MS 10
 
 struct text *control_event(struct control *control, const char *name)
 {
@@ -84,7 +85,8 @@ static void watch_processes(struct guest *guest)
 	}
 }
 
-static void order_recovery(struct shared *shared)
+/* Returns true if it has to be tried again: the last recovery has not quite ended. */
+static bool order_recovery(struct shared *shared)
 {
 	for (int i = 1; i < MAX_PROCESSES; i++) {
 		if (atomic_load(&shared->process[i].state) != PROCESS_DYING)
@@ -92,8 +94,9 @@ static void order_recovery(struct shared *shared)
 		struct job *job = job_new(shared, JOB_RECOVER);
 		if (job)
 			job_start(shared, job);
-		return;
+		return job == NULL;
 	}
+	return false;
 }
 
 static void process_ended(struct control *control, int process)
@@ -155,13 +158,15 @@ static void read_orders(struct control *control, char *buffer, size_t *length)
 		die(0, "an order longer than %d bytes", LINE_BYTES - 1);
 }
 
-static int timeout_ms(const struct handoff *handoff)
+static int timeout_ms(const struct control *control)
 {
-	uint64_t now = now_ns();
+	uint64_t retry_at_ns = control->handoff.retry_at_ns, now = now_ns();
 
-	if (!handoff->retry_at_ns)
+	if (control->recovery_waits)
+		return RECOVERY_RETRY_MS;
+	if (!retry_at_ns)
 		return -1;
-	return handoff->retry_at_ns <= now ? 0 : (int)((handoff->retry_at_ns - now) / 1000000) + 1;
+	return retry_at_ns <= now ? 0 : (int)((retry_at_ns - now) / 1000000) + 1;
 }
 
 /* Guest events first, so that an order that follows an event finds it done. */
@@ -176,13 +181,13 @@ static void handle(struct control *control, struct pollfd *fds, const int *proce
 		hear_zygote(control);
 	if (fds[3].revents && fds[3].fd == atomic_load(&control->guest->socket_fd) && handoff_readable(handoff))
 		tell_handoff(control);
-	if (handoff->retry_at_ns && timeout_ms(handoff) == 0 && handoff_retry(handoff))
+	if (handoff->retry_at_ns && handoff->retry_at_ns <= now_ns() && handoff_retry(handoff))
 		tell_handoff(control);
 	for (nfds_t i = FIXED_FDS; i < count; i++)
 		if (fds[i].revents)
 			process_ended(control, process_of[i]);
 	watch_processes(control->guest);
-	order_recovery(control->guest->shared);
+	control->recovery_waits = order_recovery(control->guest->shared);
 	finish_jobs(control);
 }
 
@@ -210,7 +215,7 @@ void control_run(struct control *control)
 			process_of[count] = i;
 			fds[count++] = (struct pollfd){.fd = guest->pidfd[i], .events = POLLIN};
 		}
-		if (poll(fds, count, timeout_ms(&control->handoff)) < 0 && errno != EINTR)
+		if (poll(fds, count, timeout_ms(control)) < 0 && errno != EINTR)
 			die(errno, "poll");
 		handle(control, fds, process_of, count);
 		if (fds[0].revents)

@@ -15,6 +15,7 @@ struct control {
 	struct handoff handoff;
 	struct text out;
 	uint64_t lines;	 /* read so far */
+	bool recovery_waits;
 	bool has_ended;	 /* end of standard input, or quit */
 };
 

@@ -28,6 +28,7 @@ int device_slot(struct guest *guest, int kind, int parent, uint64_t job_id)
 		atomic_store(&slot->pid, 0);
 		atomic_store(&slot->error, 0);
 		atomic_store(&slot->go, 0);
+		atomic_store(&slot->dummy_page, 0);
 		atomic_store(&slot->job_id, job_id);
 		for (unsigned i = 0; i < JOB_SLOTS; i++)
 			atomic_store(&shared->job[i].active[process], 0);
@@ -242,6 +243,9 @@ static void run_backend(struct guest *guest, const struct zygote_request *reques
 
 		if (uffd < 0)
 			fail_device(guest, -uffd);
+		if (guest->has_dummy && (rc = memory_map_dummy(&guest->memory)) < 0)
+			fail_device(guest, -rc);
+		atomic_store(&slot->dummy_page, (uint64_t)(uintptr_t)guest->memory.dummy_page);
 		atomic_store(&guest->uffd, uffd); /* kept open for as long as we live */
 		send_hello(guest, socket, uffd);
 		wait_for_go(guest);

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
@@ -112,6 +111,8 @@ static int send_add_process(struct handoff *handoff, int process)
 	int fds[2] = {handoff->uffd_of[process], pidfd};
 	text_add(&text, "{\"vmmswap\":1,\"type\":\"add-process\",");
 	add_regions(&text, &guest->memory, slot->base);
+	if (atomic_load(&slot->dummy_page))
+		text_add(&text, ",\"dummy_page\":%llu", (unsigned long long)atomic_load(&slot->dummy_page));
 	text_add(&text, "}\n");
 	int rc = send_with_fds(atomic_load(&guest->socket_fd), &text, fds, 2);
 	text_free(&text);
@@ -192,17 +193,12 @@ static bool make_uffd(struct handoff *handoff)
 
 static bool make_dummy_page(struct handoff *handoff)
 {
-	struct memory *memory = &handoff->guest->memory;
+	struct guest *guest = handoff->guest;
+	int rc = guest->has_dummy ? memory_map_dummy(&guest->memory) : 0;
 
-	if (!handoff->has_dummy || memory->dummy_page)
-		return true;
-	void *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (page == MAP_FAILED) {
-		refuse_errno(handoff, errno, "mmap", "no room for the dummy page");
-		return false;
-	}
-	memory->dummy_page = page;
-	return true;
+	if (rc < 0)
+		refuse_errno(handoff, -rc, "mmap", "no room for the dummy page");
+	return rc == 0;
 }
 
 bool handoff_start(struct handoff *handoff)

@@ -22,7 +22,6 @@ struct handoff {
 	struct guest *guest;
 	const char *path; /* NULL: no monitor */
 	const char *pins; /* "true", "false", or NULL: say nothing */
-	bool has_dummy;
 	unsigned tries, tries_left;
 
 	enum handoff_state state;

@@ -15,12 +15,23 @@ static bool process_takes_part(const struct shared *shared, int process)
 	return state == PROCESS_STARTING || state == PROCESS_RUNNING;
 }
 
+/* A worker may still be looking at a job that has ended, to find that it has. */
+static bool is_in_use(const struct shared *shared, const struct job *job)
+{
+	if (job->id)
+		return true;
+	for (int process = 0; process < MAX_PROCESSES; process++)
+		if (atomic_load(&job->active[process]) && process_takes_part(shared, process))
+			return true;
+	return false;
+}
+
 struct job *job_new(struct shared *shared, int kind)
 {
 	for (unsigned i = 0; i < JOB_SLOTS; i++) {
 		struct job *job = &shared->job[i];
 
-		if ((i == RECOVERY_SLOT) != (kind == JOB_RECOVER) || job->id)
+		if ((i == RECOVERY_SLOT) != (kind == JOB_RECOVER) || is_in_use(shared, job))
 			continue;
 		job->kind = kind;
 		job->process = 0;
@@ -42,6 +53,7 @@ void job_start(struct shared *shared, struct job *job)
 		job->participates[process] = job->kind < JOB_BACKEND &&
 					     (job->process < 0 || job->process == process) &&
 					     atomic_load(&shared->process[process].state) == PROCESS_RUNNING;
+		atomic_store(&job->has_more[process], job->participates[process]);
 		atomic_store(&job->cursor[process], 0);
 	}
 	atomic_store(&job->done_pages, 0);
@@ -262,7 +274,7 @@ static void recover_all(struct worker *worker)
 
 static void run_page(struct worker *worker, struct job *job, uint64_t page_idx)
 {
-	switch (job->kind) {
+	switch (atomic_load(&job->kind)) {
 	case JOB_FILL: fill_page(worker, page_idx); break;
 	case JOB_TOUCH: touch_page(worker, job, page_idx); break;
 	case JOB_KERNEL_IO: kernel_io_page(worker, job, page_idx); break;
@@ -280,7 +292,7 @@ static void run_page(struct worker *worker, struct job *job, uint64_t page_idx)
 
 static void run_piece(struct worker *worker, struct job *job, uint64_t first_page, uint64_t pages)
 {
-	switch (job->kind) {
+	switch (atomic_load(&job->kind)) {
 	case JOB_REMOVE: remove_pages(worker, job, first_page, pages); break;
 	case JOB_MUNMAP: unmap_region(worker, job); break;
 	case JOB_RECOVER: recover_all(worker); break;
@@ -299,33 +311,43 @@ static bool is_for_first_thread(int kind)
 	return kind == JOB_FORK || kind == JOB_EXEC;
 }
 
-/* One piece, if there is one. Active is raised before a piece is taken, so that a job never looks complete meanwhile. */
+static bool may_have_piece(struct job *job, const struct worker *worker)
+{
+	return atomic_load(&job->state) == JOB_RUNNING && atomic_load(&job->has_more[worker->guest->process]) &&
+	       is_for_first_thread(atomic_load(&job->kind)) == (worker->index < 0);
+}
+
+static bool take_piece(struct worker *worker, struct job *job)
+{
+	int process = worker->guest->process;
+	uint64_t at = atomic_fetch_add(&job->cursor[job->cursor_is_shared ? 0 : process], job->chunk_pages);
+	struct job *outer = worker->job;
+
+	if (at >= job->pages) {
+		atomic_store(&job->has_more[process], false);
+		return false;
+	}
+	uint64_t left = job->pages - at;
+	worker->job = job;
+	run_piece(worker, job, job->first_page + at, left < job->chunk_pages ? left : job->chunk_pages);
+	worker->job = outer;
+	return true;
+}
+
+/* One piece, if there is one. Active is raised before a piece is taken, so that a job never looks complete meanwhile;
+ * whoever lowers it to 0 tells the control thread, which may have looked just before. The job is looked at again once
+ * active is raised: before that it may have ended, and its slot be another's. */
 static bool job_step(struct worker *worker, struct job *job)
 {
 	int process = worker->guest->process;
 	bool took = false;
 
-	if (atomic_load(&job->state) != JOB_RUNNING)
+	if (!may_have_piece(job, worker))
 		return false;
 	atomic_fetch_add(&job->active[process], 1);
-	if (atomic_load(&job->state) == JOB_RUNNING && job->participates[process] &&
-	    is_for_first_thread(job->kind) == (worker->index < 0)) {
-		_Atomic uint64_t *cursor = &job->cursor[job->cursor_is_shared ? 0 : process];
-		uint64_t at = atomic_load(cursor) < job->pages ? atomic_fetch_add(cursor, job->chunk_pages) : UINT64_MAX;
-
-		if (at < job->pages) {
-			uint64_t left = job->pages - at;
-			struct job *outer = worker->job;
-
-			took = true;
-			worker->job = job;
-			run_piece(worker, job, job->first_page + at,
-				  left < job->chunk_pages ? left : job->chunk_pages);
-			worker->job = outer;
-		}
-	}
-	atomic_fetch_sub(&job->active[process], 1);
-	if (took)
+	if (may_have_piece(job, worker))
+		took = take_piece(worker, job);
+	if (atomic_fetch_sub(&job->active[process], 1) == 1)
 		guest_notify(worker->guest);
 	return took;
 }

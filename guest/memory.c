@@ -154,6 +154,17 @@ int memory_map(struct memory *memory)
 	return 0;
 }
 
+int memory_map_dummy(struct memory *memory)
+{
+	if (memory->dummy_page)
+		return 0;
+	void *page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (page == MAP_FAILED)
+		return -errno;
+	memory->dummy_page = page;
+	return 0;
+}
+
 static const struct region *find_region(const struct memory *memory, uint64_t page_idx)
 {
 	unsigned low = 0, high = memory->regions;

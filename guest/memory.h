@@ -37,6 +37,9 @@ void memory_create(struct memory *memory);
 /* Map every region in this process. 0 or -errno. */
 int memory_map(struct memory *memory);
 
+/* Give this process its dummy page, if it has none yet. 0 or -errno. */
+int memory_map_dummy(struct memory *memory);
+
 /* The longest run of pages from page_idx on, at most `pages`, that lies in one region. */
 uint64_t memory_run(const struct memory *memory, uint64_t page_idx, uint64_t pages, const struct region **region);
 

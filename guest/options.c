@@ -141,7 +141,7 @@ static void set(int name, const char *value, struct guest *guest, struct handoff
 	case OPT_API: set_api(&guest->uffd_options, value); break;
 	case OPT_UFFD: guest->uffd_options.source = uffd_source(value); break;
 	case OPT_USER_MODE: guest->uffd_options.user_mode_only = true; break;
-	case OPT_NO_DUMMY: handoff->has_dummy = false; break;
+	case OPT_NO_DUMMY: guest->has_dummy = false; break;
 	case OPT_PINS: handoff->pins = pins(value); break;
 	case OPT_WORKERS: guest->workers = (unsigned)number("--workers", value, 1, MAX_WORKERS); break;
 	case OPT_DEVICE_WORKERS:
@@ -170,7 +170,7 @@ void options_parse(int argc, char **argv, struct guest *guest, struct handoff *h
 	content_parse_mix(&guest->content, "random=35,text=35,same=10,zero=10,untouched=10");
 	guest->workers = 2;
 	guest->device_workers = 1;
-	handoff->has_dummy = true;
+	guest->has_dummy = true;
 	handoff->tries = 100;
 	while ((name = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
 		if (name == OPT_NO_HANDOFF)

@@ -43,6 +43,7 @@ struct guest {
 	_Atomic int uffd;	  /* the VMM's own; -1: none */
 	_Atomic int socket_fd;	  /* to the monitor; -1: not connected */
 	struct uffd_options uffd_options;
+	bool has_dummy; /* processes with a uffd of their own send a dummy page */
 	int process;		  /* our index in shared->process */
 	unsigned workers, device_workers;
 };

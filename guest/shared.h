@@ -60,6 +60,7 @@ struct process_slot {
 	_Atomic uint32_t go;	 /* a back-end may touch guest memory */
 	_Atomic uint64_t job_id; /* job that asked for it */
 	_Atomic uint64_t base[MAX_REGIONS];
+	_Atomic uint64_t dummy_page; /* 0: none */
 	struct worker_slot worker[MAX_WORKERS];
 };
 
@@ -84,8 +85,8 @@ enum remove_how { REMOVE_MADVISE, REMOVE_DONTNEED, REMOVE_FALLOCATE, REMOVE_BALL
 
 struct job {
 	_Atomic int state; /* all that follows is set before JOB_RUNNING, by the control thread only */
+	_Atomic int kind;
 	uint64_t id;
-	int kind;
 	int process; /* index, or -1: all */
 	uint64_t first_page, pages, chunk_pages;
 	bool cursor_is_shared; /* processes share the work; else each does all of it */
@@ -97,6 +98,7 @@ struct job {
 	uint64_t start_ns;
 	bool participates[MAX_PROCESSES];
 
+	_Atomic bool has_more[MAX_PROCESSES]; /* until somebody found nothing left to take */
 	_Atomic uint64_t cursor[MAX_PROCESSES]; /* next page to take, from 0; [0] if shared */
 	_Atomic uint32_t active[MAX_PROCESSES]; /* workers inside */
 
