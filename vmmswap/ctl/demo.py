@@ -167,9 +167,9 @@ def _check(result: dict[str, Any]) -> None:
     if wrong is not None:
         raise CtlError(
             ExitStatus.FAILED,
-            f"the guest found {result['wrong_bytes']} wrong bytes in {result['wrong_pages']} pages, the "
-            f"first by process {wrong['process']} in page {wrong['page']} at byte {wrong['offset']}: expected "
-            f"{wrong['expected']:#04x}, found {wrong['actual']:#04x}; {_BUG}",
+            f"the guest found {result['wrong_bytes']} wrong bytes in {result['wrong_pages']} pages; in page "
+            f"{wrong['page']} at byte {wrong['offset']} process {wrong['process']} expected "
+            f"{wrong['expected']:#04x} and found {wrong['actual']:#04x}; {_BUG}",
         )
     if result["wrong_bytes"] or result["bus_errors"]:
         raise CtlError(

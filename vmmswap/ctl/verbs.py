@@ -31,13 +31,13 @@ class _Operation:
 
 
 _OPERATIONS = {
-    "enable": _Operation("Enable", "the swap-out", State.ACTIVE),
-    "disable": _Operation("Disable", "the swap-in", State.READY),
-    "trim": _Operation("Trim", "the trim", None),
+    "enable": _Operation("Enable", "swap-out", State.ACTIVE),
+    "disable": _Operation("Disable", "swap-in", State.READY),
+    "trim": _Operation("Trim", "trim", None),
 }
 _ENDINGS = {
-    "exit": _Operation("Exit", "the swap-in", None),
-    "detach": _Operation("Detach", "the swap-in", None),
+    "exit": _Operation("Exit", "swap-in", None),
+    "detach": _Operation("Detach", "swap-in", None),
 }
 
 
@@ -83,13 +83,14 @@ async def operate(client: Client, args: argparse.Namespace) -> None:
     """`enable`, `disable`, `trim`: order it, and wait until the VM has settled."""
     operation = _OPERATIONS[args.verb]
     async with client.watch(args.name) as watch:
-        await client.order(args.name, operation.method)
-        if args.no_wait:
-            status = await client.status(args.name)
-        else:
-            with goes_on(args.name, operation.noun), progress(args.name, quiet=args.json) as show:
-                status = await until_settled(client, watch, show)
-            _check_settled(status, operation)
+        with goes_on(args.name, operation.noun):
+            await client.order(args.name, operation.method)
+            if args.no_wait:
+                status = await client.status(args.name)
+            else:
+                with progress(args.name, quiet=args.json) as show:
+                    status = await until_settled(client, watch, show)
+                _check_settled(status, operation)
     if args.json:
         output.print_json(status)
     elif not args.no_wait:
@@ -111,10 +112,11 @@ async def end(client: Client, args: argparse.Namespace) -> None:
     """`exit`, `detach`: order it, and wait until the monitor has left the bus."""
     operation = _ENDINGS[args.verb]
     async with client.watch(args.name) as watch:
-        await client.order(args.name, operation.method)
-        if not args.no_wait:
-            with goes_on(args.name, operation.noun), progress(args.name, quiet=False) as show:
-                await until_gone(client, watch, show)
+        with goes_on(args.name, operation.noun):
+            await client.order(args.name, operation.method)
+            if not args.no_wait:
+                with progress(args.name, quiet=False) as show:
+                    await until_gone(client, watch, show)
 
 
 async def log(client: Client, args: argparse.Namespace) -> None:

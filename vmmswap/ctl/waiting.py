@@ -100,5 +100,5 @@ def goes_on(name: str, operation: str) -> Iterator[None]:
     except asyncio.CancelledError as error:
         raise CtlError(
             ExitStatus.INTERRUPTED,
-            f"interrupted; {operation} of {name} goes on: see `vmmswapctl status {name}`",
+            f"interrupted; a {operation} of {name} that has begun goes on: see `vmmswapctl status {name}`",
         ) from error
