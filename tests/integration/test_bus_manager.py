@@ -167,7 +167,7 @@ async def test_without_polkit_only_root_and_the_owner_may_change(
         assert f"uid {STRANGER}" in text
     assert vm.orders == []
     assert vm.status().state is State.READY
-    denials = [record for record in caplog.records if f"to uid {STRANGER}" in record.message]
+    denials = [record for record in caplog.records if f"denied uid {STRANGER}" in record.message]
     assert len(denials) == 7
     assert all(record.levelno == logging.WARNING for record in denials)
     assert await client.call(M, "Enable", uid=OWNER) == ""

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.host import HOST, installed, recording_vm
 from tests.support.machine import Machine
+from vmmswap.message_ids import ACCESS_DENIED
 from vmmswap.names import MANAGER_INTERFACE, bus_name_of, object_path_of
 
 __all__ = ["installed"]
@@ -79,8 +80,12 @@ def test_polkit_denies_what_no_rule_allows(web: Machine) -> None:
             assert "polkit" in text
         assert web.call(*vm, "Status", user="nobody")[0]["State"]["data"] == "Ready"
     assert "AccessDenied" in error_of(web, *HOST, "Prepare", "string:mine", user="nobody")
-    denials = web.journal("--unit=vmmswapd.service", "--grep=denied org.vmmswap.control to uid 65534")
-    assert denials
+    denials = web.journal(
+        "--unit=vmmswapd.service", MESSAGE_ID=ACCESS_DENIED, VMMSWAP_ACTION="org.vmmswap.control"
+    )
+    assert {entry["VMMSWAP_CALLER_UID"] for entry in denials} == {"65534"}
+    assert all(entry["SYSLOG_IDENTIFIER"] == "vmmswapd" for entry in denials)
+    assert " org.vmmswap.control for the VM web: polkit " in denials[0]["MESSAGE"]
 
 
 def test_a_polkit_rule_allows(web: Machine, nobody_is_allowed: Machine) -> None:

@@ -9,6 +9,8 @@ from vmmswap.bus.connection import Connection
 from vmmswap.bus.dbus import Variant
 from vmmswap.bus.dispatch import DBUS_ERROR, Caller, RemoteError
 from vmmswap.errors import AccessDeniedError
+from vmmswap.log import fields
+from vmmswap.message_ids import ACCESS_DENIED
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +33,29 @@ class Authority:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def check(self, caller: Caller, action: str, owner_uid: int | None) -> None:
+    async def check(self, caller: Caller, action: str, name: str, owner_uid: int | None) -> None:
         """Return if the caller may do the action; else log the denial and raise AccessDeniedError.
 
-        `owner_uid` is the uid whose VM it is about, None if there is none yet.
+        `name` is the VM that it is about, `owner_uid` the uid whose VM that is, None if there is none yet.
         """
         if caller.uid == 0:
             return
         reason = await self._denial(caller, action, owner_uid)
         if reason:
-            log.warning("denied %s to uid %d (pid %d): %s", action, caller.uid, caller.pid, reason)
+            log.warning(
+                "denied uid %d (pid %d) %s for the VM %s: %s",
+                caller.uid,
+                caller.pid,
+                action,
+                name,
+                reason,
+                extra=fields(
+                    message_id=ACCESS_DENIED,
+                    vmmswap_caller_uid=caller.uid,
+                    vmmswap_caller_pid=caller.pid,
+                    vmmswap_action=action,
+                ),
+            )
             raise AccessDeniedError(f"uid {caller.uid} may not do this ({action}): {reason}")
 
     async def _denial(self, caller: Caller, action: str, owner_uid: int | None) -> str:

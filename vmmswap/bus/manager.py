@@ -15,7 +15,7 @@ from vmmswap.control import VmControl
 from vmmswap.names import bus_name_of, object_path_of
 from vmmswap.status import KEYS, Status
 
-Authorize = Callable[[Caller, str, int | None], Awaitable[None]]
+Authorize = Callable[[Caller, str, str, int | None], Awaitable[None]]  # as Authority.check
 Emit = Callable[[str, str, str, str, list[Any]], None]
 
 
@@ -40,7 +40,9 @@ class ManagerObject:
 
     async def call(self, _interface: Interface, call: Call) -> list[Any]:
         if call.method.action:
-            await self._authorize(await call.caller(), call.method.action, self._control.owner_uid)
+            await self._authorize(
+                await call.caller(), call.method.action, self._control.name, self._control.owner_uid
+            )
         match call.method.name:
             case "Status":
                 return [variants(MANAGER, status_values(self._control.status()))]

@@ -72,7 +72,7 @@ class HostObject:
 
     async def _prepare(self, name: str, caller: Caller) -> Path:
         owner_uid = await self._owner_uid(name)
-        await self._authority.check(caller, ATTACH, owner_uid)
+        await self._authority.check(caller, ATTACH, name, owner_uid)
         return await self._start_socket(name, caller, owner_uid)
 
     async def _attach(self, name: str, pid: int, options: dict[str, Any], caller: Caller) -> str:
@@ -80,7 +80,7 @@ class HostObject:
         check_name(name)
         with Target(pid) as target:
             target.check_owned_by(caller)
-            await self._authority.check(caller, ATTACH, caller.uid)
+            await self._authority.check(caller, ATTACH, name, caller.uid)
             path = await self._start_socket(name, caller, await self._owner_uid(name))
             target.check_owned_by(caller)  # once more: it may have run a set-uid program meanwhile
             await send_attach(path, message, target.pidfd)

@@ -10,12 +10,15 @@ import sys
 
 from vmmswap.errors import VmmswapError
 from vmmswap.host.daemon import Daemon
+from vmmswap.log import JournalHandler, under_journal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run vmmswapd; the exit status."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="vmmswapd: %(message)s", stream=sys.stderr)
+    handler = JournalHandler("vmmswapd", "") if under_journal() else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s" if under_journal() else "vmmswapd: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     try:
         asyncio.run(_run(options))
     except VmmswapError as error:

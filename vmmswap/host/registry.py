@@ -62,7 +62,7 @@ class Vm:
             return await self._forward(interface.name, call.method.name, call.method.in_signature, call.args)
         caller = await call.caller()
         owner_uid = None if caller.uid == 0 else await self.owner_uid()
-        await self._authority.check(caller, call.method.action, owner_uid)
+        await self._authority.check(caller, call.method.action, self.name, owner_uid)
         return await self._change(interface, call)
 
     async def get(self, interface: Interface, name: str) -> Value:
