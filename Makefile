@@ -46,7 +46,7 @@ $(VENV)/.build-tools: | $(STAMPS)/apt-base
 	@touch $@
 
 $(STAMPS)/package: pyproject.toml setup.py | $(VENV)/.build-tools
-	$(PIP) install --no-build-isolation --editable '.[dev]'
+	VMMSWAP_MODULES= $(PIP) install --no-build-isolation --editable '.[dev]'
 	@mkdir -p $(@D); touch $@
 
 # Not --parallel: both modules compile the same sources, one with failpoints, into the same object files.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What pyproject.toml cannot say: the engine's extension modules. `make install` leaves the failpoints out."""
+"""What pyproject.toml cannot say: the engine's extension modules.
+
+VMMSWAP_MODULES names which of them to build; by default both, the one that ships and the one for tests.
+"""
 
 import os
 
 from setuptools import setup
 
-modules = ["engine/build_cffi.py:release"]
-if os.environ.get("VMMSWAP_RELEASE") != "1":
-    modules.append("engine/build_cffi.py:failpoints")
-
-setup(cffi_modules=modules)
+modules = os.environ.get("VMMSWAP_MODULES", "release failpoints").split()
+setup(cffi_modules=[f"engine/build_cffi.py:{module}" for module in modules])

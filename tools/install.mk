@@ -55,7 +55,7 @@ wheelhouse: $(DEPENDENCIES)
 # From scratch: setuptools would take what an earlier build left in build/lib along.
 $(STAMPS)/wheel: $(ENGINE) $(shell find vmmswap -name '*.py' -o -name '*.pyi') pyproject.toml | $(VENV)/.build-tools
 	rm -rf build/lib build/lib.* build/bdist.* build/wheel
-	VMMSWAP_RELEASE=1 $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	VMMSWAP_MODULES=release $(PIP) wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
 	@mkdir -p $(@D); touch $@
 
 .PHONY: build install uninstall
