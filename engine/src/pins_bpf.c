@@ -101,8 +101,8 @@ static int load(struct pins_bpf *bpf, struct error *err)
 		bpf->prog_fd = rc;
 		rc = 0;
 	} else {
-		rc = error_set(err, -rc, "the kernel refuses the page check: %s: %s", strerror(-rc),
-			       log ? last_complaint(log) : "");
+		rc = error_set(err, -rc, "the kernel refuses the page check (without CAP_PERFMON, or locked down?): %s: %s",
+			       strerror(-rc), log ? last_complaint(log) : "");
 	}
 	free(log);
 	return rc;
