@@ -16,11 +16,13 @@ from dbus_next.aio import MessageBus
 from tests.support.bus import Client, PrivateBus, Signals, private_bus, run, until
 from tests.support.introspection import describe
 from tests.support.recording_vm import RecordingVm
+from vmmswap.bus.authority import Authority
 from vmmswap.bus.connection import Connection, NameUnavailableError
 from vmmswap.bus.dbus import Kind, Message, encode
+from vmmswap.bus.dispatch import Caller
 from vmmswap.bus.manager import publish
 from vmmswap.bus.transport import BusUnreachableError
-from vmmswap.errors import ALL, BusyError, NoSpaceError, VmmswapError
+from vmmswap.errors import ALL, AccessDeniedError, BusyError, NoSpaceError, VmmswapError
 from vmmswap.names import MANAGER_INTERFACE, bus_name_of, object_path_of
 from vmmswap.status import KEYS, State
 
@@ -172,6 +174,21 @@ async def test_without_polkit_only_root_and_the_owner_may_change(
     assert all(record.levelno == logging.WARNING for record in denials)
     assert await client.call(M, "Enable", uid=OWNER) == ""
     assert vm.orders == ["enable"]
+
+
+async def test_a_flood_of_denials_does_not_fill_the_journal(
+    private_bus: PrivateBus, vm: RecordingVm, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = Connection(private_bus.address)
+    await asking.start()
+    authority = Authority(asking)
+    for uid in [STRANGER] * 300 + [OWNER]:
+        with pytest.raises(AccessDeniedError):
+            await authority.check(Caller(":1.1", uid, 1, interactive=False), "org.vmmswap.log", vm.name, None)
+    messages = [record.message for record in caplog.records]
+    assert sum(f"denied uid {STRANGER}" in message for message in messages) == 100
+    assert f"denied uid {OWNER} (pid 1) org.vmmswap.log for the VM web" in messages[-1]
+    await asking.close()
 
 
 async def test_status_changed_and_properties_changed(private_bus: PrivateBus, client: Client) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
 
 from vmmswap.bus.connection import Connection
 from vmmswap.bus.dbus import Variant
@@ -20,6 +22,8 @@ _AUTHORITY = "org.freedesktop.PolicyKit1.Authority"
 _ALLOW_USER_INTERACTION = 1
 _ANSWER_TIMEOUT_S = 20.0
 _PASSWORD_TIMEOUT_S = 120.0
+_DENIALS_LOGGED = 100  # of one uid in one period
+_DENIALS_PERIOD_S = 60.0
 _ABSENT = (DBUS_ERROR + "ServiceUnknown", DBUS_ERROR + "NameHasNoOwner")
 
 
@@ -32,6 +36,8 @@ class Authority:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._denials: Counter[int] = Counter()
+        self._denials_since_s = 0.0
 
     async def check(self, caller: Caller, action: str, name: str, owner_uid: int | None) -> None:
         """Return if the caller may do the action; else log the denial and raise AccessDeniedError.
@@ -42,6 +48,17 @@ class Authority:
             return
         reason = await self._denial(caller, action, owner_uid)
         if reason:
+            self._log_denial(caller, action, name, reason)
+            raise AccessDeniedError(f"uid {caller.uid} may not do this ({action}): {reason}")
+
+    def _log_denial(self, caller: Caller, action: str, name: str, reason: str) -> None:
+        # journald drops messages of a unit that writes too many. Nobody's calls may make it drop the others.
+        now_s = time.monotonic()
+        if now_s - self._denials_since_s > _DENIALS_PERIOD_S:
+            self._denials_since_s = now_s
+            self._denials.clear()
+        self._denials[caller.uid] += 1
+        if self._denials[caller.uid] < _DENIALS_LOGGED:
             log.warning(
                 "denied uid %d (pid %d) %s for the VM %s: %s",
                 caller.uid,
@@ -56,7 +73,8 @@ class Authority:
                     vmmswap_action=action,
                 ),
             )
-            raise AccessDeniedError(f"uid {caller.uid} may not do this ({action}): {reason}")
+        elif self._denials[caller.uid] == _DENIALS_LOGGED:
+            log.warning("denied uid %d once more; not logged for a while from here on", caller.uid)
 
     async def _denial(self, caller: Caller, action: str, owner_uid: int | None) -> str:
         if await self._has_polkit():

@@ -292,8 +292,12 @@ class Connection:
                 try:
                     self._receive(await transport.read(self._wants_body))
                 except MalformedError as error:
-                    log.warning("%s; ignoring it", error)
+                    log.debug("%s; ignoring it", error)
         except (OSError, EOFError):
+            pass  # the end of the stream
+        except Exception:
+            log.exception("bug in reading from the message bus; connecting again")
+        finally:
             for future in self._pending.values():
                 if not future.done():
                     future.set_exception(BusUnreachableError("the message bus went away"))

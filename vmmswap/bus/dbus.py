@@ -169,6 +169,11 @@ def decode_body(frame: Frame, signature: str, body: bytes) -> list[Any]:
             _signature_tree._cache.clear()  # variants bring their own signatures, as many as a peer likes
 
 
+def clean(text: str) -> str:
+    """The text as a D-Bus string can hold it: a NUL or a lone surrogate would make the bus cut us off."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
 def plain(value: Value) -> Value:
     """The value with every variant in it replaced by what it holds."""
     if isinstance(value, Variant):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vmmswap.bus.dbus import Flag, Kind, Message, Value, Variant
+from vmmswap.bus.dbus import Flag, Kind, Message, Value, Variant, clean
 from vmmswap.bus.interface import (
     INTROSPECTABLE,
     PEER,
@@ -225,7 +225,7 @@ class Dispatcher:
 
     async def _perform(self, target: _Target, message: Message) -> list[Any]:
         if target.interface is PEER:
-            return [Path("/etc/machine-id").read_text().strip()] if target.method.outs else []
+            return [_machine_id()] if target.method.outs else []
         if target.interface is INTROSPECTABLE:
             interfaces = (*STANDARD, *target.item.interfaces) if target.item else STANDARD[:2]
             return [node_xml(interfaces, self._children(message.path))]
@@ -279,9 +279,16 @@ class Dispatcher:
                 destination=message.sender,
                 error_name=error_name_of(error),
                 signature="s",
-                body=[error.message],
+                body=[clean(error.message)],
             )
         )
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text().strip()
+    except OSError as error:
+        raise RemoteError(DBUS_ERROR + "FileNotFound", f"/etc/machine-id: {error.strerror}") from error
 
 
 def variant(item: Property, value: Value) -> Value:

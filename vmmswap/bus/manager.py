@@ -8,7 +8,7 @@ from typing import Any
 
 from vmmswap.bus.authority import Authority
 from vmmswap.bus.connection import Connection
-from vmmswap.bus.dbus import Value
+from vmmswap.bus.dbus import Value, clean
 from vmmswap.bus.dispatch import Call, Caller, variants
 from vmmswap.bus.interface import MANAGER, PROPERTIES_CHANGED, PROPERTIES_INTERFACE, STATUS_CHANGED, Interface
 from vmmswap.control import VmControl
@@ -21,7 +21,12 @@ Emit = Callable[[str, str, str, str, list[Any]], None]
 
 def status_values(status: Status) -> dict[str, Any]:
     """The status by its keys on the bus, each value of the plain type that its signature takes."""
-    convert: dict[str, Callable[[Any], Any]] = {"s": str, "t": int, "u": int, "b": bool}
+    convert: dict[str, Callable[[Any], Any]] = {
+        "s": lambda text: clean(str(text)),
+        "t": int,
+        "u": int,
+        "b": bool,
+    }
     return {row.key: convert[row.signature](getattr(status, row.attribute)) for row in KEYS}
 
 
