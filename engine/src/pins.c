@@ -18,19 +18,19 @@
 #include "pins_selftest.h"
 #include "units.h"
 
-#define NEARLY_MIN 4   /* so many pages with one reference too many look like an LRU batch */
+#define NEARLY_MIN 4    /* so many pages with one reference too many look like an LRU batch */
 #define REDRAIN_WAIT 16 /* checks until the next drain within a pass, after one that freed nothing */
 #define REASON_BYTES 512
 
 enum kind { KIND_BPF, KIND_COLLAPSE, KIND_QMP, KIND_PROMISE, KIND_SETTLE };
 
-static const char *const kind_names[] = { "bpf", "collapse", "qmp", "promise", "settle" };
+static const char *const kind_names[] = {"bpf", "collapse", "qmp", "promise", "settle"};
 
 struct pins {
 	enum kind kind;
-	struct pins_bpf *bpf;	       /* KIND_BPF */
+	struct pins_bpf *bpf;           /* KIND_BPF */
 	struct pins_collapse *collapse; /* KIND_COLLAPSE */
-	uint32_t settle_ms;	       /* KIND_SETTLE, else 0 */
+	uint32_t settle_ms;             /* KIND_SETTLE, else 0 */
 	atomic_int redrain_wait;
 	char reason[REASON_BYTES];
 };
@@ -44,7 +44,7 @@ static void add_reason(struct pins *pins, const char *kind, const char *why)
 
 static bool try_bpf(struct pins *pins)
 {
-	struct error err = { 0 };
+	struct error err = {0};
 	int rc = pins_bpf_create(&pins->bpf, &err);
 
 	if (!rc)
@@ -59,7 +59,7 @@ static bool try_bpf(struct pins *pins)
 
 static bool try_collapse(struct pins *pins)
 {
-	struct error err = { 0 };
+	struct error err = {0};
 	int rc = pins_collapse_create(&pins->collapse, &err);
 
 	if (!rc)
@@ -167,7 +167,8 @@ static bool any_bit(const uint64_t *bits)
 	return all != 0;
 }
 
-/* A page in the host's swap may still be held where it was. Reading brings that very page back, and fills no hole. */
+/* A page in the host's swap may still be held where it was. Reading brings that very page back, and fills no
+ * hole. */
 static void bring_in(int memfd, uint64_t offset_bytes, const uint64_t *swapped)
 {
 	char byte;
@@ -214,10 +215,13 @@ static int check_bpf(struct pins *pins, int memfd, const struct pins_place *plac
 	return rc;
 }
 
-static int check_collapse(struct pins *pins, int memfd, uint64_t offset_bytes, uint32_t pages_n, struct pins_chunk *out)
+static int check_collapse(struct pins *pins, int memfd, uint64_t offset_bytes, uint32_t pages_n,
+			  struct pins_chunk *out)
 {
 	bool is_free = false;
-	int rc = pages_n == PINS_CHUNK_PAGES ? pins_collapse_look(pins->collapse, memfd, offset_bytes, &is_free) : 0;
+	int rc = pages_n == PINS_CHUNK_PAGES
+			 ? pins_collapse_look(pins->collapse, memfd, offset_bytes, &is_free)
+			 : 0;
 
 	if (rc)
 		return rc;
@@ -231,9 +235,10 @@ static int check_collapse(struct pins *pins, int memfd, uint64_t offset_bytes, u
 	return 0;
 }
 
-static int check(struct pins *pins, int memfd, uint64_t offset_bytes, uint32_t pages_n, struct pins_chunk *out)
+static int check(struct pins *pins, int memfd, uint64_t offset_bytes, uint32_t pages_n,
+		 struct pins_chunk *out)
 {
-	struct pins_place place = { .first_page = pages_of_bytes(offset_bytes), .pages_n = pages_n };
+	struct pins_place place = {.first_page = pages_of_bytes(offset_bytes), .pages_n = pages_n};
 	struct statfs fs;
 	struct stat st;
 
@@ -254,7 +259,8 @@ int pins_check(struct pins *pins, int memfd, uint64_t offset_bytes, uint32_t pag
 	int rc;
 
 	memset(out, 0, sizeof *out);
-	if (offset_bytes % CHUNK_BYTES || offset_bytes > INT64_MAX || !pages_n || pages_n > PINS_CHUNK_PAGES || memfd < 0)
+	if (offset_bytes % CHUNK_BYTES || offset_bytes > INT64_MAX || !pages_n ||
+	    pages_n > PINS_CHUNK_PAGES || memfd < 0)
 		rc = -EINVAL;
 	else
 		rc = check(pins, memfd, offset_bytes, pages_n, out);

@@ -56,7 +56,7 @@ static int load_program(const struct bpf_insn *insns, size_t insns_n, char *log,
 	attr.prog_type = BPF_PROG_TYPE_SYSCALL;
 	attr.insns = (uintptr_t)insns;
 	attr.insn_cnt = (uint32_t)insns_n;
-	attr.license = (uintptr_t) "GPL"; /* bpf_probe_read_kernel is for GPL programs only */
+	attr.license = (uintptr_t)"GPL"; /* bpf_probe_read_kernel is for GPL programs only */
 	attr.prog_flags = BPF_F_SLEEPABLE;
 	attr.log_buf = (uintptr_t)log;
 	attr.log_size = log_bytes;
@@ -94,15 +94,19 @@ static int load(struct pins_bpf *bpf, struct error *err)
 	if (bpf->prog_fd >= 0)
 		return 0;
 	if (bpf->prog_fd == -EPERM)
-		return error_set(err, EPERM, "bpf() may not load programs: CAP_BPF and CAP_PERFMON are needed, and no lockdown");
+		return error_set(
+			err, EPERM,
+			"bpf() may not load programs: CAP_BPF and CAP_PERFMON are needed, and no lockdown");
 	log = calloc(1, LOG_BYTES);
 	rc = load_program(insns, insns_n, log, log ? LOG_BYTES : 0);
 	if (rc >= 0) { /* a passing failure, such as EAGAIN for a pending signal */
 		bpf->prog_fd = rc;
 		rc = 0;
 	} else {
-		rc = error_set(err, -rc, "the kernel refuses the page check (without CAP_PERFMON, or locked down?): %s: %s",
-			       strerror(-rc), log ? last_complaint(log) : "");
+		rc = error_set(
+			err, -rc,
+			"the kernel refuses the page check (without CAP_PERFMON, or locked down?): %s: %s",
+			strerror(-rc), log ? last_complaint(log) : "");
 	}
 	free(log);
 	return rc;
@@ -125,7 +129,8 @@ int pins_bpf_create(struct pins_bpf **out, struct error *err)
 	if (!rc) {
 		bpf->map = mmap(NULL, MAP_BYTES, PROT_READ, MAP_SHARED, bpf->map_fd, 0);
 		if (bpf->map == MAP_FAILED)
-			rc = error_set(err, errno, "cannot map the page check's results: %s", strerror(errno));
+			rc = error_set(err, errno, "cannot map the page check's results: %s",
+				       strerror(errno));
 	}
 	if (rc) {
 		pins_bpf_destroy(bpf);
@@ -157,7 +162,8 @@ void pins_bpf_trust_large(struct pins_bpf *bpf, bool trust)
 
 static int run(const struct pins_bpf *bpf, int memfd, uint64_t first_page, uint32_t scratch_idx)
 {
-	struct pins_bpf_args args = { .fd = (uint64_t)memfd, .first_page = first_page, .scratch_idx = scratch_idx };
+	struct pins_bpf_args args = {
+		.fd = (uint64_t)memfd, .first_page = first_page, .scratch_idx = scratch_idx};
 	union bpf_attr attr;
 	int rc;
 
@@ -172,14 +178,16 @@ static int run(const struct pins_bpf *bpf, int memfd, uint64_t first_page, uint3
 int pins_bpf_look(struct pins_bpf *bpf, int memfd, const struct pins_place *place, struct pins_verdict *out)
 {
 	uint32_t scratch_idx = atomic_fetch_add(&bpf->turn, 1) % PINS_SCRATCHES;
-	const struct pins_snapshot *snap = (const struct pins_snapshot *)(bpf->map + scratch_idx * SCRATCH_BYTES);
+	const struct pins_snapshot *snap =
+		(const struct pins_snapshot *)(bpf->map + scratch_idx * SCRATCH_BYTES);
 	int rc = -EAGAIN;
 
 	pthread_mutex_lock(&bpf->scratch_locks[scratch_idx]);
 	for (int look = 0; look < LOOKS_MAX && rc == -EAGAIN; look++) {
 		rc = run(bpf, memfd, place->first_page, scratch_idx);
 		if (!rc)
-			rc = pins_snapshot_judge(snap, &bpf->layout, place, atomic_load(&bpf->trust_large), out);
+			rc = pins_snapshot_judge(snap, &bpf->layout, place, atomic_load(&bpf->trust_large),
+						 out);
 	}
 	pthread_mutex_unlock(&bpf->scratch_locks[scratch_idx]);
 	return rc;

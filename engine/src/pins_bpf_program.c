@@ -3,11 +3,12 @@
  *
  *	current -> files -> fdt -> fd[fd] -> f_mapping -> i_pages -> nodes -> slots -> struct page
  *
- * It reads the page cache's tree itself, so no mapping of ours is needed, and no page can come to be by our looking.
- * All reads are bpf_probe_read_kernel(): a bad address gives zeros, never a fault. It holds no lock and no RCU section;
- * the snapshot carries what proves that nothing moved meanwhile (pins_snapshot.c).
+ * It reads the page cache's tree itself, so no mapping of ours is needed, and no page can come to be by our
+ * looking. All reads are bpf_probe_read_kernel(): a bad address gives zeros, never a fault. It holds no lock
+ * and no RCU section; the snapshot carries what proves that nothing moved meanwhile (pins_snapshot.c).
  *
- * Registers: r6 context, later the page copy; r7 snapshot; r8 loop counter; r9 an address. r0-r5 are lost in calls. */
+ * Registers: r6 context, later the page copy; r7 snapshot; r8 loop counter; r9 an address. r0-r5 are lost in
+ * calls. */
 #include "pins_bpf_program.h"
 
 #include <assert.h>
@@ -33,7 +34,8 @@ struct builder {
 static void emit(struct builder *b, int code, int dst, int src, int off, int imm)
 {
 	assert(b->n < PINS_PROGRAM_INSNS);
-	b->insns[b->n++] = (struct bpf_insn){ .code = code, .dst_reg = dst, .src_reg = src, .off = off, .imm = imm };
+	b->insns[b->n++] =
+		(struct bpf_insn){.code = code, .dst_reg = dst, .src_reg = src, .off = off, .imm = imm};
 }
 
 static void alu(struct builder *b, int op, int dst, int imm)
@@ -217,9 +219,11 @@ static void read_group(struct builder *b, const struct pins_layout *l, int group
 
 static void read_large(struct builder *b, const struct pins_layout *l)
 {
-	read_at(b, BPF_REG_6, (int)offsetof(struct pins_page_copy, mapcount_before), 4, l->folio_large_mapcount);
+	read_at(b, BPF_REG_6, (int)offsetof(struct pins_page_copy, mapcount_before), 4,
+		l->folio_large_mapcount);
 	read_at(b, BPF_REG_6, 0, PINS_PAGE_BYTES, 0);
-	read_at(b, BPF_REG_6, (int)offsetof(struct pins_page_copy, mapcount_after), 4, l->folio_large_mapcount);
+	read_at(b, BPF_REG_6, (int)offsetof(struct pins_page_copy, mapcount_after), 4,
+		l->folio_large_mapcount);
 	read_at(b, BPF_REG_6, (int)offsetof(struct pins_page_copy, pincount), 4, l->folio_pincount);
 }
 
@@ -253,9 +257,10 @@ static void read_pages(struct builder *b, const struct pins_layout *l)
 	b->insns[back].off = (int16_t)((int)loop - (int)back - 1);
 }
 
-size_t pins_bpf_program(const struct pins_layout *layout, int map_fd, struct bpf_insn insns[PINS_PROGRAM_INSNS])
+size_t pins_bpf_program(const struct pins_layout *layout, int map_fd,
+			struct bpf_insn insns[PINS_PROGRAM_INSNS])
 {
-	struct builder b = { .insns = insns };
+	struct builder b = {.insns = insns};
 
 	start(&b, map_fd);
 	find_mapping(&b, layout);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The BPF program that takes a pins_snapshot, put together at run time from the kernel's own offsets. Private to pins. */
+/* The BPF program that takes a pins_snapshot, put together at run time from the kernel's own offsets. Private
+ * to pins. */
 #ifndef VMMSWAP_PINS_BPF_PROGRAM_H
 #define VMMSWAP_PINS_BPF_PROGRAM_H
 
@@ -19,6 +20,7 @@ struct pins_bpf_args { /* the program's context */
 };
 
 /* Returns the number of instructions; the limit above suffices by construction (checked by an assertion). */
-size_t pins_bpf_program(const struct pins_layout *layout, int map_fd, struct bpf_insn insns[PINS_PROGRAM_INSNS]);
+size_t pins_bpf_program(const struct pins_layout *layout, int map_fd,
+			struct bpf_insn insns[PINS_PROGRAM_INSNS]);
 
 #endif

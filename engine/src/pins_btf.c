@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* A reader of BTF, for as much of the format as finding members needs (Documentation/bpf/btf.rst in the kernel). */
+/* A reader of BTF, for as much of the format as finding members needs (Documentation/bpf/btf.rst in the
+ * kernel). */
 #include "pins_btf.h"
 
 #include <errno.h>
@@ -11,7 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define BTF_LIMIT_BYTES (256u << 20) /* of a file that claims to be BTF; distribution kernels have 5-10 MiB */
+#define BTF_LIMIT_BYTES (256u << 20) /* of a file that claims to be BTF; distribution kernels have 5-10 MiB \
+				      */
 #define NESTING_LIMIT 16
 
 /* Kinds newer than the oldest linux/btf.h that we build against. */
@@ -20,7 +22,7 @@ enum { KIND_FLOAT = 16, KIND_DECL_TAG = 17, KIND_TYPE_TAG = 18, KIND_ENUM64 = 19
 struct pins_btf {
 	uint8_t *data;
 	const char *strings;
-	uint32_t strings_bytes; /* the last byte is 0 */
+	uint32_t strings_bytes;        /* the last byte is 0 */
 	const struct btf_type **types; /* by id; [0] is void and NULL */
 	uint32_t types_n;
 };
@@ -125,8 +127,9 @@ static int parse(struct pins_btf *btf, size_t size_bytes)
 		return -EBADMSG;
 	types_at = (uint64_t)header->hdr_len + header->type_off;
 	strings_at = (uint64_t)header->hdr_len + header->str_off;
-	if (types_at % 4 || types_at + header->type_len > size_bytes || strings_at + header->str_len > size_bytes ||
-	    !header->str_len || btf->data[strings_at + header->str_len - 1])
+	if (types_at % 4 || types_at + header->type_len > size_bytes ||
+	    strings_at + header->str_len > size_bytes || !header->str_len ||
+	    btf->data[strings_at + header->str_len - 1])
 		return -EBADMSG;
 	btf->strings = (const char *)btf->data + strings_at;
 	btf->strings_bytes = header->str_len;
@@ -178,7 +181,8 @@ static const char *name_at(const struct pins_btf *btf, uint32_t offset)
 static const struct btf_type *find_type(const struct pins_btf *btf, uint32_t kind, const char *name)
 {
 	for (uint32_t id = 1; id < btf->types_n; id++)
-		if (BTF_INFO_KIND(btf->types[id]->info) == kind && !strcmp(name_at(btf, btf->types[id]->name_off), name))
+		if (BTF_INFO_KIND(btf->types[id]->info) == kind &&
+		    !strcmp(name_at(btf, btf->types[id]->name_off), name))
 			return btf->types[id];
 	return NULL;
 }
@@ -231,7 +235,8 @@ static int member_bit(const struct pins_btf *btf, const struct btf_type *type, c
 	return -ENOENT;
 }
 
-int pins_btf_offset(const struct pins_btf *btf, const char *structure, const char *member, uint32_t *offset_bytes)
+int pins_btf_offset(const struct pins_btf *btf, const char *structure, const char *member,
+		    uint32_t *offset_bytes)
 {
 	const struct btf_type *type = find_type(btf, BTF_KIND_STRUCT, structure);
 	uint64_t bit = 0;
@@ -254,7 +259,8 @@ int pins_btf_size(const struct pins_btf *btf, const char *structure, uint32_t *s
 	return 0;
 }
 
-int pins_btf_enumerator(const struct pins_btf *btf, const char *enumeration, const char *name, uint32_t *value)
+int pins_btf_enumerator(const struct pins_btf *btf, const char *enumeration, const char *name,
+			uint32_t *value)
 {
 	const struct btf_type *type = find_type(btf, BTF_KIND_ENUM, enumeration);
 	const struct btf_enum *values;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* MADV_COLLAPSE copies 512 small pages into a new huge page, and gives up with EAGAIN if any of them has a reference that
- * it cannot account for. Three traps:
+/* MADV_COLLAPSE copies 512 small pages into a new huge page, and gives up with EAGAIN if any of them has a
+ * reference that it cannot account for. Three traps:
  *
- * - It fills holes with zeros, and so does reading through a mapping; the guest would find zeros where its data is out.
- *   So our mapping of the chunk is registered with a userfaultfd of our own, for missing pages, with faults answered by
- *   SIGBUS: a hole then gives EFAULT to MADV_POPULATE_READ, and collapse, which respects such a registration in any
- *   process, gives EBUSY.
- * - It returns 0 for what already is a huge page, without looking for references. So 0 alone proves nothing: the page
- *   must have moved, that is, have another frame number than before.
- * - What it made is a huge page for good. If the guest writes to one page of it, the rest cannot leave either, and the
- *   next look at it cannot tell. */
+ * - It fills holes with zeros, and so does reading through a mapping; the guest would find zeros where its
+ * data is out. So our mapping of the chunk is registered with a userfaultfd of our own, for missing pages,
+ * with faults answered by SIGBUS: a hole then gives EFAULT to MADV_POPULATE_READ, and collapse, which
+ * respects such a registration in any process, gives EBUSY.
+ * - It returns 0 for what already is a huge page, without looking for references. So 0 alone proves nothing:
+ * the page must have moved, that is, have another frame number than before.
+ * - What it made is a huge page for good. If the guest writes to one page of it, the rest cannot leave
+ * either, and the next look at it cannot tell. */
 #include "pins_collapse.h"
 
 #include <errno.h>
@@ -40,7 +40,8 @@ struct pins_collapse {
 
 static int open_uffd(struct error *err)
 {
-	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_MISSING_SHMEM };
+	struct uffdio_api api = {.api = UFFD_API,
+				 .features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_MISSING_SHMEM};
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
@@ -49,7 +50,8 @@ static int open_uffd(struct error *err)
 		int code = errno;
 
 		close(fd);
-		return error_set(err, code, "userfaultfd without SIGBUS for shared memory: %s", strerror(code));
+		return error_set(err, code, "userfaultfd without SIGBUS for shared memory: %s",
+				 strerror(code));
 	}
 	return fd;
 }
@@ -95,7 +97,8 @@ static uint64_t frame_number(const struct pins_collapse *collapse, const void *a
 	uint64_t entry = 0;
 	off_t at = (off_t)((uintptr_t)addr / PAGE_BYTES * sizeof entry);
 
-	if (pread(collapse->pagemap_fd, &entry, sizeof entry, at) != sizeof entry || !(entry & PAGEMAP_PRESENT))
+	if (pread(collapse->pagemap_fd, &entry, sizeof entry, at) != sizeof entry ||
+	    !(entry & PAGEMAP_PRESENT))
 		return 0;
 	return entry & PFN_MASK;
 }
@@ -119,7 +122,7 @@ static bool moved(const struct pins_collapse *collapse, void *chunk)
 static int arm(const struct pins_collapse *collapse, void *chunk)
 {
 	struct uffdio_register reg = {
-		.range = { .start = (uintptr_t)chunk, .len = CHUNK_BYTES },
+		.range = {.start = (uintptr_t)chunk, .len = CHUNK_BYTES},
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
 
@@ -129,7 +132,8 @@ static int arm(const struct pins_collapse *collapse, void *chunk)
 int pins_collapse_look(struct pins_collapse *collapse, int memfd, uint64_t offset_bytes, bool *is_free)
 {
 	/* twice the size, for an address that is aligned as huge pages want it */
-	void *reserve = mmap(NULL, 2 * CHUNK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *reserve =
+		mmap(NULL, 2 * CHUNK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	void *chunk;
 	int rc = 0;
 
@@ -137,7 +141,8 @@ int pins_collapse_look(struct pins_collapse *collapse, int memfd, uint64_t offse
 	if (reserve == MAP_FAILED)
 		return -errno;
 	chunk = (void *)(((uintptr_t)reserve + CHUNK_BYTES - 1) & ~(uintptr_t)(CHUNK_BYTES - 1));
-	if (mmap(chunk, CHUNK_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED, memfd, (off_t)offset_bytes) == MAP_FAILED)
+	if (mmap(chunk, CHUNK_BYTES, PROT_READ, MAP_SHARED | MAP_FIXED, memfd, (off_t)offset_bytes) ==
+	    MAP_FAILED)
 		rc = -errno;
 	if (!rc)
 		rc = arm(collapse, chunk);

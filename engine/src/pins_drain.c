@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* move_pages() empties the batches of every CPU before it looks at what it shall move. So we ask for a page of our own to
- * be moved to the node where it is. Nothing else that an ordinary system call does drains them all. */
+/* move_pages() empties the batches of every CPU before it looks at what it shall move. So we ask for a page
+ * of our own to be moved to the node where it is. Nothing else that an ordinary system call does drains them
+ * all. */
 #include "pins_drain.h"
 
 #include <errno.h>

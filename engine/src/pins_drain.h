@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Empty the kernel's per-CPU LRU batches: each holds one more reference to up to 31 pages. Private to pins. */
+/* Empty the kernel's per-CPU LRU batches: each holds one more reference to up to 31 pages. Private to pins.
+ */
 #ifndef VMMSWAP_PINS_DRAIN_H
 #define VMMSWAP_PINS_DRAIN_H
 

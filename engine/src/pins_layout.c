@@ -10,13 +10,13 @@
 struct wanted {
 	const char *structure;
 	const char *member;
-	size_t at;	 /* in struct pins_layout */
-	uint32_t bytes;	 /* of the member */
+	size_t at;       /* in struct pins_layout */
+	uint32_t bytes;  /* of the member */
 	uint32_t before; /* the member must end there or earlier; 0: anywhere */
 };
 
 #define WANT(structure, member, field, bytes, before) \
-	{ #structure, #member, offsetof(struct pins_layout, field), bytes, before }
+	{#structure, #member, offsetof(struct pins_layout, field), bytes, before}
 
 static const struct wanted wanted[] = {
 	WANT(task_struct, files, task_files, 8, 0),
@@ -46,10 +46,13 @@ static int read_wanted(const struct pins_btf *btf, struct pins_layout *layout, s
 		uint32_t at;
 
 		if (pins_btf_offset(btf, w->structure, w->member, &at))
-			return error_set(err, ENOTSUP, "this kernel's struct %s has no member %s", w->structure, w->member);
-		/* node heads and pages are copied in a piece; a larger kernel structure means another kernel than we know */
+			return error_set(err, ENOTSUP, "this kernel's struct %s has no member %s",
+					 w->structure, w->member);
+		/* node heads and pages are copied in a piece; a larger kernel structure means another kernel
+		 * than we know */
 		if (w->before && at + w->bytes > w->before)
-			return error_set(err, ENOTSUP, "this kernel's struct %s has %s at byte %u, not within %u",
+			return error_set(err, ENOTSUP,
+					 "this kernel's struct %s has %s at byte %u, not within %u",
 					 w->structure, w->member, at, w->before);
 		*(uint32_t *)((char *)layout + w->at) = at;
 	}
@@ -67,7 +70,8 @@ static void read_large(const struct pins_btf *btf, struct pins_layout *layout)
 static int check_sizes(const struct pins_btf *btf, const struct pins_layout *layout, struct error *err)
 {
 	uint32_t page_bytes = 0, node_bytes = 0;
-	uint32_t low = layout->folio_mapcount < layout->folio_refcount ? layout->folio_mapcount : layout->folio_refcount;
+	uint32_t low = layout->folio_mapcount < layout->folio_refcount ? layout->folio_mapcount
+								       : layout->folio_refcount;
 
 	pins_btf_size(btf, "page", &page_bytes);
 	pins_btf_size(btf, "xa_node", &node_bytes);
@@ -75,10 +79,11 @@ static int check_sizes(const struct pins_btf *btf, const struct pins_layout *lay
 		return error_set(err, ENOTSUP, "this kernel's struct page has %u bytes, not 64", page_bytes);
 	if (node_bytes < layout->node_slots + PINS_NODE_SLOTS * 8)
 		return error_set(err, ENOTSUP, "this kernel's page cache nodes have fewer than 64 slots");
-	/* The kernel copies eight aligned bytes by one load. Both counters in one load are one instant: a page that is
-	 * mapped or unmapped meanwhile, of which another reference is held, cannot look free. */
+	/* The kernel copies eight aligned bytes by one load. Both counters in one load are one instant: a
+	 * page that is mapped or unmapped meanwhile, of which another reference is held, cannot look free. */
 	if (low % 8 || layout->folio_mapcount + layout->folio_refcount != 2 * low + 4)
-		return error_set(err, ENOTSUP, "this kernel's _mapcount and _refcount do not lie in one word");
+		return error_set(err, ENOTSUP,
+				 "this kernel's _mapcount and _refcount do not lie in one word");
 	return 0;
 }
 

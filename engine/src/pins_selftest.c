@@ -15,13 +15,14 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
-#define TRIES_MAX 8 /* compaction or reclaim may look at our page as well: a passing reference is no fault */
+#define TRIES_MAX 8 /* compaction or reclaim may look at our page as well: a passing reference is no fault \
+		     */
 
 struct scene {
 	int memfd;
 	ino_t ino;
 	int pipe[2];
-	uint8_t *map;	/* two chunks, at a 2 MiB boundary */
+	uint8_t *map;   /* two chunks, at a 2 MiB boundary */
 	uint8_t *again; /* the same memory, mapped a second time */
 	void *reserve;
 };
@@ -41,11 +42,13 @@ static void scene_close(struct scene *s)
 
 static int scene_map(struct scene *s)
 {
-	s->reserve = mmap(NULL, 3 * CHUNK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	s->reserve =
+		mmap(NULL, 3 * CHUNK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (s->reserve == MAP_FAILED)
 		return -errno;
 	s->map = (uint8_t *)(((uintptr_t)s->reserve + CHUNK_BYTES - 1) & ~(uintptr_t)(CHUNK_BYTES - 1));
-	if (mmap(s->map, 2 * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, s->memfd, 0) == MAP_FAILED)
+	if (mmap(s->map, 2 * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, s->memfd, 0) ==
+	    MAP_FAILED)
 		return -errno;
 	s->again = mmap(NULL, 2 * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	return s->again == MAP_FAILED ? -errno : 0;
@@ -56,7 +59,7 @@ static int scene_open(struct scene *s, struct error *err)
 	struct stat st;
 	int rc = 0;
 
-	*s = (struct scene){ .memfd = -1, .pipe = { -1, -1 }, .again = MAP_FAILED, .reserve = MAP_FAILED };
+	*s = (struct scene){.memfd = -1, .pipe = {-1, -1}, .again = MAP_FAILED, .reserve = MAP_FAILED};
 	s->memfd = memfd_create("vmmswap-pins-selftest", MFD_CLOEXEC);
 	if (s->memfd < 0 || ftruncate(s->memfd, 2 * CHUNK_BYTES) || fstat(s->memfd, &st) ||
 	    pipe2(s->pipe, O_CLOEXEC | O_NONBLOCK))
@@ -75,7 +78,7 @@ static int scene_open(struct scene *s, struct error *err)
 /* The pipe holds a page until it is read. */
 static int scene_hold(struct scene *s, uint32_t page)
 {
-	struct iovec iov = { .iov_base = s->map + page * PAGE_BYTES, .iov_len = PAGE_BYTES };
+	struct iovec iov = {.iov_base = s->map + page * PAGE_BYTES, .iov_len = PAGE_BYTES};
 
 	return vmsplice(s->pipe[1], &iov, 1, 0) == (ssize_t)PAGE_BYTES ? 0 : -EIO;
 }
@@ -100,10 +103,12 @@ static bool bits_within(const uint64_t *a, const uint64_t *b)
 	return true;
 }
 
-/* Look at a chunk until it is as expected. Too much held may pass; too little, or other pages than there are, is wrong. */
-static int expect(struct pins_bpf *bpf, const struct scene *s, uint32_t chunk, const struct pins_chunk *expected)
+/* Look at a chunk until it is as expected. Too much held may pass; too little, or other pages than there are,
+ * is wrong. */
+static int expect(struct pins_bpf *bpf, const struct scene *s, uint32_t chunk,
+		  const struct pins_chunk *expected)
 {
-	struct pins_place place = { s->ino, chunk * CHUNK_PAGES, CHUNK_PAGES };
+	struct pins_place place = {s->ino, chunk * CHUNK_PAGES, CHUNK_PAGES};
 	struct pins_verdict seen;
 
 	for (int i = 0; i < TRIES_MAX; i++) {
@@ -113,7 +118,8 @@ static int expect(struct pins_bpf *bpf, const struct scene *s, uint32_t chunk, c
 			rc = pins_bpf_look(bpf, s->memfd, &place, &seen);
 		if (rc)
 			return rc;
-		if (!bits_within(expected->held, seen.chunk.held) || !bits_equal(seen.chunk.present, expected->present) ||
+		if (!bits_within(expected->held, seen.chunk.held) ||
+		    !bits_equal(seen.chunk.present, expected->present) ||
 		    !bits_equal(seen.chunk.large, expected->large))
 			return -EBADMSG;
 		if (bits_equal(seen.chunk.held, expected->held))
@@ -125,8 +131,8 @@ static int expect(struct pins_bpf *bpf, const struct scene *s, uint32_t chunk, c
 /* Some pages of the second chunk, one of them held, and holes that must stay holes. */
 static int try_small(struct pins_bpf *bpf, struct scene *s)
 {
-	static const uint16_t pages[] = { 0, 3, 63, 64, 511 };
-	struct pins_chunk expected = { .present = { 0 } }, empty = { .present = { 0 } };
+	static const uint16_t pages[] = {0, 3, 63, 64, 511};
+	struct pins_chunk expected = {.present = {0}}, empty = {.present = {0}};
 	struct stat before, after;
 	int rc;
 
@@ -194,7 +200,8 @@ int pins_selftest_bpf(struct pins_bpf *bpf, struct error *err)
 	pins_bpf_trust_large(bpf, false);
 	rc = try_small(bpf, &s);
 	if (rc)
-		error_set(err, -rc, "self-test: %s", rc == -EBADMSG ? "it misjudged a page of ours" : strerror(-rc));
+		error_set(err, -rc, "self-test: %s",
+			  rc == -EBADMSG ? "it misjudged a page of ours" : strerror(-rc));
 	else if (try_large(bpf, &s))
 		pins_bpf_trust_large(bpf, false);
 	scene_close(&s);
@@ -252,7 +259,8 @@ int pins_selftest_collapse(struct pins_collapse *collapse, struct error *err)
 	rc = try_collapse(collapse, &s);
 	if (rc)
 		error_set(err, -rc, "self-test: %s",
-			  rc == -EBADMSG ? "it misjudged memory of ours, or no huge page is to be had" : strerror(-rc));
+			  rc == -EBADMSG ? "it misjudged memory of ours, or no huge page is to be had"
+					 : strerror(-rc));
 	scene_close(&s);
 	return rc;
 }

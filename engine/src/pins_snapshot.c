@@ -1,27 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /* Why a snapshot taken with no lock can be believed.
  *
- * The question is only about pages that were in the memfd and held before the protect, and still are: a page that
- * comes or goes while we look raises an event, and the swapper drops it for that. Such a page stays in its slot of its
- * leaf the whole time, and what can move is the tree above, which grows and shrinks as the file's end is filled or
- * punched, and the page's mappings.
+ * The question is only about pages that were in the memfd and held before the protect, and still are: a page
+ * that comes or goes while we look raises an event, and the swapper drops it for that. Such a page stays in
+ * its slot of its leaf the whole time, and what can move is the tree above, which grows and shrinks as the
+ * file's end is filled or punched, and the page's mappings.
  *
- * - A node that left the tree has its `array` overwritten before it is freed, and one that was used again has other
- *   array, parent, offset or shift. All four are read after the slots, and the root is read again at the very end. So an
- *   empty slot was an empty slot of the live tree. Anything else: -EAGAIN, and the caller looks again.
- * - A struct page counts only if its mapping and index are ours, which they are not once it has left the cache.
- * - The kernel takes a reference before it maps a page and drops it after it has unmapped it. So at each instant
- *   references >= mappings + 1, and one load of both words that finds them equal proves that nobody else has one.
- *   A large folio has its counters in two words: pins by DMA have a counter of their own there, which must be zero, and
- *   the number of mappings must be the same before and after the references were read.
+ * - A node that left the tree has its `array` overwritten before it is freed, and one that was used again has
+ *   other array, parent, offset or shift. All four are read after the slots, and the root is read again at
+ *   the very end. So an empty slot was an empty slot of the live tree. Anything else: -EAGAIN, and the caller
+ *   looks again.
+ * - A struct page counts only if its mapping and index are ours, which they are not once it has left the
+ *   cache.
+ * - The kernel takes a reference before it maps a page and drops it after it has unmapped it. So at each
+ *   instant references >= mappings + 1, and one load of both words that finds them equal proves that nobody
+ *   else has one. A large folio has its counters in two words: pins by DMA have a counter of their own there,
+ *   which must be zero, and the number of mappings must be the same before and after the references were
+ *   read.
  * - Whatever is not understood is held. */
 #include "pins_snapshot.h"
 
 #include <errno.h>
 #include <string.h>
 
-#define ENTRY_NODE_MIN 4096	     /* internal entries above it are nodes */
-#define ENTRY_SIBLING_END (64 << 2)  /* internal entries below it point to the first slot of a large folio */
+#define ENTRY_NODE_MIN 4096         /* internal entries above it are nodes */
+#define ENTRY_SIBLING_END (64 << 2) /* internal entries below it point to the first slot of a large folio */
 #define ENTRY_TAG 2
 
 enum seen { SEEN_HOLE, SEEN_FREE, SEEN_HELD, SEEN_NEARLY, SEEN_SWAPPED };
@@ -65,13 +68,16 @@ static bool is_sibling(uint64_t entry)
 	return is_internal(entry) && entry < ENTRY_SIBLING_END;
 }
 
-/* A live node of our tree, in the place where we found it? The root, which has no parent, has no valid offset either. */
-static bool node_alive(const struct judge *j, const uint8_t *head, uint64_t parent, uint64_t shift, uint64_t offset)
+/* A live node of our tree, in the place where we found it? The root, which has no parent, has no valid offset
+ * either. */
+static bool node_alive(const struct judge *j, const uint8_t *head, uint64_t parent, uint64_t shift,
+		       uint64_t offset)
 {
 	const struct pins_layout *l = j->layout;
 
-	return u64_at(head, l->node_array) == j->snap->mapping + l->mapping_pages && head[l->node_shift] == shift &&
-	       u64_at(head, l->node_parent) == parent && (!parent || head[l->node_offset] == offset);
+	return u64_at(head, l->node_array) == j->snap->mapping + l->mapping_pages &&
+	       head[l->node_shift] == shift && u64_at(head, l->node_parent) == parent &&
+	       (!parent || head[l->node_offset] == offset);
 }
 
 static void mark(const struct judge *j, uint32_t first, uint32_t pages_n, enum seen seen, bool large)
@@ -142,7 +148,8 @@ static int judge_leaf(const struct judge *j, uint32_t group, uint64_t parent)
 	if (!node_alive(j, j->snap->leaf[group], parent, 0, offset))
 		return -EAGAIN;
 	for (uint32_t i = 0; i < PINS_NODE_SLOTS; i = next) {
-		for (next = i + 1; next < PINS_NODE_SLOTS && is_sibling(slots[next]) && slots[next] >> 2 == i; next++)
+		for (next = i + 1; next < PINS_NODE_SLOTS && is_sibling(slots[next]) && slots[next] >> 2 == i;
+		     next++)
 			;
 		judge_entry(j, slots[i], group * PINS_NODE_SLOTS + i, next - i);
 	}
@@ -156,7 +163,8 @@ static int judge_groups(const struct judge *j, uint64_t parent)
 	uint32_t next;
 
 	for (uint32_t g = 0; g < PINS_GROUPS; g = next) {
-		for (next = g + 1; next < PINS_GROUPS && is_sibling(groups[next]) && groups[next] >> 2 == base + g; next++)
+		for (next = g + 1;
+		     next < PINS_GROUPS && is_sibling(groups[next]) && groups[next] >> 2 == base + g; next++)
 			;
 		if (is_node(groups[g])) {
 			if (judge_leaf(j, g, parent))
@@ -195,7 +203,8 @@ static int judge_tree(const struct judge *j)
 			return 0;
 		if (!is_node(level[n].entry) || !node_alive(j, level[n].head, parent, level[n].shift, offset))
 			return -EAGAIN;
-		if (level[n].shift < 6 || level[n].shift > 58 || (n > 0 && level[n].shift != level[n - 1].shift - 6))
+		if (level[n].shift < 6 || level[n].shift > 58 ||
+		    (n > 0 && level[n].shift != level[n - 1].shift - 6))
 			return -EAGAIN;
 		parent = level[n].entry - ENTRY_TAG;
 		if (level[n].shift == 6)
@@ -208,7 +217,7 @@ static int judge_tree(const struct judge *j)
 int pins_snapshot_judge(const struct pins_snapshot *snap, const struct pins_layout *layout,
 			const struct pins_place *place, bool trust_large, struct pins_verdict *out)
 {
-	struct judge judge = { snap, layout, place, trust_large, out };
+	struct judge judge = {snap, layout, place, trust_large, out};
 
 	memset(out, 0, sizeof *out);
 	out->chunk.sees_folios = true;

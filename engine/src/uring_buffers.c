@@ -6,9 +6,10 @@
  *	    1: 0x7f972ea4d200/10000
  *	    2: <none>
  *
- * The kernel only tries for the ring's lock. If it is taken, older kernels print the number without the list, and newer
- * ones (6.18) nothing of the ring at all, so that its fdinfo looks like any other file's. So whether a descriptor is a ring
- * is asked of its name, "anon_inode:[io_uring]", and a ring that did not tell is asked again. */
+ * The kernel only tries for the ring's lock. If it is taken, older kernels print the number without the list,
+ * and newer ones (6.18) nothing of the ring at all, so that its fdinfo looks like any other file's. So
+ * whether a descriptor is a ring is asked of its name, "anon_inode:[io_uring]", and a ring that did not tell
+ * is asked again. */
 #include "uring_buffers.h"
 
 #include <dirent.h>
@@ -39,7 +40,8 @@ static int name_of_own_fd(int fd, char *name, size_t name_bytes)
 	return 0;
 }
 
-/* /proc/PID/fd is closed to us if the process is another user's, even with CAP_SYS_PTRACE; a copy of the fd is not. */
+/* /proc/PID/fd is closed to us if the process is another user's, even with CAP_SYS_PTRACE; a copy of the fd
+ * is not. */
 static int name_by_copy(pid_t pid, int fd, char *name, size_t name_bytes)
 {
 	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
@@ -129,7 +131,8 @@ static bool overlaps(const struct uring_range *ranges, size_t ranges_n, const st
 }
 
 /* The list in an fdinfo. 1 found, 0 none, -EAGAIN the ring was locked. */
-static int search_info(const char *text, const struct uring_range *ranges, size_t ranges_n, struct uring_found *buffer)
+static int search_info(const char *text, const struct uring_range *ranges, size_t ranges_n,
+		       struct uring_found *buffer)
 {
 	static const char title[] = "\nUserBufs:\t";
 	const char *at = NULL, *next = text;
@@ -160,7 +163,8 @@ static int search_info(const char *text, const struct uring_range *ranges, size_
 	return 0;
 }
 
-static int search_ring(const struct uring_range *ranges, size_t ranges_n, struct uring_found *buffer, struct error *err)
+static int search_ring(const struct uring_range *ranges, size_t ranges_n, struct uring_found *buffer,
+		       struct error *err)
 {
 	int rc = -EAGAIN;
 
@@ -178,10 +182,11 @@ static int search_ring(const struct uring_range *ranges, size_t ranges_n, struct
 	if (is_gone(rc))
 		return 0;
 	if (rc == -EAGAIN)
-		return error_set(err, EBUSY,
-				 "io_uring fd %d of process %d was busy each time it was asked for its registered buffers; "
-				 "try again",
-				 buffer->fd, buffer->pid);
+		return error_set(
+			err, EBUSY,
+			"io_uring fd %d of process %d was busy each time it was asked for its buffers; "
+			"try again",
+			buffer->fd, buffer->pid);
 	if (rc < 0)
 		return error_set(err, -rc, "/proc/%d/fdinfo/%d: %s", buffer->pid, buffer->fd, strerror(-rc));
 	if (rc)
@@ -193,18 +198,20 @@ static int search_ring(const struct uring_range *ranges, size_t ranges_n, struct
 	return rc;
 }
 
-static int search_fd(const struct uring_range *ranges, size_t ranges_n, struct uring_found *buffer, struct error *err)
+static int search_fd(const struct uring_range *ranges, size_t ranges_n, struct uring_found *buffer,
+		     struct error *err)
 {
 	int rc = is_ring(buffer->pid, buffer->fd);
 
 	if (rc < 0)
-		return error_set(err, -rc, "cannot tell what fd %d of process %d is: %s; CAP_SYS_PTRACE is needed",
+		return error_set(err, -rc,
+				 "cannot tell what fd %d of process %d is: %s; CAP_SYS_PTRACE is needed",
 				 buffer->fd, buffer->pid, strerror(-rc));
 	return rc ? search_ring(ranges, ranges_n, buffer, err) : 0;
 }
 
-static int search_process(pid_t pid, const struct uring_range *ranges, size_t ranges_n, struct uring_found *out,
-			  struct error *err)
+static int search_process(pid_t pid, const struct uring_range *ranges, size_t ranges_n,
+			  struct uring_found *out, struct error *err)
 {
 	char path[64];
 	struct dirent *entry;
@@ -214,9 +221,11 @@ static int search_process(pid_t pid, const struct uring_range *ranges, size_t ra
 	snprintf(path, sizeof path, "/proc/%d/fdinfo", pid);
 	dir = opendir(path);
 	if (!dir)
-		return is_gone(-errno) ? 0 : error_set(err, errno, "%s: %s; CAP_SYS_PTRACE is needed", path, strerror(errno));
+		return is_gone(-errno) ? 0
+				       : error_set(err, errno, "%s: %s; CAP_SYS_PTRACE is needed", path,
+						   strerror(errno));
 	while (!rc) {
-		struct uring_found buffer = { .pid = pid };
+		struct uring_found buffer = {.pid = pid};
 		char *end;
 
 		errno = 0;
@@ -245,7 +254,8 @@ static bool seen_before(const struct uring_range *ranges, size_t idx)
 	return false;
 }
 
-int uring_buffers_find(const struct uring_range *ranges, size_t ranges_n, struct uring_found *out, struct error *err)
+int uring_buffers_find(const struct uring_range *ranges, size_t ranges_n, struct uring_found *out,
+		       struct error *err)
 {
 	int rc = 0;
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A file whose reads end when the test says so, for I/O in flight at will.
  *
- * It is the root of a FUSE file system: the root of a FUSE mount may be a plain file, so a handful of requests is all
- * there is. A process of its own serves it, never a thread of the test: a process that dies with such a file open waits in
- * the kernel for an answer to FLUSH, for ever if it was to answer itself. Needs root and /dev/fuse. */
+ * It is the root of a FUSE file system: the root of a FUSE mount may be a plain file, so a handful of
+ * requests is all there is. A process of its own serves it, never a thread of the test: a process that dies
+ * with such a file open waits in the kernel for an answer to FLUSH, for ever if it was to answer itself.
+ * Needs root and /dev/fuse. */
 #ifndef VMMSWAP_TESTS_SLOW_DISK_H
 #define VMMSWAP_TESTS_SLOW_DISK_H
 
@@ -35,13 +36,15 @@ struct slow_disk {
 	uint8_t buffer[FUSE_MIN_READ_BUFFER + SLOW_DISK_READ_MAX];
 };
 
-static inline void slow_disk_reply(struct slow_disk *disk, uint64_t unique, int error, const void *data, size_t data_bytes)
+static inline void slow_disk_reply(struct slow_disk *disk, uint64_t unique, int error, const void *data,
+				   size_t data_bytes)
 {
 	struct fuse_out_header header = {
 		.len = (uint32_t)(sizeof header + data_bytes), .error = error, .unique = unique};
 	struct iovec iov[2] = {{&header, sizeof header}, {(void *)(uintptr_t)data, data_bytes}};
 
-	CHECK(writev(disk->fuse_fd, iov, data_bytes ? 2 : 1) > 0 || errno == ENOENT); /* ENOENT: interrupted */
+	CHECK(writev(disk->fuse_fd, iov, data_bytes ? 2 : 1) > 0 ||
+	      errno == ENOENT); /* ENOENT: interrupted */
 }
 
 static inline void slow_disk_keep(struct slow_disk *disk, uint64_t unique, uint32_t size_bytes)
@@ -54,10 +57,14 @@ static inline void slow_disk_keep(struct slow_disk *disk, uint64_t unique, uint3
 
 static inline void slow_disk_answer(struct slow_disk *disk, const struct fuse_in_header *in)
 {
-	struct fuse_init_out init = {.major = FUSE_KERNEL_VERSION, .minor = 31, .max_write = SLOW_DISK_READ_MAX,
+	struct fuse_init_out init = {.major = FUSE_KERNEL_VERSION,
+				     .minor = 31,
+				     .max_write = SLOW_DISK_READ_MAX,
 				     .flags = FUSE_MAX_PAGES | FUSE_ASYNC_READ | FUSE_ASYNC_DIO,
-				     .max_pages = SLOW_DISK_READ_MAX / 4096, .max_background = 128};
-	struct fuse_attr_out attr = {.attr = {.ino = 1, .mode = S_IFREG | 0600, .nlink = 1, .size = SLOW_DISK_BYTES}};
+				     .max_pages = SLOW_DISK_READ_MAX / 4096,
+				     .max_background = 128};
+	struct fuse_attr_out attr = {
+		.attr = {.ino = 1, .mode = S_IFREG | 0600, .nlink = 1, .size = SLOW_DISK_BYTES}};
 	struct fuse_open_out opened = {.fh = 1};
 
 	switch (in->opcode) {
@@ -99,7 +106,8 @@ static inline void slow_disk_answer_waiting(struct slow_disk *disk)
 static inline void slow_disk_serve(struct slow_disk *disk)
 {
 	for (;;) {
-		struct pollfd fds[2] = {{.fd = disk->fuse_fd, .events = POLLIN}, {.fd = disk->release, .events = POLLIN}};
+		struct pollfd fds[2] = {{.fd = disk->fuse_fd, .events = POLLIN},
+					{.fd = disk->release, .events = POLLIN}};
 		eventfd_t value;
 
 		if (poll(fds, 2, -1) < 0)
@@ -110,15 +118,16 @@ static inline void slow_disk_serve(struct slow_disk *disk)
 		}
 		if (fds[0].revents) {
 			if (read(disk->fuse_fd, disk->buffer, sizeof disk->buffer) > 0)
-				slow_disk_answer(disk, (const struct fuse_in_header *)(const void *)disk->buffer);
+				slow_disk_answer(disk,
+						 (const struct fuse_in_header *)(const void *)disk->buffer);
 			else if (errno == ENODEV)
 				_exit(0); /* unmounted */
 		}
 	}
 }
 
-/* The mount is the case's own, in a mount namespace. Call it before the case has threads. Every read of disk->path gives
- * `byte`; with O_DIRECT it holds the reader's pages until slow_disk_release(). */
+/* The mount is the case's own, in a mount namespace. Call it before the case has threads. Every read of
+ * disk->path gives `byte`; with O_DIRECT it holds the reader's pages until slow_disk_release(). */
 static inline void slow_disk_open(struct slow_disk *disk, uint8_t byte)
 {
 	char options[128];

@@ -82,10 +82,12 @@ static struct memory open_memory(uint64_t size_bytes)
 
 	m.memfd = (int)CHECK_SYS(memfd_create("guest", MFD_CLOEXEC));
 	CHECK_SYS(ftruncate(m.memfd, (off_t)size_bytes));
-	reserve = mmap(NULL, size_bytes + CHUNK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	reserve = mmap(NULL, size_bytes + CHUNK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		       -1, 0);
 	CHECK(reserve != MAP_FAILED);
 	m.map = (uint8_t *)(((uintptr_t)reserve + CHUNK_BYTES - 1) & ~(uintptr_t)(CHUNK_BYTES - 1));
-	CHECK(mmap(m.map, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, m.memfd, 0) != MAP_FAILED);
+	CHECK(mmap(m.map, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, m.memfd, 0) !=
+	      MAP_FAILED);
 	return m;
 }
 
@@ -111,8 +113,10 @@ static uint32_t count(const uint64_t *bits)
 	return n;
 }
 
-/* Compaction or reclaim may hold a page for a moment: look until `held_n` are, and no more, with fresh LRU batches. */
-static struct pins_chunk look_until(struct pins *pins, const struct memory *m, uint64_t chunk, uint32_t held_n)
+/* Compaction or reclaim may hold a page for a moment: look until `held_n` are, and no more, with fresh LRU
+ * batches. */
+static struct pins_chunk look_until(struct pins *pins, const struct memory *m, uint64_t chunk,
+				    uint32_t held_n)
 {
 	struct pins_chunk seen;
 
@@ -246,8 +250,8 @@ TEST(direct_io_in_flight_is_held)
 	slow_disk_close(&disk);
 }
 
-/* Evict the chunk with a transfer into eight of its pages in flight, as the swapper would; returns how many of them have
- * got the disk's bytes in the end. */
+/* Evict the chunk with a transfer into eight of its pages in flight, as the swapper would; returns how many
+ * of them have got the disk's bytes in the end. */
 static uint32_t evict_in_flight(struct slow_disk *disk, struct pins *pins)
 {
 	struct memory m = open_memory(CHUNK_BYTES);
@@ -375,7 +379,8 @@ TEST(holes_remain_holes)
 	for (uint64_t page = 0; page < 2 * CHUNK_PAGES; page += 3)
 		m.map[page * PAGE_BYTES] = 1;
 	memset(m.map + 3 * CHUNK_BYTES, 1, CHUNK_BYTES);
-	CHECK_SYS(fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 3 * CHUNK_BYTES + PAGE_BYTES, PAGE_BYTES));
+	CHECK_SYS(fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 3 * CHUNK_BYTES + PAGE_BYTES,
+			    PAGE_BYTES));
 	CHECK_OK(pins_begin_pass(pins));
 	blocks = blocks_of(&m);
 	for (uint64_t chunk = 0; chunk < 4; chunk++) {
@@ -383,7 +388,8 @@ TEST(holes_remain_holes)
 		for (uint32_t i = 0; i < CHUNK_PAGES; i++) {
 			uint64_t page = chunk * CHUNK_PAGES + i;
 
-			CHECK_EQ(has(seen.present, i), (chunk < 2 && page % 3 == 0) || (chunk == 3 && i != 1));
+			CHECK_EQ(has(seen.present, i),
+				 (chunk < 2 && page % 3 == 0) || (chunk == 3 && i != 1));
 		}
 	}
 	CHECK_EQ(blocks_of(&m), blocks);
@@ -422,7 +428,8 @@ TEST(a_large_folio_is_held_whole)
 	uring_unregister(ring);
 	look_until(pins, &m, 1, 0);
 
-	/* a chunk that ends within the folio cannot be punched: all of it is held, and nothing beyond is reported */
+	/* a chunk that ends within the folio cannot be punched: all of it is held, and nothing beyond is
+	 * reported */
 	CHECK_OK(pins_check(pins, m.memfd, CHUNK_BYTES, 100, &seen));
 	CHECK_EQ(count(seen.held), 100);
 	CHECK_EQ(count(seen.present), 100);
@@ -443,7 +450,8 @@ struct storm {
 #define STORM_CHUNKS 4
 #define STORM_CHECKS 3000
 
-/* Every 32nd page is held throughout and never written; the rest come and go, and so does the end of the tree. */
+/* Every 32nd page is held throughout and never written; the rest come and go, and so does the end of the
+ * tree. */
 static void *storm_writer(void *arg)
 {
 	struct storm *s = arg;
@@ -533,7 +541,8 @@ TEST(what_it_costs)
 		sum_ns += start_ns;
 		least_ns = start_ns < least_ns ? start_ns : least_ns;
 	}
-	printf("check of 512 pages: %.1f us on average, %.1f us at best\n", (double)sum_ns / 640e3, (double)least_ns / 1e3);
+	printf("check of 512 pages: %.1f us on average, %.1f us at best\n", (double)sum_ns / 640e3,
+	       (double)least_ns / 1e3);
 	start_ns = now_ns();
 	pins_destroy(pins);
 	pins = open_bpf();
@@ -560,8 +569,10 @@ TEST(collapse_tells_whole_chunks)
 	CHECK_CONTAINS(pins_reason(pins), "bpf: not allowed");
 	for (uint64_t page = 0; page < 4 * CHUNK_PAGES; page++)
 		test_fill_page(m.map + page * PAGE_BYTES, page);
-	CHECK_SYS(fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * CHUNK_BYTES, PAGE_BYTES));
-	CHECK_SYS(fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * CHUNK_BYTES - PAGE_BYTES, PAGE_BYTES));
+	CHECK_SYS(
+		fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * CHUNK_BYTES, PAGE_BYTES));
+	CHECK_SYS(fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * CHUNK_BYTES - PAGE_BYTES,
+			    PAGE_BYTES));
 	CHECK_SYS(pipe(ends));
 	hold(ends[1], &m, 500);
 	blocks = blocks_of(&m);
@@ -646,7 +657,8 @@ TEST(collapse_keeps_write_protection)
 
 TEST(weaker_ways_in_order)
 {
-	struct pins_config config = {.qmp_drained = true, .promised_unpinned = true, .allow_settle = true, .settle_ms = 70};
+	struct pins_config config = {
+		.qmp_drained = true, .promised_unpinned = true, .allow_settle = true, .settle_ms = 70};
 	struct memory m = open_memory(CHUNK_BYTES);
 	struct pins_chunk seen;
 	struct error err = {0};
@@ -742,9 +754,21 @@ TEST(blind_sees_nothing)
 /* ---- the judge, with snapshots made by hand ---- */
 
 static const struct pins_layout fake_layout = {
-	.mapping_pages = 8, .xarray_head = 8, .node_shift = 0, .node_offset = 1, .node_parent = 8, .node_array = 16,
-	.node_slots = 40, .folio_flags = 0, .folio_mapping = 24, .folio_index = 32, .folio_mapcount = 48,
-	.folio_refcount = 52, .folio_large_mapcount = 80, .folio_pincount = 92, .head_bit = 6,
+	.mapping_pages = 8,
+	.xarray_head = 8,
+	.node_shift = 0,
+	.node_offset = 1,
+	.node_parent = 8,
+	.node_array = 16,
+	.node_slots = 40,
+	.folio_flags = 0,
+	.folio_mapping = 24,
+	.folio_index = 32,
+	.folio_mapcount = 48,
+	.folio_refcount = 52,
+	.folio_large_mapcount = 80,
+	.folio_pincount = 92,
+	.head_bit = 6,
 };
 
 #define FAKE_MAPPING 0xffff888000001000u
@@ -763,7 +787,8 @@ static void fake_head(uint8_t *head, uint8_t shift, uint8_t offset, uint64_t par
 	memcpy(head + fake_layout.node_array, &array, 8);
 }
 
-static void fake_page(struct pins_snapshot *snap, uint32_t i, uint64_t index, uint32_t mappings, uint32_t references)
+static void fake_page(struct pins_snapshot *snap, uint32_t i, uint64_t index, uint32_t mappings,
+		      uint32_t references)
 {
 	uint8_t *page = snap->pages[i].page;
 	uint64_t mapping = FAKE_MAPPING;
@@ -836,15 +861,15 @@ TEST(what_is_not_understood_is_held)
 	struct pins_snapshot *snap = fake_snapshot();
 	struct pins_verdict seen;
 
-	fake_page(snap, 64, 512 + 65, 1, 2);		  /* another page than it should be */
-	fake_page(snap, 65, 512 + 65, 3, 5);		  /* one reference too many */
-	fake_page(snap, 66, 512 + 66, 0, 1 + 1024);	  /* pinned */
-	fake_page(snap, 67, 512 + 67, 1, 0);		  /* frozen, by migration */
-	snap->slots[68] = 1026;				  /* a retry entry */
-	snap->slots[69] = 0x1234567;			  /* in the host's swap */
-	snap->slots[70] = 7 << 2 | 2;			  /* a sibling of nothing */
-	fake_page(snap, 71, 512 + 71, 1, 2);		  /* fine */
-	fake_page(snap, 72, 512 + 72, 1, 2);		  /* not to be read at all: zeros */
+	fake_page(snap, 64, 512 + 65, 1, 2);        /* another page than it should be */
+	fake_page(snap, 65, 512 + 65, 3, 5);        /* one reference too many */
+	fake_page(snap, 66, 512 + 66, 0, 1 + 1024); /* pinned */
+	fake_page(snap, 67, 512 + 67, 1, 0);        /* frozen, by migration */
+	snap->slots[68] = 1026;                     /* a retry entry */
+	snap->slots[69] = 0x1234567;                /* in the host's swap */
+	snap->slots[70] = 7 << 2 | 2;               /* a sibling of nothing */
+	fake_page(snap, 71, 512 + 71, 1, 2);        /* fine */
+	fake_page(snap, 72, 512 + 72, 1, 2);        /* not to be read at all: zeros */
 	memset(snap->pages[72].page, 0, PINS_PAGE_BYTES);
 	CHECK_OK(judge(snap, &seen));
 	for (uint32_t page = 64; page < 73; page++)

@@ -55,7 +55,7 @@ TEST(only_what_overlaps_counts)
 
 	uring_register(ring, memory + 8 * PAGE, PAGE);
 	ranges[0].size_bytes = 8 * PAGE; /* ends where the buffer starts */
-	ranges[1].addr += 9 * PAGE;	 /* starts where it ends */
+	ranges[1].addr += 9 * PAGE;      /* starts where it ends */
 	ranges[1].size_bytes = PAGE;
 	CHECK_EQ(uring_buffers_find(ranges, 2, &found, &err), 0);
 	ranges[0].size_bytes++;
