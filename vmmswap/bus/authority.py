@@ -48,10 +48,11 @@ class Authority:
             return
         reason = await self._denial(caller, action, owner_uid)
         if reason:
-            self._log_denial(caller, action, name, reason)
+            self.log_denial(caller, action, name, reason)
             raise AccessDeniedError(f"uid {caller.uid} may not do this ({action}): {reason}")
 
-    def _log_denial(self, caller: Caller, action: str, name: str, reason: str) -> None:
+    def log_denial(self, caller: Caller, action: str, name: str, reason: str) -> None:
+        """Log that the caller was not let do the action, unless this has just been logged too often."""
         # journald drops messages of a unit that writes too many. Nobody's calls may make it drop the others.
         now_s = time.monotonic()
         if now_s - self._denials_since_s > _DENIALS_PERIOD_S:

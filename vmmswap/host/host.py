@@ -79,16 +79,26 @@ class HostObject:
         message = attach_message(options)
         check_name(name)
         with Target(pid) as target:
-            target.check_owned_by(caller)
+            self._check_owned(target, caller, name)
             await self._authority.check(caller, ATTACH, name, caller.uid)
             path = await self._start_socket(name, caller, await self._owner_uid(name))
-            target.check_owned_by(caller)  # once more: it may have run a set-uid program meanwhile
+            self._check_owned(target, caller, name)  # once more: it may have run a set-uid program meanwhile
             await send_attach(path, message, target.pidfd)
         log.info("attached pid %d as %s for uid %d", pid, name, caller.uid)
         try:
             return (await self._registry.wait_for(name, _APPEAR_TIMEOUT_S)).path
         except NoSuchVMError:
             return object_path_of(name)  # attached, but its monitor is not on this bus yet
+
+    def _check_owned(self, target: Target, caller: Caller, name: str) -> None:
+        try:
+            target.check_owned_by(caller)
+        except AccessDeniedError as error:
+            raise self._denied(caller, name, error.message) from error
+
+    def _denied(self, caller: Caller, name: str, reason: str) -> AccessDeniedError:
+        self._authority.log_denial(caller, ATTACH, name, reason)
+        return AccessDeniedError(reason)
 
     async def _owner_uid(self, name: str) -> int | None:
         """Whose VM this is, if there is one."""
@@ -100,14 +110,18 @@ class HostObject:
     async def _start_socket(self, name: str, caller: Caller, owner_uid: int | None) -> Path:
         """Start vmmswap@NAME.socket and give the socket to the caller's uid, unless it is another user's."""
         if caller.uid != 0 and owner_uid not in (None, caller.uid):
-            raise AccessDeniedError(f"the VM {name!r} belongs to uid {owner_uid}: choose another name")
+            raise self._denied(
+                caller, name, f"the VM {name!r} belongs to uid {owner_uid}: choose another name"
+            )
         await self._units.start(f"vmmswap@{name}.socket")
         path = socket_path_of(name)
         try:
             holder = path.stat(follow_symlinks=False).st_uid
             if caller.uid not in (0, holder):
                 if holder != 0:
-                    raise AccessDeniedError(f"{path} was prepared for uid {holder}: choose another name")
+                    raise self._denied(
+                        caller, name, f"{path} was prepared for uid {holder}: choose another name"
+                    )
                 os.chown(path, caller.uid, -1, follow_symlinks=False)
         except OSError as error:
             raise NotSupportedError(
