@@ -11,7 +11,7 @@
 #define PROTECT_TRIES 2000
 #define PROTECT_RETRY_NS 50000
 
-/* The pages of one chunk on their way out. `n` pages, in ascending order; page i's bytes stand at buffer + i * PAGE_BYTES. */
+/* The pages of one window on their way out. `n` pages, in ascending order; page i's bytes stand at buffer + i * PAGE_BYTES. */
 struct batch {
 	struct evictor *evictor;
 	const struct region *region;
@@ -42,9 +42,9 @@ static void let_go(struct evictor *evictor, uint64_t page_idx, uint64_t word)
 		atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0));
 }
 
-void evict_abandon(struct evictor *evictor, uint64_t page_idx, uint64_t pages)
+void evict_abandon(struct evictor *evictor, const struct window *window)
 {
-	for (uint64_t idx = page_idx; idx < page_idx + pages; idx++) {
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
 		uint64_t word = atomic_load(page_map_word(evictor->vm->map, idx));
 
 		if (page_state_of(word) == PAGE_PROTECTED)
@@ -52,34 +52,25 @@ void evict_abandon(struct evictor *evictor, uint64_t page_idx, uint64_t pages)
 	}
 }
 
-/* Only pages with data: a hole would take page tables for its markers, and has nothing to store. */
-static int select_resident(struct evictor *evictor, const struct region *region, uint64_t page_idx, uint64_t pages,
-			   uint64_t *first_idx, uint64_t *end_idx)
+/* Only pages with data: a hole would take page tables for its markers, and has nothing to store. A page with flags is being
+ * served to a fault right now, so it is in use. */
+static void select_resident(struct evictor *evictor, const struct window *window, uint64_t *first_idx, uint64_t *end_idx)
 {
-	uint64_t stop_idx = page_idx + pages, run_idx, run_end_idx;
-	int rc;
+	*first_idx = *end_idx = window->page_idx;
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
+		_Atomic uint64_t *at = page_map_word(evictor->vm->map, idx);
+		uint64_t word;
 
-	*first_idx = *end_idx = page_idx;
-	for (uint64_t at = page_idx; memory_next_data(region, at, &run_idx, &run_end_idx, &rc); at = run_end_idx) {
-		if (run_idx >= stop_idx)
-			break;
-		if (run_end_idx > stop_idx)
-			run_end_idx = stop_idx;
-		for (uint64_t idx = run_idx; idx < run_end_idx; idx++) {
-			_Atomic uint64_t *at_word = page_map_word(evictor->vm->map, idx);
-			uint64_t word = atomic_load(at_word);
-
-			/* FILLING: a fault is being served there right now, so it is in use. */
-			if (page_state_of(word) != PAGE_IN_MEMFD || (word & PAGE_FLAGS) ||
-			    !atomic_compare_exchange_strong(at_word, &word,
-							    page_word_after(word, PAGE_PROTECTED, 0, 0)))
-				continue;
-			if (*first_idx == *end_idx)
-				*first_idx = idx;
-			*end_idx = idx + 1;
-		}
+		if (!window_has_data(window, idx))
+			continue;
+		word = atomic_load(at);
+		if (page_state_of(word) != PAGE_IN_MEMFD || (word & PAGE_FLAGS) ||
+		    !atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_PROTECTED, 0, 0)))
+			continue;
+		if (*first_idx == *end_idx)
+			*first_idx = idx;
+		*end_idx = idx + 1;
 	}
-	return rc;
 }
 
 static enum uffd_outcome protect_process(struct evictor *evictor, struct process *process, uint64_t page_idx,
@@ -123,29 +114,24 @@ static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t pa
 
 /* Marking and protecting happen in one passage of the gate, so that a process that forks is either protected here and its
  * child with it, or makes the ioctl fail with EAGAIN because its FORK event is unread. */
-int evict_protect(struct evictor *evictor, const struct region *region, uint64_t page_idx, uint64_t pages,
-		  uint64_t *joined, struct error *err)
+int evict_protect(struct evictor *evictor, const struct window *window, struct error *err)
 {
 	struct vm *vm = evictor->vm;
 
 	for (unsigned tries = 0; tries < PROTECT_TRIES; tries++) {
 		enum uffd_outcome outcome = UFFD_DONE;
 		uint64_t first_idx, end_idx;
-		int rc;
 
 		gate_pass(vm->gate, evictor->lane);
-		*joined = atomic_load(&vm->joined);
-		rc = select_resident(evictor, region, page_idx, pages, &first_idx, &end_idx);
+		select_resident(evictor, window, &first_idx, &end_idx);
 		FAILPOINT_HERE("evict.selected");
-		if (!rc && first_idx < end_idx)
+		if (first_idx < end_idx)
 			outcome = protect_everywhere(evictor, first_idx, end_idx - first_idx);
 		gate_leave(vm->gate, evictor->lane);
 		FAILPOINT_HERE("evict.protected");
-		if (!rc && outcome == UFFD_DONE)
+		if (outcome == UFFD_DONE)
 			return 0;
-		evict_abandon(evictor, page_idx, pages);
-		if (rc)
-			return error_set(err, -rc, "cannot look for data in guest memory: %s", strerror(-rc));
+		evict_abandon(evictor, window);
 		if (outcome != UFFD_RETRY)
 			return error_set(err, ENOTSUP, "cannot write-protect guest memory of page %llu: %s",
 					 (unsigned long long)first_idx, uffd_outcome_text(outcome));
@@ -156,10 +142,10 @@ int evict_protect(struct evictor *evictor, const struct region *region, uint64_t
 }
 
 /* A page with a kept copy that was punched without an event is only a hole: its copy must not come back. */
-static void collect(struct batch *batch, uint64_t page_idx, uint64_t pages)
+static void collect(struct batch *batch, const struct window *window)
 {
-	for (uint64_t idx = page_idx; idx < page_idx + pages; idx++) {
-		uint64_t word = atomic_load(page_map_word(batch->evictor->vm->map, idx));
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
+		uint64_t word = window_has_data(window, idx) ? atomic_load(page_map_word(batch->evictor->vm->map, idx)) : 0;
 		bool kept = page_state_of(word) == PAGE_KEPT && !(word & PAGE_FLAGS) &&
 			    !memory_is_hole(batch->region, idx);
 
@@ -199,11 +185,11 @@ static void shrink_to(struct batch *batch, size_t n)
 		let_all_go(batch);
 }
 
-static int leave_pinned(struct batch *batch, uint64_t page_idx, uint64_t pages, struct error *err)
+static int leave_pinned(struct batch *batch, const struct window *window, struct error *err)
 {
 	struct evictor *evictor = batch->evictor;
 	const struct region *region = batch->region;
-	uint64_t start_bytes = region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
+	uint64_t start_bytes = region->offset_bytes + bytes_of_pages(window->page_idx - region->page_idx);
 	uint64_t chunk_bytes = start_bytes & ~(CHUNK_BYTES - 1); /* the check wants whole chunks */
 	uint64_t lead = pages_of_bytes(start_bytes - chunk_bytes);
 	struct pins_chunk seen;
@@ -213,7 +199,7 @@ static int leave_pinned(struct batch *batch, uint64_t page_idx, uint64_t pages, 
 	batch->whole = evictor->vm->memory.large_folios;
 	if (!evictor->pins || !batch->n)
 		return 0;
-	rc = pins_check(evictor->pins, region->fd, chunk_bytes, (uint32_t)(lead + pages), &seen);
+	rc = pins_check(evictor->pins, region->fd, chunk_bytes, (uint32_t)(lead + window->pages), &seen);
 	if (rc)
 		return error_set(err, -rc, "cannot tell whether I/O is in flight into guest memory: %s", strerror(-rc));
 	if (seen.sees_folios) {
@@ -222,14 +208,15 @@ static int leave_pinned(struct batch *batch, uint64_t page_idx, uint64_t pages, 
 			batch->whole |= seen.large[word] != 0;
 	}
 	for (size_t i = 0; i < batch->n; i++) {
-		uint64_t bit = lead + batch->idx[i] - page_idx;
+		uint64_t bit = lead + batch->idx[i] - window->page_idx;
+		bool held = seen.held[bit / 64] >> (bit % 64) & 1;
+		bool absent = seen.sees_folios && !(seen.present[bit / 64] >> (bit % 64) & 1);
 
-		if (seen.held[bit / 64] >> (bit % 64) & 1) {
-			evictor->counts.pinned_pages++;
+		evictor->counts.pinned_pages += held;
+		if (held || absent)
 			let_go(evictor, batch->idx[i], batch->claimed[i]);
-		} else {
+		else
 			keep(batch, i, &kept_n);
-		}
 	}
 	shrink_to(batch, kept_n);
 	return 0;
@@ -237,22 +224,18 @@ static int leave_pinned(struct batch *batch, uint64_t page_idx, uint64_t pages, 
 
 /* Folios of several pages go whole or not at all: punching a part of one zeroes that part in place. Without knowing where
  * they lie, that means all resident pages of the chunk, and a chunk that the region only has a part of stays. */
-static bool may_split_folio(const struct batch *batch, uint64_t page_idx, uint64_t pages)
+static bool may_split_folio(const struct batch *batch, const struct window *window)
 {
-	uint64_t offset_bytes = batch->region->offset_bytes + bytes_of_pages(page_idx - batch->region->page_idx);
-	uint64_t run_idx, run_end_idx;
+	const struct region *region = &window->region;
+	uint64_t offset_bytes = region->offset_bytes + bytes_of_pages(window->page_idx - region->page_idx);
 	size_t resident_n = 0;
-	int rc;
 
 	if (!batch->whole)
 		return false;
-	if (offset_bytes % CHUNK_BYTES || pages != CHUNK_PAGES)
+	if (offset_bytes % CHUNK_BYTES || window->pages != CHUNK_PAGES)
 		return true;
-	for (uint64_t at = page_idx; memory_next_data(batch->region, at, &run_idx, &run_end_idx, &rc); at = run_end_idx) {
-		if (run_idx >= page_idx + pages)
-			break;
-		resident_n += (run_end_idx < page_idx + pages ? run_end_idx : page_idx + pages) - run_idx;
-	}
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++)
+		resident_n += !memory_is_hole(region, idx);
 	return resident_n != batch->n;
 }
 
@@ -447,8 +430,7 @@ static void repair(struct batch *batch, size_t from, size_t n)
 static int punch_all(struct batch *batch, struct error *err)
 {
 	for (size_t i = 0, n; i < batch->n; i += n) {
-		uint64_t run_idx, run_end_idx;
-		int rc, ignored;
+		int rc;
 
 		n = 1;
 		if (!batch->marked[i])
@@ -465,8 +447,7 @@ static int punch_all(struct batch *batch, struct error *err)
 					 rc == -EPERM ? " (is it sealed against writing?)" : "");
 		}
 		FAILPOINT_HERE("evict.punched");
-		if (memory_next_data(batch->region, batch->idx[i], &run_idx, &run_end_idx, &ignored) &&
-		    run_idx < batch->idx[i] + n)
+		if (memory_has_data(batch->region, batch->idx[i], n))
 			repair(batch, i, n);
 	}
 	return 0;
@@ -491,15 +472,14 @@ static int mark_and_punch(struct batch *batch, uint64_t joined, struct error *er
 	return rc;
 }
 
-int evict_protected(struct evictor *evictor, const struct region *region, uint64_t page_idx, uint64_t pages,
-		    uint64_t joined, struct error *err)
+int evict_protected(struct evictor *evictor, const struct window *window, uint64_t joined, struct error *err)
 {
-	struct batch batch = { .evictor = evictor, .region = region };
+	struct batch batch = { .evictor = evictor, .region = &window->region };
 	int rc;
 
-	collect(&batch, page_idx, pages);
-	rc = leave_pinned(&batch, page_idx, pages, err);
-	if (!rc && may_split_folio(&batch, page_idx, pages))
+	collect(&batch, window);
+	rc = leave_pinned(&batch, window, err);
+	if (!rc && may_split_folio(&batch, window))
 		let_all_go(&batch);
 	FAILPOINT_HERE("evict.checked");
 	if (!rc)

@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Swap-out of one chunk of guest memory, while the guest runs or frozen: protect, check for pins, read, store, mark, punch.
+/* Swap-out of one window of guest memory, while the guest runs or frozen: protect, check for pins, read, store, mark, punch.
  *
- * A chunk is what lies in one 2 MiB aligned piece of a memfd: the largest folio that shmem makes never crosses it.
- *
- * Who writes to a page of the chunk meanwhile takes it out of the operation, by the same compare-and-swap that the mark
- * needs: it stays resident. Only between mark and punch does a writer wait, for the rest of that one chunk.
+ * Who writes to a page of it meanwhile takes it out of the operation, by the same compare-and-swap that the mark
+ * needs: it stays resident. Only between mark and punch does a writer wait, for the rest of that one window.
  * docs/live-swap-out.md goes through all interleavings. */
 #ifndef VMMSWAP_EVICT_H
 #define VMMSWAP_EVICT_H
 
 #include "pins.h"
 #include "vm.h"
+#include "window.h"
 
 struct evict_counts {
 	uint64_t stored_pages;	/* kept ones included */
@@ -32,17 +31,15 @@ struct evictor {
 	struct evict_counts counts;
 };
 
-/* Take the resident pages of [page_idx, page_idx + pages), all in one chunk, into the operation: state PROTECTED, and
- * write-protected in every process. *joined is to be given to evict_protected(). -EAGAIN: the VMM's processes are in the
- * middle of changing their mappings and do not get on; nothing is protected. */
-int evict_protect(struct evictor *evictor, const struct region *region, uint64_t page_idx, uint64_t pages,
-		  uint64_t *joined, struct error *err);
+/* Take the window's resident pages into the operation: state PROTECTED, and write-protected in every process. -EAGAIN: the
+ * VMM's processes are in the middle of changing their mappings and do not get on; nothing is protected. */
+int evict_protect(struct evictor *evictor, const struct window *window, struct error *err);
 
-/* Store and punch what is still PROTECTED there. On error everything that is not out yet is resident as before. */
-int evict_protected(struct evictor *evictor, const struct region *region, uint64_t page_idx, uint64_t pages,
-		    uint64_t joined, struct error *err);
+/* Store and punch what is still PROTECTED there. joined: vm->joined of before the first evict_protect(); if a process has
+ * joined since, nothing is evicted. On error everything that is not out yet is resident as before. */
+int evict_protected(struct evictor *evictor, const struct window *window, uint64_t joined, struct error *err);
 
 /* Take what is still PROTECTED there out of the operation again. */
-void evict_abandon(struct evictor *evictor, uint64_t page_idx, uint64_t pages);
+void evict_abandon(struct evictor *evictor, const struct window *window);
 
 #endif

@@ -121,12 +121,16 @@ bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *
 	return *end_idx > *start_idx || memory_next_data(region, *start_idx + 1, start_idx, end_idx, rc);
 }
 
+bool memory_has_data(const struct region *region, uint64_t page_idx, uint64_t pages)
+{
+	off_t data = lseek(region->fd, (off_t)offset_of(region, page_idx), SEEK_DATA);
+
+	return data >= 0 && (uint64_t)data < offset_of(region, page_idx) + bytes_of_pages(pages);
+}
+
 bool memory_is_hole(const struct region *region, uint64_t page_idx)
 {
-	off_t offset = (off_t)offset_of(region, page_idx);
-	off_t data = lseek(region->fd, offset, SEEK_DATA);
-
-	return data != offset;
+	return !memory_has_data(region, page_idx, 1);
 }
 
 static uint64_t counted_pages(const struct region *region)

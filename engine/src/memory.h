@@ -46,9 +46,11 @@ uint64_t memory_resident_pages(const struct memory *memory);
 uint64_t memory_total_pages(const struct memory *memory);
 
 /* The first resident page of the region at or after page_idx, and where that run of pages ends; false if none is left.
- * Errors of lseek other than "no more data" are reported as -errno in *rc. */
+ * Walks over the whole run. Errors of lseek other than "no more data" are reported as -errno in *rc. */
 bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx, int *rc);
 
+/* Whether any of these pages holds data. */
+bool memory_has_data(const struct region *region, uint64_t page_idx, uint64_t pages);
 bool memory_is_hole(const struct region *region, uint64_t page_idx);
 
 /* Read pages into buf. -ERANGE if the memfd ends before them (the VMM shrank it). */

@@ -33,9 +33,8 @@ struct swapper {
 	bool resume; /* swapper_continue() was called */
 	bool frozen;
 	bool free_only;
-	uint64_t joined; /* vm->joined when the pass began, where protecting is a phase of its own */
-	size_t region_i;
-	uint64_t cursor_idx;
+	uint64_t joined; /* vm->joined when the pass began */
+	struct window_cursor cursor;
 	struct error error; /* the first one; ends the job */
 	struct evict_counts counts;
 	uint64_t restored_pages, unreadable_pages;
@@ -46,12 +45,6 @@ struct worker {
 	size_t lane;
 	pthread_t thread;
 	char *buffer;
-};
-
-/* A piece of guest memory to work on: in one region, in one 2 MiB aligned piece of its memfd. */
-struct window {
-	struct region region;
-	uint64_t page_idx, pages;
 };
 
 static void fail(struct swapper *swapper, const struct error *error)
@@ -72,71 +65,23 @@ static bool go_on(struct swapper *swapper)
 	return !failed && !atomic_load(&swapper->cancel);
 }
 
+static bool next_window(struct swapper *swapper, bool data, size_t lane, struct window *out)
+{
+	struct vm *vm = swapper->vm;
+	bool found;
+
+	gate_pass(vm->gate, lane); /* the regions stay */
+	pthread_mutex_lock(&swapper->lock);
+	found = data ? window_next_data(&vm->memory, &swapper->cursor, out) :
+		       window_next_used(&vm->memory, vm->map, &swapper->cursor, out);
+	pthread_mutex_unlock(&swapper->lock);
+	gate_leave(vm->gate, lane);
+	return found;
+}
+
 static void rewind_cursor(struct swapper *swapper)
 {
-	swapper->region_i = 0;
-	swapper->cursor_idx = 0;
-}
-
-/* The window of the region around page_idx. */
-static void window_around(const struct region *region, uint64_t page_idx, struct window *out)
-{
-	uint64_t offset_bytes = region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
-	uint64_t into_chunk = pages_of_bytes(offset_bytes % CHUNK_BYTES), into_region = page_idx - region->page_idx;
-	uint64_t region_end_idx = region->page_idx + region->pages;
-
-	out->region = *region;
-	out->page_idx = page_idx - (into_chunk < into_region ? into_chunk : into_region);
-	out->pages = page_idx - into_chunk + CHUNK_PAGES - out->page_idx;
-	if (out->pages > region_end_idx - out->page_idx)
-		out->pages = region_end_idx - out->page_idx;
-}
-
-/* The next window in which `look` finds a page. */
-typedef bool look_fn(struct swapper *swapper, const struct region *region, uint64_t from_idx, uint64_t *found_idx);
-
-static bool look_for_data(struct swapper *swapper, const struct region *region, uint64_t from_idx, uint64_t *found_idx)
-{
-	uint64_t end_idx;
-	int rc;
-
-	(void)swapper;
-	return memory_next_data(region, from_idx, found_idx, &end_idx, &rc);
-}
-
-static bool look_for_stored(struct swapper *swapper, const struct region *region, uint64_t from_idx, uint64_t *found_idx)
-{
-	uint64_t end_idx = region->page_idx + region->pages;
-
-	*found_idx = page_map_next_used(swapper->vm->map, from_idx, end_idx);
-	return *found_idx < end_idx;
-}
-
-static bool next_window(struct swapper *swapper, look_fn *look, size_t lane, struct window *out)
-{
-	struct memory *memory = &swapper->vm->memory;
-	bool found = false;
-
-	gate_pass(swapper->vm->gate, lane); /* the regions stay */
-	pthread_mutex_lock(&swapper->lock);
-	while (!found && swapper->region_i < memory->regions_n) {
-		const struct region *region = &memory->regions[swapper->region_i];
-		uint64_t found_idx;
-
-		if (swapper->cursor_idx < region->page_idx)
-			swapper->cursor_idx = region->page_idx;
-		if (region->fd >= 0 && swapper->cursor_idx < region->page_idx + region->pages &&
-		    look(swapper, region, swapper->cursor_idx, &found_idx)) {
-			window_around(region, found_idx, out);
-			swapper->cursor_idx = out->page_idx + out->pages;
-			found = true;
-		} else {
-			swapper->region_i++;
-		}
-	}
-	pthread_mutex_unlock(&swapper->lock);
-	gate_leave(swapper->vm->gate, lane);
-	return found;
+	memset(&swapper->cursor, 0, sizeof swapper->cursor);
 }
 
 static void add_counts(struct swapper *swapper, const struct evict_counts *counts)
@@ -166,31 +111,10 @@ static struct evictor evictor_of(struct worker *worker)
 	};
 }
 
-/* Protect and evict chunk by chunk: a page is protected for a few milliseconds only, so that hardly any is written in
- * between, and no protect call holds the guest up for longer than its 2 MiB take. */
-static void *evict_worker(void *argument)
-{
-	struct worker *worker = argument;
-	struct swapper *swapper = worker->swapper;
-	struct evictor evictor = evictor_of(worker);
-	struct window window;
-
-	while (go_on(swapper) && next_window(swapper, look_for_data, worker->lane, &window)) {
-		struct error error = { 0 };
-		uint64_t joined;
-		int rc = evict_protect(&evictor, &window.region, window.page_idx, window.pages, &joined, &error);
-
-		if (!rc)
-			rc = evict_protected(&evictor, &window.region, window.page_idx, window.pages, joined, &error);
-		if (rc)
-			fail(swapper, &error);
-		atomic_fetch_add(&swapper->progress_pages, window.pages);
-	}
-	add_counts(swapper, &evictor.counts);
-	return NULL;
-}
-
-/* The same in two phases, for detectors that need time between them: everything is protected, then everything evicted. */
+/* Everything is protected before anything is evicted. What the guest writes to all the time then takes itself out of the
+ * operation by one cheap write-protect fault a page, before its turn comes; protecting just before evicting took such pages
+ * out and had to read each back (a thread with 2 % of memory as its hot set got 1.7 % of its speed). And a detector of pins
+ * that needs time between the two has it. Each call protects one window, so the guest stops for no longer than that takes. */
 static void *protect_worker(void *argument)
 {
 	struct worker *worker = argument;
@@ -198,30 +122,29 @@ static void *protect_worker(void *argument)
 	struct evictor evictor = evictor_of(worker);
 	struct window window;
 
-	while (go_on(swapper) && next_window(swapper, look_for_data, worker->lane, &window)) {
+	while (go_on(swapper) && next_window(swapper, true, worker->lane, &window)) {
 		struct error error = { 0 };
-		uint64_t ignored;
 
-		if (evict_protect(&evictor, &window.region, window.page_idx, window.pages, &ignored, &error))
+		if (evict_protect(&evictor, &window, &error))
 			fail(swapper, &error);
 	}
 	add_counts(swapper, &evictor.counts);
 	return NULL;
 }
 
-static void *evict_protected_worker(void *argument)
+static void *evict_worker(void *argument)
 {
 	struct worker *worker = argument;
 	struct swapper *swapper = worker->swapper;
 	struct evictor evictor = evictor_of(worker);
 	struct window window;
 
-	while (next_window(swapper, look_for_data, worker->lane, &window)) {
+	while (next_window(swapper, true, worker->lane, &window)) {
 		struct error error = { 0 };
 
 		if (!go_on(swapper))
-			evict_abandon(&evictor, window.page_idx, window.pages);
-		else if (evict_protected(&evictor, &window.region, window.page_idx, window.pages, swapper->joined, &error))
+			evict_abandon(&evictor, &window);
+		else if (evict_protected(&evictor, &window, swapper->joined, &error))
 			fail(swapper, &error);
 		atomic_fetch_add(&swapper->progress_pages, window.pages);
 	}
@@ -236,7 +159,7 @@ static void *restore_worker(void *argument)
 	struct restorer restorer = { .vm = swapper->vm, .lane = worker->lane, .buffer = worker->buffer };
 	struct window window;
 
-	while (go_on(swapper) && next_window(swapper, look_for_stored, worker->lane, &window)) {
+	while (go_on(swapper) && next_window(swapper, false, worker->lane, &window)) {
 		struct error error = { 0 };
 
 		if (restore_chunk(&restorer, window.page_idx, window.pages, &error))
@@ -407,34 +330,35 @@ static void pause_job(struct swapper *swapper, uint32_t limit_ms)
 	pthread_mutex_unlock(&swapper->lock);
 }
 
-/* The VMM's block layer is drained, or given time to end, after everything is protected: requests made from then on fault. */
-static void pass_in_two_phases(struct swapper *swapper)
+/* I/O into guest memory that was under way before the protect comes to its end: the VMM's block layer is drained by whoever
+ * reads our notices, or just given time. Requests made from now on fault. */
+static void let_io_end(struct swapper *swapper)
 {
-	uint32_t settle_ms = pins_settle_ms(swapper->pins);
 	struct notice protected = { .kind = NOTICE_PROTECTED, .job = JOB_SWAP_OUT };
+	uint32_t settle_ms = pins_settle_ms(swapper->pins);
 
-	swapper->joined = atomic_load(&swapper->vm->joined);
-	swapper->resume = false;
-	run_workers(swapper, protect_worker);
-	if (!settle_ms && go_on(swapper))
-		notices_post(swapper->vm->notices, &protected);
-	if (go_on(swapper))
+	if (settle_ms) {
 		pause_job(swapper, settle_ms);
-	rewind_cursor(swapper);
-	run_workers(swapper, evict_protected_worker);
+	} else if (strcmp(pins_kind(swapper->pins), "qmp") == 0) {
+		notices_post(swapper->vm->notices, &protected);
+		pause_job(swapper, 0);
+	}
 }
 
 static void pass_over_memory(struct swapper *swapper)
 {
-	rewind_cursor(swapper);
-	if (swapper->pins)
-		pins_begin_pass(swapper->pins);
 	swapper->counts.pinned_pages = 0;
 	swapper->counts.written_pages = 0;
-	if (swapper->pins && (pins_settle_ms(swapper->pins) || strcmp(pins_kind(swapper->pins), "qmp") == 0))
-		pass_in_two_phases(swapper);
-	else
-		run_workers(swapper, evict_worker);
+	swapper->joined = atomic_load(&swapper->vm->joined);
+	swapper->resume = false;
+	rewind_cursor(swapper);
+	run_workers(swapper, protect_worker);
+	if (swapper->pins && go_on(swapper)) {
+		let_io_end(swapper);
+		pins_begin_pass(swapper->pins);
+	}
+	rewind_cursor(swapper);
+	run_workers(swapper, evict_worker);
 }
 
 static void passes_over_memory(struct swapper *swapper)
