@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The configuration: /etc/vmmswap.conf and /etc/vmmswap.conf.d/*.conf, or what --config names.
+
+INI with systemd-style keys. `[Swap]` holds for all VMs, `[VM NAME]` for one. Files are read in the order of their
+names; of two assignments the later one holds, and one in `[VM NAME]` before one in `[Swap]`, wherever it stands. An
+empty value means the default again. `KEYS` is the table of all keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from vmmswap.engine import Mode, PinOptions, SwapOutOptions
+from vmmswap.errors import InvalidNameError, VmmswapError
+from vmmswap.names import check_name
+
+FILE = Path("/etc/vmmswap.conf")
+DROP_IN_DIR = Path("/etc/vmmswap.conf.d")
+
+_SECTION = re.compile(r"\[(?P<title>[^\]]*)\]")
+_MAX_COUNT = (1 << 32) - 1
+_DEFAULT_SETTLE_MS = 10_000
+
+
+class ConfigError(VmmswapError):
+    """A configuration file says what cannot be: the message begins with FILE:LINE."""
+
+
+def _count(least: int, most: int = _MAX_COUNT) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 86400:
+        raise ValueError(f"{text!r} is not a number of seconds above 0 and up to 86400")
+    return value
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"{text!r} is not one of {', '.join(words)}")
+        return text
+
+    return parse
+
+
+def _directory(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError(f"{text!r} is not an absolute path")
+    return text
+
+
+def _key(name: str, kind: str, parse: Callable[[str], Any], text: str, default: str | float) -> Any:  # noqa: ANN401  what field() returns
+    return field(default=default, metadata={"key": name, "kind": kind, "parse": parse, "help": text})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of one VM. Each field's metadata holds its key, the kind of its value and its help text."""
+
+    mode: str = _key(
+        "Mode",
+        "auto, live, freeze",
+        _one_of("auto", "live", "freeze"),
+        "How a swap-out keeps the guest from changing what is being stored: live write-protects memory piece by"
+        " piece while the guest runs, freeze stops the VM's processes, auto takes live where the kernel has it.",
+        "auto",
+    )
+    max_passes: int = _key(
+        "MaxPasses",
+        "count from 1",
+        _count(1, 1000),
+        "How often a swap-out goes over guest memory for pages that were in use the time before.",
+        1,
+    )
+    until_resident_pages: int = _key(
+        "UntilResidentPages",
+        "pages",
+        _count(0, (1 << 48) - 1),
+        "Make no further pass once at most so many pages are resident.",
+        0,
+    )
+    fault_threads: int = _key(
+        "FaultThreads",
+        "count",
+        _count(0, 4),
+        "Threads that serve page faults; 0 stands for one on each CPU, at most 4.",
+        0,
+    )
+    spin_us: int = _key(
+        "SpinUSec",
+        "microseconds",
+        _count(0, 1_000_000),
+        "How long a fault thread looks for the next fault before it sleeps: CPU time for latency.",
+        0,
+    )
+    workers: int = _key(
+        "Workers", "count from 1", _count(1, 16), "Threads that do the work of a swap-out or a swap-in.", 2
+    )
+    freeze_timeout_s: float = _key(
+        "FreezeTimeoutSec",
+        "seconds",
+        _seconds,
+        "Give a freeze up if not all threads of the VM stand still within this time.",
+        10.0,
+    )
+    swap_directory: str = _key(
+        "SwapDirectory",
+        "absolute path",
+        _directory,
+        "Where the swap file goes (unnamed: nothing is to be seen there). Its file system must know O_TMPFILE."
+        " --swap-dir comes before it; the default is the unit's state directory, /var/lib/vmmswap/NAME.",
+        "",
+    )
+    page_fault_log: str = _key(
+        "PageFaultLog",
+        "journal, file, both",
+        _one_of("journal", "file", "both"),
+        "Where page faults are logged to when logging is started. The default is the journal, or the file"
+        " page_fault.log in the log directory where the monitor was not started by systemd.",
+        "",
+    )
+    pin_check: str = _key(
+        "PinCheck",
+        "auto, bpf, collapse, settle, off",
+        _one_of("auto", "bpf", "collapse", "settle", "off"),
+        "How pages that a device or the kernel holds for I/O are recognised, which must stay where they are. auto"
+        " takes the first that works: bpf, collapse, the VMM's promise, and settle if PinSettleMSec= is set. settle"
+        " only waits and hopes; off is for guests whose memory nothing can hold.",
+        "auto",
+    )
+    pin_settle_ms: int = _key(
+        "PinSettleMSec",
+        "milliseconds",
+        _count(0, 600_000),
+        "How long the check settle waits for I/O to end. With PinCheck=auto, 0 means never to rely on that.",
+        0,
+    )
+    handoff_timeout_s: float = _key(
+        "HandoffTimeoutSec",
+        "seconds",
+        _seconds,
+        "How long a VMM may take to send its message once it has connected, and to take the reply.",
+        10.0,
+    )
+
+    def swap_out_options(self, *, promised_unpinned: bool) -> SwapOutOptions:
+        """The engine's options. promised_unpinned: the VMM says that nothing pins its memory."""
+        return SwapOutOptions(
+            mode=Mode[self.mode.upper()],
+            max_passes=self.max_passes,
+            until_resident_pages=self.until_resident_pages,
+            freeze_timeout_ms=max(1, round(self.freeze_timeout_s * 1000)),
+            pins=self._pin_options(promised_unpinned),
+        )
+
+    def _pin_options(self, promised_unpinned: bool) -> PinOptions | None:
+        if self.pin_check == "off":
+            return None
+        auto = self.pin_check == "auto"
+        settle_ms = self.pin_settle_ms
+        if self.pin_check == "settle":
+            settle_ms = settle_ms or _DEFAULT_SETTLE_MS
+        return PinOptions(
+            bpf=auto or self.pin_check == "bpf",
+            collapse=auto or self.pin_check == "collapse",
+            promised_unpinned=auto and promised_unpinned,
+            settle_ms=settle_ms if auto or self.pin_check == "settle" else 0,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings by field name, for a successor that finds the files spoilt."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """From to_json(), also that of another version: settings unknown here are left out."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One row of the table of keys. `default` as it would be written in a file."""
+
+    name: str
+    attribute: str
+    kind: str
+    default: str
+    help: str
+    parse: Callable[[str], Any]
+
+
+KEYS: tuple[Key, ...] = tuple(
+    Key(
+        item.metadata["key"],
+        item.name,
+        item.metadata["kind"],
+        f"{item.default:g}" if isinstance(item.default, float) else str(item.default),
+        item.metadata["help"],
+        item.metadata["parse"],
+    )
+    for item in fields(Config)
+)
+_BY_NAME = {key.name: key for key in KEYS}
+
+
+def files() -> list[Path]:
+    """The host's configuration files in the order in which they are read."""
+    return [path for path in (FILE, *sorted(DROP_IN_DIR.glob("*.conf"))) if path.is_file()]
+
+
+def load(name: str, paths: Iterable[Path] | None = None) -> Config:
+    """The settings of the VM `name`. Raises ConfigError. paths None: the host's files, which may be missing."""
+    for_all: dict[str, Any] = {}
+    for_one: dict[str, Any] = {}
+    for path in files() if paths is None else paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: cannot be read: {error}") from None
+        _read(path, text, name, for_all, for_one)
+    set_values = {attribute: value for attribute, value in (for_all | for_one).items() if value is not None}
+    return Config(**set_values)
+
+
+def _read(path: Path, text: str, name: str, for_all: dict[str, Any], for_one: dict[str, Any]) -> None:
+    section: dict[str, Any] | None = None
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip()
+        if not line or line[0] in "#;":
+            continue
+        try:
+            if match := _SECTION.fullmatch(line):
+                section = _section(match["title"], name, for_all, for_one)
+            else:
+                _assign(line, section)
+        except (ValueError, InvalidNameError) as error:
+            raise ConfigError(f"{path}:{number}: {error}") from None
+
+
+def _section(title: str, name: str, for_all: dict[str, Any], for_one: dict[str, Any]) -> dict[str, Any]:
+    if title == "Swap":
+        return for_all
+    kind, _, vm = title.partition(" ")
+    if kind != "VM":
+        raise ValueError(f"[{title}] is not a section: use [Swap] or [VM NAME]")
+    return for_one if check_name(vm.strip()) == name else {}
+
+
+def _assign(line: str, section: dict[str, Any] | None) -> None:
+    name, equals, text = (part.strip() for part in line.partition("="))
+    if not equals:
+        raise ValueError(f"{line!r} is not of the form Key=value")
+    if section is None:
+        raise ValueError(f"{name}= stands before the first section: begin with [Swap] or [VM NAME]")
+    key = _BY_NAME.get(name)
+    if key is None:
+        raise ValueError(f"{name!r} is not a key; there are {', '.join(_BY_NAME)}")
+    try:
+        section[key.attribute] = key.parse(text) if text else None
+    except ValueError as error:
+        raise ValueError(f"{name}={text}: {error}") from None

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who maps the guest's memory, against who is served: before memory leaves, and to find the pids of forked children.
+
+A process that maps guest memory without a userfaultfd reads zeros where memory is out, and what it reads so becomes
+true for all. The kernel tells of a fork without a pid, so a child's is found here: it maps the memory at its parent's
+addresses. All of this reads /proc and may wait for a lock of the VM's: call it on a thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmmswap.engine import Mapping, mappings_of, registered_buffer_in
+from vmmswap.errors import NotSupportedError
+from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.monitor.manifest import RegionRecord
+from vmmswap.monitor.vm import Process, Vm
+
+_KCMP_VM = 1
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
+_UFFDIO_ZEROPAGE = 0xC020AA04  # struct uffdio_zeropage: start, len, mode, zeropage
+_NOWHERE = 0x10000  # vm.mmap_min_addr's default: hardly anything is mapped there, and no guest memory
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A served process. spans: where it has guest memory, (start, end)."""
+
+    process_id: int
+    pid: int  # 0: not known
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What of a VM is looked at, as of the moment of asking."""
+
+    known: tuple[Known, ...]
+    memfds: tuple[int, ...]
+    regions: tuple[RegionRecord, ...]  # memfd counts `memfds`
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A mapped part of guest memory."""
+
+    pid: int
+    addr: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """pids: of forked children that had none before, by the engine's number."""
+
+    pids: dict[int, int]
+    strangers: tuple[Piece, ...]  # mapped and not served
+    unreadable: tuple[int, ...]  # pids whose maps we may not read
+
+
+def question_of(vm: Vm) -> Question:
+    numbers = sorted(vm.memfds)
+    regions = tuple(
+        RegionRecord(item.addr, item.page_idx, item.pages, numbers.index(item.memfd), item.offset_bytes)
+        for item in vm.manifest.regions
+    )
+    known = tuple(_known(process) for process in vm.processes.values())
+    return Question(known, tuple(vm.memfds[number] for number in numbers), regions)
+
+
+def _known(process: Process) -> Known:
+    spans = sorted((item.addr, item.addr + item.pages * PAGE_SIZE) for item in process.ranges)
+    return Known(process.process_id, process.pid, tuple(spans))
+
+
+def look(question: Question) -> Picture:
+    """One look at all processes of the host."""
+    mappings, unreadable = mappings_of(question.memfds)
+    pieces = [piece for mapping in mappings for piece in _pieces(mapping, question.regions)]
+    pids = _match(question.known, pieces)
+    spans = {item.pid or pids.get(item.process_id, 0): item.spans for item in question.known}
+    strangers = tuple(piece for piece in pieces if not _is_served(piece, spans))
+    return Picture(pids, strangers, tuple(unreadable))
+
+
+def _pieces(mapping: Mapping, regions: Sequence[RegionRecord]) -> Iterator[Piece]:
+    """The parts of a mapping that show registered memory: a memfd may hold more than that."""
+    for region in regions:
+        if region.memfd != mapping.file_idx:
+            continue
+        start = max(mapping.offset_bytes, region.offset_bytes)
+        end = min(mapping.offset_bytes + mapping.size_bytes, region.offset_bytes + region.pages * PAGE_SIZE)
+        if start < end:
+            to_addr = mapping.addr - mapping.offset_bytes
+            yield Piece(mapping.pid, start + to_addr, end + to_addr)
+
+
+def _match(known: Sequence[Known], pieces: Sequence[Piece]) -> dict[int, int]:
+    """Pids for those without one: of processes that have all their guest memory where the child must have it.
+
+    Children of one parent look the same, and it does not matter which is which.
+    """
+    taken = {item.pid for item in known if item.pid}
+    candidates: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        if piece.pid not in taken and not any(_same_memory(piece.pid, other) for other in taken):
+            candidates.setdefault(piece.pid, []).append(piece)
+    found: dict[int, int] = {}
+    for item in known:
+        fitting = (pid for pid, own in sorted(candidates.items()) if _all_covered(own, item.spans))
+        if not item.pid and (pid := next(fitting, 0)):
+            found[item.process_id] = pid
+            del candidates[pid]
+    return found
+
+
+def _is_served(piece: Piece, spans: dict[int, tuple[tuple[int, int], ...]]) -> bool:
+    own = spans.get(piece.pid)
+    if own is not None:
+        return _all_covered([piece], own)
+    return any(_same_memory(piece.pid, pid) and _all_covered([piece], spans[pid]) for pid in spans if pid)
+
+
+def _all_covered(pieces: Sequence[Piece], spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether each piece lies within spans, which are sorted."""
+    for piece in pieces:
+        addr = piece.addr
+        for start, stop in spans:
+            if start <= addr < stop:
+                addr = stop
+        if addr < piece.end:
+            return False
+    return True
+
+
+def _same_memory(pid: int, other: int) -> bool:
+    """Whether both have one address space, as a child of vfork() has its parent's until it calls exec."""
+    if pid == other or _SYS_KCMP is None:
+        return pid == other
+    return bool(_libc.syscall(_SYS_KCMP, pid, other, _KCMP_VM, 0, 0) == 0)
+
+
+def is_gone(uffd: int) -> bool:
+    """Whether the address space of a userfaultfd is no more: its process has ended or called exec.
+
+    Asked by a request that is refused otherwise (ENOENT: nothing is registered there).
+    """
+    try:
+        fcntl.ioctl(uffd, _UFFDIO_ZEROPAGE, bytearray(struct.pack("QQQQ", _NOWHERE, PAGE_SIZE, 0, 0)))
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False
+
+
+def name_of(pid: int) -> str:
+    """A process for people: pid and command."""
+    try:
+        return f"{pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    except OSError:
+        return str(pid)
+
+
+def stranger_error(stranger: Piece) -> NotSupportedError:
+    return NotSupportedError(
+        f"process {name_of(stranger.pid)} maps guest memory at {stranger.addr:#x} without a userfaultfd, and would"
+        " read zeros there: have the VMM send add-process for it, or end it"
+    )
+
+
+def check_buffers(question: Question) -> None:
+    """NotSupportedError if an io_uring has buffers registered in guest memory: those pages never leave."""
+    ranges = [
+        (item.pid, start, end - start) for item in question.known if item.pid for start, end in item.spans
+    ]
+    if reason := registered_buffer_in(ranges):
+        raise NotSupportedError(reason)

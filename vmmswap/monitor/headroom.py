@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How much memory there is for pages to come back to.
+
+A page that is brought back is charged to the cgroup of the process that it is copied into. At a cgroup's limit the
+kernel kills somebody there, the VMM most likely; and without a limit, on the whole host. So before and during a swap-in
+we look at MemAvailable and at the limits of each cgroup around the VMM's processes, and stop above a reserve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_MIB = 1 << 20
+_UNLIMITED = 1 << 62  # v1 shows no limit as a number close to 2^63
+_RESERVE_SHARE = 16
+_HOST_RESERVE_MAX = 256 * _MIB
+_CGROUP_RESERVE_MAX = 64 * _MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Headroom:
+    """How much can be brought in before the tightest limit's reserve is touched; negative: it is touched."""
+
+    bytes: int
+    limit: str  # which one, for people
+
+
+@dataclass(frozen=True, slots=True)
+class Mounts:
+    """Where the cgroup hierarchies are; None: not mounted."""
+
+    unified: Path | None
+    memory: Path | None  # v1
+
+
+def find_mounts(mountinfo: Path = Path("/proc/self/mountinfo")) -> Mounts:
+    unified = memory = None
+    for line in mountinfo.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        kind, _, options = after.split(" ", 2)
+        point = Path(before.split(" ")[4].replace("\\040", " "))
+        if kind == "cgroup2":
+            unified = unified or point
+        elif kind == "cgroup" and "memory" in options.split(","):
+            memory = memory or point
+    return Mounts(unified, memory)
+
+
+def look(pids: Iterable[int], mounts: Mounts) -> Headroom:
+    """The tightest of the host and the cgroups of these processes; processes that are gone are passed over."""
+    groups = {group for pid in pids for group in _groups_of(pid, mounts)}
+    rooms = [_host(), *(room for group in sorted(groups) if (room := _group(group)))]
+    return min(rooms, key=lambda room: room.bytes)
+
+
+def _host() -> Headroom:
+    values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    total, available = (int(values[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    reserve = min(_HOST_RESERVE_MAX, total // _RESERVE_SHARE)
+    return Headroom(available - reserve, f"the host has {available // _MIB} MiB available")
+
+
+def _groups_of(pid: int, mounts: Mounts) -> Iterator[Path]:
+    """The directories of a process's cgroups and of all those around them."""
+    try:
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        mount = (
+            mounts.memory if "memory" in controllers.split(",") else mounts.unified if number == "0" else None
+        )
+        if mount is None:
+            continue
+        group = mount / path.lstrip("/")
+        while group != mount and mount in group.parents:
+            yield group
+            group = group.parent
+        yield mount
+
+
+def _group(group: Path) -> Headroom | None:
+    """None if the cgroup sets no limit."""
+    limits = [
+        value
+        for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
+        if (value := _number(group / name)) is not None and value < _UNLIMITED
+    ]
+    usage = _number(group / "memory.current")
+    usage = _number(group / "memory.usage_in_bytes") if usage is None else usage
+    if not limits or usage is None:
+        return None
+    limit = min(limits)
+    free = limit - usage + _reclaimable(group)
+    reserve = min(_CGROUP_RESERVE_MAX, limit // _RESERVE_SHARE)
+    return Headroom(
+        free - reserve,
+        f"the cgroup {group} has {max(0, free) // _MIB} MiB left of its limit of {limit // _MIB} MiB",
+    )
+
+
+def _number(path: Path) -> int | None:
+    """None where there is no such file, no limit ("max"), or no right to look."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _reclaimable(group: Path) -> int:
+    """Page cache that the kernel drops before it kills: all that is inactive, half of what is active."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    stat = {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}
+    prefix = "total_" if "total_inactive_file" in stat else ""
+    return stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0) // 2

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What to do next with a VM's memory, as logic alone: orders and the ends of jobs come in, actions go out.
+
+One job at a time, and the last order wins: an order against the running job turns it back, and the other one starts
+when it has ended.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from vmmswap.engine import Job
+from vmmswap.errors import BusyError
+from vmmswap.status import Operation, State
+
+
+class Action(enum.Enum):
+    """What the caller must do now; the machine counts on it."""
+
+    NOTHING = "nothing"
+    TURN = "cancel the running job"
+    SWAP_OUT = "start a swap-out"
+    SWAP_IN = "start a swap-in"
+    TRIM = "start a trim"
+
+
+_START = {Job.SWAP_OUT: Action.SWAP_OUT, Job.SWAP_IN: Action.SWAP_IN, Job.TRIM: Action.TRIM}
+_OPERATION = {Job.SWAP_OUT: Operation.SWAP_OUT, Job.SWAP_IN: Operation.SWAP_IN, Job.TRIM: Operation.TRIM}
+
+
+class Machine:
+    """After TURN or a start, job_done() must follow, once. A start that fails is a job that is done at once."""
+
+    def __init__(self) -> None:
+        self.job = Job.NONE
+        self.following = Job.NONE  # what starts when the running job has ended
+        self.tracking = False  # guest memory is registered: something is out, or may be
+        self.error = ""  # why the last job failed
+        self.wants_out = False  # by the last order
+        self.ending = False  # the VM is being released: no order against swapping in is taken
+
+    @property
+    def state(self) -> State:
+        if self.job is not Job.NONE:
+            return State.IN_PROGRESS
+        if self.error:
+            return State.FAILED
+        return State.ACTIVE if self.tracking else State.READY
+
+    @property
+    def operation(self) -> Operation:
+        return _OPERATION.get(self.job, Operation.NONE)
+
+    def enable(self) -> Action:
+        """Swap out; while Active again, what came back. BusyError while the VM is being released."""
+        if self.ending:
+            raise BusyError("the VM is being released: it cannot be enabled any more")
+        self.wants_out = True
+        return self._want(Job.SWAP_OUT)
+
+    def disable(self) -> Action:
+        """Swap in; where nothing is out, only forget a failure."""
+        self.wants_out = False
+        if self.job is Job.NONE and not self.tracking:
+            self.error = ""
+            return Action.NOTHING
+        return self._want(Job.SWAP_IN)
+
+    def trim(self) -> Action:
+        """Nothing to do while nothing is out. BusyError while a job runs."""
+        if self.job is not Job.NONE:
+            raise BusyError(f"a {self.operation} is under way: trim when it is done")
+        if not self.tracking:
+            return Action.NOTHING
+        return self._want(Job.TRIM)
+
+    def job_done(self, error: str, tracking: bool) -> Action:
+        """The job has ended, or could not start; tracking: whether guest memory is registered now."""
+        following, self.following = self.following, Job.NONE
+        self.job = Job.NONE
+        self.tracking = tracking
+        self.error = error
+        if following is Job.SWAP_IN:
+            return self.disable()
+        return self._start(following) if following is not Job.NONE else Action.NOTHING
+
+    def hold(self) -> Action:
+        """Turn the running job back with nothing to follow."""
+        self.following = Job.NONE
+        return Action.TURN if self.job is not Job.NONE else Action.NOTHING
+
+    def _want(self, job: Job) -> Action:
+        if self.job is Job.NONE:
+            return self._start(job)
+        if self.following is not Job.NONE:  # it is being turned back already
+            self.following = job
+            return Action.NOTHING
+        if self.job is job:
+            return Action.NOTHING
+        self.following = job
+        return Action.TURN
+
+    def _start(self, job: Job) -> Action:
+        self.job = job
+        self.error = ""
+        return _START[job]

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmmswap-monitor's command line."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from systemd.daemon import listen_fds_with_names
+
+from vmmswap import config, log, message_ids
+from vmmswap.config import Config, ConfigError
+from vmmswap.engine import failpoint_names
+from vmmswap.errors import NotSupportedError, StorageFailedError, VmmswapError
+from vmmswap.handoff.uffd_api import open_userfaultfd
+from vmmswap.monitor import fdstore, recovery, service
+from vmmswap.monitor.monitor import Monitor, Setup
+from vmmswap.names import LOG_DIR, STATE_DIR, check_name
+
+PROGRAM = "vmmswap-monitor"
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_CONFIG = 78  # EX_CONFIG: RestartPreventExitStatus= of the unit
+
+_MAX_PATH_BYTES = 107  # of a socket: sun_path
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a mistake, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Takes one virtual machine's memory out, and brings it back page by page when the VM wakes.",
+        epilog="Run by vmmswap@NAME.service; by hand: vmmswap-monitor web --listen /tmp/web.sock --swap-dir /tmp",
+    )
+    parser.add_argument("name", metavar="NAME", help="the VM's name")
+    parser.add_argument(
+        "--listen", metavar="PATH", type=Path, help="the hand-off socket (default: systemd's)"
+    )
+    parser.add_argument(
+        "--swap-dir",
+        metavar="DIR",
+        type=Path,
+        help="where the unnamed swap file goes (default: $STATE_DIRECTORY, else /var/lib/vmmswap/NAME)",
+    )
+    parser.add_argument(
+        "--log-dir",
+        metavar="DIR",
+        type=Path,
+        help="where page_fault.log goes (default: $LOGS_DIRECTORY, else /var/log/vmmswap/NAME)",
+    )
+    parser.add_argument("--bus", metavar="ADDRESS", help="the message bus (default: the system bus)")
+    parser.add_argument(
+        "--config", metavar="FILE", type=Path, help="instead of /etc/vmmswap.conf and /etc/vmmswap.conf.d"
+    )
+    parser.add_argument("--debug", action="store_true", help="log more")
+    if failpoint_names():
+        parser.add_argument("--list-failpoints", action=_ListFailpoints, nargs=0, help="and exit")
+    return parser
+
+
+class _ListFailpoints(argparse.Action):
+    """Only of the engine that is built for tests."""
+
+    def __call__(self, *_arguments: object) -> NoReturn:
+        print("\n".join(failpoint_names()))
+        raise SystemExit(0)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the monitor and end the process."""
+    options = _parser().parse_args(arguments)
+    try:
+        status = _run(options)
+    except ConfigError as error:
+        status = _fail(error.message, EXIT_CONFIG, message_ids.CONFIGURATION_ERROR)
+    except VmmswapError as error:
+        status = _fail(error.message, EXIT_FAILURE, "")
+    # A thread may wait for ever for a lock of a VMM's that hangs; a normal end would wait for the thread.
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _fail(message: str, status: int, message_id: str) -> int:
+    """One line that says why; in the unit's status too."""
+    service.status(message)
+    if log.under_journal():
+        logging.getLogger("vmmswap").error("%s", message, extra=log.fields("", message_id))
+    else:
+        print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    name = check_name(options.name)
+    journal = log.set_up(PROGRAM, name, logging.DEBUG if options.debug else logging.INFO)
+    logging.captureWarnings(True)
+    given = _given_fds()
+    settings = _settings(name, options.config, given)
+    service.lock_memory()
+    setup = Setup(
+        name=name,
+        config=settings,
+        swap_dir=_swap_dir(options.swap_dir, settings, name),
+        log_dir=options.log_dir or _directory_from("LOGS_DIRECTORY", LOG_DIR / name),
+        bus=options.bus,
+        listener=None,
+        kept=given,
+        fd_store=fdstore.has_fd_store(),
+        journal=journal,
+    )
+    if not recovery.is_needed(given):
+        _check_swap_dir(setup.swap_dir)
+        os.close(open_userfaultfd())
+    if not setup.fd_store:
+        logging.getLogger("vmmswap").warning(
+            "no service manager keeps fds for us: if this monitor dies while memory is out, the guest stops for good"
+        )
+    with _listener(options.listen, given.pop(fdstore.LISTEN, None)) as listener:
+        setup.listener = listener
+        loop = asyncio.new_event_loop()  # never closed: main() ends the process
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(Monitor(setup).run())
+
+
+def _given_fds() -> dict[str, int]:
+    """What systemd passed, by name. Of two fds with the same name one is closed."""
+    found: dict[str, int] = {}
+    for fd, name in listen_fds_with_names().items():
+        os.set_inheritable(fd, False)
+        if name in found:
+            os.close(fd)
+        else:
+            found[name] = fd
+    return found
+
+
+def _settings(name: str, path: Path | None, kept: dict[str, int]) -> Config:
+    """With memory out, the last good configuration rather than none."""
+    try:
+        return config.load(name, None if path is None else [path])
+    except ConfigError as error:
+        if not recovery.is_needed(kept):
+            raise
+        logging.getLogger("vmmswap").error(
+            "%s; going on with the last good configuration",
+            error.message,
+            extra=log.fields("", message_ids.CONFIGURATION_ERROR),
+        )
+        return Config.from_json(recovery.peek(kept).config)
+
+
+def _directory_from(variable: str, default: Path) -> Path:
+    """systemd's StateDirectory= and the like: absolute paths, separated by colons."""
+    first = os.environ.get(variable, "").split(":")[0]
+    return Path(first) if first else default
+
+
+def _swap_dir(option: Path | None, settings: Config, name: str) -> Path:
+    if option is not None:
+        return option
+    if settings.swap_directory:
+        return Path(settings.swap_directory)
+    return _directory_from("STATE_DIRECTORY", STATE_DIR / name)
+
+
+def _check_swap_dir(path: Path) -> None:
+    """StorageFailedError or NotSupportedError unless an unnamed file can be made there."""
+    try:
+        os.close(os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileNotFoundError:
+        raise StorageFailedError(
+            f"the swap directory {path} does not exist: make it, or give --swap-dir"
+        ) from None
+    except NotADirectoryError:
+        raise StorageFailedError(f"the swap directory {path} is not a directory") from None
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise NotSupportedError(
+                f"the file system of the swap directory {path} has no unnamed files (O_TMPFILE): use ext4, xfs, btrfs or"
+                " tmpfs"
+            ) from None
+        raise StorageFailedError(
+            f"cannot make a file in the swap directory {path}: {error.strerror}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _listener(path: Path | None, given: int | None) -> Iterator[socket.socket | None]:
+    if given is not None:
+        with socket.socket(fileno=given) as listener:
+            yield listener
+        return
+    if path is None:
+        raise StorageFailedError(
+            "no socket to listen on: start vmmswap@NAME.socket, which passes one, or give --listen PATH"
+        )
+    with _bind(path) as listener:
+        inode = path.stat().st_ino
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
+
+
+def _bind(path: Path) -> socket.socket:
+    """A listening socket at the path, instead of one that nobody listens on any more."""
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        raise StorageFailedError(f"--listen {path}: a socket's path has at most {_MAX_PATH_BYTES} bytes")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    before = os.umask(0o117)
+    try:
+        if _is_dead_socket(path):
+            path.unlink()
+        listener.bind(os.fspath(path))
+        listener.listen(16)
+    except OSError as error:
+        listener.close()
+        raise StorageFailedError(f"cannot listen on {path}: {error.strerror}") from None
+    finally:
+        os.umask(before)
+    return listener
+
+
+def _is_dead_socket(path: Path) -> bool:
+    if not path.is_socket():
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+if __name__ == "__main__":
+    main()

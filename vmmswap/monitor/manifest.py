@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a successor of this monitor must know beside the fds: a small JSON record in a memfd that outlives us.
+
+The memfd stays in the fd store and is written in place, so that a change needs no message to systemd. It holds two
+records with a number and a checksum; the older one is overwritten. Whoever is killed while writing leaves the other
+one whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from vmmswap.errors import StorageFailedError
+
+VERSION = 1
+_SLOT_BYTES = 1 << 20
+_HEADER = struct.Struct("<8sQII")  # magic, number, bytes of JSON, their CRC-32
+_MAGIC = b"vmmswap\n"
+
+
+@dataclass(frozen=True, slots=True)
+class RegionRecord:
+    """Guest memory. addr: where the VMM has it. memfd: which of the VM's memfds."""
+
+    addr: int
+    page_idx: int
+    pages: int
+    memfd: int
+    offset_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """A process with a userfaultfd, which the store has as uffd-KEY. ranges: (addr, page_idx, pages)."""
+
+    key: int
+    pid: int  # 0: not known
+    ranges: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    name: str = ""
+    uid: int = 0
+    pins: bool = True
+    qmp: str = ""
+    attached: bool = False  # no connection belongs to the VM
+    memfds: tuple[int, ...] = ()  # the numbers that still have one, as memfd-N
+    regions: tuple[RegionRecord, ...] = ()
+    processes: tuple[ProcessRecord, ...] = ()
+    next_key: int = 0
+    restarts: int = 0
+    interrupted: int = 0  # how many monitors in a row died during a job
+    wants_out: bool = False
+    logging: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def _from_json(value: dict[str, Any]) -> Manifest:
+    manifest = Manifest(**value)
+    return replace(
+        manifest,
+        memfds=tuple(manifest.memfds),
+        regions=tuple(RegionRecord(**region) for region in value["regions"]),
+        processes=tuple(
+            ProcessRecord(item["key"], item["pid"], tuple((a, i, n) for a, i, n in item["ranges"]))
+            for item in value["processes"]
+        ),
+    )
+
+
+class ManifestFile:
+    """Owns the memfd."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        """A new one, or that of a predecessor."""
+        self.fd = os.memfd_create("vmmswap-manifest", os.MFD_CLOEXEC) if fd is None else fd
+        self._number = 0
+        if fd is None:
+            os.ftruncate(self.fd, 2 * _SLOT_BYTES)
+
+    def write(self, manifest: Manifest) -> None:
+        """Replace the record. StorageFailedError if it is too large to be one."""
+        text = json.dumps({"version": VERSION, **asdict(manifest)}, separators=(",", ":")).encode()
+        if len(text) > _SLOT_BYTES - _HEADER.size:
+            raise StorageFailedError(
+                f"the record of the VM has {len(text)} bytes: too many processes or regions"
+            )
+        self._number += 1
+        header = _HEADER.pack(_MAGIC, self._number, len(text), zlib.crc32(text))
+        os.pwrite(self.fd, header + text, self._number % 2 * _SLOT_BYTES)
+
+    def read(self) -> Manifest:
+        """The newest whole record. StorageFailedError if there is none that we can read."""
+        records = [record for record in map(self._read_slot, (0, 1)) if record]
+        if not records:
+            raise StorageFailedError("the record of the VM in the fd store is damaged")
+        self._number, value = max(records, key=lambda record: record[0])
+        if value.pop("version", None) != VERSION:
+            raise StorageFailedError(
+                "the record of the VM was written by another version of vmmswap: go on with that one"
+            )
+        return _from_json(value)
+
+    def _read_slot(self, slot: int) -> tuple[int, dict[str, Any]] | None:
+        raw = os.pread(self.fd, _SLOT_BYTES, slot * _SLOT_BYTES)
+        if len(raw) < _HEADER.size:
+            return None
+        magic, number, size, checksum = _HEADER.unpack_from(raw)
+        text = raw[_HEADER.size : _HEADER.size + size]
+        if magic != _MAGIC or len(text) != size or zlib.crc32(text) != checksum:
+            return None
+        return number, json.loads(text)
+
+    def close(self) -> None:
+        os.close(self.fd)

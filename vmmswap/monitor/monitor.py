@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One monitor, put together: the hand-off socket, the VM that comes through it, the bus, the service manager."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmmswap import message_ids
+from vmmswap.bus.connection import Connection
+from vmmswap.bus.manager import publish
+from vmmswap.config import Config
+from vmmswap.engine import JobDone, Notice, PageHealed, PagePoisoned, ProcessForked, ProcessGone
+from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
+from vmmswap.handoff import requests
+from vmmswap.handoff.fds import file_id
+from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.receiver import Limits
+from vmmswap.handoff.server import HandoffServer
+from vmmswap.log import fields
+from vmmswap.monitor import coverage, fdstore, recovery, service
+from vmmswap.monitor.controller import Controller
+from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor.processes import Processes, is_vmm_alive
+from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register
+
+_log = logging.getLogger("vmmswap.monitor")
+
+EXIT_RESTART = 75  # EX_TEMPFAIL: ended with memory out, for a successor
+
+
+@dataclass(slots=True)
+class Setup:
+    """What a monitor is started with."""
+
+    name: str
+    config: Config
+    swap_dir: Path
+    log_dir: Path
+    bus: str | None
+    listener: socket.socket | None
+    kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
+    fd_store: bool = False
+    journal: bool = False
+
+
+class Monitor:
+    """A HandoffHandler. run() returns the exit status."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.name = setup.name
+        self._setup = setup
+        self._store = FdStore(setup.fd_store)
+        self._controller = Controller(setup.name, setup.config, journal=setup.journal, log_dir=setup.log_dir)
+        self._controller.on_released = self._released
+        self._controller.subscribe(lambda _status: self._say_status())
+        self._processes: Processes | None = None
+        self._ended: asyncio.Future[int] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._server: HandoffServer | None = None
+
+    async def run(self) -> int:
+        """Serve until the VM's end, or until told to stop. Raises VmmswapError if we cannot start."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        for number, action in self._signals().items():
+            loop.add_signal_handler(number, action)
+        tasks = [loop.create_task(service.feed_watchdog(), name="watchdog")]
+        recovered = recovery.is_needed(self._setup.kept)
+        patience_s = self._setup.config.handoff_timeout_s
+        limits = Limits(silence_s=patience_s, message_s=patience_s, reply_s=patience_s)
+        self._server = HandoffServer(self, limits, is_registered=recovered)
+        if recovered:
+            self._recover(self._server)
+        connection: Connection | None = None
+        try:
+            if not self._ended.done():
+                connection = await publish(self._controller, self._setup.bus, required=not recovered)
+                service.notify("READY=1")
+                self._say_status()
+            if self._setup.listener is not None:
+                tasks.append(loop.create_task(self._server.serve(self._setup.listener), name="hand-off"))
+            return await self._ended
+        finally:
+            service.notify("STOPPING=1")
+            for task in tasks:
+                task.cancel()
+            await self._server.close()
+            if connection is not None:
+                await connection.close()
+
+    # The hand-off
+
+    async def register(self, request: requests.RegisterRequest) -> None:
+        vmm = request.process
+        await self.register_vm(
+            NewVm(
+                vmm=_new_process(vmm),
+                memfds=request.memfds,
+                uid=request.peer.uid,
+                pins=request.pins,
+                qmp=request.qmp,
+                connection=request.connection,
+            )
+        )
+
+    async def register_vm(self, new: NewVm) -> None:
+        """Serve a VM from now on, wherever its fds came from. Returns when it is safe in the fd store."""
+        if self._controller.vm is not None:
+            raise BusyError("a VM is registered here already")
+        if self._stopping is not None:
+            raise BusyError("this monitor is ending")
+        vm = register(self.name, new, self._setup.config, self._setup.swap_dir, self._store)
+        try:
+            await self._store.barrier()
+        except OSError as error:
+            vm.close()
+            raise InternalError(f"systemd does not confirm what it keeps for us: {error}") from None
+        self._serve(vm)
+        total_mib = sum(item.pages for item in vm.manifest.regions) * PAGE_SIZE >> 20
+        _log.info(
+            "registered: process %s of uid %d, %d MiB in %d regions",
+            coverage.name_of(new.vmm.pid),
+            new.uid,
+            total_mib,
+            len(vm.manifest.regions),
+            extra=fields("", message_ids.VM_REGISTERED, vmmswap_pid=new.vmm.pid),
+        )
+        for limit in new.vmm.limits:
+            _log.warning("process %d: %s", new.vmm.pid, limit)
+
+    async def register_firecracker(self, _request: requests.FirecrackerRequest) -> None:
+        raise NotSupportedError(
+            "this monitor was not given the snapshot's memory file, which Firecracker's message needs: register"
+            " with vmmswap's own message"
+        )
+
+    async def add_process(self, request: requests.AddProcessRequest) -> None:
+        self._registered()[1].add(_new_process(request.process))
+        await self._barrier()
+
+    async def add_region(self, request: requests.AddRegionRequest) -> None:
+        vm, _ = self._registered()
+        if request.uffd is not None:
+            raise NotSupportedError(
+                "fds[0]: further memory is served by the userfaultfd that was registered: leave it out"
+            )
+        numbers = {region.memfd for region in request.regions}
+        vm.add_memfds(request.memfds)
+        try:
+            for number in numbers - vm.memfds.keys():
+                vm.reopen_memfd(number, _fd_of(request, vm, number))
+            vm.add_regions(request.regions, mapped_by=vm.vmm.process_id)
+        except BaseException:
+            vm.forget_memfds(len(request.memfds))
+            raise
+        await self._barrier()
+
+    async def remove_region(self, request: requests.RemoveRegionRequest) -> None:
+        self._registered()[0].remove_regions(request.regions)
+
+    async def attach(self, _request: requests.AttachRequest) -> None:
+        raise NotSupportedError("attach: this version takes memory over by register only")
+
+    async def connection_lost(self, error: VmmswapError | None) -> None:
+        self._store.remove(fdstore.CONNECTION)
+        vm = self._controller.vm
+        if vm is None or error is not None or not is_vmm_alive(vm):
+            return  # its pidfd tells of its end
+        _log.info("the VMM has closed its connection: its memory is swapped in and it is released")
+        self._controller.release("the VMM has closed its connection", must=True)
+
+    def _registered(self) -> tuple[Vm, Processes]:
+        vm = self._controller.vm
+        if vm is None or self._processes is None:
+            raise BusyError("the VM is gone")
+        return vm, self._processes
+
+    async def _barrier(self) -> None:
+        try:
+            await self._store.barrier()
+        except OSError as error:
+            _log.error("systemd does not confirm what it keeps for us: %s", error)
+
+    # The VM
+
+    def _serve(self, vm: Vm, *, error: str = "") -> None:
+        self._processes = Processes(vm, self._vmm_gone)
+        self._controller.check_before_enable = self._processes.check_covered
+        asyncio.get_running_loop().add_reader(vm.engine.event_fd, self._take_events, vm)
+        self._controller.adopt(vm, error=error)
+
+    def _recover(self, server: HandoffServer) -> None:
+        found = recovery.recover(self._setup.kept, self._store, self._setup.config, self._setup.swap_dir)
+        self._serve(found.vm, error=found.error)
+        if not is_vmm_alive(found.vm):
+            self._vmm_gone()
+            return
+        if found.connection is not None:
+            server.adopt(found.connection, recovery.memory_of(found.vm))
+        if found.vm.manifest.logging:
+            self._controller.start_page_fault_logging()
+        if not found.error:
+            self._controller.resume(found.last_job)
+
+    def _take_events(self, vm: Vm) -> None:
+        for event in vm.engine.events():
+            if self._controller.vm is not vm or self._processes is None:
+                return
+            match event:
+                case ProcessForked():
+                    self._processes.forked(event)
+                case ProcessGone():
+                    self._processes.gone(event.process_id)
+                case JobDone():
+                    self._controller.job_done(event)
+                case PagePoisoned():
+                    self._say_poisoned(vm, event)
+                case PageHealed():
+                    _log.warning("page %d can be read again and is no longer poisoned", event.page_idx)
+                case Notice():
+                    message_id = message_ids.LATE_MAPPER if event.page_idx is not None else ""
+                    where = "" if event.page_idx is None else f" ({_where(vm, event.page_idx)})"
+                    _log.warning("%s%s", event.message, where, extra=fields("", message_id))
+
+    def _say_poisoned(self, vm: Vm, event: PagePoisoned) -> None:
+        _log.error(
+            "a page of guest memory cannot be read back from the swap file: %s (%s); whoever touches it gets SIGBUS",
+            event.message,
+            _where(vm, event.page_idx),
+            extra=fields("", message_ids.PAGE_POISONED),
+        )
+
+    def _vmm_gone(self) -> None:
+        _log.info("the VMM has ended: all is freed", extra=fields("", message_ids.VM_GONE))
+        self._end(0)
+
+    def _released(self, reason: str) -> None:
+        _log.info("the VM is released: %s", reason, extra=fields("", message_ids.VM_GONE))
+        self._end(0)
+
+    def _end(self, status: int, *, keep: bool = False) -> None:
+        """Free all, or leave it to a successor, and end."""
+        vm = self._controller.vm
+        if vm is not None:
+            asyncio.get_running_loop().remove_reader(vm.engine.event_fd)
+            if self._processes is not None:
+                self._processes.close()
+                self._processes = None
+            self._controller.drop()
+            if not keep:
+                vm.close()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(status)
+
+    # The service manager
+
+    def _signals(self) -> dict[signal.Signals, Callable[[], None]]:
+        return {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGUSR2: self._restart}
+
+    def _stop(self) -> None:
+        """All in first: a stop never takes memory away from a guest."""
+        if self._stopping is not None:
+            return
+        self._stopping = asyncio.get_running_loop().create_task(service.extend_stop(), name="stop")
+        if self._controller.vm is None:
+            self._end(0)
+            return
+        _log.info("told to stop: all memory is swapped in first")
+        service.notify("STOPPING=1")
+        self._controller.release("the monitor was told to stop", must=True)
+
+    def _restart(self) -> None:
+        if not self._store.available:
+            _log.warning(
+                "no service manager keeps the VM's fds: memory is swapped in before the monitor ends"
+            )
+            self._stop()
+            return
+        _log.info("told to restart: memory stays where it is")
+        self._end(EXIT_RESTART if self._controller.vm is not None else 0, keep=True)
+
+    def _say_status(self) -> None:
+        status = self._controller.status()
+        if self._controller.vm is None:
+            text = "waiting for a VMM"
+        else:
+            text = f"{status.state} {status.operation}".strip()
+            text += (
+                f": {status.swap_pages} pages out, {status.resident_pages} of {status.total_pages} resident"
+            )
+            text += f"; {status.error}" if status.error else ""
+        service.status(f"stopping: {text}" if self._stopping else text)
+
+
+def _new_process(process: requests.ProcessMemory) -> NewProcess:
+    return NewProcess(
+        process.pid, process.pidfd, process.uffd, process.regions, process.dummy_page, process.limits
+    )
+
+
+def _fd_of(request: requests.AddRegionRequest, vm: Vm, number: int) -> int:
+    """The fd, among those sent, of a file that the VM had before."""
+    for fd in request.fds:
+        with contextlib.suppress(OSError):
+            if file_id(fd) == vm.files[number]:
+                return fd
+    raise InternalError(f"memfd {number} was not sent")
+
+
+def _where(vm: Vm, page_idx: int) -> str:
+    """A page for people: guest address in the VMM, offset in its memfd."""
+    for item in vm.manifest.regions:
+        if item.page_idx <= page_idx < item.page_idx + item.pages:
+            into_bytes = (page_idx - item.page_idx) * PAGE_SIZE
+            return f"address {item.addr + into_bytes:#x}, offset {item.offset_bytes + into_bytes:#x} of memfd {item.memfd}"
+    return f"page {page_idx}"

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The processes of a VM as time goes by: forks, ends, who else maps its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+
+from vmmswap.engine import ProcessForked
+from vmmswap.errors import NoSuchVMError, VmmswapError
+from vmmswap.handoff.fds import is_alive
+from vmmswap.monitor import coverage
+from vmmswap.monitor.vm import VMM_KEY, NewProcess, Process, Vm
+
+_log = logging.getLogger("vmmswap.processes")
+
+# A process that was forked a moment ago is seen before the kernel's event of it has come, and one that is about to exec
+# (posix_spawn) never gets one: look again for a while before refusing.
+_LOOKS = 6
+_LOOK_AGAIN_S = 0.03
+_ALIVE_EVERY_S = 2.0
+
+
+class Processes:
+    """Watches a registered VM. on_vmm_gone is called when the process that registered has ended or called exec."""
+
+    def __init__(self, vm: Vm, on_vmm_gone: Callable[[], None]) -> None:
+        self._vm = vm
+        self._on_vmm_gone = on_vmm_gone
+        self._loop = asyncio.get_running_loop()
+        self._watched: dict[int, int] = {}  # the engine's number: pidfd
+        self._search: asyncio.Task[None] | None = None
+        for process in vm.processes.values():
+            self._watch(process)
+        self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
+        if any(not process.pid for process in vm.processes.values()):
+            self._start_search()
+
+    def close(self) -> None:
+        self._timer.cancel()
+        for pidfd in self._watched.values():
+            self._loop.remove_reader(pidfd)
+        self._watched.clear()
+        if self._search is not None:
+            self._search.cancel()
+
+    def add(self, new: NewProcess) -> None:
+        process = self._vm.add_process(new)
+        _log.info("process %s shares the VM's memory", coverage.name_of(process.pid))
+        self._watch(process)
+
+    def forked(self, event: ProcessForked) -> None:
+        try:
+            child = self._vm.add_child(event.process_id, event.parent_id, event.uffd)
+        except VmmswapError as error:
+            _log.error("a forked child is served, but would be lost if the monitor died: %s", error.message)
+            return
+        if child is None:
+            _log.error("a child of the unknown process %d is served", event.parent_id)
+            return
+        self._start_search()
+
+    def gone(self, process_id: int) -> None:
+        """A process has ended or called exec."""
+        process = self._vm.processes.get(process_id)
+        if process is None:
+            return
+        if process.key == VMM_KEY:
+            self._on_vmm_gone()
+            return
+        if pidfd := self._watched.pop(process_id, None):
+            self._loop.remove_reader(pidfd)
+        self._vm.remove_process(process_id)
+        _log.info("process %s no longer shares the VM's memory", process.pid or "(of unknown pid)")
+
+    async def check_covered(self) -> None:
+        """NotSupportedError if memory must not leave: somebody would read zeros, or holds pages for good."""
+        vm = self._vm
+        for looked in range(1, _LOOKS + 1):
+            picture = await self._look()
+            if not picture.strangers:
+                break
+            if looked == _LOOKS:
+                raise coverage.stranger_error(picture.strangers[0])
+            await asyncio.sleep(_LOOK_AGAIN_S)
+        if picture.unreadable:
+            _log.warning(
+                "whether the processes %s map guest memory is unknown: their maps may not be read",
+                ", ".join(map(str, picture.unreadable[:10])),
+            )
+        await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
+
+    async def _look(self) -> coverage.Picture:
+        """Who maps the memory now; pids that were found are noted."""
+        self._forget_dead_children()
+        picture = await asyncio.to_thread(coverage.look, coverage.question_of(self._vm))
+        if not self._watched:
+            raise NoSuchVMError("the VM has ended")
+        for process_id, pid in picture.pids.items():
+            self._found(process_id, pid)
+        return picture
+
+    def _found(self, process_id: int, pid: int) -> None:
+        process = self._vm.processes.get(process_id)
+        if process is None or process.pid:
+            return
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return  # it has ended meanwhile
+        _log.info("process %s, forked by the VM, shares its memory", coverage.name_of(pid))
+        self._vm.found_pid(process, pid, pidfd)
+        self._watch(process)
+
+    def _start_search(self) -> None:
+        if self._search is None or self._search.done():
+            self._search = self._loop.create_task(self._find_pids(), name="search for pids")
+
+    async def _find_pids(self) -> None:
+        for _ in range(_LOOKS):
+            try:
+                await self._look()
+            except VmmswapError as error:
+                _log.warning("cannot look for the pids of forked children: %s", error.message)
+                return
+            if all(process.pid for process in self._vm.processes.values()):
+                return
+            await asyncio.sleep(_LOOK_AGAIN_S)
+
+    def _forget_dead_children(self) -> None:
+        dead = [
+            process.process_id
+            for process in self._vm.processes.values()
+            if not process.pid and coverage.is_gone(process.uffd)
+        ]
+        for process_id in dead:
+            self.gone(process_id)
+
+    def _look_alive(self) -> None:
+        """A VMM that calls exec keeps its pidfd and, carelessly, its connection: only its uffd tells."""
+        self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
+        for process in list(self._vm.processes.values()):
+            if coverage.is_gone(process.uffd):
+                self.gone(process.process_id)
+                if process.key == VMM_KEY:
+                    return
+
+    def _watch(self, process: Process) -> None:
+        if process.pidfd >= 0:
+            self._watched[process.process_id] = process.pidfd
+            self._loop.add_reader(process.pidfd, self._ended, process.process_id)
+
+    def _ended(self, process_id: int) -> None:
+        self.gone(process_id)
+
+
+def is_vmm_alive(vm: Vm) -> bool:
+    return is_alive(vm.vmm.pidfd) and not coverage.is_gone(vm.vmm.uffd)

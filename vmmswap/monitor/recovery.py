@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A successor takes over: from what the fd store kept back to a VM that is served."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmmswap import message_ids
+from vmmswap.config import Config
+from vmmswap.engine import Engine, Job, Range
+from vmmswap.errors import StorageFailedError
+from vmmswap.handoff.fds import file_id
+from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.requests import Memory
+from vmmswap.log import fields
+from vmmswap.monitor import fdstore
+from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
+from vmmswap.monitor.vm import VMM_KEY, Process, Vm, engine_config
+
+_log = logging.getLogger("vmmswap.recovery")
+
+_MAX_INTERRUPTED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """error: why the operation that was under way is not gone on with."""
+
+    vm: Vm
+    connection: socket.socket | None
+    last_job: Job
+    error: str
+
+
+def is_needed(kept: dict[str, int]) -> bool:
+    """Whether a predecessor left a VM. The manifest is the last thing that registration stores."""
+    return fdstore.MANIFEST in kept
+
+
+def peek(kept: dict[str, int]) -> Manifest:
+    """What a predecessor's record says. StorageFailedError."""
+    return ManifestFile(kept[fdstore.MANIFEST]).read()
+
+
+def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path) -> Found:
+    """Serve the VM again. Raises VmmswapError with nothing lost: the fds stay in the store.
+
+    kept: fds by name, ours from here on; those of no use are closed, and taken out of the store.
+    """
+    for name in kept:
+        store.adopt(name)
+    file = ManifestFile(kept[fdstore.MANIFEST])
+    manifest = file.read()
+    needed = (fdstore.PAGE_MAP, fdstore.STORE, fdstore.uffd_name(VMM_KEY), fdstore.pidfd_name(VMM_KEY))
+    missing = [name for name in needed if name not in kept]
+    if missing:
+        raise StorageFailedError(
+            f"the fd store has no {' and no '.join(missing)}: the VM's memory cannot be served"
+        )
+    engine = Engine(
+        engine_config(config, swap_dir), page_map_fd=kept[fdstore.PAGE_MAP], store_fd=kept[fdstore.STORE]
+    )
+    vm = Vm(engine, manifest, file, store)
+    _add_memory(vm, kept)
+    for record in manifest.processes:
+        _add_process(vm, record, kept)
+    found = engine.recover()
+    engine.start()
+    interrupted = manifest.interrupted + 1 if found.last_job is not Job.NONE else 0
+    vm.change(restarts=manifest.restarts + 1, interrupted=interrupted, config=config.to_json())
+    vm.record_processes()
+    connection = _connection(kept)
+    _drop_rest(vm, kept)
+    job = found.last_job.name.lower().replace("_", "-")
+    _log.warning(
+        "taken over from a monitor that ended: %d pages are out, %d processes, %s was under way",
+        found.out_pages,
+        len(vm.processes),
+        "nothing" if found.last_job is Job.NONE else f"a {job}",
+        extra=fields(
+            "", message_ids.MONITOR_RESTARTED, out_pages=found.out_pages, restarts=vm.manifest.restarts
+        ),
+    )
+    error = ""
+    if interrupted >= _MAX_INTERRUPTED:
+        error = (
+            f"{interrupted} monitors in a row ended during a {job}: what is out is served, nothing more is tried by"
+            " itself; see the journal, then call Enable or Disable"
+        )
+    return Found(vm, connection, found.last_job, error)
+
+
+def memory_of(vm: Vm) -> Memory:
+    """What the hand-off's session must know of the VM."""
+    return Memory(vm.vmm.pid, vm.handoff_regions(), tuple(vm.files))
+
+
+def _add_memory(vm: Vm, kept: dict[str, int]) -> None:
+    """All memory at the page numbers that it had, with room where regions were removed."""
+    numbers = vm.manifest.memfds
+    for number in range(max(numbers, default=-1) + 1):
+        fd = kept.get(fdstore.memfd_name(number))
+        if fd is None or number not in numbers:
+            vm.files.append(file_id(vm.file.fd))  # nothing of a VM's equals this one
+            continue
+        vm.memfds[number] = fd
+        vm.files.append(file_id(fd))
+    next_idx = 0
+    for region in sorted(vm.manifest.regions, key=lambda item: item.page_idx):
+        if region.memfd not in vm.memfds:
+            raise StorageFailedError(f"the fd store has no {fdstore.memfd_name(region.memfd)}")
+        if region.page_idx > next_idx:
+            _skip_pages(vm.engine, region.page_idx - next_idx)
+        next_idx = _add_region(vm, region)
+
+
+def _add_region(vm: Vm, region: RegionRecord) -> int:
+    page_idx = vm.engine.add_region(vm.memfds[region.memfd], region.offset_bytes, region.pages * PAGE_SIZE)
+    if page_idx != region.page_idx:
+        raise StorageFailedError(f"the record of the VM is damaged: page {page_idx} is not {region.page_idx}")
+    return page_idx + region.pages
+
+
+def _skip_pages(engine: Engine, pages: int) -> None:
+    fd = os.memfd_create("vmmswap-gap", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, pages * PAGE_SIZE)
+        engine.remove_region(engine.add_region(fd, 0, pages * PAGE_SIZE))
+    finally:
+        os.close(fd)
+
+
+def _add_process(vm: Vm, record: ProcessRecord, kept: dict[str, int]) -> None:
+    uffd = kept.get(fdstore.uffd_name(record.key))
+    if uffd is None:
+        _log.error(
+            "the userfaultfd of process %s is lost: it ended, or it reads zeros", record.pid or "unknown"
+        )
+        return
+    ranges = tuple(Range(*item) for item in record.ranges)
+    process_id = vm.engine.add_process(uffd, ranges)
+    pidfd = kept.get(fdstore.pidfd_name(record.key), -1)
+    pid = record.pid if pidfd >= 0 else 0
+    vm.processes[process_id] = Process(record.key, process_id, pid, pidfd, uffd, True, ranges)
+
+
+def _connection(kept: dict[str, int]) -> socket.socket | None:
+    fd = kept.get(fdstore.CONNECTION)
+    return None if fd is None else socket.socket(fileno=fd)
+
+
+def _drop_rest(vm: Vm, kept: dict[str, int]) -> None:
+    """Close what the engine has dup'ed and what belongs to nothing: processes and memfds that were on their way out."""
+    used = {fdstore.memfd_name(number) for number in vm.memfds}
+    for process in vm.processes.values():
+        used |= {fdstore.uffd_name(process.key), fdstore.pidfd_name(process.key)}
+    for name, fd in kept.items():
+        if name in (fdstore.PAGE_MAP, fdstore.STORE):
+            os.close(fd)
+        elif name not in used and name not in (fdstore.MANIFEST, fdstore.CONNECTION):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+            vm.store.remove(name)

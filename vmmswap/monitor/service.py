@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What we tell the service manager: ready, status, alive, stopping. Without one nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import resource
+from pathlib import Path
+
+import systemd.daemon
+
+_log = logging.getLogger("vmmswap.service")
+
+_CAP_IPC_LOCK = 14
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+_EXTEND_S = 10.0
+_EXTEND_EVERY_S = 3.0
+
+
+def notify(*lines: str) -> None:
+    """Send lines to the service manager; that it cannot be reached stops nothing."""
+    with contextlib.suppress(OSError):
+        systemd.daemon.notify("\n".join(lines))
+
+
+def status(text: str) -> None:
+    """The line that `systemctl status` shows."""
+    notify(f"STATUS={text}")
+
+
+def watchdog_interval_s() -> float | None:
+    """How often to say that we are alive: thrice as often as asked for."""
+    text = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", "")
+    if not text.isdigit() or int(text) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(text) / 3e6
+
+
+async def feed_watchdog() -> None:
+    """For ever, if the service manager watches us."""
+    interval_s = watchdog_interval_s()
+    while interval_s:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(interval_s)
+
+
+async def extend_stop() -> None:
+    """For ever: a stop may take as long as memory is out."""
+    while True:
+        notify(f"EXTEND_TIMEOUT_USEC={round(_EXTEND_S * 1e6)}")
+        await asyncio.sleep(_EXTEND_EVERY_S)
+
+
+def lock_memory() -> None:
+    """Never be swapped out while a guest waits for us. Only what is used counts (MCL_ONFAULT).
+
+    Under a limit, what is mapped counts, used or not, and the page map is a very large sparse mapping: then not.
+    """
+    unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not unlimited and not _has_capability(_CAP_IPC_LOCK):
+        _log.debug("RLIMIT_MEMLOCK is not unlimited; the monitor may be swapped out itself")
+    elif libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
+        _log.debug("mlockall: %s; the monitor may be swapped out itself", os.strerror(ctypes.get_errno()))
+
+
+def _has_capability(number: int) -> bool:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
+    return bool(int(effective, 16) >> number & 1)

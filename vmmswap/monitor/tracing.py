@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page-fault logging: the engine's trace, drained by the clock and written as journal batches, as a file, or both."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from vmmswap.engine import Engine
+from vmmswap.errors import StorageFailedError
+from vmmswap.trace_format import (
+    BATCH_FAULTS,
+    BATCH_MS,
+    Fault,
+    TraceHeader,
+    batch_fields,
+    fault_line,
+    header_fields,
+    header_line,
+)
+
+_log = logging.getLogger("vmmswap.trace")
+FILE_NAME = "page_fault.log"
+
+
+class Sink(Protocol):
+    def write(self, faults: Sequence[Fault]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JournalSink:
+    """One entry for the header, one for each batch."""
+
+    def __init__(self, vm: str, header: TraceHeader) -> None:
+        from systemd.journal import send  # noqa: PLC0415  not needed without a journal
+
+        self._send = send
+        self._vm = vm
+        self._trace_id = secrets.token_hex(16)
+        self._sequence = 0
+        self._put(header_fields(vm, self._trace_id, header))
+
+    def write(self, faults: Sequence[Fault]) -> None:
+        self._put(batch_fields(self._vm, self._trace_id, self._sequence, faults))
+        self._sequence += 1
+
+    def close(self) -> None:
+        """Nothing to do: each entry stands for itself."""
+
+    def _put(self, fields: dict[str, str]) -> None:
+        message = fields.pop("MESSAGE")
+        self._send(message, PRIORITY="7", SYSLOG_IDENTIFIER="vmmswap-monitor", **fields)
+
+
+class FileSink:
+    """The seed's JSON lines. What cannot be written is left out and said once."""
+
+    def __init__(self, path: Path, header: TraceHeader) -> None:
+        self._path = path
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise StorageFailedError(
+                f"cannot write the page-fault log {path}: {error.strerror}: give a directory by --log-dir, or set"
+                " PageFaultLog=journal"
+            ) from None
+        self._file = os.fdopen(fd, "w", encoding="ascii")
+        self._failed = False
+        self._write(header_line(header) + "\n")
+
+    def write(self, faults: Sequence[Fault]) -> None:
+        self._write("".join(fault_line(fault) + "\n" for fault in faults))
+
+    def _write(self, text: str) -> None:
+        if self._failed:
+            return
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            self._failed = True
+            _log.error("cannot write %s: %s; logging of page faults ends here", self._path, error.strerror)
+
+    def close(self) -> None:
+        try:
+            self._file.close()
+        except OSError as error:
+            _log.error("cannot write %s: %s", self._path, error.strerror)
+
+
+class Tracing:
+    """A running page-fault log."""
+
+    def __init__(self, engine: Engine, sinks: Sequence[Sink], base_ns: int) -> None:
+        """base_ns: CLOCK_MONOTONIC at the time that the header names."""
+        self._engine = engine
+        self._sinks = sinks
+        self._base_ns = base_ns
+        self._dropped = engine.stats().trace_dropped
+        engine.set_trace(True)
+        self._timer = self._schedule()
+
+    def _schedule(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(BATCH_MS / 1000, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = self._schedule()
+        self._drain()
+
+    def _drain(self) -> None:
+        while records := self._engine.drain_trace(BATCH_FAULTS):
+            faults = [
+                Fault(max(0, record.time_ns - self._base_ns), record.addr, record.process_id)
+                for record in records
+            ]
+            for sink in self._sinks:
+                sink.write(faults)
+        dropped = self._engine.stats().trace_dropped
+        if dropped > self._dropped:
+            _log.warning("%d page faults came too fast and are not in the log", dropped - self._dropped)
+            self._dropped = dropped
+
+    def stop(self) -> None:
+        """Write what is left, and end."""
+        self._timer.cancel()
+        self._engine.set_trace(False)
+        self._drain()
+        for sink in self._sinks:
+            sink.close()
+
+
+def now() -> tuple[int, int]:
+    """The time in the header (Unix, ms), and the same moment by CLOCK_MONOTONIC in ns."""
+    return time.time_ns() // 1_000_000, time.monotonic_ns()
