@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The configuration: /etc/vmmswap.conf and /etc/vmmswap.conf.d/*.conf, or what --config names.
 
-INI with systemd-style keys. `[Swap]` holds for all VMs, `[VM NAME]` for one. Files are read in the order of their
-names; of two assignments the later one holds, and one in `[VM NAME]` before one in `[Swap]`, wherever it stands. An
-empty value means the default again. `KEYS` is the table of all keys.
+INI with systemd-style keys. `[Swap]` holds for all VMs, `[VM NAME]` for one. Files are read in the order of
+their names; of two assignments the later one holds, and one in `[VM NAME]` before one in `[Swap]`, wherever
+it stands. An empty value means the default again. `KEYS` is the table of all keys.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ def _key(name: str, kind: str, parse: Callable[[str], Any], text: str, default: 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings of one VM. Each field's metadata holds its key, the kind of its value and its help text."""
+    """The settings of one VM. Each field's metadata has its key, the kind of its value and its help text."""
 
     mode: str = _key(
         "Mode",
         "auto, live, freeze",
         _one_of("auto", "live", "freeze"),
-        "How a swap-out keeps the guest from changing what is being stored: live write-protects memory piece by"
-        " piece while the guest runs, freeze stops the VM's processes, auto takes live where the kernel has it.",
+        "How a swap-out keeps the guest from changing what is being stored: live write-protects memory piece"
+        " by piece while the guest runs, freeze stops the VM's processes, auto is live where the kernel can.",
         "auto",
     )
     max_passes: int = _key(
@@ -122,8 +122,8 @@ class Config:
         "SwapDirectory",
         "absolute path",
         _directory,
-        "Where the swap file goes (unnamed: nothing is to be seen there). Its file system must know O_TMPFILE."
-        " --swap-dir comes before it; the default is the unit's state directory, /var/lib/vmmswap/NAME.",
+        "Where the swap file goes, unnamed, so that nothing is to be seen there; the file system must have"
+        " O_TMPFILE. --swap-dir comes before it; the default is the unit's state directory, /var/lib/vmmswap/NAME.",
         "",
     )
     page_fault_log: str = _key(
@@ -138,8 +138,8 @@ class Config:
         "PinCheck",
         "auto, bpf, collapse, settle, off",
         _one_of("auto", "bpf", "collapse", "settle", "off"),
-        "How pages that a device or the kernel holds for I/O are recognised, which must stay where they are. auto"
-        " takes the first that works: bpf, collapse, the VMM's promise, and settle if PinSettleMSec= is set. settle"
+        "How pages are recognised that a device or the kernel holds for I/O, and that must stay. auto takes"
+        " the first that works: bpf, collapse, the VMM's promise, and settle if PinSettleMSec= is set. settle"
         " only waits and hopes; off is for guests whose memory nothing can hold.",
         "auto",
     )
@@ -225,7 +225,7 @@ def files() -> list[Path]:
 
 
 def load(name: str, paths: Iterable[Path] | None = None) -> Config:
-    """The settings of the VM `name`. Raises ConfigError. paths None: the host's files, which may be missing."""
+    """The settings of the VM `name`. Raises ConfigError. paths None: the host's files, if there are any."""
     for_all: dict[str, Any] = {}
     for_one: dict[str, Any] = {}
     for path in files() if paths is None else paths:

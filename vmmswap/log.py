@@ -13,7 +13,7 @@ _DEBUG_PRIORITY = 7
 
 
 def under_journal() -> bool:
-    """Whether our stderr is the journal, so that its native protocol reaches the same place with more in it."""
+    """Whether our stderr is the journal: its native protocol then reaches the same place, with more in it."""
     stream = os.environ.get("JOURNAL_STREAM", "")
     try:
         status = os.fstat(sys.stderr.fileno())
@@ -23,7 +23,7 @@ def under_journal() -> bool:
 
 
 def fields(operation: str = "", message_id: str = "", **more: str | int) -> dict[str, Any]:
-    """The `extra=` of a log call whose journal entry shall have more fields; names of `more` in lower case."""
+    """The `extra=` of a log call for more fields in its journal entry; names of `more` in lower case."""
     found = {name.upper(): str(value) for name, value in more.items()}
     if operation:
         found["VMMSWAP_OPERATION"] = operation

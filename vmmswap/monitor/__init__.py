@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The per-VM monitor.
 
-From the outside in: `main` (command line), `monitor` (what runs in one process), `controller` (orders and the engine's
-answers; `machine` is its logic alone), `vm` (what a VMM has registered), `fdstore` and `manifest` (what a successor
-finds), and the helpers `coverage`, `headroom`, `tracing`, `service`.
+From the outside in: `main` (command line), `monitor` (what runs in one process), `controller` (orders and the
+engine's answers; `machine` is its logic alone), `vm` (what a VMM has registered), `fdstore` and `manifest`
+(what a successor finds), and the helpers `coverage`, `headroom`, `tracing`, `service`.
 """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who maps the guest's memory, against who is served: before memory leaves, and to find the pids of forked children.
+"""Who maps the guest's memory, against who is served: before memory leaves, and to find the pids of forked
+children.
 
-A process that maps guest memory without a userfaultfd reads zeros where memory is out, and what it reads so becomes
-true for all. The kernel tells of a fork without a pid, so a child's is found here: it maps the memory at its parent's
-addresses. All of this reads /proc and may wait for a lock of the VM's: call it on a thread.
+A process that maps guest memory without a userfaultfd reads zeros where memory is out, and what it reads so
+becomes true for all. The kernel tells of a fork without a pid, so a child's is found here: it maps the memory
+at its parent's addresses. All of this reads /proc and may wait for a lock of the VM's: call it on a thread.
 """
 
 from __future__ import annotations
@@ -170,8 +171,8 @@ def name_of(pid: int) -> str:
 
 def stranger_error(stranger: Piece) -> NotSupportedError:
     return NotSupportedError(
-        f"process {name_of(stranger.pid)} maps guest memory at {stranger.addr:#x} without a userfaultfd, and would"
-        " read zeros there: have the VMM send add-process for it, or end it"
+        f"process {name_of(stranger.pid)} maps guest memory at {stranger.addr:#x} without a userfaultfd, and"
+        " would read zeros there: have the VMM send add-process for it, or end it"
     )
 
 

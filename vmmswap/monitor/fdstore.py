@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """systemd's fd store: what must outlive this process, for its successor.
 
-Each fd has a name of its own, so that it can be taken out again. FDPOLL=0, because systemd drops an fd that polls as
-an error, and a userfaultfd that is blocking does. Taking effect is asynchronous: barrier() waits until systemd has
-worked off all that was sent before.
+Each fd has a name of its own, so that it can be taken out again. FDPOLL=0, because systemd drops an fd that
+polls as an error, and a userfaultfd that is blocking does. Taking effect is asynchronous: barrier() waits
+until systemd has worked off all that was sent before.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def memfd_name(number: int) -> str:
 
 
 def has_fd_store() -> bool:
-    """Whether there is a service manager that keeps fds for us. systemd 254 tells; older ones have one if we are
-    a unit of theirs with FileDescriptorStoreMax=, as ours is.
+    """Whether there is a service manager that keeps fds for us. systemd 254 tells; older ones have one if we
+    are a unit of theirs with FileDescriptorStoreMax=, as ours is.
     """
     return bool(os.environ.get("NOTIFY_SOCKET")) and os.environ.get("FDSTORE", "") != "0"
 

@@ -1,22 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How much memory there is for pages to come back to.
 
-A page that is brought back is charged to the cgroup of the process that it is copied into. At a cgroup's limit the
-kernel kills somebody there, the VMM most likely; and without a limit, on the whole host. So before and during a swap-in
-we look at MemAvailable and at the limits of each cgroup around the VMM's processes, and stop above a reserve.
+A page that is brought back is charged to the cgroup of the process that it is copied into. At a cgroup's
+limit the kernel kills somebody there, the VMM most likely; and without a limit, on the whole host. So before
+and during a swap-in we look at MemAvailable and at the limits of each cgroup around the VMM's processes, and
+stop above a reserve.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from vmmswap.handoff.messages import PAGE_SIZE
 
 _MIB = 1 << 20
 _UNLIMITED = 1 << 62  # v1 shows no limit as a number close to 2^63
 _RESERVE_SHARE = 16
 _HOST_RESERVE_MAX = 256 * _MIB
 _CGROUP_RESERVE_MAX = 64 * _MIB
+
+_FASTEST_SWAP_IN_BYTES_S = 4 << 30
+_SHORTEST_S, _LONGEST_S = 0.005, 0.5  # time between two looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ def find_mounts(mountinfo: Path = Path("/proc/self/mountinfo")) -> Mounts:
 
 
 def look(pids: Iterable[int], mounts: Mounts) -> Headroom:
-    """The tightest of the host and the cgroups of these processes; processes that are gone are passed over."""
+    """The tightest of the host and these processes' cgroups. Processes that are gone are passed over."""
     groups = {group for pid in pids for group in _groups_of(pid, mounts)}
     rooms = [_host(), *(room for group in sorted(groups) if (room := _group(group)))]
     return min(rooms, key=lambda room: room.bytes)
@@ -120,3 +127,48 @@ def _reclaimable(group: Path) -> int:
     stat = {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}
     prefix = "total_" if "total_inactive_file" in stat else ""
     return stat.get(f"{prefix}inactive_file", 0) + stat.get(f"{prefix}active_file", 0) // 2
+
+
+class RoomWatch:
+    """Looks at the headroom while a swap-in runs, and calls on_short when it is used up."""
+
+    def __init__(
+        self, pids: Callable[[], list[int]], swap_pages: Callable[[], int], on_short: Callable[[], None]
+    ) -> None:
+        self._pids = pids
+        self._swap_pages = swap_pages
+        self._on_short = on_short
+        self._mounts = find_mounts()
+        self._room = Headroom(0, "")
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def message(self) -> str:
+        """Why there is not enough, for people."""
+        return (
+            f"not enough memory to swap all in: {self._room.limit}; what is out is still served, and the rest"
+            " follows when there is more"
+        )
+
+    def has_room(self) -> bool:
+        self._room = look(self._pids(), self._mounts)
+        return self._room.bytes > 0
+
+    def start(self) -> None:
+        """After has_room(). Looks again before the fastest swap-in could have used half of what there is."""
+        enough = self._room.bytes > self._swap_pages() * PAGE_SIZE
+        delay_s = _LONGEST_S if enough else self._room.bytes / 2 / _FASTEST_SWAP_IN_BYTES_S
+        delay_s = min(_LONGEST_S, max(_SHORTEST_S, delay_s))
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._look_again)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_again(self) -> None:
+        if self.has_room():
+            self.start()
+        else:
+            self._timer = None
+            self._on_short()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What to do next with a VM's memory, as logic alone: orders and the ends of jobs come in, actions go out.
 
-One job at a time, and the last order wins: an order against the running job turns it back, and the other one starts
-when it has ended.
+One job at a time, and the last order wins: an order against the running job turns it back, and the other one
+starts when it has ended.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OPERATION = {Job.SWAP_OUT: Operation.SWAP_OUT, Job.SWAP_IN: Operation.SWAP_IN, 
 
 
 class Machine:
-    """After TURN or a start, job_done() must follow, once. A start that fails is a job that is done at once."""
+    """After TURN or a start, job_done() must follow, once. A job that cannot start is done at once."""
 
     def __init__(self) -> None:
         self.job = Job.NONE
@@ -51,10 +51,14 @@ class Machine:
     def operation(self) -> Operation:
         return _OPERATION.get(self.job, Operation.NONE)
 
-    def enable(self) -> Action:
-        """Swap out; while Active again, what came back. BusyError while the VM is being released."""
+    def check_enable(self) -> None:
+        """BusyError while the VM is being released."""
         if self.ending:
             raise BusyError("the VM is being released: it cannot be enabled any more")
+
+    def enable(self) -> Action:
+        """Swap out; while Active again, what came back. BusyError while the VM is being released."""
+        self.check_enable()
         self.wants_out = True
         return self._want(Job.SWAP_OUT)
 

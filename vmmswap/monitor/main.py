@@ -45,8 +45,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
-        description="Takes one virtual machine's memory out, and brings it back page by page when the VM wakes.",
-        epilog="Run by vmmswap@NAME.service; by hand: vmmswap-monitor web --listen /tmp/web.sock --swap-dir /tmp",
+        description="Takes one VM's memory out, and brings it back page by page when the VM wakes.",
+        epilog="Run by vmmswap@NAME.service. By hand: vmmswap-monitor web --listen web.sock --swap-dir .",
     )
     parser.add_argument("name", metavar="NAME", help="the VM's name")
     parser.add_argument(
@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
         os.close(open_userfaultfd())
     if not setup.fd_store:
         logging.getLogger("vmmswap").warning(
-            "no service manager keeps fds for us: if this monitor dies while memory is out, the guest stops for good"
+            "no service manager keeps fds for us: if the monitor dies with memory out, the guest hangs"
         )
     with _listener(options.listen, given.pop(fdstore.LISTEN, None)) as listener:
         setup.listener = listener
@@ -193,8 +193,8 @@ def _check_swap_dir(path: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):
             raise NotSupportedError(
-                f"the file system of the swap directory {path} has no unnamed files (O_TMPFILE): use ext4, xfs, btrfs or"
-                " tmpfs"
+                f"the file system of the swap directory {path} has no unnamed files (O_TMPFILE): use ext4,"
+                " xfs, btrfs or tmpfs"
             ) from None
         raise StorageFailedError(
             f"cannot make a file in the swap directory {path}: {error.strerror}"

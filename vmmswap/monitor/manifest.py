@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a successor of this monitor must know beside the fds: a small JSON record in a memfd that outlives us.
 
-The memfd stays in the fd store and is written in place, so that a change needs no message to systemd. It holds two
-records with a number and a checksum; the older one is overwritten. Whoever is killed while writing leaves the other
-one whole.
+The memfd stays in the fd store and is written in place, so that a change needs no message to systemd. It
+holds two records with a number and a checksum; the older one is overwritten. Whoever is killed while writing
+leaves the other one whole.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One monitor, put together: the hand-off socket, the VM that comes through it, the bus, the service manager."""
+"""One monitor, put together: hand-off socket, the VM that comes through it, bus, service manager."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ class Monitor:
 
     async def register_firecracker(self, _request: requests.FirecrackerRequest) -> None:
         raise NotSupportedError(
-            "this monitor was not given the snapshot's memory file, which Firecracker's message needs: register"
-            " with vmmswap's own message"
+            "Firecracker's message needs the snapshot's memory file, which this monitor was not given: use"
+            " vmmswap's own message"
         )
 
     async def add_process(self, request: requests.AddProcessRequest) -> None:
@@ -231,7 +231,7 @@ class Monitor:
 
     def _say_poisoned(self, vm: Vm, event: PagePoisoned) -> None:
         _log.error(
-            "a page of guest memory cannot be read back from the swap file: %s (%s); whoever touches it gets SIGBUS",
+            "a page of guest memory cannot be read back: %s (%s); whoever touches it gets SIGBUS",
             event.message,
             _where(vm, event.page_idx),
             extra=fields("", message_ids.PAGE_POISONED),
@@ -319,5 +319,6 @@ def _where(vm: Vm, page_idx: int) -> str:
     for item in vm.manifest.regions:
         if item.page_idx <= page_idx < item.page_idx + item.pages:
             into_bytes = (page_idx - item.page_idx) * PAGE_SIZE
-            return f"address {item.addr + into_bytes:#x}, offset {item.offset_bytes + into_bytes:#x} of memfd {item.memfd}"
+            offset_bytes = item.offset_bytes + into_bytes
+            return f"address {item.addr + into_bytes:#x}, offset {offset_bytes:#x} of memfd {item.memfd}"
     return f"page {page_idx}"

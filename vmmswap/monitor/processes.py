@@ -16,21 +16,24 @@ from vmmswap.monitor.vm import VMM_KEY, NewProcess, Process, Vm
 
 _log = logging.getLogger("vmmswap.processes")
 
-# A process that was forked a moment ago is seen before the kernel's event of it has come, and one that is about to exec
-# (posix_spawn) never gets one: look again for a while before refusing.
+# A process that was forked a moment ago is seen before the kernel's event of it has come, and one that is
+# about to exec (posix_spawn) never gets one: look again for a while before refusing.
 _LOOKS = 6
 _LOOK_AGAIN_S = 0.03
 _ALIVE_EVERY_S = 2.0
 
 
 class Processes:
-    """Watches a registered VM. on_vmm_gone is called when the process that registered has ended or called exec."""
+    """Watches a registered VM. on_vmm_gone is called when the process that registered has ended or called
+    exec.
+    """
 
     def __init__(self, vm: Vm, on_vmm_gone: Callable[[], None]) -> None:
         self._vm = vm
         self._on_vmm_gone = on_vmm_gone
         self._loop = asyncio.get_running_loop()
         self._watched: dict[int, int] = {}  # the engine's number: pidfd
+        self._told_unreadable: set[int] = set()
         self._search: asyncio.Task[None] | None = None
         for process in vm.processes.values():
             self._watch(process)
@@ -85,10 +88,12 @@ class Processes:
             if looked == _LOOKS:
                 raise coverage.stranger_error(picture.strangers[0])
             await asyncio.sleep(_LOOK_AGAIN_S)
-        if picture.unreadable:
+        unreadable = set(picture.unreadable) - self._told_unreadable
+        if unreadable:
+            self._told_unreadable |= unreadable
             _log.warning(
                 "whether the processes %s map guest memory is unknown: their maps may not be read",
-                ", ".join(map(str, picture.unreadable[:10])),
+                ", ".join(map(str, sorted(unreadable)[:10])),
             )
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
 

@@ -90,8 +90,8 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     error = ""
     if interrupted >= _MAX_INTERRUPTED:
         error = (
-            f"{interrupted} monitors in a row ended during a {job}: what is out is served, nothing more is tried by"
-            " itself; see the journal, then call Enable or Disable"
+            f"{interrupted} monitors in a row ended during a {job}: what is out is served, and nothing else is"
+            " tried; see the journal, then call Enable or Disable"
         )
     return Found(vm, connection, found.last_job, error)
 
@@ -156,7 +156,9 @@ def _connection(kept: dict[str, int]) -> socket.socket | None:
 
 
 def _drop_rest(vm: Vm, kept: dict[str, int]) -> None:
-    """Close what the engine has dup'ed and what belongs to nothing: processes and memfds that were on their way out."""
+    """Close what the engine has dup'ed and what belongs to nothing: processes and memfds that were on their
+    way out.
+    """
     used = {fdstore.memfd_name(number) for number in vm.memfds}
     for process in vm.processes.values():
         used |= {fdstore.uffd_name(process.key), fdstore.pidfd_name(process.key)}

@@ -59,7 +59,8 @@ async def extend_stop() -> None:
 def lock_memory() -> None:
     """Never be swapped out while a guest waits for us. Only what is used counts (MCL_ONFAULT).
 
-    Under a limit, what is mapped counts, used or not, and the page map is a very large sparse mapping: then not.
+    Under a limit, what is mapped counts, used or not, and the page map is a very large sparse mapping: then
+    not.
     """
     unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
     libc = ctypes.CDLL(None, use_errno=True)

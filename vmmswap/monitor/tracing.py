@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Page-fault logging: the engine's trace, drained by the clock and written as journal batches, as a file, or both."""
+"""Page-fault logging: the engine's trace, drained by the clock and written as journal batches, as a file, or
+both.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,14 @@ from typing import Protocol
 
 from vmmswap.engine import Engine
 from vmmswap.errors import StorageFailedError
+from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.monitor.vm import Vm
 from vmmswap.trace_format import (
     BATCH_FAULTS,
     BATCH_MS,
     Fault,
     TraceHeader,
+    TraceRegion,
     batch_fields,
     fault_line,
     header_fields,
@@ -68,7 +73,7 @@ class FileSink:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
         except OSError as error:
             raise StorageFailedError(
-                f"cannot write the page-fault log {path}: {error.strerror}: give a directory by --log-dir, or set"
+                f"cannot write the page-fault log {path}: {error.strerror}: give --log-dir, or set"
                 " PageFaultLog=journal"
             ) from None
         self._file = os.fdopen(fd, "w", encoding="ascii")
@@ -136,6 +141,21 @@ class Tracing:
             sink.close()
 
 
-def now() -> tuple[int, int]:
-    """The time in the header (Unix, ms), and the same moment by CLOCK_MONOTONIC in ns."""
-    return time.time_ns() // 1_000_000, time.monotonic_ns()
+def sink_kinds(configured: str, *, journal: bool) -> tuple[str, ...]:
+    """Where to log to: "file", "journal" or both. configured: the value of PageFaultLog=, or ""."""
+    if configured == "both":
+        return ("file", "journal")
+    return (configured or ("journal" if journal else "file"),)
+
+
+def start_tracing(vm: Vm, kinds: Sequence[str], log_dir: Path) -> Tracing:
+    """Log page faults from now on. StorageFailedError if the file cannot be written."""
+    regions = tuple(TraceRegion(item.addr, item.pages * PAGE_SIZE) for item in vm.manifest.regions)
+    base_ns = time.monotonic_ns()
+    header = TraceHeader(time.time_ns() // 1_000_000, regions)
+    sinks: list[Sink] = []
+    if "file" in kinds:
+        sinks.append(FileSink(log_dir / FILE_NAME, header))
+    if "journal" in kinds:
+        sinks.append(JournalSink(vm.manifest.name, header))
+    return Tracing(vm.engine, sinks, base_ns)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a VM has registered: its engine, memory and processes, each change told to the fd store.
 
-Where the fds came from, a hand-off or an attach, does not matter here. Everything given is dup'ed or sent on; what the
-caller gave stays the caller's to close.
+Where the fds came from, a hand-off or an attach, does not matter here. Everything given is dup'ed or sent on;
+what the caller gave stays the caller's to close.
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is told of a VM: its Status, and the start and end of each operation in the journal."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from vmmswap import message_ids
+from vmmswap.engine import EngineStats, JobDone, Mode
+from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.log import fields
+from vmmswap.monitor.machine import Machine
+from vmmswap.monitor.vm import Vm
+from vmmswap.status import Operation, Status
+
+_log = logging.getLogger("vmmswap.operation")
+
+
+def status_of(name: str, machine: Machine, vm: Vm | None, *, logging: bool) -> Status:
+    """The VM's status now; all zero before a VMM has registered."""
+    if vm is None:
+        return Status(name=name)
+    stats = vm.engine.stats()
+    return Status(
+        state=machine.state,
+        swap_time_ms=stats.swap_time_ms,
+        resident_pages=stats.resident_pages,
+        copied_pages=stats.copied_pages,
+        zeroed_pages=stats.zeroed_pages,
+        redundant_pages=stats.redundant_pages,
+        swap_pages=stats.swap_pages,
+        name=name,
+        operation=machine.operation,
+        progress_pages=stats.progress_pages,
+        total_pages=stats.total_pages,
+        page_size=PAGE_SIZE,
+        pause_us=stats.pause_us,
+        fault_count=stats.fault_count,
+        fault_p50_us=_to_us(stats.fault_p50_ns),
+        fault_p99_us=_to_us(stats.fault_p99_ns),
+        stored_bytes=stats.stored_ram_bytes + stats.stored_disk_bytes,
+        stored_ram_bytes=stats.stored_ram_bytes,
+        stored_disk_bytes=stats.stored_disk_bytes,
+        written_bytes=stats.written_bytes,
+        processes=stats.processes,
+        restarts=vm.manifest.restarts,
+        page_fault_logging=logging,
+        error=machine.error,
+        mode="" if stats.mode is Mode.NONE else stats.mode.name.lower(),
+        pin_check=vm.engine.pin_check,
+        pinned_pages=stats.pinned_pages,
+        poisoned_pages=stats.poisoned_pages,
+    )
+
+
+def _to_us(time_ns: int) -> int:
+    """Rounded up, so that 0 means that there was none."""
+    return -(-time_ns // 1000)
+
+
+class OperationLog:
+    """One entry when an operation begins, one when it ends."""
+
+    def __init__(self) -> None:
+        self._since_s = 0.0
+
+    def started(self, operation: Operation) -> None:
+        self._since_s = time.monotonic()
+        _log.info("%s begins", operation, extra=fields(operation, message_ids.OPERATION_STARTED))
+
+    def ended(self, operation: Operation, stats: EngineStats, event: JobDone) -> None:
+        took_ms = round((time.monotonic() - self._since_s) * 1000)
+        counts = f"{stats.resident_pages} pages resident, {stats.swap_pages} in the store"
+        if operation is Operation.SWAP_OUT:
+            counts += f", {stats.pinned_pages} pinned, guest held for {stats.pause_us} us at most"
+        more = {
+            "duration_ms": took_ms,
+            "resident_pages": stats.resident_pages,
+            "swap_pages": stats.swap_pages,
+            "pinned_pages": stats.pinned_pages,
+            "pause_us": stats.pause_us,
+        }
+        if event.error is None:
+            how, level, message_id = "done", logging.INFO, message_ids.OPERATION_FINISHED
+            if event.cancelled:
+                how = "turned back"
+        else:
+            how, level, message_id = "failed", logging.ERROR, message_ids.OPERATION_FAILED
+            counts = f"{event.error.message} ({counts})"
+        extra = fields(operation, message_id, **more)
+        _log.log(level, "%s %s after %d ms: %s", operation, how, took_ms, counts, extra=extra)
