@@ -297,6 +297,7 @@ static enum resolved written(struct attempt *attempt)
 				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 
 			release(attempt, PAGE_IN_MEMFD);
+			atomic_fetch_add_explicit(&vm->writes_seen, 1, memory_order_relaxed);
 			return outcome == UFFD_DONE ? RESOLVED : unfilled(attempt, outcome);
 		}
 	}

@@ -36,6 +36,7 @@ struct vm {
 	_Atomic uint64_t stored_pages; /* pages in state STORED */
 	_Atomic uint64_t poisoned_pages;
 	_Atomic uint64_t kept_pages; /* pages in state KEPT */
+	_Atomic uint64_t writes_seen; /* write-protect faults served: pages that the guest wrote to after they were protected */
 
 	/* Pages that are out are write-protected, by bits or markers, in every process: all can protect, and none joined
 	 * since guest memory was registered. Only then does a page that comes back keep its copy. */
