@@ -25,6 +25,7 @@ from vmmswap.status import State
 
 _DEVICES = 2
 _OPERATIONS = 20_000  # of the guest's workers, before it falls idle
+_RATE = 1000  # operations a second of each worker once it is awake: busy, but leaving time for the check
 _BUG = "this is a bug: please report it"
 _SWAP_DIRS = ("/var/tmp", "/var/lib", "/tmp", ".")  # noqa: S108  the first that holds unnamed files
 
@@ -126,7 +127,7 @@ async def _swap_out(client: Client, watch: Watch, guest: Guest, report: _Report)
 async def _wake(client: Client, guest: Guest, report: _Report) -> None:
     report.say("The guest wakes, works, and checks every byte in every process.")
     async with _step(report, guest, "guest awake"):
-        await guest.order("work start")
+        await guest.order(f"work start rate={_RATE}")
         await _verify(guest, report)
     report.faults = await client.status(NAME)
 
