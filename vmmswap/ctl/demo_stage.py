@@ -18,6 +18,7 @@ from vmmswap.ctl.failure import CtlError, ExitStatus, one_line
 
 NAME = "demo"
 _END_S = 10.0
+_POLITE = ("dbus-daemon", "vmmswap-monitor")  # end when asked to
 _LINE_LIMIT_BYTES = 1 << 20  # a guest's report on all its threads is one line
 
 _BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -98,12 +99,15 @@ class Stage:
                 raise await self._ended(program, process)
 
     async def clear(self) -> None:
-        """Kill what still runs: the guest first, so that nobody is left who could read its memory."""
-        for _, process in reversed(self._processes.items()):
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-                await process.wait()
+        """End what still runs. The guest is killed first: its memory is not needed then, its monitor ends."""
+        for program, process in reversed(self._processes.items()):
+            numbers = (signal.SIGTERM, signal.SIGKILL) if program in _POLITE else (signal.SIGKILL,)
+            for number in numbers:
+                if process.returncode is not None:
+                    break
+                with contextlib.suppress(ProcessLookupError, TimeoutError):
+                    os.kill(process.pid, number)
+                    await asyncio.wait_for(process.wait(), _END_S)
 
     async def _spawn(self, program: str, *args: str) -> asyncio.subprocess.Process:
         """Start a program that dies with us, in a session of its own: Ctrl-C is ours alone to handle."""
