@@ -122,8 +122,8 @@ class Config:
         "SwapDirectory",
         "absolute path",
         _directory,
-        "Where the swap file goes, unnamed, so that nothing is to be seen there; the file system must have"
-        " O_TMPFILE. --swap-dir comes before it; the default is the unit's state directory, /var/lib/vmmswap/NAME.",
+        "Where the swap file goes, unnamed, so that nothing is to be seen there. The file system must have"
+        " O_TMPFILE. --swap-dir comes before it. Default: the unit's state directory, /var/lib/vmmswap/NAME.",
         "",
     )
     page_fault_log: str = _key(

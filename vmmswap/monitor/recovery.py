@@ -90,7 +90,7 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     error = ""
     if interrupted >= _MAX_INTERRUPTED:
         error = (
-            f"{interrupted} monitors in a row ended during a {job}: what is out is served, and nothing else is"
+            f"{interrupted} monitors in a row died in a {job}: what is out is served, and nothing else is"
             " tried; see the journal, then call Enable or Disable"
         )
     return Found(vm, connection, found.last_job, error)

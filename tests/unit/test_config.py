@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmmswap/config.py: files in, settings out, mistakes with file and line."""
+
+import pytest
+
+from vmmswap import config
+from vmmswap.config import KEYS, Config, ConfigError, load
+from vmmswap.engine import Mode
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text, name="vmmswap.conf"):
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return write_file
+
+
+def test_nothing_configured_gives_the_defaults():
+    assert load("web", []) == Config()
+
+
+def test_what_stands_for_one_vm_comes_before_what_stands_for_all(write):
+    path = write("[VM web]\nMaxPasses=3\n\n[Swap]\nMaxPasses=2\nWorkers = 4\n# a comment\n; another\n")
+    assert load("web", [path]).max_passes == 3
+    assert load("db", [path]).max_passes == 2
+    assert load("web", [path]).workers == load("db", [path]).workers == 4
+
+
+def test_later_files_and_lines_win_and_an_empty_value_means_the_default(write):
+    first = write("[Swap]\nMode=freeze\nMode=live\nSpinUSec=10\n", "a.conf")
+    second = write("[Swap]\nSpinUSec=\n", "b.conf")
+    settings = load("web", [first, second])
+    assert (settings.mode, settings.spin_us) == ("live", 0)
+
+
+def test_an_empty_value_for_one_vm_is_not_that_of_all(write):
+    path = write("[Swap]\nWorkers=7\n[VM web]\nWorkers=\n")
+    assert load("web", [path]).workers == Config().workers
+
+
+def test_the_hosts_files_are_the_main_one_and_the_drop_ins_by_name(tmp_path, monkeypatch):
+    drop_ins = tmp_path / "vmmswap.conf.d"
+    drop_ins.mkdir()
+    monkeypatch.setattr(config, "FILE", tmp_path / "vmmswap.conf")
+    monkeypatch.setattr(config, "DROP_IN_DIR", drop_ins)
+    assert load("web") == Config()
+    (tmp_path / "vmmswap.conf").write_text("[Swap]\nWorkers=1\nMaxPasses=9\n")
+    (drop_ins / "20.conf").write_text("[Swap]\nWorkers=3\n")
+    (drop_ins / "10.conf").write_text("[Swap]\nWorkers=2\n")
+    (drop_ins / "30.txt").write_text("no configuration\n")
+    assert (load("web").workers, load("web").max_passes) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("[Swap]\nColour=red\n", 2, ["'Colour' is not a key", "Mode"]),
+        ("[Swapp]\n", 1, ["[Swapp] is not a section", "[VM NAME]"]),
+        ("[VM]\n", 1, ["not a VM name"]),
+        ("[VM -x]\n", 1, ["'-x' is not a VM name"]),
+        ("Mode=live\n", 1, ["before the first section"]),
+        ("[Swap]\n\nMode live\n", 3, ["'Mode live' is not of the form Key=value"]),
+        ("[Swap]\nMode=fast\n", 2, ["Mode=fast", "auto, live, freeze"]),
+        ("[Swap]\nWorkers=0\n", 2, ["whole number from 1 to 16"]),
+        ("[Swap]\nWorkers=two\n", 2, ["'two'"]),
+        ("[Swap]\nWorkers=\N{SUPERSCRIPT TWO}\n", 2, ["whole number"]),
+        ("[Swap]\nFreezeTimeoutSec=nan\n", 2, ["number of seconds"]),
+        ("[Swap]\nFreezeTimeoutSec=0\n", 2, ["number of seconds"]),
+        ("[Swap]\nSwapDirectory=swap\n", 2, ["not an absolute path"]),
+        ("[VM other]\nPageFaultLog=paper\n", 2, ["journal, file, both"]),
+    ],
+)
+def test_a_mistake_is_named_with_file_and_line(write, text, line, words):
+    path = write(text)
+    with pytest.raises(ConfigError) as caught:
+        load("web", [path])
+    message = caught.value.message
+    assert message.startswith(f"{path}:{line}: ")
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load("web", [tmp_path / "absent.conf"])
+    (tmp_path / "binary.conf").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load("web", [tmp_path / "binary.conf"])
+
+
+def test_every_key_takes_its_default_and_says_what_it_is_for(write):
+    lines = "".join(f"{key.name}={key.default}\n" for key in KEYS)
+    assert load("web", [write(f"[Swap]\n{lines}")]) == Config()
+    assert all(key.help.endswith(".") and key.kind for key in KEYS)
+    assert len({key.name for key in KEYS}) == len(KEYS) == len(Config.__slots__)
+
+
+def test_settings_survive_json_also_that_of_another_version():
+    settings = Config(mode="freeze", pin_settle_ms=5)
+    assert Config.from_json(settings.to_json()) == settings
+    assert Config.from_json({"mode": "freeze", "of_the_future": 1}).mode == "freeze"
+
+
+def test_swap_out_options():
+    options = Config(mode="freeze", freeze_timeout_s=0.5, max_passes=2).swap_out_options(
+        promised_unpinned=True
+    )
+    assert (options.mode, options.freeze_timeout_ms, options.max_passes) == (Mode.FREEZE, 500, 2)
+    assert options.pins is not None
+    assert options.pins.promised_unpinned
+
+
+@pytest.mark.parametrize(
+    ("settings", "bpf", "collapse", "promised", "settle_ms"),
+    [
+        (Config(), True, True, True, 0),
+        (Config(pin_settle_ms=50), True, True, True, 50),
+        (Config(pin_check="bpf", pin_settle_ms=50), True, False, False, 0),
+        (Config(pin_check="collapse"), False, True, False, 0),
+        (Config(pin_check="settle"), False, False, False, 10_000),
+        (Config(pin_check="settle", pin_settle_ms=7), False, False, False, 7),
+    ],
+)
+def test_pin_options(settings, bpf, collapse, promised, settle_ms):
+    pins = settings.swap_out_options(promised_unpinned=True).pins
+    assert pins is not None
+    assert (pins.bpf, pins.collapse, pins.promised_unpinned) == (bpf, collapse, promised)
+    assert pins.settle_ms == settle_ms
+
+
+def test_no_pin_check_at_all():
+    assert Config(pin_check="off").swap_out_options(promised_unpinned=False).pins is None
