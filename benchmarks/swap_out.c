@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What a swap-out costs the guest that runs meanwhile, and how long it takes.
  *
- *	swap_out live|freeze|staging MIB SWAP_DIR
+ *	swap_out live|freeze|staging MIB SWAP_DIR [idle]
  *
  * live, freeze: the engine's two ways. staging: the way of crosvm's HEAD, the smallest that could do it: freeze, copy all
  * to a staging memfd with all CPUs, punch, thaw (and nothing of it written to disk).
  *
- * The guest has two threads: `hot` writes to 2 % of its memory over and over, `all` reads one random page after the other.
+ * The guest has two threads (none with `idle`): `hot` writes to 2 % of its memory over and over, `all` reads one random page after the other.
  * Printed as one line of JSON: total_ms of the swap-out; the longest gap of each thread meanwhile; hot_ratio, the hot thread's
  * throughput during the swap-out over that before it; swap_in_ms; and for the engine what it wrote. */
 #include "rig.h"
@@ -67,7 +67,7 @@ static void *touch(void *argument)
 	return NULL;
 }
 
-static void be_guest(struct shared *shared, int memfd, size_t pages)
+static void be_guest(struct shared *shared, int memfd, size_t pages, bool idle)
 {
 	char *guest = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
 	struct toucher touchers[2] = { { shared, guest, pages, true }, { shared, guest, pages, false } };
@@ -77,7 +77,7 @@ static void be_guest(struct shared *shared, int memfd, size_t pages)
 	need(guest != MAP_FAILED, "guest");
 	fill((uint64_t *)guest, pages);
 	shared->uffd = open_uffd();
-	for (int i = 0; i < 2; i++)
+	for (int i = 0; i < 2 && !idle; i++)
 		need(pthread_create(&thread, NULL, touch, &touchers[i]) == 0, "thread");
 	shared->addr = (uintptr_t)guest;
 	for (;;)
@@ -144,7 +144,7 @@ static double rate_of(struct shared *shared, double span_us)
 	return (double)(shared->hot_rounds - before) / (now_us() - since_us);
 }
 
-static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir, uint32_t mode)
+static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir, uint32_t mode, bool idle)
 {
 	struct engine *engine = engine_for(memfd, pages, fetch_fd(pid, shared->uffd), shared->addr, dir);
 	struct engine_stats stats;
@@ -156,7 +156,7 @@ static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages
 	took_us = run_job(engine, JOB_SWAP_OUT, mode);
 	during = (double)(shared->hot_rounds - rounds) / took_us;
 	rounds = shared->all_rounds; /* a gap is known when it is over */
-	while (shared->all_rounds < rounds + 3)
+	while (!idle && shared->all_rounds < rounds + 3)
 		usleep(100);
 	hot_gap_us = shared->hot_gap_us;
 	all_gap_us = shared->all_gap_us;
@@ -165,20 +165,21 @@ static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages
 	printf("{\"total_ms\": %.1f, \"mib_per_s\": %.0f, \"hot_gap_us\": %llu, \"all_gap_us\": %llu, \"hot_ratio\": %.3f, "
 	       "\"pause_us\": %llu, \"resident_pages\": %llu, \"swap_in_ms\": %.1f, \"swap_in_mib_per_s\": %.0f}\n",
 	       took_us / 1e3, (double)pages / 256 / took_us * 1e6, (unsigned long long)hot_gap_us,
-	       (unsigned long long)all_gap_us, during / before, (unsigned long long)stats.pause_us,
+	       (unsigned long long)all_gap_us, idle ? 1 : during / before, (unsigned long long)stats.pause_us,
 	       (unsigned long long)stats.resident_pages, in_us / 1e3, (double)stats.swap_pages / 256 / in_us * 1e6);
 	engine_destroy(engine);
 }
 
 int main(int argc, char **argv)
 {
-	size_t pages = argc == 4 ? strtoul(argv[2], NULL, 10) * 256 : 0;
+	bool idle = argc == 5 && strcmp(argv[4], "idle") == 0;
+	size_t pages = argc == 4 || idle ? strtoul(argv[2], NULL, 10) * 256 : 0;
 	struct shared *shared;
 	int memfd, status;
 	pid_t pid;
 
 	if (!pages) {
-		fprintf(stderr, "usage: swap_out live|freeze|staging MIB SWAP_DIR\n");
+		fprintf(stderr, "usage: swap_out live|freeze|staging MIB SWAP_DIR [idle]\n");
 		return 2;
 	}
 	shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -187,7 +188,7 @@ int main(int argc, char **argv)
 	pid = fork();
 	need(pid >= 0, "fork");
 	if (pid == 0)
-		be_guest(shared, memfd, pages);
+		be_guest(shared, memfd, pages, idle);
 	while (!shared->addr)
 		usleep(1000);
 	if (strcmp(argv[1], "staging") == 0) {
@@ -196,7 +197,8 @@ int main(int argc, char **argv)
 		printf("{\"total_ms\": %.1f, \"mib_per_s\": %.0f, \"hot_gap_us\": %.0f, \"all_gap_us\": %.0f}\n", took_us / 1e3,
 		       (double)pages / 256 / took_us * 1e6, took_us, took_us);
 	} else {
-		run_engine(shared, pid, memfd, pages, argv[3], strcmp(argv[1], "live") ? MODE_FREEZE : MODE_LIVE);
+		run_engine(shared, pid, memfd, pages, argv[3], strcmp(argv[1], "live") ? MODE_FREEZE : MODE_LIVE,
+			   idle);
 		kill(pid, SIGKILL);
 	}
 	need(waitpid(pid, &status, 0) == pid, "the guest's end");
