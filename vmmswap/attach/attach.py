@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Attach to a running VMM and to every process that maps its guest's memory: what a hand-off would have
+brought.
+
+All of it blocks, for milliseconds as a rule: call it on a thread. What is refused is refused before anything
+is changed where that can be known before, and undone where it cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from vmmswap.attach import memory
+from vmmswap.attach import target as target_module
+from vmmswap.attach.failpoint import reach
+from vmmswap.attach.memory import Candidate
+from vmmswap.attach.plant import Planted, plant, uproot
+from vmmswap.attach.target import Target, open_target
+from vmmswap.engine import Mapping, mappings_of
+from vmmswap.errors import BusyError, InvalidRegionError, NotSupportedError, VmmswapError
+from vmmswap.handoff import fds, uffd_api
+from vmmswap.handoff.fds import UffdInfo
+from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.handoff.owned import OwnedFds
+
+_log = logging.getLogger("vmmswap.attach")
+
+_MAX_ROUNDS = 5  # of looking whether somebody has mapped the memory meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """regions: (start, end) addresses in the VMM, instead of all that looks like guest memory.
+
+    force: attach also where we cannot know that it is harmless.
+    """
+
+    regions: tuple[tuple[int, int], ...] = ()
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedProcess:
+    """A process with a userfaultfd of ours. Its fds are its AttachedVm's. Region.memfd counts the VM's
+    memfds.
+    """
+
+    pid: int
+    pidfd: int
+    uffd: int  # initialised, O_NONBLOCK; nothing is registered with it
+    uffd_info: UffdInfo
+    regions: tuple[Region, ...]
+    dummy_page: int
+    name: str
+    how: str  # the userfaultfd was made; for people
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What is not offered to this process, and why; for people."""
+        return self.uffd_info.limits
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedVm:
+    """What attach_vm brings. fds owns all fds: close it, or release() them."""
+
+    fds: OwnedFds
+    uid: int  # of the VMM
+    memfds: tuple[int, ...]
+    processes: tuple[AttachedProcess, ...]  # the VMM first
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def vmm(self) -> AttachedProcess:
+        return self.processes[0]
+
+    @property
+    def explanation(self) -> str:
+        """What was found and done, in lines for people."""
+        lines = [str(candidate) for candidate in self.candidates]
+        lines += [
+            f"process {process.pid} ({process.name}): userfaultfd made {process.how}"
+            for process in self.processes
+        ]
+        return "\n".join(lines)
+
+
+@dataclass(slots=True)
+class _Work:
+    """An attach under way."""
+
+    options: Options
+    owned: OwnedFds = field(default_factory=OwnedFds)
+    processes: list[AttachedProcess] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Leave all processes as they were."""
+        for process in self.processes:
+            _undo_one(process, self.options.force)
+        self.processes.clear()
+        self.owned.close()
+
+
+def _undo_one(process: AttachedProcess, force: bool) -> None:
+    try:
+        uproot(target_module.look_at(process.pidfd), [process.uffd], force=force)
+    except (VmmswapError, OSError) as error:
+        _log.warning("process %d keeps an idle userfaultfd: %s", process.pid, error)
+
+
+def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
+    """Attach. VmmswapError with the reason if it cannot be; no process has changed then. pidfd stays the
+    caller's.
+    """
+    options = options or Options()
+    vmm = _look(pidfd)
+    work = _Work(options)
+    try:
+        found = memory.find(vmm, options.regions)
+        memfds = tuple(found.memfds)
+        for fd in found.memfds.release():
+            work.owned.add(fd)
+        _check(vmm, found.regions)
+        others = _other_mappers(memfds, found.regions, (vmm.pid,))
+        targets = {pid: _open_and_check(work, pid, regions) for pid, regions in others.items()}
+        _attach_one(work, vmm, found.regions)
+        for pid, regions in others.items():
+            _attach_one(work, targets[pid], regions)
+        _attach_late(work, memfds, found.regions)
+        return AttachedVm(
+            OwnedFds(work.owned.release()), vmm.uid, memfds, tuple(work.processes), found.candidates
+        )
+    except OSError as error:
+        work.undo()
+        if error.errno == errno.ESRCH:
+            raise NotSupportedError(f"{vmm} has ended") from None
+        raise NotSupportedError(f"cannot attach to {vmm}: {error}") from error
+    except BaseException:
+        work.undo()
+        raise
+
+
+def attach_process(
+    pid: int, memfds: Sequence[int], guest: Sequence[Region], options: Options | None = None
+) -> tuple[OwnedFds, AttachedProcess]:
+    """Attach to one more process that maps memory of an attached VM. guest: file offsets count, addresses do
+    not.
+
+    The fds are the caller's. VmmswapError if it cannot be; NotSupportedError also if it maps none of it.
+    """
+    options = options or Options()
+    work = _Work(options)
+    try:
+        regions = _other_mappers(memfds, guest, ()).get(pid, ())
+        if not regions:
+            raise NotSupportedError(f"process {pid} maps none of the guest's memory")
+        _attach_one(work, _open_and_check(work, pid, regions), regions)
+        return OwnedFds(work.owned.release()), work.processes[0]
+    except BaseException as error:
+        work.undo()
+        if isinstance(error, OSError):
+            raise NotSupportedError(f"cannot attach to process {pid}: {error}") from error
+        raise
+
+
+def detach_process(pidfd: int, uffds: Sequence[int], *, force: bool = False) -> None:
+    """Close our userfaultfds in a process and unmap its dummy page. Call it when guest memory is
+    unregistered.
+
+    uffds: all of the VM's, because a forked child holds its parent's. Nothing happens if the process has
+    ended.
+    """
+    if not fds.is_alive(pidfd):
+        return
+    try:
+        uproot(target_module.look_at(pidfd), uffds, force=force)
+    except (VmmswapError, OSError):
+        if fds.is_alive(pidfd):
+            raise
+
+
+def _look(pidfd: int) -> Target:
+    target = target_module.look_at(pidfd)
+    target_module.check_devices(target)
+    return target
+
+
+def _check(target: Target, regions: Sequence[Region]) -> None:
+    """What can only be said of a process that has guest memory."""
+    addr = target_module.uffd_in_use(target)
+    if addr is None:
+        return
+    where = "guest memory" if any(item.addr <= addr < item.end for item in regions) else "memory"
+    raise BusyError(
+        f"{target} has {where} registered with a userfaultfd already, at {addr:#x}: another monitor, or the"
+        f" VMM itself"
+        " (post-copy migration, a snapshot being restored), serves it"
+    )
+
+
+def _open_and_check(work: _Work, pid: int, regions: Sequence[Region]) -> Target:
+    pidfd = open_target(pid)
+    work.owned.add(pidfd)
+    try:
+        target = _look(pidfd)
+        _check(target, regions)
+    except (NotSupportedError, BusyError) as error:
+        raise type(error)(
+            f"process {pid} maps guest memory too, and cannot be attached to: {error}"
+        ) from None
+    return target
+
+
+def _other_mappers(
+    memfds: Sequence[int], guest: Sequence[Region], known: Iterable[int]
+) -> dict[int, tuple[Region, ...]]:
+    """Where processes other than the known ones map guest memory."""
+    mappings, unreadable = mappings_of(memfds)
+    if unreadable:
+        _log.warning(
+            "whether the processes %s map guest memory is unknown: their maps may not be read", unreadable
+        )
+    skipped = set(known)
+    found: dict[int, list[Region]] = {}
+    for mapping in mappings:
+        if mapping.pid not in skipped:
+            found.setdefault(mapping.pid, []).extend(_parts(mapping, guest))
+    return {pid: tuple(_joined(parts)) for pid, parts in found.items() if parts}
+
+
+def _parts(mapping: Mapping, guest: Sequence[Region]) -> Iterable[Region]:
+    for region in guest:
+        if region.memfd != mapping.file_idx:
+            continue
+        start = max(mapping.offset_bytes, region.offset_bytes)
+        end = min(mapping.offset_bytes + mapping.size_bytes, region.end_offset)
+        if start < end:
+            yield Region(mapping.addr + start - mapping.offset_bytes, end - start, start, region.memfd)
+
+
+def _joined(parts: Sequence[Region]) -> list[Region]:
+    """Without the seams that madvise() and mprotect() make. NotSupportedError for memory that is mapped
+    twice.
+    """
+    joined: list[Region] = []
+    for part in sorted(parts, key=lambda item: item.addr):
+        last = joined[-1] if joined else None
+        if last is not None and (last.end, last.end_offset, last.memfd) == (
+            part.addr,
+            part.offset_bytes,
+            part.memfd,
+        ):
+            joined[-1] = Region(last.addr, last.size_bytes + part.size_bytes, last.offset_bytes, last.memfd)
+        else:
+            joined.append(part)
+    for idx, one in enumerate(joined):
+        for other in joined[:idx]:
+            if one.memfd == other.memfd and (
+                one.offset_bytes < other.end_offset and other.offset_bytes < one.end_offset
+            ):
+                raise NotSupportedError(f"guest memory is mapped twice, at {other.addr:#x} and {one.addr:#x}")
+    return joined
+
+
+def _attach_late(work: _Work, memfds: Sequence[int], guest: Sequence[Region]) -> None:
+    """Until no process maps the memory without a userfaultfd: it may have been given on while we looked."""
+    for _ in range(_MAX_ROUNDS):
+        late = _other_mappers(memfds, guest, [process.pid for process in work.processes])
+        if not late:
+            return
+        for pid, regions in late.items():
+            _attach_one(work, _open_and_check(work, pid, regions), regions)
+    raise BusyError(
+        f"processes {', '.join(map(str, late))} map guest memory, and more keep coming: try again"
+    )
+
+
+def _attach_one(work: _Work, target: Target, regions: Sequence[Region]) -> None:
+    """A process of its own, with its own uffd. Undoing it is the work's from the moment that it is in its
+    list.
+    """
+    planted = plant(target, force=work.options.force)
+    work.owned.add(planted.uffd)
+    own_pidfd = os.dup(target.pidfd)
+    work.owned.add(own_pidfd)
+    with ExitStack() as undo:
+        undo.callback(uproot, target, [planted.uffd], force=work.options.force)
+        info = fds.check_uffd(planted.uffd, str(target))
+        reach("initialised")
+        _try_to_register(target, planted, regions)
+        reach("tried")
+        undo.pop_all()
+    work.processes.append(
+        AttachedProcess(
+            target.pid,
+            own_pidfd,
+            planted.uffd,
+            info,
+            tuple(regions),
+            planted.dummy_page,
+            target.name,
+            planted.how,
+        )
+    )
+
+
+def _try_to_register(target: Target, planted: Planted, regions: Sequence[Region]) -> None:
+    """What the kernel would refuse at the first Enable is found now. A guest that meets a hole meanwhile
+    waits until the region is unregistered, a moment later.
+    """
+    for region in (*regions, Region(planted.dummy_page, PAGE_SIZE, 0, 0)):
+        try:
+            uffd_api.register_missing(planted.uffd, region.addr, region.size_bytes)
+        except OSError as error:
+            raise _not_registered(target, region, error) from None
+        finally:
+            uffd_api.unregister(planted.uffd, region.addr, region.size_bytes)
+
+
+def _not_registered(target: Target, region: Region, error: OSError) -> VmmswapError:
+    where = (
+        f"{target}: memory at {region.addr:#x}, {region.size_bytes} bytes, cannot be served by a userfaultfd"
+    )
+    match error.errno:
+        case errno.EBUSY:
+            return BusyError(f"{where}: another one is registered there already")
+        case errno.EPERM:
+            return NotSupportedError(f"{where}: it was mapped from a file that is open for reading only")
+        case errno.EINVAL:
+            return NotSupportedError(
+                f"{where}: it is memory of another kind than it seemed, or it was unmapped"
+            )
+        case errno.ENOMEM | errno.ESRCH:
+            return NotSupportedError(f"{where}: it was unmapped, or the process has ended")
+    return InvalidRegionError(f"{where}: {error.strerror}")

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""For tests: VMMSWAP_ATTACH_FAILPOINT=STEP:kill or STEP:error ends this process or the step."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+VARIABLE = "VMMSWAP_ATTACH_FAILPOINT"
+
+# In the order in which an attach reaches them; those of a call once for each call.
+CALL_STEPS = ("registers", "mask", "entry", "exit")
+STEPS = (
+    "seized",
+    "interrupted",
+    "stopped",
+    "frame",
+    *(f"call.{step}" for step in CALL_STEPS),
+    "mask-restored",
+    "registers-restored",
+    "detached",
+    "fetched",
+    "initialised",
+    "tried",
+)
+
+
+def reach(step: str) -> None:
+    """Do here what the environment says; OSError (EIO) for `error`."""
+    name, _, action = os.environ.get(VARIABLE, "").partition(":")
+    if name != step:
+        return
+    if action == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise OSError(errno.EIO, f"failpoint {step}")

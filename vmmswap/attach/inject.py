@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Have one thread of a VMM make system calls, by ptrace, so that nothing of ours can leave it stopped or
+changed.
+
+A thread is seized and interrupted (never by SIGSTOP, never with PTRACE_O_EXITKILL): whoever traces by SEIZE
+and dies lets its tracee run on. What it runs on with is `arch`'s care. All requests for a tracee must come
+from one OS thread; here that is one made for the purpose, whose end lets go whatever it still holds.
+
+Signals are blocked in the thread while it works for us, and wait. Its mask is part of what the way home
+restores; we set it after the registers and reset it before them, so that it never stays behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from vmmswap.attach import arch as arch_module
+from vmmswap.attach import kernel
+from vmmswap.attach.arch import Architecture, Registers, WayHome
+from vmmswap.attach.failpoint import reach
+from vmmswap.attach.kernel import PTRACE_EVENT_STOP, SYSCALL_STOP, Stop, ptrace
+from vmmswap.attach.memory import Area, read_areas
+from vmmswap.attach.seccomp import Filters, read_filters
+from vmmswap.attach.target import Target, thread_ids
+from vmmswap.errors import AccessDeniedError, BusyError, InternalError, NotSupportedError, VmmswapError
+
+T = TypeVar("T")
+
+_STOP_S = 2.0  # for one thread to stop; in the kernel's hands it may take long
+_CALL_S = 10.0
+_ALL_S = 60.0
+_MAX_TRIES = 16
+_MAX_CODE_BYTES = 256 << 20  # of the VMM's code to look through
+_OWN_FAULTS = (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS)
+_BLOCKED = ~sum(1 << (number - 1) for number in _OWN_FAULTS) & ((1 << 64) - 1)
+_KNOWN_FILTERS = ("qemu-system-", "qemu-kvm", "kvm")  # they let pass all that we do
+
+
+class CallRefusedError(Exception):
+    """A seccomp filter would not let a call pass, or has not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is the same for all threads of a target."""
+
+    target: Target
+    arch: Architecture
+    gadgets: Mapping[str, int]
+    force: bool
+
+
+class HeldThread:
+    """A thread that stands still and works for us."""
+
+    def __init__(self, place: _Place, tid: int) -> None:
+        self.target = place.target
+        self._place = place
+        self._arch = place.arch
+        self._tid = tid
+        self._registers: Registers = place.arch.read(tid)
+        self._sigmask = 0
+        self._home: WayHome | None = None
+        self._filters: Filters | None = None
+        self._called = False  # the registers are ours
+        self._masked = False
+        self._pending = 0  # a signal that could not be blocked, for the end
+
+    @property
+    def scratch_addr(self) -> int:
+        """Memory of the thread for arguments, SCRATCH_BYTES long."""
+        assert self._home is not None  # noqa: S101  (prepare() is the first thing that is called)
+        return self._home.scratch_addr
+
+    def check(self) -> None:
+        self._arch.check(self._registers)
+
+    def is_in_syscall(self) -> bool:
+        return self._arch.is_in_syscall(self._tid, self._registers)
+
+    def prepare(self, areas: Sequence[Area]) -> bool:
+        """Write the way home below the thread's stack. False: there is no room."""
+        self._sigmask = kernel.get_sigmask(self._tid)
+        home = self._arch.way_home(
+            self._registers, self._arch.extended(self._tid), self._sigmask, self._place.gadgets
+        )
+        top = self._arch.stack_addr(self._registers)
+        if not any(area.start <= home.addr and top <= area.end and area.perms[:2] == "rw" for area in areas):
+            return False
+        self._read_filters()
+        kernel.write_memory(self.target.pid, home.addr, home.data)
+        self._home = home
+        reach("frame")
+        return True
+
+    def _read_filters(self) -> None:
+        if not self.target.has_seccomp:
+            return
+        self._filters = read_filters(self._tid)
+        if self._filters is None and not self._place.force and not _has_known_filters(self.target):
+            raise NotSupportedError(
+                f"{self.target} has seccomp filters that this monitor may not read, and whose verdict may"
+                f" be to kill it:"
+                " run `vmmswap-monitor NAME --attach PID` as root outside the unit, or use the option force"
+            )
+
+    def read(self, addr: int, size_bytes: int) -> bytes:
+        return kernel.read_memory(self.target.pid, addr, size_bytes)
+
+    def write(self, addr: int, data: bytes) -> None:
+        kernel.write_memory(self.target.pid, addr, data)
+
+    def call(self, name: str, *arguments: int) -> int:
+        """Make a system call. OSError with what it returned; CallRefusedError if a filter forbids it."""
+        assert self._home is not None  # noqa: S101  (see scratch_addr)
+        number = self._arch.syscalls[name]
+        self._check_filters(name, number, arguments)
+        gadgets = self._place.gadgets
+        self._called = True
+        self._arch.write(self._tid, self._arch.call(self._registers, self._home, gadgets, number, arguments))
+        reach("call.registers")
+        if not self._masked:
+            self._masked = True
+            kernel.set_sigmask(self._tid, _BLOCKED)
+        reach("call.mask")
+        for step in ("entry", "exit"):
+            registers = self._run_to_syscall_stop(name)
+            reach(f"call.{step}")
+        result = self._arch.result(registers)
+        if -4096 < result < 0:
+            raise OSError(-result, f"{name} in {self.target}: {os.strerror(-result)}")
+        return result
+
+    def _check_filters(self, name: str, number: int, arguments: Sequence[int]) -> None:
+        if self._filters is None:
+            return
+        behind = self._place.gadgets["syscall"] + self._arch.syscall_bytes
+        home = self._arch.syscalls["rt_sigreturn"]
+        for what, nr, args in ((name, number, arguments), ("rt_sigreturn", home, ())):
+            if verdict := self._filters.refusal(nr, self._arch.audit, behind, args):
+                raise CallRefusedError(f"a seccomp filter of {self.target} would {verdict} at {what}")
+
+    def _run_to_syscall_stop(self, name: str) -> Registers:
+        deadline = time.monotonic() + _CALL_S
+        give = 0
+        while True:
+            ptrace(kernel.PTRACE_SYSCALL, self._tid, 0, give)
+            give = 0
+            stop = _wait(self._tid, deadline)
+            if stop is None:
+                raise TimeoutError(errno.ETIMEDOUT, f"{name} in {self.target} takes too long")
+            if stop.code == SYSCALL_STOP:
+                break
+            if stop.event == 0:
+                give = self._meet_signal(stop.signal, name)
+        registers = self._arch.read(self._tid)
+        behind = self._place.gadgets["syscall"] + self._arch.syscall_bytes
+        if self._arch.instruction_addr(registers) != behind:
+            raise InternalError(
+                f"{self.target} is at {self._arch.instruction_addr(registers):#x} after {name}"
+            )
+        return registers
+
+    def _meet_signal(self, number: int, name: str) -> int:
+        """The signal to go on with."""
+        if number not in _OWN_FAULTS:
+            return number  # SIGSTOP: the thread notes the stop, which begins when we let go
+        if not kernel.is_own_fault(self._tid):
+            self._pending = number
+            return 0
+        if number == signal.SIGSYS:
+            raise CallRefusedError(f"a seccomp filter of {self.target} does not let {name} pass")
+        raise InternalError(f"{self.target} got {signal.Signals(number).name} at {name}")
+
+    def release(self) -> None:
+        """Let the thread go on as it was."""
+        if self._masked:
+            kernel.set_sigmask(self._tid, self._sigmask)
+            reach("mask-restored")
+        if self._called:
+            self._arch.write(self._tid, self._arch.resumed(self._registers))
+            reach("registers-restored")
+        ptrace(kernel.PTRACE_DETACH, self._tid, 0, self._pending)
+        reach("detached")
+
+
+def run(target: Target, work: Callable[[HeldThread], T], *, force: bool = False) -> T:
+    """Hold a thread of the target, and give it to `work`, which runs on an OS thread of its own.
+
+    Raises what `work` raises, and VmmswapError if no thread can be held. Blocks for up to _ALL_S.
+    """
+    result: _Result[T] = _Result()
+
+    def tracer() -> None:
+        try:
+            result.value = _hold_and_work(target, work, force)
+        except BaseException as error:
+            result.error = error
+
+    thread = threading.Thread(target=tracer, name="attach", daemon=True)
+    thread.start()
+    thread.join(_ALL_S)
+    if thread.is_alive():
+        raise BusyError(f"{target}: the kernel does not let it be traced: something in it hangs")
+    if result.error is not None:
+        raise result.error
+    if result.value is None:
+        raise InternalError("attach: the work had no result")
+    return result.value
+
+
+class _Result(Generic[T]):
+    value: T | None = None
+    error: BaseException | None = None
+
+
+def _hold_and_work(target: Target, work: Callable[[HeldThread], T], force: bool) -> T:
+    arch = arch_module.current()
+    areas = read_areas(target.pid)
+    place = _Place(target, arch, find_gadgets(target, arch, areas), force)
+    with _held(place) as thread:
+        return work(thread)
+
+
+@contextmanager
+def _held(place: _Place) -> Iterator[HeldThread]:
+    thread = _hold_one(place)
+    try:
+        yield thread
+    except BaseException:
+        # The thread may have ended, or be stuck in a call: the end of this OS thread lets it go.
+        with suppress(OSError):
+            thread.release()
+        raise
+    thread.release()
+
+
+def _hold_one(place: _Place) -> HeldThread:
+    """A thread that stands in a system call if there is one: in user code it may be in a restartable sequence
+    (rseq), which must not see registers change. One that waits so that nobody notices comes first, one in an
+    ioctl (which may be a vCPU) late.
+    """
+    problems: list[str] = []
+    ranked = sorted(thread_ids(place.target.pid), key=lambda tid: _rank(place, tid))[:_MAX_TRIES]
+    for takes_any in (False, True):
+        for tid in list(ranked):
+            thread = _try(place, tid, takes_any, problems)
+            if thread is not None:
+                return thread
+    raise BusyError(f"{place.target}: no thread of it can be held: {'; '.join(problems) or 'it has ended'}")
+
+
+def _rank(place: _Place, tid: int) -> int:
+    try:
+        text = Path(f"/proc/{place.target.pid}/task/{tid}/syscall").read_text().split()[0]
+    except (OSError, IndexError):
+        return 4
+    if not text.isdigit():
+        return 3  # it runs
+    if int(text) in place.arch.gentle:
+        return 0
+    return 2 if int(text) == place.arch.ioctl else 1
+
+
+def _try(place: _Place, tid: int, takes_any: bool, problems: list[str]) -> HeldThread | None:
+    """None: not this thread, which runs on."""
+    try:
+        if not _stop(place, tid):
+            problems.append(f"thread {tid} does not stop")
+            return None
+        thread = HeldThread(place, tid)
+        try:
+            thread.check()
+            if takes_any or thread.is_in_syscall():
+                if thread.prepare(read_areas(place.target.pid)):
+                    return thread
+                problems.append(f"thread {tid} has no room on its stack")
+        except BaseException:
+            with suppress(OSError):
+                thread.release()
+            raise
+        thread.release()
+    except ProcessLookupError:
+        problems.append(f"thread {tid} has ended")
+    return None
+
+
+def _stop(place: _Place, tid: int) -> bool:
+    try:
+        ptrace(kernel.PTRACE_SEIZE, tid, 0, kernel.PTRACE_O_TRACESYSGOOD)
+    except PermissionError:
+        raise _not_permitted(place.target, tid) from None
+    reach("seized")
+    ptrace(kernel.PTRACE_INTERRUPT, tid)
+    reach("interrupted")
+    deadline = time.monotonic() + _STOP_S
+    while (stop := _wait(tid, deadline)) is not None:
+        if stop.event == PTRACE_EVENT_STOP:
+            reach("stopped")
+            return True
+        ptrace(kernel.PTRACE_CONT, tid, 0, stop.signal if stop.event == 0 else 0)
+    return False
+
+
+def _wait(tid: int, deadline: float) -> Stop | None:
+    """The kernel has no wait for a tracee that ends at a deadline: short naps, which double."""
+    nap_s = 20e-6
+    while True:
+        stop = kernel.look_at_stop(tid)
+        if stop is not None or time.monotonic() > deadline:
+            return stop
+        time.sleep(nap_s)
+        nap_s = min(2 * nap_s, 1e-3)
+
+
+def _not_permitted(target: Target, tid: int) -> VmmswapError:
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path(f"/proc/{target.pid}/task/{tid}/status").read_text().splitlines()
+        tracer = int(next(line.split()[1] for line in lines if line.startswith("TracerPid:")))
+        if tracer:
+            return BusyError(
+                f"{target} is traced already, by process {tracer}: end that debugger, then try again"
+            )
+    return AccessDeniedError(
+        f"{target} may not be traced: run the monitor as root or with CAP_SYS_PTRACE; a security module"
+        f" (AppArmor,"
+        " SELinux, Yama) may forbid it too"
+    )
+
+
+def _has_known_filters(target: Target) -> bool:
+    try:
+        program = Path(f"/proc/{target.pid}/exe").readlink().name
+    except OSError:
+        return False
+    return program.startswith(_KNOWN_FILTERS)
+
+
+def find_gadgets(target: Target, arch: Architecture, areas: Sequence[Area]) -> dict[str, int]:
+    """Where the instructions that we need are in the target's code: files and the vDSO, nothing that it can
+    write.
+    """
+    found: dict[str, int] = {}
+    looked_bytes = 0
+    for area in sorted(areas, key=lambda area: area.size_bytes):
+        is_code = area.perms[:3] == "r-x" and (not area.is_anonymous or area.path == "[vdso]")
+        if not is_code or looked_bytes > _MAX_CODE_BYTES:
+            continue
+        looked_bytes += area.size_bytes
+        try:
+            code = kernel.read_memory(target.pid, area.start, min(area.size_bytes, _MAX_CODE_BYTES))
+        except OSError:
+            continue  # a file shorter than its mapping
+        for name, pattern in arch.patterns.items():
+            if name not in found and (at := code.find(pattern)) >= 0:
+                found[name] = area.start + at
+        if len(found) == len(arch.patterns):
+            return found
+    missing = ", ".join(name for name in arch.patterns if name not in found)
+    raise NotSupportedError(f"{target}: its code has none of the instructions that attach needs ({missing})")

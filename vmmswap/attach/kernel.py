@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""System calls and ptrace requests that neither Python 3.11 nor python-ptrace has. Each raises OSError."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+PTRACE_CONT = 7
+PTRACE_DETACH = 17
+PTRACE_SYSCALL = 24
+PTRACE_SETOPTIONS = 0x4200
+PTRACE_GETSIGINFO = 0x4202
+PTRACE_GETREGSET = 0x4204
+PTRACE_SETREGSET = 0x4205
+PTRACE_SEIZE = 0x4206
+PTRACE_INTERRUPT = 0x4207
+PTRACE_GETSIGMASK = 0x420A
+PTRACE_SETSIGMASK = 0x420B
+PTRACE_SECCOMP_GET_FILTER = 0x420C
+
+PTRACE_O_TRACESYSGOOD = 1
+PTRACE_EVENT_STOP = 128
+SYSCALL_STOP = signal.SIGTRAP | 0x80
+
+_SYS_PIDFD_GETFD = 438
+_SYS_KCMP = {"x86_64": 312, "aarch64": 272}
+_KCMP_FILE = 0
+_WALL = 0x40000000
+_WNOTHREAD = 0x20000000
+_SIGINFO_BYTES = 128
+SIGMASK_BYTES = 8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.ptrace.restype = ctypes.c_long
+_libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+_libc.syscall.restype = ctypes.c_long
+
+
+class Iovec(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
+
+
+def ptrace(request: int, tid: int, addr: int = 0, data: int = 0) -> int:
+    done: int = _libc.ptrace(request, tid, addr, data)
+    if done == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, f"ptrace({request:#x}) of thread {tid}: {os.strerror(code)}")
+    return done
+
+
+def get_regset(tid: int, kind: int, limit_bytes: int) -> bytes:
+    """A set of registers (NT_*)."""
+    buffer = ctypes.create_string_buffer(limit_bytes)
+    vector = Iovec(ctypes.addressof(buffer), limit_bytes)
+    ptrace(PTRACE_GETREGSET, tid, kind, ctypes.addressof(vector))
+    return buffer.raw[: vector.len]
+
+
+def set_regset(tid: int, kind: int, values: bytes) -> None:
+    buffer = ctypes.create_string_buffer(values, len(values))
+    vector = Iovec(ctypes.addressof(buffer), len(values))
+    ptrace(PTRACE_SETREGSET, tid, kind, ctypes.addressof(vector))
+
+
+def get_sigmask(tid: int) -> int:
+    """The signals that the thread blocks, one bit each: bit 0 is signal 1."""
+    mask = ctypes.c_uint64()
+    ptrace(PTRACE_GETSIGMASK, tid, SIGMASK_BYTES, ctypes.addressof(mask))
+    return mask.value
+
+
+def set_sigmask(tid: int, mask: int) -> None:
+    value = ctypes.c_uint64(mask)
+    ptrace(PTRACE_SETSIGMASK, tid, SIGMASK_BYTES, ctypes.addressof(value))
+
+
+def is_own_fault(tid: int) -> bool:
+    """Whether the signal in the thread's hand came from the kernel because of what the thread did."""
+    info = (ctypes.c_int32 * (_SIGINFO_BYTES // 4))()
+    ptrace(PTRACE_GETSIGINFO, tid, 0, ctypes.addressof(info))
+    return info[2] > 0  # si_code
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """code: the signal, or signal | PTRACE_EVENT_* << 8."""
+
+    code: int
+
+    @property
+    def event(self) -> int:
+        return self.code >> 8
+
+    @property
+    def signal(self) -> int:
+        return self.code & 0xFF
+
+
+def look_at_stop(tid: int) -> Stop | None:
+    """How a tracee of this thread stands still, None while it runs. ProcessLookupError once it has ended.
+
+    The stop is not reaped: that would clear the signal that the kernel keeps for the thread, and if we then
+    died, the thread would go on without it.
+    """
+    options = os.WEXITED | os.WSTOPPED | os.WNOHANG | os.WNOWAIT | _WALL | _WNOTHREAD
+    try:
+        found = os.waitid(os.P_PID, tid, options)
+    except ChildProcessError:
+        raise ProcessLookupError(errno.ESRCH, f"thread {tid} is no longer traced by us") from None
+    if found is None:
+        return None
+    if found.si_code in (os.CLD_TRAPPED, os.CLD_STOPPED):
+        return Stop(found.si_status)
+    raise ProcessLookupError(errno.ESRCH, f"thread {tid} has ended")
+
+
+def pidfd_getfd(pidfd: int, number: int) -> int:
+    """A duplicate, close-on-exec, of another process's fd."""
+    fd: int = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"pidfd_getfd of fd {number}: {os.strerror(code)}")
+    return fd
+
+
+def is_same_file(pid: int, number: int, own_fd: int) -> bool:
+    """Whether fd `number` of process pid is a duplicate of our own fd."""
+    call = _SYS_KCMP[os.uname().machine]
+    order: int = _libc.syscall(call, pid, os.getpid(), _KCMP_FILE, number, own_fd)
+    if order < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"kcmp of fd {number} of process {pid}: {os.strerror(code)}")
+    return order == 0
+
+
+def read_memory(pid: int, addr: int, size_bytes: int) -> bytes:
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        data = os.pread(memory.fileno(), size_bytes, addr)
+    if len(data) != size_bytes:
+        raise OSError(
+            errno.EFAULT, f"only {len(data)} of {size_bytes} bytes can be read at {addr:#x} of process {pid}"
+        )
+    return data
+
+
+def write_memory(pid: int, addr: int, data: bytes) -> None:
+    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+        written = os.pwrite(memory.fileno(), data, addr)
+    if written != len(data):
+        raise OSError(
+            errno.EFAULT, f"only {written} of {len(data)} bytes can be written at {addr:#x} of process {pid}"
+        )

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which of a process's mappings are guest memory, and the files behind them.
+
+Guest memory is what is large, shared, writable and of shmem: a memfd, a file on tmpfs, a shared anonymous
+mapping. Every large mapping that is not is told with the reason, because that reason is what an operator has
+to change.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmmswap.attach.kernel import pidfd_getfd
+from vmmswap.attach.target import Target, fd_numbers
+from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, VmmswapError
+from vmmswap.handoff import fds
+from vmmswap.handoff.fds import FileId, file_id
+from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
+from vmmswap.handoff.owned import OwnedFds
+
+MIN_BYTES = 16 << 20  # smaller shared mappings are rings, logs, video memory
+_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(.*)")
+_SHOWN = 12  # mappings in a message
+
+QEMU_ADVICE = (
+    "QEMU: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem; libvirt:"
+    " <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """A mapping as the VMM made it: neighbouring lines of maps that continue each other are one."""
+
+    start: int
+    end: int
+    perms: str
+    offset_bytes: int
+    file: FileId
+    path: str
+
+    @property
+    def size_bytes(self) -> int:
+        return self.end - self.start
+
+    @property
+    def is_anonymous(self) -> bool:
+        return self.file.inode == 0
+
+    def __str__(self) -> str:
+        size = f"{self.size_bytes >> 20} MiB" if self.size_bytes >= 1 << 20 else f"{self.size_bytes} bytes"
+        return f"{self.start:#x}-{self.end:#x} {self.perms} {size} {self.path or 'anonymous'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A mapping that was looked at, whether it was taken, and why or why not."""
+
+    area: Area
+    taken: bool
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.area}: {'taken' if self.taken else 'left'}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Guest memory. Region.memfd counts memfds, which the finder's caller owns."""
+
+    memfds: OwnedFds
+    regions: tuple[Region, ...]
+    candidates: tuple[Candidate, ...]
+
+
+def read_areas(pid: int) -> list[Area]:
+    try:
+        data = Path(f"/proc/{pid}/maps").read_bytes()
+    except PermissionError:
+        raise AccessDeniedError(
+            f"/proc/{pid}/maps may not be read: run the monitor as root or with CAP_SYS_PTRACE"
+        ) from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotSupportedError(f"process {pid} has ended") from None
+    areas: list[Area] = []
+    for match in filter(None, map(_LINE.fullmatch, data.splitlines())):
+        start, end, offset, major, minor = (int(match[idx], 16) for idx in (1, 2, 4, 5, 6))
+        file = FileId(os.makedev(major, minor), int(match[7]))
+        area = Area(start, end, match[3].decode(), offset, file, match[8].decode(errors="replace"))
+        if areas and _continues(areas[-1], area):
+            first = areas.pop()
+            area = Area(first.start, area.end, area.perms, first.offset_bytes, file, area.path)
+        areas.append(area)
+    return areas
+
+
+def _continues(first: Area, second: Area) -> bool:
+    return (
+        not second.is_anonymous
+        and (first.end, first.perms, first.file) == (second.start, second.perms, second.file)
+        and first.offset_bytes + first.size_bytes == second.offset_bytes
+    )
+
+
+def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
+    """The guest memory of a VMM: all that looks like it, or the mappings at these (start, end) addresses.
+
+    NotSupportedError if there is none, with what was seen instead; InvalidRegionError for a wrong choice by
+    hand.
+    """
+    areas = _chosen(read_areas(target.pid), by_hand) if by_hand else read_areas(target.pid)
+    candidates: list[Candidate] = []
+    regions: list[Region] = []
+    if not by_hand:
+        areas = [area for area in areas if area.size_bytes >= MIN_BYTES and area.perms[:3] != "---"]
+    with OwnedFds() as owned:
+        files: dict[FileId, int] = {}  # index in owned
+        for area in areas:
+            try:
+                region = _take(target, area, owned, files, regions)
+            except VmmswapError as error:
+                candidates.append(Candidate(area, False, error.message))
+            else:
+                regions.append(region)
+                reason = "chosen by hand" if by_hand else "shared, writable and large"
+                candidates.append(Candidate(area, True, reason))
+        _check_found(target, regions, candidates, is_by_hand=bool(by_hand))
+        return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
+
+
+def _chosen(areas: Iterable[Area], spans: Sequence[tuple[int, int]]) -> list[Area]:
+    chosen = []
+    for start, end in spans:
+        if start % PAGE_SIZE or end % PAGE_SIZE or start >= end:
+            raise InvalidRegionError(f"region {start:#x}-{end:#x}: give page-aligned START-END")
+        area = next((area for area in areas if area.start <= start and end <= area.end), None)
+        if area is None:
+            raise InvalidRegionError(
+                f"region {start:#x}-{end:#x} is not one mapping of the process: see its maps"
+            )
+        offset_bytes = area.offset_bytes + start - area.start
+        chosen.append(Area(start, end, area.perms, offset_bytes, area.file, area.path))
+    return chosen
+
+
+def _take(
+    target: Target, area: Area, owned: OwnedFds, files: dict[FileId, int], regions: Sequence[Region]
+) -> Region:
+    """The region that a mapping makes. VmmswapError with the reason why it cannot be."""
+    if area.perms[3] != "s":
+        raise NotSupportedError(
+            "private memory cannot be served" if area.is_anonymous else "mapped privately"
+        )
+    if area.perms[:2] != "rw":
+        raise NotSupportedError("not readable and writable")
+    if area.path.startswith(("/anon_hugepage", "/dev/hugepages/")):
+        raise NotSupportedError("hugetlb: huge pages cannot be swapped out. Use normal pages")
+    if area.file not in files:
+        memfd = _open_file(target, area)
+        try:
+            fds.check_memfd(memfd, "file", area.offset_bytes + area.size_bytes)
+        except VmmswapError:
+            os.close(memfd)
+            raise
+        files[area.file] = len(owned)
+        owned.add(memfd)
+    region = Region(area.start, area.size_bytes, area.offset_bytes, files[area.file])
+    for other in regions:
+        if other.memfd == region.memfd and (
+            other.offset_bytes < region.end_offset and region.offset_bytes < other.end_offset
+        ):
+            raise NotSupportedError(f"the same part of the file is mapped at {other.addr:#x} already")
+    return region
+
+
+def _open_file(target: Target, area: Area) -> int:
+    """The file behind a mapping, with a file position of our own if that can be had."""
+    # needs CAP_CHECKPOINT_RESTORE; the link is named after one line of maps, of which this may be several
+    try:
+        for path in Path(f"/proc/{target.pid}/map_files").glob(f"{area.start:x}-*"):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        pass
+    for number in fd_numbers(target):
+        try:
+            fd = pidfd_getfd(target.pidfd, number)
+        except OSError:
+            continue
+        if file_id(fd) == area.file:
+            return _reopen(fd)
+        os.close(fd)
+    raise NotSupportedError(
+        "the process holds no fd of it, and opening it through /proc/PID/map_files needs"
+        " CAP_CHECKPOINT_RESTORE"
+    )
+
+
+def _reopen(fd: int) -> int:
+    try:
+        own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return fd
+    os.close(fd)
+    return own
+
+
+def _check_found(
+    target: Target, regions: Sequence[Region], candidates: Sequence[Candidate], *, is_by_hand: bool
+) -> None:
+    left = [candidate for candidate in candidates if not candidate.taken]
+    if is_by_hand and left:
+        raise NotSupportedError(f"region {left[0].area.start:#x}-{left[0].area.end:#x}: {left[0].reason}")
+    aliases = [item for item in left if "mapped at" in item.reason]
+    if aliases:
+        raise NotSupportedError(f"{target} maps guest memory twice: {aliases[0]}")
+    if len(regions) > MAX_REGIONS:
+        raise NotSupportedError(
+            f"{target} has {len(regions)} mappings of guest memory, at most {MAX_REGIONS} can be"
+        )
+    if regions:
+        return
+    seen = "; ".join(f"{item.area}: {item.reason}" for item in _largest(left))
+    advice = ""
+    if any(item.area.is_anonymous or item.area.perms[3] == "p" for item in left):
+        advice = f" Private memory cannot be taken over: give the guest shared memory. {QEMU_ADVICE}."
+    raise NotSupportedError(
+        f"{target} has no shared guest memory. Mappings of {MIN_BYTES >> 20} MiB or more:"
+        f" {seen or 'none'}.{advice}"
+    )
+
+
+def _largest(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return sorted(candidates, key=lambda item: -item.area.size_bytes)[:_SHOWN]

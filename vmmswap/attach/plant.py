@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A userfaultfd and a dummy page inside a VMM, made by the VMM itself on our behalf; and their removal.
+
+The userfaultfd stays open in the VMM, so that it outlives us: a thread that meets a hole then waits, and
+reads no zeros. A VMM without the right to userfaultfd(2) is handed an open /dev/userfaultfd instead, whose
+ioctl needs none.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import mmap
+import os
+import socket
+import struct
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmmswap.attach import inject
+from vmmswap.attach.failpoint import reach
+from vmmswap.attach.inject import CallRefusedError, HeldThread
+from vmmswap.attach.kernel import is_same_file, pidfd_getfd
+from vmmswap.attach.memory import read_areas
+from vmmswap.attach.target import Target, fd_links
+from vmmswap.errors import AccessDeniedError, NotSupportedError
+from vmmswap.handoff.messages import PAGE_SIZE
+
+_DEVICE = Path("/dev/userfaultfd")
+_SYSCTL = Path("/proc/sys/vm/unprivileged_userfaultfd")
+_IOC_NEW = 0xAA00
+_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK
+_AF_UNIX = 1
+_STREAM = int(socket.SOCK_STREAM) | os.O_CLOEXEC | os.O_NONBLOCK
+_RECEIVE = 0x40000000 | int(socket.MSG_DONTWAIT)  # MSG_CMSG_CLOEXEC
+_RIGHTS = struct.Struct("<QiiI4x")  # cmsg_len, cmsg_level, cmsg_type, the fd
+_MESSAGE = struct.Struct("<QIxxxxQQQQI4x")  # name, length; iov, count; control, length; flags
+_NO_ADDR = 0
+_DUMMY_PATH = "/dev/zero (deleted)"
+_UFFD_LINK = "anon_inode:[userfaultfd]"
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """uffd: our duplicate. number: the VMM's own fd of it. how: for people."""
+
+    uffd: int
+    number: int
+    dummy_page: int
+    how: str
+
+
+def plant(target: Target, *, force: bool = False) -> Planted:
+    """Make both. Blocks. VmmswapError if it cannot be done; nothing is left in the VMM then."""
+    return inject.run(target, _plant, force=force)
+
+
+def _plant(thread: HeldThread) -> Planted:
+    with ExitStack() as undo:
+        try:
+            number, how = _make_uffd(thread)
+            undo.callback(_quietly, thread, "close", number)
+            dummy_page = _call(
+                thread,
+                "mmap",
+                _NO_ADDR,
+                PAGE_SIZE,
+                mmap.PROT_READ | mmap.PROT_WRITE,
+                mmap.MAP_SHARED | mmap.MAP_ANONYMOUS,  # private pages the kernel may merge into a huge one
+                -1,
+                0,
+            )
+            undo.callback(_quietly, thread, "munmap", dummy_page, PAGE_SIZE)
+            uffd = pidfd_getfd(thread.target.pidfd, number)
+            reach("fetched")
+        except CallRefusedError as refusal:
+            raise NotSupportedError(f"{refusal}: without it no userfaultfd can be made in it") from None
+        undo.pop_all()
+    return Planted(uffd, number, dummy_page, how)
+
+
+def _call(thread: HeldThread, name: str, *arguments: int) -> int:
+    try:
+        return thread.call(name, *arguments)
+    except OSError as error:
+        raise NotSupportedError(str(error.strerror or error)) from None
+
+
+def _quietly(thread: HeldThread, name: str, *arguments: int) -> None:
+    """For what is undone: if it fails, an idle fd or page stays behind in the VMM, which harms nobody."""
+    with suppress(OSError, CallRefusedError):
+        thread.call(name, *arguments)
+
+
+def _make_uffd(thread: HeldThread) -> tuple[int, str]:
+    if thread.target.may_make_uffd or _is_for_everybody():
+        try:
+            return thread.call("userfaultfd", _FLAGS), "by userfaultfd(2)"
+        except (OSError, CallRefusedError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+                raise
+    return _make_by_device(thread), f"from {_DEVICE}, passed to it"
+
+
+def _is_for_everybody() -> bool:
+    try:
+        return _SYSCTL.read_text().strip() == "1"
+    except OSError:
+        return False
+
+
+def _make_by_device(thread: HeldThread) -> int:
+    with ExitStack() as undo:
+        device = _open_device()
+        undo.callback(os.close, device)
+        ends = thread.scratch_addr
+        _call(thread, "socketpair", _AF_UNIX, _STREAM, 0, ends)
+        near, far = struct.unpack("<ii", thread.read(ends, 8))
+        undo.callback(_quietly, thread, "close", far)
+        undo.callback(_quietly, thread, "close", near)
+        with socket.socket(fileno=pidfd_getfd(thread.target.pidfd, near)) as ours:
+            ours.sendmsg([b"u"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [device]))])
+        number = _receive(thread, far)
+        undo.callback(_quietly, thread, "close", number)
+        return _call(thread, "ioctl", number, _IOC_NEW, _FLAGS)
+
+
+def _open_device() -> int:
+    try:
+        return os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise AccessDeniedError(
+            f"{_DEVICE}: {error.strerror}: it is needed for a VMM that may not call userfaultfd(2); Linux"
+            f" 6.1 and"
+            " newer have it, and the monitor must be allowed to open it"
+        ) from None
+
+
+def _receive(thread: HeldThread, far: int) -> int:
+    """recvmsg of one byte and one fd in the VMM; the number that the fd got there."""
+    vector = thread.scratch_addr + 16
+    control = vector + 16
+    message = control + _RIGHTS.size
+    byte = message + _MESSAGE.size
+    thread.write(vector, struct.pack("<QQ", byte, 1))
+    thread.write(message, _MESSAGE.pack(0, 0, vector, 1, control, _RIGHTS.size, 0))
+    _call(thread, "recvmsg", far, message, _RECEIVE)
+    *_, control_bytes, flags = _MESSAGE.unpack(thread.read(message, _MESSAGE.size))
+    _, level, kind, number = _RIGHTS.unpack(thread.read(control, _RIGHTS.size))
+    if control_bytes == 0 or (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        raise NotSupportedError(
+            f"{thread.target} was not given {_DEVICE} (flags {flags:#x}): it has as many files open as it"
+            f" may, or its"
+            " security module (AppArmor, SELinux) forbids that device to it"
+        )
+    return int(number)
+
+
+def uproot(target: Target, uffds: Sequence[int], *, force: bool = False) -> None:
+    """Close these userfaultfds (duplicates of ours) in the VMM and unmap the dummy pages: it is as before.
+
+    Blocks. Call it while they are registered for nothing but the dummy pages.
+    """
+    numbers = [
+        number
+        for number, link in fd_links(target)
+        if link == _UFFD_LINK and any(is_same_file(target.pid, number, uffd) for uffd in uffds)
+    ]
+    pages = _dummy_pages(target)
+    if numbers or pages:
+        inject.run(target, _uprooter(numbers, pages), force=force)
+
+
+def _uprooter(numbers: Sequence[int], pages: Sequence[int]) -> Callable[[HeldThread], bool]:
+    def work(thread: HeldThread) -> bool:
+        try:
+            for page in pages:
+                _call(thread, "munmap", page, PAGE_SIZE)
+            for number in numbers:
+                _call(thread, "close", number)
+        except CallRefusedError as refusal:
+            raise NotSupportedError(str(refusal)) from None
+        return True
+
+    return work
+
+
+def _dummy_pages(target: Target) -> list[int]:
+    """Single shared anonymous pages that a userfaultfd is registered for."""
+    single = {
+        area.start
+        for area in read_areas(target.pid)
+        if area.path == _DUMMY_PATH and area.size_bytes == PAGE_SIZE and area.perms == "rw-s"
+    }
+    pages = []
+    start = 0
+    with Path(f"/proc/{target.pid}/smaps").open("rb") as smaps:
+        for line in smaps:
+            if line.startswith(b"VmFlags:"):
+                if start in single and b"um" in line.split():
+                    pages.append(start)
+            elif not line[:1].isupper():
+                start = int(line.split(b"-")[0], 16)
+    return pages

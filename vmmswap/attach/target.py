@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A process that is to be attached to: what it is, and why it cannot be attached to, if so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmmswap.attach.kernel import pidfd_getfd
+from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError
+from vmmswap.handoff import fds
+
+_ELF_CLASS_64 = 2
+_CAP_SYS_PTRACE = 19
+_PINNING = ("/dev/vfio/", "/dev/vhost-vdpa", "/dev/iommu", "anon_inode:[vfio")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A living process. The pidfd is the caller's."""
+
+    pid: int
+    pidfd: int
+    name: str
+    uid: int
+    has_seccomp: bool
+    may_make_uffd: bool  # has CAP_SYS_PTRACE, so that userfaultfd(2) may be allowed to it
+    fd_limit: int  # all its fd numbers are below
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name})"
+
+
+def look_at(pidfd: int) -> Target:
+    """What process a pidfd is of. NotSupportedError if it cannot be attached to, with the reason."""
+    pid = fds.pid_of(pidfd, "pid")
+    status = _read_status(pid, pid)
+    target = Target(
+        pid=pid,
+        pidfd=pidfd,
+        name=status.get("Name", "?"),
+        uid=int(status.get("Uid", "0").split()[0]),
+        has_seccomp=status.get("Seccomp", "0") != "0",
+        may_make_uffd=bool(int(status.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1),
+        fd_limit=int(status.get("FDSize", "0")),
+    )
+    _check(target, status)
+    if not fds.is_alive(pidfd):
+        raise NotSupportedError(f"{target} has ended")
+    return target
+
+
+def open_target(pid: int) -> int:
+    """A pidfd. NotSupportedError if there is no such process."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, OverflowError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NotSupportedError(
+            f"cannot attach to pid {pid}: {reason}: give the VMM's process id, as `pidof` prints it"
+        ) from None
+
+
+def _read_status(pid: int, tid: int) -> dict[str, str]:
+    try:
+        text = Path(f"/proc/{pid}/task/{tid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotSupportedError(f"process {pid} has ended") from None
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+
+def _check(target: Target, status: dict[str, str]) -> None:
+    if target.pid == os.getpid():
+        raise NotSupportedError(f"{target} is this monitor itself")
+    if status.get("State", "")[:1] in ("Z", "X"):
+        raise NotSupportedError(f"{target} is a zombie: it has ended, and its parent has not noticed yet")
+    if "VmSize" not in status:
+        raise NotSupportedError(f"{target} is a kernel thread: it has no memory of its own")
+    _check_namespace(target)
+    _check_tracers(target)
+    _check_64_bit(target)
+    if "shstk" in status.get("x86_Thread_features", ""):
+        raise NotSupportedError(
+            f"{target} runs with a shadow stack, which lets no system call be made on its behalf: start it"
+            f" with"
+            " GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"
+        )
+
+
+def _check_namespace(target: Target) -> None:
+    try:
+        theirs = Path(f"/proc/{target.pid}/ns/user").stat()
+    except PermissionError:
+        raise AccessDeniedError(
+            f"{target} may not be looked at: run the monitor as root or with CAP_SYS_PTRACE"
+        ) from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotSupportedError(f"{target} has ended") from None
+    ours = Path("/proc/self/ns/user").stat()
+    if (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino):
+        raise NotSupportedError(
+            f"{target} is in another user namespace, where the monitor has no rights: run a monitor in there"
+        )
+
+
+def _check_tracers(target: Target) -> None:
+    for tid in thread_ids(target.pid):
+        try:
+            tracer = int(_read_status(target.pid, tid).get("TracerPid", "0"))
+        except NotSupportedError:
+            continue  # this thread has ended
+        if tracer:
+            raise BusyError(
+                f"{target} is traced already, by process {tracer} ({_name_of(tracer)}): end that debugger,"
+                f" then"
+                " try again"
+            )
+
+
+def _check_64_bit(target: Target) -> None:
+    try:
+        with Path(f"/proc/{target.pid}/exe").open("rb") as program:
+            header = program.read(5)
+    except OSError:
+        return  # may not be read; its registers will tell
+    if header[:4] == b"\x7fELF" and header[4] != _ELF_CLASS_64:
+        raise NotSupportedError(f"{target} is a 32-bit program: only 64-bit VMMs can be attached to")
+
+
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return "gone"
+
+
+def thread_ids(pid: int) -> list[int]:
+    """All threads, the leader first. Empty if the process has ended."""
+    try:
+        return sorted(
+            (int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()), key=lambda tid: tid != pid
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def fd_numbers(target: Target) -> list[int]:
+    """The fds that the process has open, or all that it might."""
+    try:
+        return sorted(int(path.name) for path in Path(f"/proc/{target.pid}/fdinfo").iterdir())
+    except OSError:
+        return list(range(target.fd_limit))
+
+
+def fd_links(target: Target) -> Iterator[tuple[int, str]]:
+    """Each fd's number, and what it is of.
+
+    Without the target's uid /proc/PID/fd is closed even to CAP_SYS_PTRACE: then each fd is fetched and looked
+    at.
+    """
+    for number in fd_numbers(target):
+        try:
+            yield number, str(Path(f"/proc/{target.pid}/fd/{number}").readlink())
+        except PermissionError:
+            link = _link_by_getfd(target, number)
+            if link is not None:
+                yield number, link
+        except OSError:
+            continue  # closed meanwhile
+
+
+def _link_by_getfd(target: Target, number: int) -> str | None:
+    try:
+        fd = pidfd_getfd(target.pidfd, number)
+    except OSError:
+        return None
+    try:
+        return str(Path(f"/proc/self/fd/{fd}").readlink())
+    finally:
+        os.close(fd)
+
+
+def check_devices(target: Target) -> None:
+    """NotSupportedError if a device has the guest's memory pinned for good."""
+    for number, link in fd_links(target):
+        if link.startswith(_PINNING):
+            raise NotSupportedError(
+                f"{target} has {link} open (fd {number}): a device that is passed through to the guest has"
+                f" all of its"
+                " memory pinned, so that none can be swapped out: take the device away from the VM"
+            )
+
+
+def uffd_in_use(target: Target) -> int | None:
+    """An address that a userfaultfd is registered for, None if there is none. Walks all page tables."""
+    start = 0
+    try:
+        with Path(f"/proc/{target.pid}/smaps").open("rb") as smaps:
+            for line in smaps:
+                if line.startswith(b"VmFlags:"):
+                    if {b"um", b"uw", b"ui"} & set(line.split()):
+                        return start
+                elif not line[:1].isupper():
+                    start = int(line.split(b"-")[0], 16)
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotSupportedError(f"{target} has ended") from None
+    return None
