@@ -122,8 +122,8 @@ def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
     return builder
 
 
-# cffi's own wrappers have unused parameters and compare signs; the engine itself is compiled without these exceptions
-# and with -Werror by engine/Makefile.
+# cffi's own wrappers have unused parameters and compare signs; the engine itself is compiled without these
+# exceptions and with -Werror by engine/Makefile.
 _UNUSED_IN_CFFI = ("-Wno-unused-parameter", "-Wno-sign-compare", "-Wno-missing-field-initializers")
 
 release = _builder("vmmswap._engine", [])

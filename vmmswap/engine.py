@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The engine of one VM, typed. All that happens per page or while a guest thread waits is in C (engine/src/).
 
-Calls release the GIL. None blocks for longer than a system call, except close(), which waits for a running job to
-end its chunk. All errors are vmmswap.errors classes.
+Calls release the GIL. None blocks for longer than a system call, except close(), which waits for a running job
+to end its window. All errors are vmmswap.errors classes.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Range:
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most four.
-    spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long job.
+    spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long
+    job.
     """
 
     swap_dir: Path
@@ -87,7 +88,7 @@ class SwapOutOptions:
 
 @dataclass(frozen=True, slots=True)
 class ProcessForked:
-    """A process of the VM forked; the child is served from now on. uffd: a number in our fd table, the engine's own."""
+    """A process of the VM forked; the child is served from now on. uffd: in our fd table, the engine's own."""
 
     process_id: int
     parent_id: int
@@ -201,8 +202,9 @@ class Engine:
     def __init__(
         self, config: EngineConfig, *, page_map_fd: int | None = None, store_fd: int | None = None
     ) -> None:
-        """Make a new engine, or with the two fds of one that died its successor: then add the same regions in the
-        same order and all processes, and call recover(). The fds stay the caller's, as do all fds given later.
+        """Make a new engine, or with the two fds of one that died its successor: then add the same regions in
+        the same order and all processes, and call recover(). The fds stay the caller's, as do all fds given
+        later.
         """
         swap_dir = ffi.new("char[]", os.fsencode(config.swap_dir))
         c_config = ffi.new(
@@ -238,8 +240,8 @@ class Engine:
         self._check(lib.engine_remove_region(self._engine, page_idx, self._error))
 
     def add_process(self, uffd: int, ranges: Sequence[Range]) -> int:
-        """Add a process that maps guest memory; return its id. The uffd must have had UFFDIO_API. While memory is
-        tracked it is registered before this returns.
+        """Add a process that maps guest memory; return its id. The uffd must have had UFFDIO_API. While memory
+        is tracked it is registered before this returns.
         """
         c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
         out = ffi.new("uint32_t *")
@@ -313,7 +315,7 @@ class Engine:
         lib.engine_continue_job(self._engine)
 
     def housekeep(self) -> bool:
-        """Give disk space of dropped pages back, a little at a time; True while there is more. For an idle moment."""
+        """Give disk space of dropped pages back, a little at a time; True while there is more."""
         return bool(lib.engine_housekeep(self._engine))
 
     @property
@@ -342,7 +344,7 @@ class Engine:
 
     @property
     def pin_check(self) -> str:
-        """How the last swap-out saw pinned pages: bpf, collapse, qmp, promise, settle, none; empty before the first."""
+        """How the last swap-out saw pins: bpf, collapse, qmp, promise, settle, none; empty before the first."""
         return _text(lib.engine_pin_check(self._engine))
 
     def locate(self, page_idx: int) -> tuple[int, int] | None:
@@ -390,23 +392,24 @@ def _c_range(item: Range) -> dict[str, int]:
 
 
 def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have no static types
-    kind = notice.kind
-    message = _text(notice.message)
-    if kind == lib.NOTICE_PROCESS_FORKED:
-        return ProcessForked(int(notice.process_id), int(notice.parent_id), int(notice.fd))
-    if kind == lib.NOTICE_PROCESS_GONE:
-        return ProcessGone(int(notice.process_id))
-    if kind == lib.NOTICE_JOB_DONE:
-        error = from_errno(int(notice.code), message) if notice.code else None
-        return JobDone(Job(notice.job), error, bool(notice.cancelled))
-    if kind == lib.NOTICE_PAGE_POISONED:
-        return PagePoisoned(int(notice.page_idx), message)
-    if kind == lib.NOTICE_PAGE_HEALED:
-        return PageHealed(int(notice.page_idx))
-    if kind == lib.NOTICE_PROTECTED:
-        return Protected()
-    page_idx = int(notice.page_idx)
-    return Notice(message, None if page_idx == _NO_PAGE else page_idx)
+    message, page_idx = _text(notice.message), int(notice.page_idx)
+    match notice.kind:
+        case lib.NOTICE_PROCESS_FORKED:
+            event: EngineEvent = ProcessForked(int(notice.process_id), int(notice.parent_id), int(notice.fd))
+        case lib.NOTICE_PROCESS_GONE:
+            event = ProcessGone(int(notice.process_id))
+        case lib.NOTICE_JOB_DONE:
+            error = from_errno(int(notice.code), message) if notice.code else None
+            event = JobDone(Job(notice.job), error, bool(notice.cancelled))
+        case lib.NOTICE_PAGE_POISONED:
+            event = PagePoisoned(page_idx, message)
+        case lib.NOTICE_PAGE_HEALED:
+            event = PageHealed(page_idx)
+        case lib.NOTICE_PROTECTED:
+            event = Protected()
+        case _:
+            event = Notice(message, None if page_idx == _NO_PAGE else page_idx)
+    return event
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,8 +451,8 @@ def mappers(memfds: Sequence[int]) -> list[int]:
 
 
 def registered_buffer_in(ranges: Sequence[tuple[int, int, int]]) -> str | None:
-    """Whether an io_uring of these processes has a registered buffer in their guest memory: what a person must
-    know of it, or None. ranges: (pid, addr, size_bytes).
+    """Whether an io_uring of these processes has a registered buffer in their guest memory: what a person
+    must know of it, or None. ranges: (pid, addr, size_bytes).
     """
     c_ranges = ffi.new("struct uring_range[]", max(1, len(ranges)))
     for idx, (pid, addr, size_bytes) in enumerate(ranges):
