@@ -42,7 +42,7 @@ def run_json(command: Sequence[str | Path]) -> Figures:
 
 
 def dd(folder: Path, mib: int) -> Figures:
-    """MiB/s of dd with O_DIRECT in 2 MiB blocks: a new file of incompressible bytes, written and read back."""
+    """MiB/s of dd with O_DIRECT in 2 MiB blocks: a new incompressible file, written and read back."""
     source, target = Path("/dev/shm/vmmswap-dd"), folder / "vmmswap-dd"  # noqa: S108 - removed below
     seconds: Figures = {}
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the bus may ask of a VM's monitor. monitor/ implements it, bus/ calls it; neither imports the other."""
+"""What the bus may ask of a VM's monitor: monitor/ implements it, bus/ calls it."""
 
 from __future__ import annotations
 

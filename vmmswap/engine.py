@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The engine of one VM, typed. All that happens per page or while a guest thread waits is in C (engine/src/).
 
-Calls release the GIL. None blocks for longer than a system call, except close(), which waits for a running job
-to end its window. All errors are vmmswap.errors classes.
+Calls release the GIL. None blocks for longer than a system call, except close(), which waits for a running
+job to end its window. All errors are vmmswap.errors classes.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class SwapOutOptions:
 
 @dataclass(frozen=True, slots=True)
 class ProcessForked:
-    """A process of the VM forked; the child is served from now on. uffd: in our fd table, the engine's own."""
+    """A process of the VM forked; the child is served from now on. uffd: in our fd table."""
 
     process_id: int
     parent_id: int
@@ -240,8 +240,8 @@ class Engine:
         self._check(lib.engine_remove_region(self._engine, page_idx, self._error))
 
     def add_process(self, uffd: int, ranges: Sequence[Range]) -> int:
-        """Add a process that maps guest memory; return its id. The uffd must have had UFFDIO_API. While memory
-        is tracked it is registered before this returns.
+        """Add a process that maps guest memory; return its id. The uffd must have had UFFDIO_API. While
+        memory is tracked it is registered before this returns.
         """
         c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
         out = ffi.new("uint32_t *")
@@ -344,7 +344,7 @@ class Engine:
 
     @property
     def pin_check(self) -> str:
-        """How the last swap-out saw pins: bpf, collapse, qmp, promise, settle, none; empty before the first."""
+        """How the last swap-out saw pins: bpf, collapse, qmp, promise, settle, none; "" before that."""
         return _text(lib.engine_pin_check(self._engine))
 
     def locate(self, page_idx: int) -> tuple[int, int] | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What Status() says of one VM: the one table of its keys, their D-Bus types, and whether they are signalled."""
+"""What Status() says of one VM: the one table of its keys, their D-Bus types, and which are signalled."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class Status:
     restarts: int = field(default=0, metadata=_key("Restarts", "u"))
     page_fault_logging: bool = field(default=False, metadata=_key("PageFaultLogging", "b"))
     error: str = field(default="", metadata=_key("Error", "s"))
-    mode: str = field(default="", metadata=_key("Mode", "s"))  # live or freeze: how the last swap-out was done
+    mode: str = field(
+        default="", metadata=_key("Mode", "s")
+    )  # live or freeze: how the last swap-out was done
     pin_check: str = field(default="", metadata=_key("PinCheck", "s"))  # which way pins are seen
     pinned_pages: int = field(default=0, metadata=_key("PinnedPages"))  # left resident by the last swap-out
     poisoned_pages: int = field(default=0, metadata=_key("PoisonedPages"))
