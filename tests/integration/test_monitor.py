@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmmswap-monitor as a program, with vmmswap-guest as the VMM and busctl as the operator."""
+
+import ctypes
+import json
+import mmap
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.bus import PrivateBus, missing
+from tests.support.guest import Guest, GuestError
+from tests.support.monitor import BusError, Monitor
+from vmmswap.handoff import client
+
+REASON = missing()
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
+
+PAGES = 24 * 256  # of the guest below
+REGIONS = ("16M", "8M")
+
+
+@pytest.fixture(scope="module")
+def bus():
+    with PrivateBus() as private:
+        yield private
+
+
+@pytest.fixture
+def directory():
+    """Short, because a socket's path has 107 bytes at most."""
+    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def monitor(bus, directory):
+    with Monitor("web", bus, directory) as running:
+        yield running
+
+
+@pytest.fixture
+def guest(monitor):
+    with Guest(REGIONS, socket=monitor.socket) as running:
+        assert running.wait_ready() == "web"
+        running.fill()
+        yield running
+
+
+def check_all_right(guest, *, least=1):
+    done = guest.verify()
+    assert done.wrong_bytes == 0, done
+    assert done.lost_processes == 0
+    assert done.bytes >= least
+
+
+# The main job
+
+
+def test_memory_leaves_and_comes_back(monitor, guest):
+    status = monitor.status()
+    assert (status["State"], status["TotalPages"], status["Processes"]) == ("Ready", PAGES, 1)
+    before = guest.memory().resident_bytes
+    assert status["ResidentPages"] == before // 4096 > PAGES // 2
+
+    status = monitor.enable()
+    assert (status["State"], status["Error"]) == ("Active", "")
+    assert status["SwapPages"] > PAGES // 2
+    assert status["ResidentPages"] < PAGES // 100
+    assert guest.memory().resident_bytes < before // 100
+    assert status["StoredBytes"] >= status["SwapPages"] * 4096
+    assert status["Mode"] in ("live", "freeze")
+
+    check_all_right(guest, least=PAGES * 4096)
+    after = monitor.status()
+    assert after["CopiedPages"] == status["SwapPages"]
+    assert after["FaultCount"] >= after["CopiedPages"] + after["ZeroedPages"]
+    assert after["FaultP50Us"] > 0
+
+    status = monitor.disable()
+    assert (status["State"], status["SwapPages"]) == ("Ready", 0)
+    assert guest.memory().resident_bytes >= before
+    check_all_right(guest)
+
+
+def test_enable_while_active_swaps_out_again_what_came_back(monitor, guest):
+    monitor.enable()
+    guest.touch(0, 100)
+    assert monitor.status()["ResidentPages"] >= 100
+    status = monitor.enable()
+    assert (status["State"], status["CopiedPages"]) == ("Active", 0)
+    assert guest.memory().resident_bytes < 100 * 4096
+    check_all_right(guest)
+
+
+def test_disable_while_ready_does_nothing(monitor, guest):
+    assert monitor.disable()["State"] == "Ready"
+    check_all_right(guest)
+
+
+def test_rounds_under_load_with_forked_children_and_back_ends(monitor, guest):
+    guest.fork(1)
+    guest.backend(1)
+    guest.work_start(rate=2000)
+    for _ in range(3):
+        assert monitor.enable()["State"] == "Active"
+        guest.wait_work(200)
+        assert monitor.disable()["State"] == "Ready"
+        guest.wait_work(200)
+    guest.work_stop()
+    status = guest.status()
+    assert (status.wrong_bytes, status.bus_errors) == (0, 0)
+    assert monitor.status()["Processes"] == 3
+    check_all_right(guest)
+
+
+def test_turned_round_again_and_again_the_last_order_wins(monitor, guest):
+    guest.work_start(rate=500)
+    for member in ("Enable", "Disable", "Enable", "Enable", "Disable", "Disable", "Enable"):
+        monitor.call(member)
+    assert monitor.settled()["State"] == "Active"
+    for member in ("Disable", "Enable", "Disable"):
+        monitor.call(member)
+    status = monitor.settled()
+    assert (status["State"], status["SwapPages"]) == ("Ready", 0)
+    guest.work_stop()
+    check_all_right(guest)
+
+
+def test_trim(monitor, guest):
+    monitor.call("Trim")
+    assert monitor.settled()["State"] == "Ready"
+    monitor.enable()
+    guest.touch(0, 1000)
+    monitor.call("Trim")
+    assert monitor.settled()["State"] == "Active"
+    check_all_right(guest)
+
+
+def test_before_a_vmm_has_come_there_is_nothing_to_enable(monitor):
+    assert monitor.status()["TotalPages"] == 0
+    assert monitor.error_of("Enable") == "NoSuchVM"
+    assert monitor.error_of("Disable") == "NoSuchVM"
+
+
+# The end
+
+
+def test_exit_swaps_all_in_first(monitor, guest):
+    monitor.enable()
+    monitor.call("Exit")
+    assert monitor.wait_exit() == 0
+    assert not monitor.socket.exists()
+    check_all_right(guest, least=PAGES * 4096)
+
+
+def test_exit_without_a_vm(monitor):
+    monitor.call("Exit")
+    assert monitor.wait_exit() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_a_stop_swaps_all_in_first(monitor, guest, number):
+    monitor.enable()
+    monitor.process.send_signal(number)
+    assert monitor.wait_exit() == 0
+    check_all_right(guest, least=PAGES * 4096)
+
+
+def test_a_stop_during_swap_out_turns_it_round(monitor, guest):
+    monitor.call("Enable")
+    monitor.process.send_signal(signal.SIGTERM)
+    assert monitor.wait_exit() == 0
+    check_all_right(guest, least=PAGES * 4096)
+
+
+def test_a_closed_connection_swaps_all_in_and_ends_the_monitor(monitor, guest):
+    monitor.enable()
+    guest.disconnect()
+    assert monitor.wait_exit() == 0
+    check_all_right(guest, least=PAGES * 4096)
+
+
+@pytest.mark.parametrize("state", ["Ready", "InProgress", "Active", "SwapIn"])
+@pytest.mark.parametrize("how", ["kill", "exec"])
+def test_the_vmm_may_die_in_each_state(monitor, guest, state, how):
+    guest.fork(1)
+    if state == "InProgress":
+        monitor.call("Enable")
+    elif state != "Ready":
+        monitor.enable()
+    if state == "SwapIn":
+        monitor.call("Disable")
+    if how == "kill":
+        guest.kill()
+    else:
+        guest.hostile("exec")
+    assert monitor.wait_exit() == 0
+    assert "Traceback" not in monitor.log
+
+
+def test_a_dead_child_is_forgotten(monitor, guest):
+    (child,) = guest.fork(1)
+    monitor.until(lambda: monitor.status()["Processes"] == 2, "the child")
+    monitor.wait_log("forked by the VM")
+    guest.kill_device(child)
+    monitor.until(lambda: monitor.status()["Processes"] == 1, "the child's end")
+    monitor.enable()
+    check_all_right(guest)
+
+
+# Who else maps the memory
+
+
+def test_enable_is_refused_while_a_stranger_maps_guest_memory(monitor, guest):
+    memfd = os.open(f"/proc/{guest.pid}/fd/{guest.status().memfd_fds[0]}", os.O_RDWR)
+    program = f"import mmap; memory = mmap.mmap({memfd}, 4096); print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], pass_fds=[memfd], **pipes) as stranger:
+        os.close(memfd)
+        assert stranger.stdout.readline()
+        with pytest.raises(BusError, match=f"process {stranger.pid} .* without a userfaultfd"):
+            monitor.call("Enable")
+        assert monitor.error_of("Enable") == "NotSupported"
+        assert monitor.status()["State"] == "Ready"
+        stranger.communicate(b"\n")
+    assert monitor.enable()["State"] == "Active"
+    check_all_right(guest)
+
+
+def test_one_vm_per_socket(monitor, guest):
+    with Guest(("1M",), socket=monitor.socket) as second, pytest.raises(GuestError, match="Busy"):
+        second.wait_ready()
+    assert monitor.enable()["State"] == "Active"
+    check_all_right(guest)
+
+
+def test_a_refused_message_has_no_effect_on_the_vm(monitor, guest):
+    monitor.enable()
+    with socket.socket(socket.AF_UNIX) as bad:
+        bad.connect(str(monitor.socket))
+        bad.sendall(b"no json\n")
+        assert b'"error"' in bad.recv(4096)
+    check_all_right(guest)
+    assert monitor.disable()["State"] == "Ready"
+
+
+def test_memory_can_be_added_and_taken_away(bus, directory):
+    """A VMM in Python: a second memfd comes and goes, Active in between."""
+    page = 4096
+    with Monitor("web", bus, directory) as monitor, ExitStack() as undo:
+        memory = [undo.enter_context(_Memory(64 * page)) for _ in range(2)]
+        uffd = client.open_userfaultfd()
+        undo.callback(os.close, uffd)
+        dummy = client.DummyPage()
+        undo.callback(dummy.close)
+        vmm = undo.enter_context(client.VmmClient.connect(monitor.socket))
+        first, second = (client.Region(item.addr, 64 * page, 0, 0) for item in memory)
+        vmm.register([first], [memory[0].fd], uffd, dummy_page=dummy.addr)
+        for item in memory:
+            item.map[:] = os.urandom(64 * page)
+        copies = [bytes(item.map) for item in memory]
+        assert monitor.enable()["State"] == "Active"
+        vmm.add_region([second], [memory[1].fd])
+        assert monitor.status()["TotalPages"] == 128
+        assert monitor.enable()["SwapPages"] == 128
+        assert [os.fstat(item.fd).st_blocks for item in memory] == [0, 0]
+        assert [bytes(item.map) for item in memory] == copies
+        assert monitor.disable()["State"] == "Ready"
+        vmm.remove_region([client.Region(second.addr, second.size_bytes, 0, 1)])
+        assert monitor.status()["TotalPages"] == 64
+        vmm.add_region([second], [memory[1].fd])
+        assert monitor.enable()["SwapPages"] == 128
+        assert [bytes(item.map) for item in memory] == copies
+
+
+class _Memory:
+    """A memfd with its mapping."""
+
+    def __init__(self, size):
+        self.fd = os.memfd_create("guest", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, size)
+        self.map = mmap.mmap(self.fd, size)
+        self._view = ctypes.c_char.from_buffer(self.map)
+        self.addr = ctypes.addressof(self._view)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        del self._view
+        self.map.close()
+        os.close(self.fd)
+
+
+# Page-fault logging
+
+
+def test_page_faults_are_logged_in_the_seeds_format(monitor, guest, directory):
+    regions = guest.status().regions
+    monitor.enable()
+    monitor.call("StartPageFaultLogging")
+    monitor.call("StartPageFaultLogging")
+    assert monitor.status()["PageFaultLogging"] is True
+    guest.touch(0, 50)
+    monitor.call("StopPageFaultLogging")
+    monitor.call("StopPageFaultLogging")
+    assert monitor.status()["PageFaultLogging"] is False
+    lines = (directory / "page_fault.log").read_text().splitlines()
+    guest.touch(60, 50)
+    assert len((directory / "page_fault.log").read_text().splitlines()) == len(lines)
+    header = json.loads(lines[0])
+    assert list(header) == ["base_timestamp", "regions"]
+    assert header["regions"] == [{"base_address": item.addr, "len": item.size} for item in regions]
+    faults = [json.loads(line) for line in lines[1:]]
+    assert all(list(fault) == ["elapsed_nanos", "address", "id_uffd"] for fault in faults)
+    touched = {fault["address"] // 4096 * 4096 for fault in faults}
+    assert touched >= {regions[0].addr + page * 4096 for page in range(50)}
+    assert {fault["id_uffd"] for fault in faults} == {0}
+    assert all(re.fullmatch(r'\{"[a-z_]+":\d+,"address":\d+,"id_uffd":\d+\}', line) for line in lines[1:])
+
+
+def test_a_page_fault_log_that_cannot_be_written_is_an_error_of_the_call(bus, directory):
+    with ExitStack() as undo:
+        absent = str(directory / "absent")
+        monitor = undo.enter_context(Monitor("web", bus, directory, "--log-dir", absent))
+        undo.enter_context(Guest(("1M",), socket=monitor.socket)).wait_ready()
+        with pytest.raises(BusError, match="cannot write the page-fault log"):
+            monitor.call("StartPageFaultLogging")
+        assert monitor.status()["PageFaultLogging"] is False
+
+
+# Failure
+
+
+@pytest.fixture
+def small_disk(directory):
+    path = directory / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8M", "small", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_a_full_swap_directory_fails_the_swap_out_and_loses_nothing(bus, directory, small_disk):
+    with Monitor("web", bus, directory, "--swap-dir", str(small_disk)) as monitor, ExitStack() as undo:
+        guest = undo.enter_context(Guest(REGIONS, socket=monitor.socket))
+        guest.wait_ready()
+        guest.fill()
+        status = monitor.enable()
+        assert status["State"] == "Failed"
+        assert "no space" in status["Error"]
+        assert 0 < status["SwapPages"] < PAGES // 2
+        check_all_right(guest, least=PAGES * 4096)
+        assert monitor.enable()["State"] == "Failed"
+        assert monitor.disable()["State"] == "Ready"
+        check_all_right(guest)
+        subprocess.run(["mount", "-o", "remount,size=64M", str(small_disk)], check=True)
+        assert monitor.enable()["State"] == "Active"
+        check_all_right(guest)
+        guest.kill()
+        assert monitor.wait_exit() == 0
+
+
+def test_the_bus_may_go_away_and_come_back(directory):
+    with ExitStack() as undo:
+        bus = undo.enter_context(PrivateBus())
+        monitor = undo.enter_context(Monitor("web", bus, directory))
+        guest = undo.enter_context(Guest(REGIONS, socket=monitor.socket))
+        guest.wait_ready()
+        guest.fill()
+        monitor.enable()
+        bus.stop()
+        check_all_right(guest, least=PAGES * 4096)
+        bus.start()
+        monitor.wait_on_bus()
+        assert monitor.status()["State"] == "Active"
+
+
+# Bad input
+
+
+def run(bus, *arguments, env=None):
+    command = ["python3", "-m", "vmmswap.monitor.main", *arguments]
+    command[0] = Monitor("x", bus, Path("/")).argv[0]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | (env or {})
+    )
+
+
+def one_line(result, *words):
+    assert result.returncode not in (0, -signal.SIGKILL)
+    lines = [line for line in result.stderr.splitlines() if "WARNING" not in line]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0]
+    return result.returncode
+
+
+def test_wrong_names_and_options(bus, directory):
+    for name in ("a b", ".x", "x" * 65, ""):
+        assert one_line(run(bus, "--swap-dir", str(directory), name), "is not a VM name") == 1
+    assert one_line(run(bus, "web", "--colour"), "unrecognized arguments: --colour") == 2
+    assert one_line(run(bus), "NAME") == 2
+    assert "usage:" in run(bus, "--help").stdout
+
+
+def test_swap_directories_that_will_not_do(bus, directory):
+    (directory / "file").touch()
+    common = ("web", "--bus", bus.address, "--listen", str(directory / "socket"), "--swap-dir")
+    assert one_line(run(bus, *common, str(directory / "absent")), "absent does not exist", "--swap-dir") == 1
+    assert one_line(run(bus, *common, str(directory / "file")), "file is not a directory") == 1
+    assert one_line(run(bus, *common, "/proc"), "/proc") == 1
+    assert not (directory / "socket").exists()
+
+
+def test_a_swap_directory_without_unnamed_files(bus):
+    assert one_line(run(bus, "web", "--bus", bus.address, "--swap-dir", "/sys"), "O_TMPFILE", "ext4") == 1
+
+
+def test_sockets_that_will_not_do(bus, directory):
+    common = ("web", "--bus", bus.address, "--swap-dir", str(directory))
+    assert one_line(run(bus, *common), "--listen PATH") == 1
+    assert one_line(run(bus, *common, "--listen", str(directory / "absent" / "socket")), "cannot listen") == 1
+    assert one_line(run(bus, *common, "--listen", "/tmp/" + "x" * 120), "107 bytes") == 1
+
+
+def test_a_socket_that_nobody_listens_on_is_taken_over_and_a_live_one_is_not(bus, directory):
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(directory / "socket"))
+    with Monitor("web", bus, directory) as monitor:
+        common = ("db", "--bus", bus.address, "--swap-dir", str(directory))
+        assert one_line(run(bus, *common, "--listen", str(monitor.socket)), "cannot listen") == 1
+        assert monitor.socket.stat().st_mode & 0o777 == 0o660
+
+
+def test_no_bus(bus, directory):
+    common = ("web", "--swap-dir", str(directory), "--listen", str(directory / "socket"))
+    assert one_line(run(bus, *common, "--bus", f"unix:path={directory}/absent"), "bus") == 1
+    assert one_line(run(bus, *common, env={"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/absent"}), "/absent") == 1
+
+
+@pytest.mark.usefixtures("monitor")
+def test_a_name_that_is_owned_already(bus, directory):
+    common = ("web", "--swap-dir", str(directory), "--bus", bus.address)
+    assert one_line(run(bus, *common, "--listen", str(directory / "second")), "already owned") == 1
+
+
+def test_bad_configuration(bus, directory):
+    (directory / "bad.conf").write_text("[Swap]\nColour=red\n")
+    options = (
+        "--swap-dir",
+        str(directory),
+        "--listen",
+        str(directory / "s"),
+        "--config",
+        str(directory / "bad.conf"),
+    )
+    assert one_line(run(bus, "web", *options), "bad.conf:2: 'Colour' is not a key") == 78
+
+
+def test_no_userfaultfd_for_a_normal_user(bus, directory):
+    directory.chmod(0o777)
+    if Path("/proc/sys/vm/unprivileged_userfaultfd").read_text().strip() != "0":
+        pytest.skip("vm.unprivileged_userfaultfd is set: everyone may have a userfaultfd here")
+    result = subprocess.run(
+        ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *Monitor("web", bus, directory).argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert one_line(result, "/dev/userfaultfd", "CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd") == 1
+
+
+def test_failpoints_are_listed_by_the_build_that_has_them(bus):
+    listed = run(bus, "--list-failpoints", env={"VMMSWAP_ENGINE": "failpoints"})
+    assert listed.returncode == 0
+    assert "store.write" in listed.stdout.split()
+    assert one_line(run(bus, "--list-failpoints", "web"), "unrecognized arguments") == 2
