@@ -33,12 +33,16 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	struct vm *vm = &engine->vm;
 	uint32_t cpus = usable_cpus();
 	uint32_t threads = config->fault_threads ? config->fault_threads : cpus;
+	pthread_rwlockattr_t waiting_writers_first; /* or swap-out's workers keep a joining process out for long */
 	int rc;
 
 	vm->fault_threads_n = threads < ENGINE_MAX_FAULT_THREADS ? threads : ENGINE_MAX_FAULT_THREADS;
 	vm->workers_n = config->workers < 1 ? 1 : config->workers > MAX_WORKERS ? MAX_WORKERS : config->workers;
 	memory_init(&vm->memory);
-	pthread_rwlock_init(&vm->punching, NULL);
+	pthread_rwlockattr_init(&waiting_writers_first);
+	pthread_rwlockattr_setkind_np(&waiting_writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&vm->punching, &waiting_writers_first);
+	pthread_rwlockattr_destroy(&waiting_writers_first);
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
 	if (!vm->latencies || gate_create(VM_LANES(vm), &vm->gate) != 0 || notices_create(&vm->notices) != 0 ||
 	    trace_create(vm->fault_threads_n, &vm->trace) != 0)

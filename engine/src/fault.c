@@ -216,6 +216,8 @@ static void serve_process(struct server *self, uint32_t process_id, uint32_t eve
 {
 	if (events & EPOLLERR)
 		restore_nonblock(self, process_id);
+	if (self->pending_n == PENDING_MAX) /* all of them wait for memory or storage: so do those that come now */
+		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	if (read_events(self, process_id) > 0)
 		serve_all(self);
 }
