@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -9,32 +8,44 @@
 #include "device.h"
 #include "report.h"
 
-#define MAX_WORDS 16
-#define CHUNK_PAGES 256
+#define MAX_WORDS     16
+#define CHUNK_PAGES   256
 #define ALL_PROCESSES (-1)
 
 const char command_help[] =
-	"Orders, one a line on standard input; FIRST and N are pages; by= is all, main or a process number:\n"
+	"Orders, one a line on standard input. FIRST and N are pages; by= is all, main or a process number.\n"
 	"  status | processes | threads | memory | reset-stats | help | quit\n"
-	"  fill [first=F] [pages=N] [by=all]                 write what the mix says; all processes share the work\n"
-	"  verify [first=F] [pages=N] [by=all] [touched=1]   every process compares every byte; touched=1 leaves out\n"
-	"                                                    pages that nobody has written yet\n"
-	"  work start [rate=OPS] [writes=PERCENT] [kernel=PERCENT]   read, check and write until work stop\n"
-	"  work stop                                         done when every worker has come to rest\n"
-	"  hot N [first=F] [stride=S]                        work on N pages only; hot 0: on all\n"
-	"  touch FIRST N read|write [by=main] [offset=O]     offset=: byte of the page to read first\n"
+	"  fill [first=F] [pages=N] [by=all]\n"
+	"        write what the mix says; the processes share the work\n"
+	"  verify [first=F] [pages=N] [by=all] [touched=1]\n"
+	"        every process compares every byte; touched=1: not of pages that nobody has written yet\n"
+	"  work start [rate=OPS] [writes=PERCENT] [kernel=PERCENT]\n"
+	"        read, check and write until work stop; rate= is for each worker and second\n"
+	"  work stop\n"
+	"        done when every worker has come to rest\n"
+	"  hot N [first=F] [stride=S]\n"
+	"        work on N pages only; hot 0: on all\n"
+	"  touch FIRST N read|write [by=main] [offset=O]\n"
+	"        offset=: byte of the page to read first\n"
 	"  remove FIRST N madvise|dontneed|fallocate|balloon [zeros|either] [by=main]\n"
-	"                                                    give up; zeros: must read so afterwards (madvise, balloon);\n"
-	"                                                    either: zeros or as before (dontneed, fallocate)\n"
-	"  kernel-io FIRST N read|write [by=main]            read() into, write() from guest memory\n"
-	"  corrupt PAGE [offset=O] [by=main]                 turn a byte around unknown to the records\n"
-	"  fork N [by=main]                                  child processes, found by UFFD_EVENT_FORK\n"
-	"  backend N [silent]                                processes with mappings of their own, sent by add-process;\n"
-	"                                                    silent: that map and neither say so nor touch anything\n"
-	"  kill-device I | exec-device I                     end process I; replace it by an idle program\n"
-	"  register | disconnect                             hand over again; close the connection\n"
-	"  hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit\n"
-	"  hostile munmap REGION                             what bad VMMs do, unknown to the records\n"
+	"        give up; zeros: they must read so afterwards (default of madvise and balloon);\n"
+	"        either: zeros or as before (default of dontneed and fallocate)\n"
+	"  kernel-io FIRST N read|write [by=main]\n"
+	"        read() into, write() from guest memory\n"
+	"  corrupt PAGE [offset=O] [by=main]\n"
+	"        turn a byte around, unknown to the records\n"
+	"  fork N [by=main]\n"
+	"        child processes, found by UFFD_EVENT_FORK\n"
+	"  backend N [silent]\n"
+	"        processes with mappings of their own, sent by add-process; silent: they map, and neither "
+	"say so\n"
+	"        nor touch anything\n"
+	"  kill-device I | exec-device I\n"
+	"        end process I; replace it by an idle program\n"
+	"  register | disconnect\n"
+	"        hand over again; close the connection\n"
+	"  hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit | munmap REGION\n"
+	"        what bad VMMs do, unknown to the records\n"
 	"Replies: {\"reply\":N,\"ok\":true|false,...}; jobs end with {\"event\":\"done\",\"job\":ID,...}.\n";
 
 struct command {
@@ -44,7 +55,7 @@ struct command {
 	char *option[MAX_WORDS]; /* key=value */
 	int options;
 	const char *wrong; /* why it cannot be obeyed */
-	int err;	   /* or its errno */
+	int err;           /* or its errno */
 	uint64_t job_id;   /* started */
 };
 
@@ -213,7 +224,8 @@ static void run_remove(struct command *command)
 	set_range_words(command, job);
 	while (how < 4 && !has_word(command, 3, how_names[how]))
 		how++;
-	if (how == 4 || (command->words > 4 && !has_word(command, 4, "zeros") && !has_word(command, 4, "either"))) {
+	if (how == 4 ||
+	    (command->words > 4 && !has_word(command, 4, "zeros") && !has_word(command, 4, "either"))) {
 		refuse(command, "remove FIRST N madvise|dontneed|fallocate|balloon [zeros|either]");
 		return;
 	}
@@ -344,8 +356,9 @@ static void run_exec_device(struct command *command)
 	struct job *job = new_job(command, JOB_EXEC);
 
 	job->process = (int)number(command, 1, MAX_PROCESSES - 1);
-	if (!command->wrong && (job->process == 0 || atomic_load(&command->control->guest->shared->process[job->process]
-									      .state) != PROCESS_RUNNING))
+	if (!command->wrong &&
+	    (job->process == 0 ||
+	     atomic_load(&command->control->guest->shared->process[job->process].state) != PROCESS_RUNNING))
 		refuse(command, "exec-device needs the number of a running process other than 0");
 	start(command, job);
 }
@@ -355,8 +368,9 @@ static void run_hostile(struct command *command)
 	if (!has_word(command, 1, "munmap")) {
 		command->err = hostile_run(command->control->guest, command->word + 1, command->words - 1);
 		if (command->err == ENOENT)
-			refuse(command, "hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit | "
-					 "munmap REGION");
+			refuse(command,
+			       "hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit | "
+			       "munmap REGION");
 		return;
 	}
 	struct job *job = new_job(command, JOB_MUNMAP);
@@ -399,24 +413,44 @@ static void run_status(struct command *command)
 	report_status(&command->control->out, command->control->guest, &command->control->handoff);
 }
 
-static void run_memory(struct command *command) { report_memory(&command->control->out, command->control->guest); }
+static void run_memory(struct command *command)
+{
+	report_memory(&command->control->out, command->control->guest);
+}
 static void run_processes(struct command *command)
 {
 	report_processes(&command->control->out, command->control->guest);
 }
-static void run_threads(struct command *command) { report_threads(&command->control->out, command->control->guest); }
+static void run_threads(struct command *command)
+{
+	report_threads(&command->control->out, command->control->guest);
+}
 
 static const struct {
 	const char *name;
 	void (*run)(struct command *command);
 } commands[] = {
-	{"status", run_status},	      {"processes", run_processes},	{"threads", run_threads},
-	{"memory", run_memory},	      {"reset-stats", run_reset},	{"fill", run_fill},
-	{"verify", run_verify},	      {"work", run_work},		{"hot", run_hot},
-	{"touch", run_touch},	      {"remove", run_remove},		{"kernel-io", run_kernel_io},
-	{"corrupt", run_corrupt},     {"fork", run_fork},		{"backend", run_backend_command},
-	{"kill-device", run_kill_device}, {"exec-device", run_exec_device}, {"register", run_register},
-	{"disconnect", run_disconnect},	  {"hostile", run_hostile},	    {"help", run_help},
+	{"status", run_status},
+	{"processes", run_processes},
+	{"threads", run_threads},
+	{"memory", run_memory},
+	{"reset-stats", run_reset},
+	{"fill", run_fill},
+	{"verify", run_verify},
+	{"work", run_work},
+	{"hot", run_hot},
+	{"touch", run_touch},
+	{"remove", run_remove},
+	{"kernel-io", run_kernel_io},
+	{"corrupt", run_corrupt},
+	{"fork", run_fork},
+	{"backend", run_backend_command},
+	{"kill-device", run_kill_device},
+	{"exec-device", run_exec_device},
+	{"register", run_register},
+	{"disconnect", run_disconnect},
+	{"hostile", run_hostile},
+	{"help", run_help},
 	{"quit", run_quit},
 };
 

@@ -14,9 +14,9 @@
 #define PAGE_BYTES 4096u
 #define PAGE_WORDS (PAGE_BYTES / 8u)
 
-#define MAX_REGIONS 64
+#define MAX_REGIONS   64
 #define MAX_PROCESSES 256 /* process 0 is the VMM itself */
-#define MAX_WORKERS 8	  /* threads a process */
+#define MAX_WORKERS   8   /* threads a process */
 
 static inline uint64_t now_ns(void)
 {
@@ -26,8 +26,8 @@ static inline uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-/* Futexes in memory that processes share. Returns when *word is no longer `seen`, on a wake, on a signal or after
- * timeout_ns (0: no limit): the caller looks again in every case. */
+/* Futexes in memory that processes share. Returns when *word is no longer `seen`, on a wake, on a signal
+ * or after timeout_ns (0: no limit): the caller looks again in every case. */
 static inline void futex_wait(_Atomic uint32_t *word, uint32_t seen, uint64_t timeout_ns)
 {
 	struct timespec ts = {

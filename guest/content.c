@@ -5,10 +5,10 @@
 #include <string.h>
 
 #define HEADER_WORDS 4u
-#define BLOCKS 8u
-#define BLOCK_WORDS (PAGE_WORDS / BLOCKS)
+#define BLOCKS       8u
+#define BLOCK_WORDS  (PAGE_WORDS / BLOCKS)
 #define HEADER_MAGIC UINT64_C(0x7473657567776d76)
-#define GOLDEN UINT64_C(0x9e3779b97f4a7c15)
+#define GOLDEN       UINT64_C(0x9e3779b97f4a7c15)
 
 const char *const class_names[CLASS_COUNT] = {"random", "text", "same", "zero", "untouched"};
 
@@ -30,7 +30,7 @@ enum page_class content_class(const struct content *content, uint64_t page_idx)
 {
 	unsigned at = (unsigned)(content_mix(content->seed ^ content_mix(page_idx + GOLDEN)) % 100);
 
-	for (unsigned class = 0; class < CLASS_COUNT; class++) {
+	for (unsigned class = 0; class < CLASS_COUNT; class ++) {
 		if (at < content->percent[class])
 			return class;
 		at -= content->percent[class];
@@ -129,7 +129,7 @@ uint32_t content_claimed_version(const struct content *content, uint64_t page_id
 
 static int class_by_name(const char *name, size_t length)
 {
-	for (int class = 0; class < CLASS_COUNT; class++)
+	for (int class = 0; class < CLASS_COUNT; class ++)
 		if (strlen(class_names[class]) == length && !strncmp(class_names[class], name, length))
 			return class;
 	return -1;

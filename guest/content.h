@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What each page must hold, as a function of (seed, page, version): nothing about it is stored in guest memory.
+/* What each page must hold, as a function of (seed, page, version): nothing about it is stored in guest
+ * memory.
  *
- * A version counts writes. One step forward rewrites the header and one eighth of the page, eight steps forward
- * rewrite all of it, so a page that came back one version too old is wrong somewhere, whatever was written. */
+ * A version counts writes. One step forward rewrites the header and one eighth of the page, eight steps
+ * forward rewrite all of it, so a page that came back one version too old is wrong somewhere, whatever was
+ * written. */
 #ifndef GUEST_CONTENT_H
 #define GUEST_CONTENT_H
 
 #include "common.h"
 
 enum page_class {
-	CLASS_RANDOM,	 /* does not compress */
-	CLASS_TEXT,	 /* compresses about 3:1 */
-	CLASS_SAME,	 /* one 64-bit word repeated */
-	CLASS_ZERO,	 /* zeros after fill, random after the next write, zeros after the next, ... */
+	CLASS_RANDOM,    /* does not compress */
+	CLASS_TEXT,      /* compresses about 3:1 */
+	CLASS_SAME,      /* one 64-bit word repeated */
+	CLASS_ZERO,      /* zeros after fill, random after the next write, zeros after the next, ... */
 	CLASS_UNTOUCHED, /* left alone by fill; random once something else writes it */
 	CLASS_COUNT,
 };
@@ -44,7 +46,8 @@ void content_expect(const struct content *content, uint64_t page_idx, uint32_t v
 /* True if a part write to `version` rewrites this word. */
 bool content_part_covers(uint32_t version, unsigned word_idx);
 
-/* The version that a page's header claims, 0 if it has no header of this page: to say what a wrong page is. */
+/* The version that a page's header claims, 0 if it has no header of this page: to say what a wrong page
+ * is. */
 uint32_t content_claimed_version(const struct content *content, uint64_t page_idx, const uint64_t *words);
 
 /* "random=40,text=30,..."; true and *content filled if the shares are known and their sum is 100. */

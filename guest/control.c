@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <poll.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -12,8 +11,8 @@
 #include "device.h"
 #include "report.h"
 
-#define LINE_BYTES 4096
-#define FIXED_FDS 4
+#define LINE_BYTES        4096
+#define FIXED_FDS         4
 #define RECOVERY_RETRY_MS 10
 
 struct text *control_event(struct control *control, const char *name)
@@ -109,7 +108,8 @@ static void process_ended(struct control *control, int process)
 	close(guest->pidfd[process]);
 	guest->pidfd[process] = 0;
 	handoff_forget_process(&control->handoff, process);
-	text_add(control_event(control, "exit"), ",\"process\":%d,\"pid\":%d", process, atomic_load(&slot->pid));
+	text_add(control_event(control, "exit"), ",\"process\":%d,\"pid\":%d", process,
+		 atomic_load(&slot->pid));
 	control_send(control);
 	atomic_store(&slot->state, PROCESS_DYING);
 }
@@ -179,7 +179,8 @@ static void handle(struct control *control, struct pollfd *fds, const int *proce
 		eventfd_read(control->guest->notify_fd, &value);
 	if (fds[2].revents)
 		hear_zygote(control);
-	if (fds[3].revents && fds[3].fd == atomic_load(&control->guest->socket_fd) && handoff_readable(handoff))
+	if (fds[3].revents && fds[3].fd == atomic_load(&control->guest->socket_fd) &&
+	    handoff_readable(handoff))
 		tell_handoff(control);
 	if (handoff->retry_at_ns && handoff->retry_at_ns <= now_ns() && handoff_retry(handoff))
 		tell_handoff(control);

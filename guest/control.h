@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The control thread: reads orders from standard input, one a line, and writes JSON, one object a line.
  *
- * It answers each line at once with {"reply":N,...} (N counts lines from 1). What takes time is a job: the reply names
- * it, and {"event":"done","job":ID,...} follows when it is done. Several jobs may run at a time. It never touches guest
- * memory, so it answers while every worker waits for a page. */
+ * It answers each line at once with {"reply":N,...} (N counts lines from 1). What takes time is a job: the
+ * reply names it, and {"event":"done","job":ID,...} follows when it is done. Several jobs may run at a
+ * time. It never touches guest memory, so it answers while every worker waits for a page. */
 #ifndef GUEST_CONTROL_H
 #define GUEST_CONTROL_H
 
@@ -14,9 +14,9 @@ struct control {
 	struct guest *guest;
 	struct handoff handoff;
 	struct text out;
-	uint64_t lines;	 /* read so far */
+	uint64_t lines; /* read so far */
 	bool recovery_waits;
-	bool has_ended;	 /* end of standard input, or quit */
+	bool has_ended; /* end of standard input, or quit */
 };
 
 /* Serve until standard input ends. */

@@ -208,8 +208,8 @@ static void send_hello(struct guest *guest, int socket, int uffd)
 
 	message.msg_control = control.bytes;
 	message.msg_controllen = sizeof(control.bytes);
-	control.header = (struct cmsghdr){.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET,
-					  .cmsg_type = SCM_RIGHTS};
+	control.header = (struct cmsghdr){
+		.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
 	memcpy(CMSG_DATA(&control.header), &uffd, sizeof(int));
 	if (sendmsg(socket, &message, MSG_NOSIGNAL) < 0)
 		fail_device(guest, errno);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The guest's other processes. Two kinds, as VMMs have them:
  *
- *   fork       a child of the VMM (or of another child) that goes on with the inherited mapping; the monitor finds
- *              it by UFFD_EVENT_FORK
- *   back-end   a process that maps the memfds by itself at addresses of its own, as vhost-user back-ends do; it makes
- *              its own userfaultfd, the VMM sends that by add-process, and only then does it touch guest memory
+ *   fork       a child of the VMM (or of another child) that goes on with the inherited mapping; the monitor
+ * finds it by UFFD_EVENT_FORK back-end   a process that maps the memfds by itself at addresses of its own, as
+ * vhost-user back-ends do; it makes its own userfaultfd, the VMM sends that by add-process, and only then
+ * does it touch guest memory
  *
  * Back-ends are forked by a zygote, which has the memfds and never maps them. */
 #ifndef GUEST_DEVICE_H
@@ -13,9 +13,9 @@
 #include "page.h"
 
 enum backend_mode {
-	BACKEND_PLAIN,	  /* there is no monitor */
+	BACKEND_PLAIN,    /* there is no monitor */
 	BACKEND_ANNOUNCE, /* make a userfaultfd and wait for `ok` */
-	BACKEND_SILENT,	  /* map, say nothing, touch nothing */
+	BACKEND_SILENT,   /* map, say nothing, touch nothing */
 };
 
 struct zygote_request {
@@ -49,7 +49,8 @@ void device_kill_all(struct guest *guest);
 /* Start the zygote; before guest memory is mapped and before any thread. Sets guest->zygote_fd. */
 void zygote_start(struct guest *guest);
 
-/* Replace the calling process by a program that does nothing until its standard input ends, or it is killed. */
+/* Replace the calling process by a program that does nothing until its standard input ends, or it is
+ * killed. */
 int exec_idle(void);
 int idle_main(void);
 

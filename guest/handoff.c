@@ -9,8 +9,9 @@
 
 #include "device.h"
 
-#define RETRY_NS 100000000u
-#define MAX_FDS (2 + MAX_MEMFDS)
+#define RETRY_NS      100000000u
+#define MESSAGE_BYTES 16384 /* 64 regions of less than 200 bytes */
+#define MAX_FDS       (2 + MAX_MEMFDS)
 
 const char *const handoff_state_names[] = {"none", "connecting", "registering", "ready", "refused", "lost"};
 
@@ -55,8 +56,8 @@ static int send_with_fds(int socket, const struct text *text, const int *fds, un
 
 	message.msg_control = control.bytes;
 	message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-	control.header = (struct cmsghdr){.cmsg_len = CMSG_LEN(count * sizeof(int)), .cmsg_level = SOL_SOCKET,
-					  .cmsg_type = SCM_RIGHTS};
+	control.header = (struct cmsghdr){
+		.cmsg_len = CMSG_LEN(count * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
 	memcpy(CMSG_DATA(&control.header), fds, count * sizeof(int));
 	ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL);
 	if (sent < 0)
@@ -71,10 +72,11 @@ static void add_regions(struct text *text, const struct memory *memory, const _A
 		const struct region *region = &memory->region[i];
 
 		text_add(text,
-			 "%s{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":%llu,\"page_size\":%u,\"memfd\":%u}",
+			 "%s{\"base_host_virt_addr\":%llu,\"size\":%llu,\"offset\":%llu,\"page_size\":%u,"
+			 "\"memfd\":%u}",
 			 i ? "," : "", (unsigned long long)atomic_load(&bases[i]),
-			 (unsigned long long)region->size_bytes, (unsigned long long)region->offset_bytes, PAGE_BYTES,
-			 region->memfd_idx);
+			 (unsigned long long)region->size_bytes, (unsigned long long)region->offset_bytes,
+			 PAGE_BYTES, region->memfd_idx);
 	}
 	text_add(text, "]");
 }
@@ -83,7 +85,8 @@ static int send_register(struct handoff *handoff, int socket)
 {
 	struct guest *guest = handoff->guest;
 	const struct memory *memory = &guest->memory;
-	struct text text = {0};
+	char buffer[MESSAGE_BYTES];
+	struct text text = {.data = buffer, .size = sizeof(buffer)};
 	int fds[MAX_FDS] = {atomic_load(&guest->uffd)};
 
 	memcpy(fds + 1, memory->memfd, memory->memfds * sizeof(int));
@@ -95,7 +98,6 @@ static int send_register(struct handoff *handoff, int socket)
 		text_add(&text, ",\"pins\":%s", handoff->pins);
 	text_add(&text, "}\n");
 	int rc = send_with_fds(socket, &text, fds, 1 + memory->memfds);
-	text_free(&text);
 	return rc;
 }
 
@@ -104,7 +106,8 @@ static int send_add_process(struct handoff *handoff, int process)
 	struct guest *guest = handoff->guest;
 	struct process_slot *slot = &guest->shared->process[process];
 	int pidfd = (int)syscall(SYS_pidfd_open, atomic_load(&slot->pid), 0);
-	struct text text = {0};
+	char buffer[MESSAGE_BYTES];
+	struct text text = {.data = buffer, .size = sizeof(buffer)};
 
 	if (pidfd < 0)
 		return -errno;
@@ -115,7 +118,6 @@ static int send_add_process(struct handoff *handoff, int process)
 		text_add(&text, ",\"dummy_page\":%llu", (unsigned long long)atomic_load(&slot->dummy_page));
 	text_add(&text, "}\n");
 	int rc = send_with_fds(atomic_load(&guest->socket_fd), &text, fds, 2);
-	text_free(&text);
 	close(pidfd);
 	return rc;
 }
@@ -134,8 +136,9 @@ static void plan_retry(struct handoff *handoff)
 {
 	handoff_disconnect(handoff);
 	if (handoff->tries_left == 0) {
-		refuse(handoff, "unreachable", "nobody listens on the socket, or the monitor ends before it is ready: "
-					       "see its log");
+		refuse(handoff, "unreachable",
+		       "nobody listens on the socket, or the monitor ends before it is ready: "
+		       "see its log");
 		return;
 	}
 	handoff->tries_left--;
@@ -274,7 +277,8 @@ static void became_ready(struct handoff *handoff, const char *line)
 	handoff->state = HANDOFF_READY;
 	if (!json_string(line, "name", handoff->name, sizeof(handoff->name)))
 		handoff->name[0] = '\0';
-	for (int process = 1; process < MAX_PROCESSES; process++) /* a new monitor has to hear of them again */
+	for (int process = 1; process < MAX_PROCESSES;
+	     process++) /* a new monitor has to hear of them again */
 		handoff->to_add[process] = handoff->uffd_of[process] > 0;
 }
 
@@ -328,7 +332,8 @@ bool handoff_readable(struct handoff *handoff)
 	enum handoff_state before = handoff->state;
 	char *start = handoff->received;
 	size_t room = sizeof(handoff->received) - 1 - handoff->received_length;
-	ssize_t count = recv(atomic_load(&handoff->guest->socket_fd), start + handoff->received_length, room, 0);
+	ssize_t count =
+		recv(atomic_load(&handoff->guest->socket_fd), start + handoff->received_length, room, 0);
 
 	if (count < 0 && (errno == EAGAIN || errno == EINTR))
 		return false;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A program that misbehaves on purpose, so that tests can show what a bad VMM does to its monitor: nothing but harm to
- * itself. None of this goes into the records, so a verify afterwards may rightly report wrong bytes or SIGBUS. */
+/* A program that misbehaves on purpose, so that tests can show what a bad VMM does to its monitor: nothing
+ * but harm to itself. None of this goes into the records, so a verify afterwards may rightly report wrong
+ * bytes or SIGBUS. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -13,7 +14,8 @@ static int shrink(struct guest *guest, const char *memfd_text, const char *bytes
 {
 	uint64_t memfd, bytes;
 
-	if (!parse_size(memfd_text, &memfd) || memfd >= guest->memory.memfds || !parse_size(bytes_text, &bytes))
+	if (!parse_size(memfd_text, &memfd) || memfd >= guest->memory.memfds ||
+	    !parse_size(bytes_text, &bytes))
 		return EINVAL;
 	return ftruncate(guest->memory.memfd[memfd], (off_t)bytes) < 0 ? errno : 0;
 }

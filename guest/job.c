@@ -191,8 +191,8 @@ static int give_up_run(struct worker *worker, struct job *job, const struct regi
 	if (job->remove_how == REMOVE_MADVISE)
 		return madvise(addr, bytes, MADV_REMOVE);
 	if (job->remove_how != REMOVE_DONTNEED &&
-	    fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(region->offset_bytes + in_region),
-		      (off_t)bytes) < 0)
+	    fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+		      (off_t)(region->offset_bytes + in_region), (off_t)bytes) < 0)
 		return -1;
 	return job->remove_how == REMOVE_FALLOCATE ? 0 : madvise(addr, bytes, MADV_DONTNEED);
 }
@@ -206,7 +206,8 @@ static page_word removed_word(page_word was, bool is_either)
 	return word_make(word_version(was), CONTENTS_ZEROS);
 }
 
-/* All pages are held while the kernel takes them away, so that nobody expects one thing or the other meanwhile. */
+/* All pages are held while the kernel takes them away, so that nobody expects one thing or the other
+ * meanwhile. */
 static void remove_pages(struct worker *worker, struct job *job, uint64_t first_page, uint64_t pages)
 {
 	struct guest *guest = worker->guest;
@@ -225,7 +226,8 @@ static void remove_pages(struct worker *worker, struct job *job, uint64_t first_
 		for (uint64_t i = 0; i < run; i++) {
 			page_word was = atomic_load(&guest->words[first_page + at + i]) & 0xffffffffffu;
 
-			page_unlock(worker, first_page + at + i, rc < 0 ? was : removed_word(was, job->is_either));
+			page_unlock(worker, first_page + at + i,
+				    rc < 0 ? was : removed_word(was, job->is_either));
 		}
 	}
 }
@@ -282,9 +284,7 @@ static void run_page(struct worker *worker, struct job *job, uint64_t page_idx)
 		if (!job->skip_untouched || !is_untouched(worker->guest, page_idx))
 			page_check(worker, page_idx);
 		break;
-	case JOB_CORRUPT:
-		page_corrupt(worker, page_idx, job->offset_bytes);
-		break;
+	case JOB_CORRUPT: page_corrupt(worker, page_idx, job->offset_bytes); break;
 	default: break;
 	}
 	atomic_fetch_add(&job->done_pages, 1);
@@ -313,7 +313,8 @@ static bool is_for_first_thread(int kind)
 
 static bool may_have_piece(struct job *job, const struct worker *worker)
 {
-	return atomic_load(&job->state) == JOB_RUNNING && atomic_load(&job->has_more[worker->guest->process]) &&
+	return atomic_load(&job->state) == JOB_RUNNING &&
+	       atomic_load(&job->has_more[worker->guest->process]) &&
 	       is_for_first_thread(atomic_load(&job->kind)) == (worker->index < 0);
 }
 
@@ -334,9 +335,9 @@ static bool take_piece(struct worker *worker, struct job *job)
 	return true;
 }
 
-/* One piece, if there is one. Active is raised before a piece is taken, so that a job never looks complete meanwhile;
- * whoever lowers it to 0 tells the control thread, which may have looked just before. The job is looked at again once
- * active is raised: before that it may have ended, and its slot be another's. */
+/* One piece, if there is one. Active is raised before a piece is taken, so that a job never looks complete
+ * meanwhile; whoever lowers it to 0 tells the control thread, which may have looked just before. The job
+ * is looked at again once active is raised: before that it may have ended, and its slot be another's. */
 static bool job_step(struct worker *worker, struct job *job)
 {
 	int process = worker->guest->process;

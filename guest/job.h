@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Orders from the control thread to the workers of all processes. A worker that waits for a page holds up its own part
- * of its own job and nothing else. */
+/* Orders from the control thread to the workers of all processes. A worker that waits for a page holds up
+ * its own part of its own job and nothing else. */
 #ifndef GUEST_JOB_H
 #define GUEST_JOB_H
 

@@ -15,6 +15,8 @@
 #include "options.h"
 #include "report.h"
 
+#define OUT_BYTES (2u << 20) /* `threads` with all that there can be: 2048 lines of up to 400 bytes */
+
 void die(int err, const char *format, ...)
 {
 	va_list args;
@@ -31,7 +33,8 @@ void die(int err, const char *format, ...)
 
 static void *map_shared(uint64_t bytes)
 {
-	void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *at =
+		mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	if (at == MAP_FAILED)
 		die(errno, "cannot map %llu bytes for the records", (unsigned long long)bytes);
@@ -76,6 +79,7 @@ int main(int argc, char **argv)
 {
 	static struct guest guest;
 	static struct control control;
+	static char out[OUT_BYTES];
 
 	if (argc == 2 && !strcmp(argv[1], "--idle"))
 		return idle_main();
@@ -97,6 +101,7 @@ int main(int argc, char **argv)
 	start_main_process(&guest);
 
 	control.guest = &guest;
+	control.out = (struct text){.data = out, .size = sizeof(out)};
 	control.handoff.guest = &guest;
 	control.handoff.asked = -1;
 	report_regions(control_event(&control, "started"), &guest);

@@ -69,8 +69,8 @@ const char *memory_add(struct memory *memory, const char *text)
 		return "too long";
 	strcpy(copy, text);
 	const char *size = strsep(&rest, ",");
-	if (!parse_size(size, &region.size_bytes) || region.size_bytes == 0 || region.size_bytes % PAGE_BYTES ||
-	    region.size_bytes > MAX_MEMFD_BYTES)
+	if (!parse_size(size, &region.size_bytes) || region.size_bytes == 0 ||
+	    region.size_bytes % PAGE_BYTES || region.size_bytes > MAX_MEMFD_BYTES)
 		return "SIZE must be a multiple of 4096 such as 8192, 64K, 512M or 1G, at most 64 TiB";
 	while (rest) {
 		const char *wrong = parse_region_option(strsep(&rest, ","), &region, &has_memfd);
@@ -98,7 +98,8 @@ static void check_overlap(const struct memory *memory)
 		for (unsigned j = 0; j < i; j++) {
 			const struct region *b = &memory->region[j];
 
-			if (a->memfd_idx == b->memfd_idx && a->offset_bytes < b->offset_bytes + b->size_bytes &&
+			if (a->memfd_idx == b->memfd_idx &&
+			    a->offset_bytes < b->offset_bytes + b->size_bytes &&
 			    b->offset_bytes < a->offset_bytes + a->size_bytes)
 				die(0, "regions %u and %u overlap in memfd %u: give another offset=", j, i,
 				    a->memfd_idx);
@@ -142,8 +143,9 @@ int memory_map(struct memory *memory)
 {
 	for (unsigned i = 0; i < memory->regions; i++) {
 		struct region *region = &memory->region[i];
-		void *base = mmap(NULL, region->size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
-				  memory->memfd[region->memfd_idx], (off_t)region->offset_bytes);
+		void *base =
+			mmap(NULL, region->size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+			     memory->memfd[region->memfd_idx], (off_t)region->offset_bytes);
 
 		if (base == MAP_FAILED)
 			return -errno;
@@ -180,7 +182,8 @@ static const struct region *find_region(const struct memory *memory, uint64_t pa
 	return &memory->region[low];
 }
 
-uint64_t memory_run(const struct memory *memory, uint64_t page_idx, uint64_t pages, const struct region **region)
+uint64_t memory_run(const struct memory *memory, uint64_t page_idx, uint64_t pages,
+		    const struct region **region)
 {
 	*region = find_region(memory, page_idx);
 	uint64_t left = (*region)->first_page + (*region)->size_bytes / PAGE_BYTES - page_idx;

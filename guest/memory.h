@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Guest memory: memfds, regions of them, and where this process maps them.
  *
- * Pages are counted over all regions from 0. Addresses differ from process to process, page numbers do not. */
+ * Pages are counted over all regions from 0. Addresses differ from process to process, page numbers do
+ * not. */
 #ifndef GUEST_MEMORY_H
 #define GUEST_MEMORY_H
 
@@ -10,7 +11,7 @@
 #define MAX_MEMFDS MAX_REGIONS
 
 struct region {
-	uint8_t *base;	       /* in this process; NULL while not mapped */
+	uint8_t *base; /* in this process; NULL while not mapped */
 	uint64_t size_bytes;
 	uint64_t offset_bytes; /* in its memfd */
 	uint64_t first_page;   /* number of its first page */
@@ -23,12 +24,13 @@ struct memory {
 	int memfd[MAX_MEMFDS];
 	unsigned memfds;
 	uint64_t pages;
-	bool huge;	     /* ask for transparent huge pages */
+	bool huge;           /* ask for transparent huge pages */
 	uint8_t *dummy_page; /* nobody touches it; NULL in processes that do not have one */
 };
 
 /* Add what "SIZE[,memfd=N][,offset=BYTES]" asks for. Without memfd= the region gets a memfd of its own.
- * NULL, or what is wrong with the text. Memfds must be numbered without gaps: memory_create() ends the program if not. */
+ * NULL, or what is wrong with the text. Memfds must be numbered without gaps: memory_create() ends the
+ * program if not. */
 const char *memory_add(struct memory *memory, const char *text);
 
 /* Make the memfds; nothing is mapped yet. Ends the program with a message when something fails. */
@@ -41,7 +43,8 @@ int memory_map(struct memory *memory);
 int memory_map_dummy(struct memory *memory);
 
 /* The longest run of pages from page_idx on, at most `pages`, that lies in one region. */
-uint64_t memory_run(const struct memory *memory, uint64_t page_idx, uint64_t pages, const struct region **region);
+uint64_t memory_run(const struct memory *memory, uint64_t page_idx, uint64_t pages,
+		    const struct region **region);
 
 uint8_t *memory_page(const struct memory *memory, uint64_t page_idx);
 

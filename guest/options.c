@@ -11,17 +11,23 @@
 #include "control.h"
 
 static const char help[] =
-	"Usage: vmmswap-guest --region SIZE[,memfd=N][,offset=BYTES]... (--socket PATH | --no-handoff) [OPTION]...\n"
+	"Usage: vmmswap-guest [--region SIZE[,memfd=N][,offset=BYTES]]... (--socket PATH | --no-handoff)\n"
+	"                     [OPTION]...\n"
 	"\n"
-	"A small VMM: guest memory in memfds, workers and device processes that use it all the time and check every\n"
-	"byte. It hands its memory to vmmswap-monitor as any VMM would, and obeys orders on standard input.\n"
+	"A small VMM: guest memory in memfds, workers and device processes that use it all the time and "
+	"check\n"
+	"every byte. It hands its memory to vmmswap-monitor as any VMM would, and obeys orders on standard "
+	"input.\n"
 	"\n"
 	"  --region SIZE[,memfd=N][,offset=BYTES]\n"
-	"                      a region of guest memory; without memfd= in a memfd of its own, with the same N several\n"
-	"                      regions share one. Sizes end in K, M or G. Up to 64 times; default: one of 64M\n"
+	"                      a region of guest memory; without memfd= in a memfd of its own, with the same "
+	"N\n"
+	"                      several regions share one. Sizes end in K, M or G. Up to 64 times; default: "
+	"64M\n"
 	"  --socket PATH       the monitor's socket, such as /run/vmmswap/NAME.sock\n"
 	"  --no-handoff        no monitor\n"
-	"  --tries N           how often to connect again, ten times a second, while nobody listens (default 100)\n"
+	"  --tries N           how often to connect again, ten times a second, while nobody listens\n"
+	"                      (default 100)\n"
 	"  --api WHO           who does UFFDIO_API: monitor (default), self, or self=FEATURES, a number\n"
 	"  --uffd HOW          from where: auto (default), device (/dev/userfaultfd), syscall\n"
 	"  --user-mode-only    make a userfaultfd that a monitor must refuse\n"
@@ -38,8 +44,23 @@ static const char help[] =
 	"Example: vmmswap-guest --region 512M --region 256M --socket /run/vmmswap/web.sock\n"
 	"\n";
 
-enum { OPT_REGION = 256, OPT_SOCKET, OPT_NO_HANDOFF, OPT_TRIES, OPT_API, OPT_UFFD, OPT_USER_MODE, OPT_NO_DUMMY,
-       OPT_PINS, OPT_WORKERS, OPT_DEVICE_WORKERS, OPT_SEED, OPT_MIX, OPT_HUGE, OPT_HELP };
+enum {
+	OPT_REGION = 256,
+	OPT_SOCKET,
+	OPT_NO_HANDOFF,
+	OPT_TRIES,
+	OPT_API,
+	OPT_UFFD,
+	OPT_USER_MODE,
+	OPT_NO_DUMMY,
+	OPT_PINS,
+	OPT_WORKERS,
+	OPT_DEVICE_WORKERS,
+	OPT_SEED,
+	OPT_MIX,
+	OPT_HUGE,
+	OPT_HELP
+};
 
 static const struct option long_options[] = {
 	{"region", required_argument, NULL, OPT_REGION},

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Guest memory is read and written by atomic 64-bit accesses with acquire and release, which cost nothing extra on
- * x86-64. They make the copy of a page safe against a writer in another thread: a reader that saw any word of a write in
- * progress also sees that the page's word was taken, and throws its copy away. */
+/* Guest memory is read and written by atomic 64-bit accesses with acquire and release, which cost nothing
+ * extra on x86-64. They make the copy of a page safe against a writer in another thread: a reader that saw
+ * any word of a write in progress also sees that the page's word was taken, and throws its copy away. */
 #include "page.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 
 #include "job.h"
 
-#define WRITER_SHIFT 40
+#define WRITER_SHIFT    40
 #define LOCK_RECHECK_NS 100000000u /* a writer that was killed wakes nobody */
 
 static _Atomic uint64_t *guest_words(struct worker *worker, uint64_t page_idx)
@@ -99,7 +99,8 @@ static void expect(struct worker *worker, uint64_t page_idx, page_word word)
 		content_expect(&worker->guest->content, page_idx, word_version(word), worker->expected);
 }
 
-static void record_first(struct mismatch *first, struct worker *worker, uint64_t page_idx, page_word word, unsigned at)
+static void record_first(struct mismatch *first, struct worker *worker, uint64_t page_idx, page_word word,
+			 unsigned at)
 {
 	uint32_t unclaimed = 0;
 
@@ -110,9 +111,10 @@ static void record_first(struct mismatch *first, struct worker *worker, uint64_t
 	first->offset_bytes = at;
 	first->expected = ((const uint8_t *)worker->expected)[at];
 	first->actual = ((const uint8_t *)worker->got)[at];
-	first->expected_version = word_contents(word) == CONTENTS_VERSION || word_contents(word) == CONTENTS_EITHER
-					  ? word_version(word)
-					  : 0;
+	first->expected_version =
+		word_contents(word) == CONTENTS_VERSION || word_contents(word) == CONTENTS_EITHER
+			? word_version(word)
+			: 0;
 	first->actual_version = content_claimed_version(&worker->guest->content, page_idx, worker->got);
 	first->process = worker->guest->process;
 	first->worker = worker->index;
@@ -249,8 +251,10 @@ static void drain(struct worker *worker)
 		;
 }
 
-/* The pipes are ours alone and one page always fits, so anything but a whole page is the guest page's fault. */
-page_word page_kernel_read_locked(struct worker *worker, uint64_t page_idx, page_word was, enum page_result *result)
+/* The pipes are ours alone and one page always fits, so anything but a whole page is the guest page's
+ * fault. */
+page_word page_kernel_read_locked(struct worker *worker, uint64_t page_idx, page_word was,
+				  enum page_result *result)
 {
 	const struct guest *guest = worker->guest;
 	page_word next = page_next_word(guest, page_idx, was, WRITE_WHOLE);
@@ -261,7 +265,8 @@ page_word page_kernel_read_locked(struct worker *worker, uint64_t page_idx, page
 		return was;
 	op_begin(worker, page_idx);
 	/* syscall(): the sanitizers would take read() for an unordered write and report our own seqlock. */
-	long count = syscall(SYS_read, worker->pipe_fd[0], memory_page(&guest->memory, page_idx), (size_t)PAGE_BYTES);
+	long count = syscall(SYS_read, worker->pipe_fd[0], memory_page(&guest->memory, page_idx),
+			     (size_t)PAGE_BYTES);
 	op_end(worker);
 	if (count != (long)PAGE_BYTES) {
 		drain(worker);
@@ -281,7 +286,8 @@ enum page_result page_kernel_write_locked(struct worker *worker, uint64_t page_i
 	long count = syscall(SYS_write, worker->pipe_fd[1], memory_page(&worker->guest->memory, page_idx),
 			     (size_t)PAGE_BYTES);
 	op_end(worker);
-	if (count != (long)PAGE_BYTES || read(worker->pipe_fd[0], worker->got, PAGE_BYTES) != (ssize_t)PAGE_BYTES) {
+	if (count != (long)PAGE_BYTES ||
+	    read(worker->pipe_fd[0], worker->got, PAGE_BYTES) != (ssize_t)PAGE_BYTES) {
 		drain(worker);
 		return bus_error(worker);
 	}
@@ -303,7 +309,8 @@ void page_recover(struct worker *worker, uint64_t page_idx, uint32_t how)
 		expect(worker, page_idx, next);
 		memcpy(worker->next, worker->expected, PAGE_BYTES);
 		expect(worker, page_idx, was);
-		/* A removal may have been cut short, or a page of unsettled contents may have been zeros before. */
+		/* A removal may have been cut short, or a page of unsettled contents may have been zeros
+		 * before. */
 		bool allows_zeros = word_contents(was) == CONTENTS_EITHER;
 		for (unsigned i = 0; i < PAGE_WORDS; i++)
 			if (worker->got[i] == worker->next[i] || (allows_zeros && !worker->got[i]))
@@ -311,7 +318,8 @@ void page_recover(struct worker *worker, uint64_t page_idx, uint32_t how)
 		if (memcmp(worker->expected, worker->got, PAGE_BYTES))
 			record_wrong(worker, page_idx, was);
 	}
-	next = page_write_locked(worker, page_idx, word_make(word_version(next), CONTENTS_ZEROS), WRITE_WHOLE, &result);
+	next = page_write_locked(worker, page_idx, word_make(word_version(next), CONTENTS_ZEROS), WRITE_WHOLE,
+				 &result);
 	page_unlock(worker, page_idx, next);
 }
 

@@ -2,13 +2,14 @@
 #include "report.h"
 
 #include <errno.h>
-#include <stdio.h>
+#include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define ULL(value) ((unsigned long long)(value))
 
-const char *const job_names[] = {"fill", "verify", "touch", "remove", "kernel-io", "corrupt", "munmap",
-				 "recover", "fork", "exec-device", "backend", "work stop"};
+const char *const job_names[] = {"fill",   "verify",  "touch", "remove",      "kernel-io", "corrupt",
+				 "munmap", "recover", "fork",  "exec-device", "backend",   "work stop"};
 
 static const char *const state_names[] = {"free", "starting", "running", "silent", "dying", "dead"};
 static const char *const kind_names[] = {"main", "fork", "backend"};
@@ -49,9 +50,10 @@ static void add_process(struct totals *totals, struct process_slot *process, uin
 
 static void report_totals(struct text *text, const struct totals *totals)
 {
-	text_add(text, ",\"reads\":%llu,\"writes\":%llu,\"kernel_ios\":%llu", ULL(totals->reads), ULL(totals->writes),
-		 ULL(totals->kernel_ios));
-	text_add(text, ",\"verified_bytes\":%llu,\"wrong_bytes\":%llu,\"wrong_pages\":%llu,\"bus_errors\":%llu",
+	text_add(text, ",\"reads\":%llu,\"writes\":%llu,\"kernel_ios\":%llu", ULL(totals->reads),
+		 ULL(totals->writes), ULL(totals->kernel_ios));
+	text_add(text,
+		 ",\"verified_bytes\":%llu,\"wrong_bytes\":%llu,\"wrong_pages\":%llu,\"bus_errors\":%llu",
 		 ULL(totals->verified_bytes), ULL(totals->wrong_bytes), ULL(totals->wrong_pages),
 		 ULL(totals->bus_errors));
 	uint64_t longest_ns = totals->longest_ns > totals->stuck_ns ? totals->longest_ns : totals->stuck_ns;
@@ -66,8 +68,9 @@ static void report_mismatch(struct text *text, const struct mismatch *mismatch)
 		text_add(text, "null");
 		return;
 	}
-	text_add(text, "{\"page\":%llu,\"addr\":%llu,\"offset\":%u,\"expected\":%u,\"actual\":%u", ULL(mismatch->page_idx),
-		 ULL(mismatch->addr), mismatch->offset_bytes, mismatch->expected, mismatch->actual);
+	text_add(text, "{\"page\":%llu,\"addr\":%llu,\"offset\":%u,\"expected\":%u,\"actual\":%u",
+		 ULL(mismatch->page_idx), ULL(mismatch->addr), mismatch->offset_bytes, mismatch->expected,
+		 mismatch->actual);
 	text_add(text, ",\"expected_version\":%u,\"actual_version\":%u,\"process\":%d,\"worker\":%d}",
 		 mismatch->expected_version, mismatch->actual_version, mismatch->process, mismatch->worker);
 }
@@ -92,7 +95,8 @@ void report_regions(struct text *text, struct guest *guest)
 	for (unsigned i = 0; i < memory->regions; i++) {
 		const struct region *region = &memory->region[i];
 
-		text_add(text, "%s{\"addr\":%llu,\"size\":%llu,\"offset\":%llu,\"memfd\":%u,\"first_page\":%llu}",
+		text_add(text,
+			 "%s{\"addr\":%llu,\"size\":%llu,\"offset\":%llu,\"memfd\":%u,\"first_page\":%llu}",
 			 i ? "," : "", ULL((uintptr_t)region->base), ULL(region->size_bytes),
 			 ULL(region->offset_bytes), region->memfd_idx, ULL(region->first_page));
 	}
@@ -131,16 +135,18 @@ void report_status(struct text *text, struct guest *guest, const struct handoff 
 /* VmRSS of the VMM itself: shared memory that it maps counts while mapped, so it falls when pages leave. */
 static unsigned long long rss_kib(void)
 {
-	FILE *file = fopen("/proc/self/status", "re");
-	char line[128];
+	int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC);
+	char status[4096] = "";
 	unsigned long long kib = 0;
 
-	if (!file)
+	if (fd < 0)
 		return 0;
-	while (fgets(line, sizeof(line), file))
-		if (sscanf(line, "VmRSS: %llu kB", &kib) == 1)
-			break;
-	fclose(file);
+	if (read(fd, status, sizeof(status) - 1) > 0) {
+		const char *line = strstr(status, "\nVmRSS:");
+
+		kib = line ? strtoull(line + strlen("\nVmRSS:"), NULL, 10) : 0;
+	}
+	close(fd);
 	return kib;
 }
 
@@ -172,8 +178,8 @@ void report_processes(struct text *text, struct guest *guest)
 		if (state == PROCESS_FREE)
 			continue;
 		add_process(&totals, process, now);
-		text_add(text, "%s{\"process\":%d,\"pid\":%d,\"kind\":\"%s\",\"parent\":%d,\"state\":\"%s\"", comma, i,
-			 atomic_load(&process->pid), kind_names[atomic_load(&process->kind)],
+		text_add(text, "%s{\"process\":%d,\"pid\":%d,\"kind\":\"%s\",\"parent\":%d,\"state\":\"%s\"",
+			 comma, i, atomic_load(&process->pid), kind_names[atomic_load(&process->kind)],
 			 atomic_load(&process->parent), state_names[state]);
 		report_totals(text, &totals);
 		text_add(text, "}");
@@ -241,7 +247,9 @@ void report_job(struct text *text, struct guest *guest, const struct job *job)
 
 		error = error ? error : not_made;
 	}
-	text_add(text, ",\"pages\":%llu,\"bytes\":%llu,\"wrong_bytes\":%llu,\"wrong_pages\":%llu,\"bus_errors\":%llu",
+	text_add(text,
+		 ",\"pages\":%llu,\"bytes\":%llu,\"wrong_bytes\":%llu,\"wrong_pages\":%llu,\"bus_errors\":%"
+		 "llu",
 		 ULL(atomic_load(&job->done_pages)), ULL(atomic_load(&job->bytes)),
 		 ULL(atomic_load(&job->wrong_bytes)), ULL(atomic_load(&job->wrong_pages)),
 		 ULL(atomic_load(&job->bus_errors)));

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the guest says about itself: members of JSON objects, each with a leading comma. Reads counters only, never guest
- * memory. */
+/* What the guest says about itself: members of JSON objects, each with a leading comma. Reads counters
+ * only, never guest memory. */
 #ifndef GUEST_REPORT_H
 #define GUEST_REPORT_H
 

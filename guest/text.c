@@ -1,37 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "text.h"
 
-#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "common.h"
-
-static void reserve(struct text *text, size_t more)
-{
-	if (text->length + more + 1 <= text->size)
-		return;
-	text->size = 2 * (text->length + more + 1);
-	text->data = realloc(text->data, text->size);
-	if (!text->data)
-		die(ENOMEM, "cannot write a reply");
-}
 
 void text_add(struct text *text, const char *format, ...)
 {
 	va_list args;
 
 	va_start(args, format);
-	int length = vsnprintf(NULL, 0, format, args);
+	int length = vsnprintf(text->data + text->length, text->size - text->length, format, args);
 	va_end(args);
-	if (length < 0)
-		die(errno, "cannot format a reply");
-	reserve(text, (size_t)length);
-	va_start(args, format);
-	vsnprintf(text->data + text->length, (size_t)length + 1, format, args);
-	va_end(args);
+	if (length < 0 || (size_t)length >= text->size - text->length)
+		die(0, "a reply or message is longer than %zu bytes", text->size);
 	text->length += (size_t)length;
 }
 
@@ -54,12 +38,6 @@ void text_add_string(struct text *text, const char *string)
 void text_clear(struct text *text)
 {
 	text->length = 0;
-}
-
-void text_free(struct text *text)
-{
-	free(text->data);
-	*text = (struct text){0};
 }
 
 static const char *skip_space(const char *at)

@@ -20,8 +20,18 @@
 #define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
 #endif
 
-#define FEATURES_NEEDED (UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM)
-#define FEATURES_WP (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+#ifndef UFFD_FEATURE_POISON
+#define UFFD_FEATURE_POISON (1 << 14)
+#endif
+
+/* All that the monitor can use, then with less for older kernels. Without fork events nothing works well. */
+static const uint64_t wanted[] = {
+	UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM |
+		UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_POISON,
+	UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM |
+		UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM,
+	UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM,
+};
 
 static int open_bare(const struct uffd_options *options)
 {
@@ -44,17 +54,23 @@ static int open_bare(const struct uffd_options *options)
 	return fd < 0 ? -errno : fd;
 }
 
-/* A failed UFFDIO_API leaves the fd as it was (since Linux 6.0 also its flags), so asking for less afterwards is sound. */
+static int try_api(int fd, uint64_t features)
+{
+	struct uffdio_api api = {.api = UFFD_API, .features = features};
+
+	return ioctl(fd, UFFDIO_API, &api) < 0 ? -errno : 0;
+}
+
+/* UFFDIO_API that fails leaves the fd uninitialised, so asking for less afterwards is sound. */
 static int do_api(int fd, uint64_t features)
 {
-	struct uffdio_api api = {.api = UFFD_API, .features = features ? features : FEATURES_NEEDED | FEATURES_WP};
+	int rc = -EINVAL;
 
-	if (ioctl(fd, UFFDIO_API, &api) == 0)
-		return 0;
-	if (features || errno != EINVAL)
-		return -errno;
-	api = (struct uffdio_api){.api = UFFD_API, .features = FEATURES_NEEDED};
-	return ioctl(fd, UFFDIO_API, &api) < 0 ? -errno : 0;
+	if (features)
+		return try_api(fd, features);
+	for (unsigned i = 0; i < sizeof(wanted) / sizeof(wanted[0]) && rc == -EINVAL; i++)
+		rc = try_api(fd, wanted[i]);
+	return rc;
 }
 
 int uffd_open(const struct uffd_options *options)
@@ -75,8 +91,9 @@ const char *uffd_advice(int err)
 {
 	switch (err) {
 	case ENOSYS: return "this kernel has no userfaultfd: CONFIG_USERFAULTFD is off";
-	case EPERM: return "needs root, CAP_SYS_PTRACE, sysctl vm.unprivileged_userfaultfd=1, or access to "
-			   "/dev/userfaultfd";
+	case EPERM:
+		return "needs root, CAP_SYS_PTRACE, sysctl vm.unprivileged_userfaultfd=1, or access to "
+		       "/dev/userfaultfd";
 	case EACCES: return "/dev/userfaultfd may not be opened: be in its group (vmmswap) or root";
 	case ENOENT: return "there is no /dev/userfaultfd: use --uffd syscall";
 	case EINVAL: return "the kernel lacks a feature that was asked for";

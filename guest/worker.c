@@ -11,8 +11,8 @@
 #include "job.h"
 
 #define STACK_BYTES (256u << 10)
-#define RETRY_NS 10000000u /* nothing to work on: look again */
-#define PAGE_TRIES 16
+#define RETRY_NS    10000000u /* nothing to work on: look again */
+#define PAGE_TRIES  16
 
 static _Thread_local struct worker *this_worker;
 
@@ -52,7 +52,8 @@ void worker_init(struct worker *worker, struct guest *guest, int index)
 	worker->index = index;
 	worker->id = index < 0 ? 0 : worker_id(guest->process, index);
 	worker->slot = index < 0 ? NULL : &process->worker[index];
-	worker->random = content_mix(guest->content.seed + (uint64_t)guest->process * MAX_WORKERS) + (uint64_t)index;
+	worker->random =
+		content_mix(guest->content.seed + (uint64_t)guest->process * MAX_WORKERS) + (uint64_t)index;
 	worker->pipe_fd[0] = worker->pipe_fd[1] = -1;
 }
 
@@ -162,7 +163,8 @@ static bool is_early(struct worker *worker, uint32_t seen_wake)
 	}
 	/* After a stall, go on at the rate; do not catch up. */
 	uint64_t step_ns = 1000000000u / rate;
-	worker->next_op_ns = worker->next_op_ns + step_ns > now ? worker->next_op_ns + step_ns : now + step_ns;
+	worker->next_op_ns =
+		worker->next_op_ns + step_ns > now ? worker->next_op_ns + step_ns : now + step_ns;
 	return false;
 }
 
