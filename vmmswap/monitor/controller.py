@@ -98,8 +98,7 @@ class Controller:
 
     def stop_page_fault_logging(self) -> None:
         if self._tracing is not None and self.vm is not None:
-            self._tracing.stop()
-            self._tracing = None
+            self.flush_page_faults()
             self.vm.change(logging=False)
             self._changed()
 
@@ -142,12 +141,16 @@ class Controller:
         """The VM is gone, or left to a successor: nothing more is done for it."""
         self._room.stop()
         self._cancel_retry()
-        if self._tracing is not None:
-            self._tracing.stop()
-            self._tracing = None
+        self.flush_page_faults()
         self.vm = None
         self._machine = Machine()
         self._changed()
+
+    def flush_page_faults(self) -> None:
+        """Write what the page-fault log has not got yet; the successor goes on with it."""
+        if self._tracing is not None:
+            self._tracing.stop()
+            self._tracing = None
 
     def job_done(self, event: JobDone) -> None:
         """The engine's job has ended."""
@@ -155,7 +158,7 @@ class Controller:
             return
         self._room.stop()
         stats = self.vm.engine.stats()
-        self._operation_log.ended(self._machine.operation, stats, event)
+        self._operation_log.ended(self._machine.operation, stats, self.vm.engine.pin_check, event)
         self.vm.change(interrupted=0)
         self._is_short_of_memory = self._is_short_of_memory and stats.tracking
         error = event.error.message if event.error else ""

@@ -151,12 +151,15 @@ class RoomWatch:
         )
 
     def has_room(self) -> bool:
+        if self._swap_pages() == 0:  # nothing to bring in: what is left is to stop tracking
+            self._room = Headroom(0, "")
+            return True
         self._room = look(self._pids(), self._mounts)
         return self._room.bytes > 0
 
     def start(self) -> None:
         """After has_room(). Looks again before the fastest swap-in could have used half of what there is."""
-        enough = self._room.bytes > self._swap_pages() * PAGE_SIZE
+        enough = self._room.bytes >= self._swap_pages() * PAGE_SIZE
         delay_s = _LONGEST_S if enough else self._room.bytes / 2 / _FASTEST_SWAP_IN_BYTES_S
         delay_s = min(_LONGEST_S, max(_SHORTEST_S, delay_s))
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._look_again)

@@ -41,6 +41,7 @@ class ProcessRecord:
     key: int
     pid: int  # 0: not known
     ranges: tuple[tuple[int, int, int], ...]
+    is_proven: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Manifest:
     pins: bool = True
     qmp: str = ""
     attached: bool = False  # no connection belongs to the VM
+    releasing: bool = False  # its connection has ended: all in, and let it go
     memfds: tuple[int, ...] = ()  # the numbers that still have one, as memfd-N
     regions: tuple[RegionRecord, ...] = ()
     processes: tuple[ProcessRecord, ...] = ()
@@ -68,7 +70,7 @@ def _from_json(value: dict[str, Any]) -> Manifest:
         memfds=tuple(manifest.memfds),
         regions=tuple(RegionRecord(**region) for region in value["regions"]),
         processes=tuple(
-            ProcessRecord(item["key"], item["pid"], tuple((a, i, n) for a, i, n in item["ranges"]))
+            ProcessRecord(**{**item, "ranges": tuple((a, i, n) for a, i, n in item["ranges"])})
             for item in value["processes"]
         ),
     )

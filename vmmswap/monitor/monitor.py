@@ -78,12 +78,14 @@ class Monitor:
         self._server = HandoffServer(self, limits, is_registered=recovered)
         if recovered:
             self._recover(self._server)
+        else:
+            recovery.forget(self._setup.kept, self._store)
         connection: Connection | None = None
         try:
             if not self._ended.done():
                 connection = await publish(self._controller, self._setup.bus, required=not recovered)
-                service.notify("READY=1")
-                self._say_status()
+            service.notify("READY=1")
+            self._say_status()
             if self._setup.listener is not None:
                 tasks.append(loop.create_task(self._server.serve(self._setup.listener), name="hand-off"))
             return await self._ended
@@ -94,6 +96,7 @@ class Monitor:
             await self._server.close()
             if connection is not None:
                 await connection.close()
+            await self._barrier()  # systemd takes nothing from a process that is gone
 
     # The hand-off
 
@@ -122,6 +125,9 @@ class Monitor:
         except OSError as error:
             vm.close()
             raise InternalError(f"systemd does not confirm what it keeps for us: {error}") from None
+        except BaseException:
+            vm.close()
+            raise
         self._serve(vm)
         total_mib = sum(item.pages for item in vm.manifest.regions) * PAGE_SIZE >> 20
         _log.info(
@@ -174,6 +180,7 @@ class Monitor:
         if vm is None or error is not None or not is_vmm_alive(vm):
             return  # its pidfd tells of its end
         _log.info("the VMM has closed its connection: its memory is swapped in and it is released")
+        vm.change(releasing=True)
         self._controller.release("the VMM has closed its connection", must=True)
 
     def _registered(self) -> tuple[Vm, Processes]:
@@ -206,7 +213,9 @@ class Monitor:
             server.adopt(found.connection, recovery.memory_of(found.vm))
         if found.vm.manifest.logging:
             self._controller.start_page_fault_logging()
-        if not found.error:
+        if found.vm.manifest.releasing:
+            self._controller.release("the VMM has closed its connection", must=True)
+        elif not found.error:
             self._controller.resume(found.last_job)
 
     def _take_events(self, vm: Vm) -> None:
@@ -245,8 +254,8 @@ class Monitor:
         _log.info("the VM is released: %s", reason, extra=fields("", message_ids.VM_GONE))
         self._end(0)
 
-    def _end(self, status: int, *, keep: bool = False) -> None:
-        """Free all, or leave it to a successor, and end."""
+    def _end(self, status: int) -> None:
+        """Free all and end."""
         vm = self._controller.vm
         if vm is not None:
             asyncio.get_running_loop().remove_reader(vm.engine.event_fd)
@@ -254,8 +263,10 @@ class Monitor:
                 self._processes.close()
                 self._processes = None
             self._controller.drop()
-            if not keep:
-                vm.close()
+            vm.close()
+        self._finish(status)
+
+    def _finish(self, status: int) -> None:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(status)
 
@@ -283,8 +294,12 @@ class Monitor:
             )
             self._stop()
             return
+        if self._controller.vm is None:
+            self._end(0)
+            return
         _log.info("told to restart: memory stays where it is")
-        self._end(EXIT_RESTART if self._controller.vm is not None else 0, keep=True)
+        self._controller.flush_page_faults()
+        self._finish(EXIT_RESTART)  # until we are gone, faults and forks are seen to
 
     def _say_status(self) -> None:
         status = self._controller.status()
@@ -301,7 +316,13 @@ class Monitor:
 
 def _new_process(process: requests.ProcessMemory) -> NewProcess:
     return NewProcess(
-        process.pid, process.pidfd, process.uffd, process.regions, process.dummy_page, process.limits
+        process.pid,
+        process.pidfd,
+        process.uffd,
+        process.regions,
+        process.dummy_page,
+        process.limits,
+        process.is_proven,
     )
 
 

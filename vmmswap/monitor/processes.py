@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 
 from vmmswap.engine import ProcessForked
-from vmmswap.errors import NoSuchVMError, VmmswapError
+from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.fds import is_alive
 from vmmswap.monitor import coverage
 from vmmswap.monitor.vm import VMM_KEY, NewProcess, Process, Vm
@@ -96,6 +96,12 @@ class Processes:
                 ", ".join(map(str, sorted(unreadable)[:10])),
             )
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
+        for process in vm.processes.values():
+            if not process.is_proven:
+                raise NotSupportedError(
+                    f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd stops accesses"
+                    " of the kernel's (KVM, vhost), which would fail: have the VMM send a dummy_page"
+                )
 
     async def _look(self) -> coverage.Picture:
         """Who maps the memory now; pids that were found are noted."""

@@ -43,6 +43,14 @@ def is_needed(kept: dict[str, int]) -> bool:
     return fdstore.MANIFEST in kept
 
 
+def forget(kept: dict[str, int], store: FdStore) -> None:
+    """Close, here and in the store, what a predecessor left that died while a VM registered."""
+    for name, fd in kept.items():
+        os.close(fd)
+        store.adopt(name)
+        store.remove(name)
+
+
 def peek(kept: dict[str, int]) -> Manifest:
     """What a predecessor's record says. StorageFailedError."""
     return ManifestFile(kept[fdstore.MANIFEST]).read()
@@ -147,7 +155,9 @@ def _add_process(vm: Vm, record: ProcessRecord, kept: dict[str, int]) -> None:
     process_id = vm.engine.add_process(uffd, ranges)
     pidfd = kept.get(fdstore.pidfd_name(record.key), -1)
     pid = record.pid if pidfd >= 0 else 0
-    vm.processes[process_id] = Process(record.key, process_id, pid, pidfd, uffd, True, ranges)
+    vm.processes[process_id] = Process(
+        record.key, process_id, pid, pidfd, uffd, True, ranges, record.is_proven
+    )
 
 
 def _connection(kept: dict[str, int]) -> socket.socket | None:

@@ -16,6 +16,12 @@ from vmmswap.status import Operation, Status
 
 _log = logging.getLogger("vmmswap.operation")
 
+_WEAK_PIN_CHECKS = {
+    "promise": "the VMM promises that there are none",
+    "settle": "the swap-out only waits for I/O to end",
+    "none": "PinCheck=off",
+}
+
 
 def status_of(name: str, machine: Machine, vm: Vm | None, *, logging: bool) -> Status:
     """The VM's status now; all zero before a VMM has registered."""
@@ -64,12 +70,13 @@ class OperationLog:
 
     def __init__(self) -> None:
         self._since_s = 0.0
+        self._told_pin_check = ""
 
     def started(self, operation: Operation) -> None:
         self._since_s = time.monotonic()
         _log.info("%s begins", operation, extra=fields(operation, message_ids.OPERATION_STARTED))
 
-    def ended(self, operation: Operation, stats: EngineStats, event: JobDone) -> None:
+    def ended(self, operation: Operation, stats: EngineStats, pin_check: str, event: JobDone) -> None:
         took_ms = round((time.monotonic() - self._since_s) * 1000)
         counts = f"{stats.resident_pages} pages resident, {stats.swap_pages} in the store"
         if operation is Operation.SWAP_OUT:
@@ -81,6 +88,7 @@ class OperationLog:
             "pinned_pages": stats.pinned_pages,
             "pause_us": stats.pause_us,
         }
+        self._say_weak_pin_check(pin_check)
         if event.error is None:
             how, level, message_id = "done", logging.INFO, message_ids.OPERATION_FINISHED
             if event.cancelled:
@@ -90,3 +98,14 @@ class OperationLog:
             counts = f"{event.error.message} ({counts})"
         extra = fields(operation, message_id, **more)
         _log.log(level, "%s %s after %d ms: %s", operation, how, took_ms, counts, extra=extra)
+
+    def _say_weak_pin_check(self, pin_check: str) -> None:
+        """Once for each way that is weaker than looking."""
+        if pin_check in _WEAK_PIN_CHECKS and pin_check != self._told_pin_check:
+            self._told_pin_check = pin_check
+            _log.warning(
+                "pages held for I/O are not looked for: %s (pin check: %s)",
+                _WEAK_PIN_CHECKS[pin_check],
+                pin_check,
+                extra=fields(Operation.SWAP_OUT, message_ids.WEAKER_PIN_CHECK),
+            )

@@ -38,6 +38,7 @@ class NewProcess:
     regions: tuple[Region, ...]
     dummy_page: int | None = None
     limits: tuple[str, ...] = ()  # what is not offered to it and why, for people
+    is_proven: bool = True  # its uffd was seen to stop kernel-mode accesses too
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class Process:
     uffd: int  # to ask whether it is gone
     owns_uffd: bool  # False: a forked child's, which is the engine's own
     ranges: tuple[Range, ...]
-    limits: tuple[str, ...] = ()
+    is_proven: bool = True
 
     def close(self) -> None:
         if self.pidfd >= 0:
@@ -100,7 +101,12 @@ class Vm:
     def record_processes(self) -> None:
         self.change(
             processes=tuple(
-                ProcessRecord(item.key, item.pid, tuple((r.addr, r.page_idx, r.pages) for r in item.ranges))
+                ProcessRecord(
+                    item.key,
+                    item.pid,
+                    tuple((r.addr, r.page_idx, r.pages) for r in item.ranges),
+                    item.is_proven,
+                )
                 for item in self.processes.values()
             )
         )
@@ -122,7 +128,9 @@ class Vm:
             undo.callback(self.engine.remove_process, process_id)
             if new.dummy_page is not None:
                 self.engine.register_dummy(process_id, new.dummy_page)
-            process = Process(key, process_id, new.pid, pidfd, _dup(new.uffd, undo), True, ranges, new.limits)
+            process = Process(
+                key, process_id, new.pid, pidfd, _dup(new.uffd, undo), True, ranges, new.is_proven
+            )
             undo.callback(self.record_processes)
             undo.callback(self.processes.pop, process_id, None)
             undo.callback(self.store.remove, fdstore.uffd_name(process.key))
@@ -139,7 +147,9 @@ class Vm:
         parent = self.processes.get(parent_id)
         if parent is None:
             return None
-        child = Process(self.manifest.next_key, process_id, 0, -1, uffd, False, parent.ranges, parent.limits)
+        child = Process(
+            self.manifest.next_key, process_id, 0, -1, uffd, False, parent.ranges, parent.is_proven
+        )
         self._enter(child)
         return child
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A notify socket with an fd store, as a service manager has it, for tests that restart a monitor many times.
+
+What only systemd itself can show (when it drops fds, when it restarts) is tested with systemd, elsewhere.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+# Puts the given fds at 3, 4, ... as systemd does, and becomes the program.
+_LAUNCHER = """
+import fcntl, os, sys
+fds, names, argv = sys.argv[1].split(","), sys.argv[2], sys.argv[3:]
+high = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 1000) for fd in fds if fd]
+for number, fd in enumerate(high, 3):
+    os.dup2(fd, number)
+    os.close(fd)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(high)), LISTEN_FDNAMES=names)
+os.execv(argv[0], argv)
+"""
+
+
+class ServiceManager:
+    """Receives what a service notifies. `kept` is its fd store, which outlives the service."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "notify"
+        self.kept: dict[str, int] = {}
+        self.lines: list[str] = []
+        self._changed = threading.Condition()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._socket.bind(str(self.path))
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._receive, name="notify socket", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+        for fd in self.kept.values():
+            os.close(fd)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"NOTIFY_SOCKET": str(self.path), "FDSTORE": "4096"}
+
+    def program(self, *argv: str, listener: socket.socket) -> tuple[list[str], list[int]]:
+        """How to start the service with its listening socket and all kept fds: a command, and what to pass."""
+        names = ["listen", *self.kept]
+        fds = [listener.fileno(), *self.kept.values()]
+        command = [sys.executable, "-c", _LAUNCHER, ",".join(map(str, fds)), ":".join(names)]
+        return [*command, *argv], fds
+
+    def wait_line(self, text: str, deadline_s: float = 60.0) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: any(text in line for line in self.lines), deadline_s), (
+                f"waited in vain for {text!r} among {self.lines}"
+            )
+
+    def forget_lines(self) -> None:
+        with self._changed:
+            self.lines.clear()
+
+    def _receive(self) -> None:
+        while True:
+            room = socket.CMSG_SPACE(253 * 4)
+            data, control, _, _ = self._socket.recvmsg(1 << 16, room, socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                return
+            fds = array.array("i")
+            for _level, _kind, payload in control:
+                fds.frombytes(payload)
+            with self._changed:
+                self._take(data.decode().splitlines(), list(fds))
+                self._changed.notify_all()
+
+    def _take(self, lines: list[str], fds: list[int]) -> None:
+        fields = dict(line.split("=", 1) for line in lines)
+        self.lines += lines
+        if "FDSTORE" in fields:
+            assert len(fds) == 1
+            assert fields["FDPOLL"] == "0"
+            name = fields["FDNAME"]
+            assert name not in self.kept, f"{name} is stored twice"
+            assert ":" not in name
+            self.kept[name] = fds[0]
+            return
+        if "FDSTOREREMOVE" in fields:
+            os.close(self.kept.pop(fields["FDNAME"]))
+        for fd in fds:  # BARRIER=1: the end of the pipe
+            os.close(fd)
