@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PAGE 4096u
@@ -28,11 +29,22 @@ static void need(bool good, const char *what)
 	exit(1);
 }
 
+/* What a page must hold. Versions are never used twice, so that old contents are never taken for new ones. */
+struct expected {
+	uint64_t version; /* 0: zeros */
+	uint64_t newest;  /* ever written */
+
+	/* A REMOVE that a monitor had read and not yet recorded when it was killed is lost: the page is zeros, or comes back
+	 * with exactly the contents that it had. Which of the two is seen at the first look, and holds from then on. The
+	 * version that may come back; 0: none may. */
+	uint64_t returning;
+};
+
 struct worker {
 	struct vmm *vmm;
 	uint32_t number;
 	uint64_t seed;
-	uint64_t *versions; /* of all pages; a worker only looks at its own. Private memory: never swapped by us */
+	struct expected *pages; /* all of them; a worker only looks at its own. Private memory: never swapped by us */
 };
 
 static uint64_t next_random(uint64_t *state)
@@ -62,13 +74,33 @@ static volatile uint64_t *page_at(const struct vmm *vmm, uint64_t page)
 						(second ? page - vmm->pages[0] : page) * PAGE);
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+static void settle_given_up(struct worker *self, uint64_t page, uint64_t first_value)
+{
+	struct expected *expected = &self->pages[page];
+
+	if (expected->returning && first_value == wanted_word(page, expected->returning, 0)) {
+		expected->version = expected->returning;
+		atomic_fetch_add(&self->vmm->shared->returned_pages, 1);
+	}
+	expected->returning = 0;
+}
+
 static void check_page(struct worker *self, uint64_t page)
 {
 	volatile uint64_t *words = page_at(self->vmm, page);
 	struct vmm_shared *shared = self->vmm->shared;
 
+	settle_given_up(self, page, words[0]);
 	for (uint64_t word = 0; word < WORDS; word++) {
-		uint64_t value = words[word], wanted = wanted_word(page, self->versions[page], word);
+		uint64_t value = words[word], wanted = wanted_word(page, self->pages[page].version, word);
 
 		if (value == wanted)
 			continue;
@@ -79,15 +111,18 @@ static void check_page(struct worker *self, uint64_t page)
 		}
 		return;
 	}
+	atomic_fetch_add(&shared->verified_pages, 1);
 }
 
 static void write_page(struct worker *self, uint64_t page)
 {
 	volatile uint64_t *words = page_at(self->vmm, page);
+	struct expected *expected = &self->pages[page];
 
-	self->versions[page]++;
+	expected->returning = 0;
+	expected->version = ++expected->newest;
 	for (uint64_t word = 0; word < WORDS; word++)
-		words[word] = wanted_word(page, self->versions[page], word);
+		words[word] = wanted_word(page, expected->version, word);
 }
 
 /* As QEMU's balloon does it, as crosvm's does it, and without telling anyone at all. */
@@ -104,20 +139,25 @@ static void give_page_up(struct worker *self, uint64_t page, unsigned way)
 		     "fallocate");
 		need(madvise(at, PAGE, MADV_DONTNEED) == 0, "MADV_DONTNEED");
 	}
-	self->versions[page] = 0;
+	if (self->vmm->shared->lossy)
+		self->pages[page].returning = self->pages[page].version;
+	self->pages[page].version = 0;
 }
 
 static void work(struct worker *self)
 {
 	struct vmm *vmm = self->vmm;
 	uint64_t dice = next_random(&self->seed), count = total_pages(vmm) / vmm->workers;
-	uint64_t page = (dice >> 8) % count * vmm->workers + self->number;
+	uint64_t page = (dice >> 8) % count * vmm->workers + self->number, since_ns = now_ns(), stall_ns;
 
 	check_page(self, page);
 	if (!vmm->shared->read_only && dice % 4 == 0)
 		write_page(self, page);
 	else if (vmm->shared->give_up && dice % 16 == 1)
 		give_page_up(self, page, (dice >> 4) % 2);
+	stall_ns = now_ns() - since_ns;
+	if (stall_ns > vmm->shared->longest_stall_ns) /* two threads at once: the next stall of that length is counted */
+		vmm->shared->longest_stall_ns = stall_ns;
 	atomic_fetch_add(&vmm->shared->operations, 1);
 }
 
@@ -147,10 +187,12 @@ static void *run_worker(void *argument)
 }
 
 /* A device process: it checks one page that nobody writes, over and over, through its own page tables. */
-static void be_device(struct vmm *vmm)
+static void be_device(struct vmm *vmm, uint32_t number)
 {
+	struct vmm_shared *shared = vmm->shared;
+
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	while (!vmm->shared->quit) {
+	while (!shared->quit && (!shared->children || number + shared->children >= shared->forked)) {
 		volatile uint64_t *words = page_at(vmm, total_pages(vmm) - 1);
 
 		if (words[1] != wanted_word(total_pages(vmm) - 1, 1, 1))
@@ -167,10 +209,12 @@ static void fork_devices(struct vmm *vmm)
 			pid_t pid = fork();
 
 			if (pid == 0)
-				be_device(vmm);
+				be_device(vmm, vmm->shared->forked);
 			need(pid > 0, "fork");
 			atomic_fetch_add(&vmm->shared->forked, 1);
 		}
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
 		usleep(500);
 	}
 	while (wait(NULL) > 0)
@@ -193,10 +237,10 @@ static void be_vmm(struct vmm *vmm, int ready)
 {
 	static struct worker workers[VMM_WORKERS_MAX];
 	pthread_t threads[VMM_WORKERS_MAX];
-	uint64_t *versions = calloc(total_pages(vmm), sizeof *versions);
+	struct expected *pages = calloc(total_pages(vmm), sizeof *pages);
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	need(versions != NULL, "calloc");
+	need(pages != NULL, "calloc");
 	for (int i = 0; i < VMM_REGIONS; i++) {
 		void *at = mmap(NULL, vmm->pages[i] * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, vmm->memfds[i], 0);
 
@@ -206,7 +250,7 @@ static void be_vmm(struct vmm *vmm, int ready)
 	vmm->shared->dummy_addr =
 		(uintptr_t)mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	for (uint32_t i = 0; i < vmm->workers; i++)
-		workers[i] = (struct worker){ vmm, i, 88172645463325252u + i * 7919, versions };
+		workers[i] = (struct worker){ vmm, i, 88172645463325252u + i * 7919, pages };
 	for (uint64_t page = 0; page < total_pages(vmm); page++)
 		if (page % 8 != 3)
 			write_page(&workers[0], page);

@@ -19,11 +19,16 @@ struct vmm_shared {
 	_Atomic uint64_t operations;
 	_Atomic uint64_t wrong_pages;
 	_Atomic uint64_t first_wrong_page, first_wrong_value, first_wrong_wanted;
+	_Atomic uint64_t verified_pages;   /* every byte of these was looked at and right */
+	_Atomic uint64_t longest_stall_ns; /* of one thread, for one page: looked at, written or given up */
+	_Atomic uint64_t returned_pages;   /* given up while `lossy`, and back with their last contents */
 	_Atomic uint64_t base_addr[VMM_REGIONS];
 	_Atomic uint64_t dummy_addr;
 	_Atomic int32_t uffd;
 	_Atomic uint32_t forks;	     /* how many children the VMM shall fork in all; it does so between operations */
 	_Atomic uint32_t forked;
+	_Atomic uint32_t children;   /* 0: children live on; otherwise all but the newest so many end */
+	_Atomic bool lossy;	     /* monitors are being killed: see struct worker */
 	_Atomic bool give_up;	     /* workers also give pages up: MADV_REMOVE, MADV_DONTNEED after a punch, fallocate */
 	_Atomic bool read_only;
 };
