@@ -157,10 +157,20 @@ class Machine:
         return _run(argv, stdin=stdin, check=check, timeout_s=timeout_s)
 
     def popen(
-        self, command: str, *, user: str | None = None, properties: Sequence[str] = (), **options: Any
+        self,
+        command: str,
+        *,
+        unit: str | None = None,
+        user: str | None = None,
+        properties: Sequence[str] = (),
+        **options: Any,
     ) -> "subprocess.Popen[str]":
-        """Start a bash command as a transient unit, its standard streams those of the Popen (`options`)."""
-        argv = self.unit_command(["/bin/bash", "-c", command], ["--wait", "--pipe"], user, properties)
+        """Start a bash command as a transient unit, its standard streams those of the Popen (`options`).
+
+        A signal to the Popen does not reach the command: stop its unit.
+        """
+        unit_options = ["--wait", "--pipe", f"--unit={unit or self._next_unit()}"]
+        argv = self.unit_command(["/bin/bash", "-c", command], unit_options, user, properties)
         return subprocess.Popen(argv, env=ENVIRONMENT, text=True, start_new_session=True, **options)
 
     def spawn(
@@ -172,10 +182,13 @@ class Machine:
         properties: Sequence[str] = (),
     ) -> str:
         """Start a bash command in the background, its output in the journal; its transient unit's name."""
-        unit = unit or f"test-{next(self._units)}.service"
+        unit = unit or self._next_unit()
         options = [f"--unit={unit}", "--service-type=exec"]
         _run(self.unit_command(["/bin/bash", "-c", command], options, user, properties))
         return unit
+
+    def _next_unit(self) -> str:
+        return f"test-{next(self._units)}.service"
 
     def unit(self, unit: str, *names: str) -> dict[str, str]:
         """Properties of a unit, as `systemctl show` prints them."""
