@@ -43,6 +43,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	pthread_rwlockattr_setkind_np(&waiting_writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&vm->punching, &waiting_writers_first);
 	pthread_rwlockattr_destroy(&waiting_writers_first);
+	pthread_mutex_init(&vm->lift_lock, NULL);
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
 	if (!vm->latencies || gate_create(VM_LANES(vm), &vm->gate) != 0 || notices_create(&vm->notices) != 0 ||
 	    trace_create(vm->fault_threads_n, &vm->trace) != 0)
@@ -96,6 +97,7 @@ void engine_destroy(struct engine *engine)
 	notices_destroy(vm->notices);
 	gate_destroy(vm->gate);
 	pthread_rwlock_destroy(&vm->punching);
+	pthread_mutex_destroy(&vm->lift_lock);
 	free(vm->latencies);
 	free(engine);
 }

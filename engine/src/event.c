@@ -4,6 +4,22 @@
 #include <errno.h>
 
 #include "failpoint.h"
+#include "poison.h"
+
+/* A page that is POISONED holds zeros from now on, for all processes. */
+static void heal_page(struct vm *vm, uint64_t page_idx)
+{
+	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
+	uint64_t seen = atomic_load(word), slot_idx = page_slot_of(seen);
+
+	if (slot_idx == PAGE_SLOT_NONE)
+		return;
+	while (!atomic_compare_exchange_weak(word, &seen,
+					     page_word_after(seen, PAGE_POISONED, PAGE_SLOT_NONE, seen & PAGE_WAITER)))
+		;
+	store_drop(vm->store, &slot_idx, 1);
+	poison_lift_later(vm, page_idx, 1);
+}
 
 /* A hole that is being punched stays marked: whoever faults there must wait until it is done, or the punch would take
  * what the guest writes next. Everything else about the page is forgotten. */
@@ -11,6 +27,11 @@ static uint64_t give_up_page(struct vm *vm, uint64_t page_idx)
 {
 	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
 	uint64_t seen = atomic_load(word), next;
+
+	if (page_state_of(seen) == PAGE_POISONED) {
+		heal_page(vm, page_idx);
+		return 0;
+	}
 
 	do {
 		uint64_t kept = seen & PAGE_PUNCHING ? seen & (PAGE_PUNCHING | PAGE_WAITER) : 0;

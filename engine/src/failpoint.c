@@ -34,6 +34,7 @@ static const char *const names[] = {
 	"memory.punch",
 	"memory.read",
 	"pins.blind",
+	"poison.lifted",
 	"recover.mapped",
 	"resolve.claimed",
 	"resolve.copied",

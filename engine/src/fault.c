@@ -15,12 +15,14 @@
 
 #include "event.h"
 #include "failpoint.h"
+#include "poison.h"
 #include "resolve.h"
 
 #define BATCH_MESSAGES 16
 #define PENDING_MAX 64 /* faults read and not served yet, a thread; beyond that it reads no more until some are */
 #define READY_MAX 16
 #define STOP_ID UINT64_MAX
+#define LIFT_RETRY_NS 1000000
 #define STACK_BYTES ((size_t)256 << 10)
 
 struct server {
@@ -190,6 +192,8 @@ static uint64_t serve_all(struct server *self)
 		let_events_pass(self, round);
 		next_ns = serve_pending(self);
 	}
+	if (!poison_lift(self->faults->vm, self->lane) && monotonic_ns() + LIFT_RETRY_NS < next_ns)
+		next_ns = monotonic_ns() + LIFT_RETRY_NS; /* the guest must run on first */
 	return next_ns;
 }
 

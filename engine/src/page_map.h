@@ -6,7 +6,8 @@
  *   IN_MEMFD   what the memfd holds at this page is the truth: data, or a hole that reads as zeros
  *   PROTECTED  a swap-out has write-protected it; the memfd holds the truth until it turns STORED
  *   STORED     the store's slot holds it, and the memfd has a hole, or will have once PUNCHING ends
- *   POISONED   it was stored, and can not be read back
+ *   POISONED   it was stored, and can not be read back. Without a slot: the memfd holds the truth, but a process may have
+ *              a poison marker yet, which gives it SIGBUS
  *   KEPT       it came back unchanged: the memfd holds the truth, write-protected in every process, and the slot holds
  *              the same bytes, so that the next swap-out need not write them. A kept copy is never served
  *
@@ -38,6 +39,8 @@ enum page_state {
 	PAGE_POISONED = 3,
 	PAGE_KEPT = 4,
 };
+
+#define PAGE_SLOT_NONE ((uint64_t)UINT32_MAX) /* of a POISONED page: poison.h tells */
 
 #define PAGE_FILLING ((uint64_t)1 << 36)
 #define PAGE_BACKGROUND ((uint64_t)1 << 37)

@@ -5,12 +5,17 @@
 #include <string.h>
 
 #include "failpoint.h"
+#include "poison.h"
 
 static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct error *err)
 {
 	enum page_state state = page_state_of(word);
-	int rc = store_mark_used(vm->store, page_slot_of(word));
+	int rc = 0;
 
+	if (page_slot_of(word) != PAGE_SLOT_NONE)
+		rc = store_mark_used(vm->store, page_slot_of(word));
+	else
+		poison_lift_later(vm, page_idx, 1);
 	if (rc)
 		return error_set(err, EPROTO,
 				 "the page map is damaged: page %llu has slot %llu, which %s: restart the VM",
@@ -37,6 +42,11 @@ static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool 
 			rc = keep_out(vm, idx, word, err);
 			if (rc)
 				return rc;
+		} else if (page_state_of(word) == PAGE_POISONED) {
+			/* It was healed, but perhaps not all processes know it yet. */
+			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_POISONED, PAGE_SLOT_NONE, 0));
+			atomic_fetch_add(&vm->poisoned_pages, 1);
+			poison_lift_later(vm, idx, 1);
 		} else if (word) {
 			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_IN_MEMFD, 0, 0));
 		}

@@ -7,6 +7,7 @@
 
 #include "failpoint.h"
 #include "hash.h"
+#include "poison.h"
 
 /* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
 #define READ_TRIES 5
@@ -107,30 +108,7 @@ static enum resolved fill_zero(struct attempt *attempt)
 	return unfilled(attempt, outcome);
 }
 
-/* A poison marker per process: the access that needs the page gets SIGBUS (a guest: a machine check), never zeros.
- * A page whose entry holds a write-protect marker answers EEXIST until that is gone. Kernels before 6.6 have no poison:
- * the thread goes on waiting. */
-static void poison_everywhere(struct attempt *attempt)
-{
-	struct vm *vm = attempt->vm;
-
-	for (size_t i = 0; i < vm->spaces.n; i++) {
-		struct process *process = vm->spaces.processes[i];
-		uint64_t addr;
-		enum uffd_outcome outcome;
-
-		if (process->gone || !process_addr_of(process, attempt->page_idx, 1, &addr))
-			continue;
-		outcome = uffd_poison(process->uffd, addr);
-		if (outcome == UFFD_EXISTS) {
-			uffd_unprotect(process->uffd, addr, PAGE_BYTES);
-			outcome = uffd_poison(process->uffd, addr);
-		}
-		if (outcome == UFFD_EXISTS) /* marked before: whoever waits must run into it */
-			uffd_wake(process->uffd, addr, PAGE_BYTES);
-	}
-}
-
+/* The access that needs the page gets SIGBUS (a guest: a machine check), never zeros. */
 static void poison(struct attempt *attempt, int rc)
 {
 	struct notice notice = { .kind = NOTICE_PAGE_POISONED, .page_idx = attempt->page_idx, .code = -rc };
@@ -139,7 +117,7 @@ static void poison(struct attempt *attempt, int rc)
 	release(attempt, PAGE_POISONED);
 	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
 	atomic_fetch_add(&attempt->vm->poisoned_pages, 1);
-	poison_everywhere(attempt);
+	poison_mark(attempt->vm, attempt->page_idx);
 	snprintf(notice.message, sizeof notice.message, "%s",
 		 rc == -EBADMSG ? "its bytes in the store are not those that were put there" : strerror(-rc));
 	notices_post(attempt->vm->notices, &notice);
@@ -151,7 +129,7 @@ static enum resolved unreadable(struct attempt *attempt, int rc, bool was_poison
 
 	if (was_poisoned) {
 		release(attempt, PAGE_POISONED);
-		poison_everywhere(attempt);
+		poison_mark(attempt->vm, attempt->page_idx);
 		return RESOLVED;
 	}
 	if (tries < READ_TRIES) {
@@ -167,6 +145,17 @@ static void leave_store(struct attempt *attempt)
 {
 	release(attempt, PAGE_IN_MEMFD);
 	vm_drop_copy(attempt->vm, attempt->claimed);
+}
+
+/* The page is there; in other processes a marker may be yet. */
+static void healed(struct attempt *attempt)
+{
+	uint64_t slot_idx = page_slot_of(attempt->claimed);
+
+	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
+		   page_word_after(attempt->claimed, PAGE_POISONED, PAGE_SLOT_NONE, 0));
+	store_drop(attempt->vm->store, &slot_idx, 1);
+	poison_lift_later(attempt->vm, attempt->page_idx, 1);
 }
 
 static void keep_copy(struct attempt *attempt)
@@ -201,14 +190,13 @@ static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, keep, &copied_bytes);
 	FAILPOINT_HERE("resolve.copied");
 	if (outcome == UFFD_DONE) {
-		if (keep)
+		if (was_poisoned)
+			healed(attempt);
+		else if (keep)
 			keep_copy(attempt);
 		else
 			leave_store(attempt);
 		atomic_fetch_add(&page_map_header(vm->map)->copied_pages, 1);
-		if (was_poisoned)
-			notices_post(vm->notices,
-				     &(struct notice){ .kind = NOTICE_PAGE_HEALED, .page_idx = attempt->page_idx });
 		return RESOLVED;
 	}
 	if (outcome == UFFD_EXISTS)
@@ -256,7 +244,7 @@ static enum resolved missing(struct attempt *attempt)
 		uint64_t word = atomic_load(attempt->word);
 		enum page_state state = page_state_of(word);
 
-		if (others_hold(word)) {
+		if (others_hold(word) || is_being_lifted(word)) {
 			if (ask_for_wake(attempt, word))
 				return RESOLVED;
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {

@@ -7,6 +7,7 @@
 
 #include "failpoint.h"
 #include "hash.h"
+#include "poison.h"
 
 /* So many pages are copied in one passage of the gate: whoever reads events waits for no more than that. */
 #define PIECE_PAGES 32
@@ -20,6 +21,7 @@ struct batch {
 	uint64_t idx[CHUNK_PAGES];
 	uint64_t claimed[CHUNK_PAGES]; /* 0: no longer ours */
 	uint64_t slots[CHUNK_PAGES];
+	enum page_state states[CHUNK_PAGES]; /* STORED, or POISONED: that may read well by now */
 };
 
 static void give_back(struct batch *batch, size_t i)
@@ -28,7 +30,7 @@ static void give_back(struct batch *batch, size_t i)
 
 	if (claimed)
 		vm_release(batch->restorer->vm, batch->idx[i], claimed,
-			   page_word_after(claimed, PAGE_STORED, batch->slots[i], 0));
+			   page_word_after(claimed, batch->states[i], batch->slots[i], 0));
 	batch->claimed[i] = 0;
 }
 
@@ -50,12 +52,14 @@ static void claim_stored(struct batch *batch, uint64_t page_idx, uint64_t pages)
 		_Atomic uint64_t *at = page_map_word(vm->map, idx);
 		uint64_t word = atomic_load(at), claimed;
 
-		if (page_state_of(word) != PAGE_STORED || (word & PAGE_FLAGS))
+		if ((page_state_of(word) != PAGE_STORED && page_state_of(word) != PAGE_POISONED) ||
+		    (word & PAGE_FLAGS) || is_being_lifted(word))
 			continue;
-		claimed = page_word_after(word, PAGE_STORED, page_slot_of(word), PAGE_FILLING | PAGE_BACKGROUND);
+		claimed = page_word_after(word, page_state_of(word), page_slot_of(word), PAGE_FILLING | PAGE_BACKGROUND);
 		if (!atomic_compare_exchange_strong(at, &word, claimed))
 			continue;
 		batch->idx[batch->n] = idx;
+		batch->states[batch->n] = page_state_of(word);
 		batch->claimed[batch->n] = claimed;
 		batch->slots[batch->n++] = page_slot_of(word);
 	}
@@ -118,10 +122,17 @@ static void now_resident(struct batch *batch, size_t from, size_t n)
 	struct vm *vm = batch->restorer->vm;
 
 	for (size_t i = from; i < from + n; i++) {
-		vm_release(vm, batch->idx[i], batch->claimed[i], page_word_after(batch->claimed[i], PAGE_IN_MEMFD, 0, 0));
+		bool poisoned = batch->states[i] == PAGE_POISONED;
+
+		vm_release(vm, batch->idx[i], batch->claimed[i],
+			   poisoned ? page_word_after(batch->claimed[i], PAGE_POISONED, PAGE_SLOT_NONE, 0) :
+				      page_word_after(batch->claimed[i], PAGE_IN_MEMFD, 0, 0));
 		batch->claimed[i] = 0;
+		if (poisoned)
+			poison_lift_later(vm, batch->idx[i], 1);
+		else
+			atomic_fetch_sub(&vm->stored_pages, 1);
 	}
-	atomic_fetch_sub(&vm->stored_pages, n);
 	store_drop(vm->store, &batch->slots[from], n);
 	batch->restorer->restored_pages += n;
 }

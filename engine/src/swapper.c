@@ -11,6 +11,7 @@
 #include "failpoint.h"
 #include "freeze.h"
 #include "mappers.h"
+#include "poison.h"
 #include "restore.h"
 
 #define STACK_BYTES ((size_t)256 << 10)
@@ -421,29 +422,36 @@ static void swap_out(struct swapper *swapper)
 	freeze_destroy(freeze);
 }
 
+static uint64_t pages_out(struct vm *vm)
+{
+	return atomic_load(&vm->stored_pages) + atomic_load(&vm->poisoned_pages);
+}
+
 static void swap_in(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;
 
-	/* Demand faults bring pages back too, and may give up on one that we then have to try: so until nothing is out. */
-	while (atomic_load(&vm->stored_pages) && go_on(swapper)) {
-		uint64_t before = atomic_load(&vm->stored_pages);
+	/* Demand faults bring pages back too, and may give up on one that we then have to try: so until nothing is out. A
+	 * poisoned page may read well by now. */
+	while (pages_out(vm) && go_on(swapper)) {
+		uint64_t before = pages_out(vm);
 
 		swapper->unreadable_pages = 0;
 		rewind_cursor(swapper);
 		run_workers(swapper, restore_worker);
-		if (swapper->unreadable_pages && atomic_load(&vm->stored_pages) >= before)
+		poison_lift(vm, VM_JOB_LANE(vm));
+		if (swapper->unreadable_pages && pages_out(vm) >= before)
 			break;
-		if (atomic_load(&vm->stored_pages) >= before)
+		if (pages_out(vm) >= before)
 			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	}
 	if (!go_on(swapper))
 		return;
-	if (swapper->unreadable_pages || atomic_load(&vm->poisoned_pages)) {
+	if (pages_out(vm)) {
 		error_set(&swapper->error, EIO,
 			  "%llu pages of guest memory cannot be read back from the swap file: they are still out, and the VM "
 			  "cannot be released while they are",
-			  (unsigned long long)(atomic_load(&vm->stored_pages) + atomic_load(&vm->poisoned_pages)));
+			  (unsigned long long)pages_out(vm));
 		return;
 	}
 	track(swapper, false);

@@ -130,6 +130,13 @@ enum uffd_outcome uffd_poison(int uffd, uint64_t addr)
 	return ioctl(uffd, UFFDIO_POISON, &request) == 0 ? UFFD_DONE : outcome_of(errno);
 }
 
+enum uffd_outcome uffd_continue(int uffd, uint64_t addr)
+{
+	struct uffdio_continue request = { .range = { .start = addr, .len = 4096 } };
+
+	return ioctl(uffd, UFFDIO_CONTINUE, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
 enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes)
 {
 	struct uffdio_range range = { .start = addr, .len = size_bytes };

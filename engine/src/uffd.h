@@ -35,6 +35,9 @@ enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t 
 			    uint64_t *copied_bytes);
 enum uffd_outcome uffd_zeropage(int uffd, uint64_t addr);
 enum uffd_outcome uffd_poison(int uffd, uint64_t addr);
+
+/* Map the page that the memfd has. */
+enum uffd_outcome uffd_continue(int uffd, uint64_t addr);
 enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes);
 
 /* Protect: the next write to each page raises a write-protect fault. Unprotect wakes who waits for the range. */

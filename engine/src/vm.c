@@ -65,7 +65,8 @@ void vm_drop_copy(struct vm *vm, uint64_t old)
 	default:
 		return;
 	}
-	store_drop(vm->store, &slot_idx, 1);
+	if (slot_idx != PAGE_SLOT_NONE)
+		store_drop(vm->store, &slot_idx, 1);
 }
 
 bool vm_register_process(struct vm *vm, struct process *process)

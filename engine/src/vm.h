@@ -36,6 +36,11 @@ struct vm {
 	_Atomic uint64_t stored_pages; /* pages in state STORED */
 	_Atomic uint64_t poisoned_pages;
 	_Atomic uint64_t kept_pages; /* pages in state KEPT */
+
+	/* Where pages wait for their poison markers to be lifted: somewhere from..end. The range is under the lock. */
+	pthread_mutex_t lift_lock;
+	uint64_t lift_from_idx, lift_end_idx;
+	_Atomic bool lift_wanted;
 	_Atomic uint64_t writes_seen; /* write-protect faults served: pages that the guest wrote to after they were protected */
 
 	/* Pages that are out are write-protected, by bits or markers, in every process: all can protect, and none joined
