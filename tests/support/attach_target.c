@@ -33,11 +33,11 @@
 #define ms(n) ((n) * 1000000L)
 
 struct counters {
-	_Atomic uint64_t done, wrong, interrupted, signals;
+	_Atomic uint64_t done, wrong, interrupted;
 };
 
 struct stats {
-	_Atomic uint64_t ready, addr, size_bytes;
+	_Atomic uint64_t ready, addr, size_bytes, signals;
 	struct counters threads[THREADS_MAX];
 };
 
@@ -247,7 +247,7 @@ static void *work(void *job_ptr)
 static void on_signal(int number)
 {
 	(void)number;
-	mine->signals++;
+	stats->signals++;
 }
 
 /* ---- setting up ---- */
@@ -350,7 +350,6 @@ int main(int argc, char **argv)
 	for (char *kind = strtok(argv[3], ","); kind && jobs_n < THREADS_MAX; kind = strtok(NULL, ","), jobs_n++)
 		jobs[jobs_n] = job_of(kind, jobs_n);
 	sigaction(SIGRTMIN, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
-	mine = &stats->threads[THREADS_MAX - 1];
 	if (has(options, "seccomp-errno"))
 		deny_userfaultfd(SECCOMP_RET_ERRNO | EPERM);
 	if (has(options, "seccomp-trap"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from vmmswap.handoff.owned import OwnedFds
 
 _log = logging.getLogger("vmmswap.attach")
 
+_REGION = re.compile(r"(?:0x)?([0-9a-fA-F]{1,16})-(?:0x)?([0-9a-fA-F]{1,16})")
 _MAX_ROUNDS = 5  # of looking whether somebody has mapped the memory meanwhile
 
 
@@ -42,6 +44,14 @@ class Options:
 
     regions: tuple[tuple[int, int], ...] = ()
     force: bool = False
+
+
+def parse_region(text: str) -> tuple[int, int]:
+    """A region as people write it, START-END in hexadecimal, as in /proc/PID/maps. InvalidRegionError."""
+    match = _REGION.fullmatch(text)
+    if not match:
+        raise InvalidRegionError(f"region {text!r} is not START-END in hexadecimal, as in /proc/PID/maps")
+    return int(match[1], 16), int(match[2], 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,7 @@ class _Work:
 
 def _undo_one(process: AttachedProcess, force: bool) -> None:
     try:
-        uproot(target_module.look_at(process.pidfd), [process.uffd], force=force)
+        uproot(target_module.look_at(process.pidfd), [process.uffd], process.dummy_page, force=force)
     except (VmmswapError, OSError) as error:
         _log.warning("process %d keeps an idle userfaultfd: %s", process.pid, error)
 
@@ -119,6 +129,8 @@ def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
     """
     options = options or Options()
     vmm = _look(pidfd)
+    if not options.force:
+        target_module.check_back_ends(vmm)
     work = _Work(options)
     try:
         found = memory.find(vmm, options.regions)
@@ -168,17 +180,19 @@ def attach_process(
         raise
 
 
-def detach_process(pidfd: int, uffds: Sequence[int], *, force: bool = False) -> None:
+def detach_process(
+    pidfd: int, uffds: Sequence[int], dummy_page: int | None = None, *, force: bool = False
+) -> None:
     """Close our userfaultfds in a process and unmap its dummy page. Call it when guest memory is
     unregistered.
 
-    uffds: all of the VM's, because a forked child holds its parent's. Nothing happens if the process has
-    ended.
+    uffds: all of the VM's, because a forked child holds its parent's. dummy_page None: the one that is
+    registered. Nothing happens if the process has ended.
     """
     if not fds.is_alive(pidfd):
         return
     try:
-        uproot(target_module.look_at(pidfd), uffds, force=force)
+        uproot(target_module.look_at(pidfd), uffds, dummy_page, force=force)
     except (VmmswapError, OSError):
         if fds.is_alive(pidfd):
             raise
@@ -289,7 +303,7 @@ def _attach_one(work: _Work, target: Target, regions: Sequence[Region]) -> None:
     own_pidfd = os.dup(target.pidfd)
     work.owned.add(own_pidfd)
     with ExitStack() as undo:
-        undo.callback(uproot, target, [planted.uffd], force=work.options.force)
+        undo.callback(uproot, target, [planted.uffd], planted.dummy_page, force=work.options.force)
         info = fds.check_uffd(planted.uffd, str(target))
         reach("initialised")
         _try_to_register(target, planted, regions)

@@ -70,6 +70,7 @@ class HeldThread:
         self._registers: Registers = place.arch.read(tid)
         self._sigmask = 0
         self._home: WayHome | None = None
+        self._has_seccomp = False
         self._filters: Filters | None = None
         self._called = False  # the registers are ours
         self._masked = False
@@ -103,7 +104,8 @@ class HeldThread:
         return True
 
     def _read_filters(self) -> None:
-        if not self.target.has_seccomp:
+        self._has_seccomp = _status_of(self.target.pid, self._tid, "Seccomp") != "0"
+        if not self._has_seccomp:
             return
         self._filters = read_filters(self._tid)
         if self._filters is None and not self._place.force and not _has_known_filters(self.target):
@@ -135,6 +137,8 @@ class HeldThread:
         for step in ("entry", "exit"):
             registers = self._run_to_syscall_stop(name)
             reach(f"call.{step}")
+        if self._filters is None and self._has_seccomp:
+            self._check_trap(name)
         result = self._arch.result(registers)
         if -4096 < result < 0:
             raise OSError(-result, f"{name} in {self.target}: {os.strerror(-result)}")
@@ -148,6 +152,12 @@ class HeldThread:
         for what, nr, args in ((name, number, arguments), ("rt_sigreturn", home, ())):
             if verdict := self._filters.refusal(nr, self._arch.audit, behind, args):
                 raise CallRefusedError(f"a seccomp filter of {self.target} would {verdict} at {what}")
+
+    def _check_trap(self, name: str) -> None:
+        """A filter that sends SIGSYS leaves the call undone and the signal pending: take it away."""
+        pending = int(_status_of(self.target.pid, self._tid, "SigPnd"), 16)
+        if pending >> (signal.SIGSYS - 1) & 1:
+            self._run_to_syscall_stop(name)
 
     def _run_to_syscall_stop(self, name: str) -> Registers:
         deadline = time.monotonic() + _CALL_S
@@ -322,11 +332,14 @@ def _wait(tid: int, deadline: float) -> Stop | None:
         nap_s = min(2 * nap_s, 1e-3)
 
 
+def _status_of(pid: int, tid: int, key: str) -> str:
+    lines = Path(f"/proc/{pid}/task/{tid}/status").read_text(errors="replace").splitlines()
+    return next((line.split()[1] for line in lines if line.startswith(f"{key}:")), "0")
+
+
 def _not_permitted(target: Target, tid: int) -> VmmswapError:
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path(f"/proc/{target.pid}/task/{tid}/status").read_text().splitlines()
-        tracer = int(next(line.split()[1] for line in lines if line.startswith("TracerPid:")))
-        if tracer:
+    with suppress(OSError):
+        if tracer := int(_status_of(target.pid, tid, "TracerPid")):
             return BusyError(
                 f"{target} is traced already, by process {tracer}: end that debugger, then try again"
             )

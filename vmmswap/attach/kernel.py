@@ -7,8 +7,8 @@ import ctypes
 import errno
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 PTRACE_CONT = 7
 PTRACE_DETACH = 17
@@ -39,6 +39,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 _libc.syscall.restype = ctypes.c_long
+_libc.process_vm_readv.restype = ctypes.c_ssize_t
+_libc.process_vm_writev.restype = ctypes.c_ssize_t
 
 
 class Iovec(ctypes.Structure):
@@ -139,19 +141,22 @@ def is_same_file(pid: int, number: int, own_fd: int) -> bool:
 
 
 def read_memory(pid: int, addr: int, size_bytes: int) -> bytes:
-    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
-        data = os.pread(memory.fileno(), size_bytes, addr)
-    if len(data) != size_bytes:
-        raise OSError(
-            errno.EFAULT, f"only {len(data)} of {size_bytes} bytes can be read at {addr:#x} of process {pid}"
-        )
-    return data
+    """All of it, or OSError. Not through /proc/PID/mem, which only the target's uid may open."""
+    buffer = ctypes.create_string_buffer(size_bytes)
+    _transfer(_libc.process_vm_readv, pid, addr, buffer)
+    return buffer.raw
 
 
 def write_memory(pid: int, addr: int, data: bytes) -> None:
-    with Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
-        written = os.pwrite(memory.fileno(), data, addr)
-    if written != len(data):
-        raise OSError(
-            errno.EFAULT, f"only {written} of {len(data)} bytes can be written at {addr:#x} of process {pid}"
-        )
+    _transfer(_libc.process_vm_writev, pid, addr, ctypes.create_string_buffer(data, len(data)))
+
+
+def _transfer(call: Callable[..., int], pid: int, addr: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
+    here = Iovec(ctypes.addressof(buffer), len(buffer))
+    there = Iovec(addr, len(buffer))
+    done = call(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    if done < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"memory of process {pid} at {addr:#x}: {os.strerror(code)}")
+    if done != len(buffer):
+        raise OSError(errno.EFAULT, f"only {done} of {len(buffer)} bytes of process {pid} are at {addr:#x}")

@@ -158,17 +158,18 @@ def _receive(thread: HeldThread, far: int) -> int:
     return int(number)
 
 
-def uproot(target: Target, uffds: Sequence[int], *, force: bool = False) -> None:
-    """Close these userfaultfds (duplicates of ours) in the VMM and unmap the dummy pages: it is as before.
+def uproot(target: Target, uffds: Sequence[int], dummy_page: int | None, *, force: bool = False) -> None:
+    """Close these userfaultfds (duplicates of ours) in the VMM and unmap the dummy page: it is as before.
 
-    Blocks. Call it while they are registered for nothing but the dummy pages.
+    dummy_page None: the page that a userfaultfd is registered for. Blocks. Call it while nothing else is
+    registered.
     """
     numbers = [
         number
         for number, link in fd_links(target)
         if link == _UFFD_LINK and any(is_same_file(target.pid, number, uffd) for uffd in uffds)
     ]
-    pages = _dummy_pages(target)
+    pages = _dummy_pages(target) if dummy_page is None else [dummy_page]
     if numbers or pages:
         inject.run(target, _uprooter(numbers, pages), force=force)
 

@@ -25,7 +25,6 @@ class Target:
     pidfd: int
     name: str
     uid: int
-    has_seccomp: bool
     may_make_uffd: bool  # has CAP_SYS_PTRACE, so that userfaultfd(2) may be allowed to it
     fd_limit: int  # all its fd numbers are below
 
@@ -42,7 +41,6 @@ def look_at(pidfd: int) -> Target:
         pidfd=pidfd,
         name=status.get("Name", "?"),
         uid=int(status.get("Uid", "0").split()[0]),
-        has_seccomp=status.get("Seccomp", "0") != "0",
         may_make_uffd=bool(int(status.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1),
         fd_limit=int(status.get("FDSize", "0")),
     )
@@ -190,6 +188,32 @@ def check_devices(target: Target) -> None:
                 f"{target} has {link} open (fd {number}): a device that is passed through to the guest has"
                 f" all of its"
                 " memory pinned, so that none can be swapped out: take the device away from the VM"
+            )
+
+
+def check_back_ends(target: Target) -> None:
+    """NotSupportedError if a vhost-user back-end may come anew at any time: it would read zeros before it is
+    seen.
+
+    From the command line of QEMU: a character device of a vhost-user device that listens, or connects again.
+    """
+    try:
+        raw = Path(f"/proc/{target.pid}/cmdline").read_bytes()
+    except OSError:
+        return
+    words = raw.decode(errors="replace").split("\0")
+    options = [dict(item.partition("=")[::2] for item in word.split(",")) for word in words]
+    users = {
+        option.get("chardev") for word, option in zip(words, options, strict=True) if "vhost-user" in word
+    }
+    for option in options:
+        again = option.get("reconnect", "0") not in ("0", "off") or option.get("reconnect-ms", "0") != "0"
+        listens = "server" in option and option["server"] in ("", "on")
+        if option.get("id") in users and (again or listens):
+            raise NotSupportedError(
+                f"{target} lets a vhost-user back-end connect again (chardev {option['id']}): one that comes"
+                " while memory is out would read zeros. Configure it without reconnect= and server=, or use"
+                " the option force and restart no back-end while memory is out"
             )
 
 

@@ -120,7 +120,9 @@ def attach(message: Attach, frame: Frame) -> AttachRequest:
     pid = fds.pid_of(pidfd, "fds[0]")
     if pid == os.getpid():
         raise ProtocolError("fds[0]: the pidfd is of the monitor itself")
-    return AttachRequest(_all_fds(frame), frame.peer, pid, pidfd, message.pins, message.qmp, message.force)
+    return AttachRequest(
+        _all_fds(frame), frame.peer, pid, pidfd, message.pins, message.qmp, message.force, message.regions
+    )
 
 
 def firecracker(message: FirecrackerRegister, frame: Frame, connection: int) -> FirecrackerRequest:

@@ -110,6 +110,16 @@ class Fields:
             raise ProtocolError(f"{self.name_of(key)}: {show(value)} is not a string")
         return value
 
+    def strings(self, key: str, limit: int) -> tuple[str, ...]:
+        """An array of at most `limit` strings; none if the field is missing."""
+        value = self._values.get(key, [])
+        if not isinstance(value, list) or len(value) > limit:
+            raise ProtocolError(f"{self.name_of(key)}: {show(value)} is not an array of at most {limit}")
+        for item in value:
+            if not isinstance(item, str):
+                raise ProtocolError(f"{self.name_of(key)}: {show(item)} is not a string")
+        return tuple(value)
+
     def objects(self, key: str, limit: int) -> Iterator[Fields]:
         """The objects of an array that has 1 to `limit` elements."""
         return objects(self._get(key), self.name_of(key), limit)

@@ -82,11 +82,12 @@ class RemoveRegion:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """fds: the pidfd of the process to attach to."""
+    """fds: the pidfd of the process to attach to. regions: START-END, as in /proc/PID/maps; none: all."""
 
     pins: bool = True
     qmp: str | None = None
     force: bool = False
+    regions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,12 @@ def parse(data: bytes, fd_count: int) -> Message:
             return RemoveRegion(_regions(message))
         case "attach":
             _check_fds(fd_count, 1, "the pidfd of the process")
-            return Attach(message.boolean("pins", True), _qmp(message), message.boolean("force", False))
+            return Attach(
+                message.boolean("pins", True),
+                _qmp(message),
+                message.boolean("force", False),
+                message.strings("regions", MAX_REGIONS),
+            )
     raise ProtocolError(
         f"type: {show(kind)} is none of register, add-process, add-region, remove-region, attach"
     )

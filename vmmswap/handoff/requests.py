@@ -125,6 +125,7 @@ class AttachRequest:
     pins: bool
     qmp: str | None
     force: bool
+    regions: tuple[str, ...] = ()  # START-END in hexadecimal; none: all that looks like guest memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ from typing import NoReturn
 from systemd.daemon import listen_fds_with_names
 
 from vmmswap import config, log, message_ids
+from vmmswap.attach.attach import Options, parse_region
+from vmmswap.attach.target import open_target
 from vmmswap.config import Config, ConfigError
 from vmmswap.engine import failpoint_names
 from vmmswap.errors import NotSupportedError, StorageFailedError, VmmswapError
@@ -51,6 +53,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", help="the VM's name")
     parser.add_argument(
         "--listen", metavar="PATH", type=Path, help="the hand-off socket (default: systemd's)"
+    )
+    parser.add_argument(
+        "--attach", metavar="PID", type=int, help="take over a running VMM that knows nothing of vmmswap"
+    )
+    parser.add_argument(
+        "--region",
+        metavar="START-END",
+        action="append",
+        default=[],
+        help="with --attach: guest memory's addresses in the VMM, in hexadecimal; may be given again"
+        " (default: all that looks like it)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="with --attach: also where harm cannot be ruled out"
     )
     parser.add_argument(
         "--swap-dir",
@@ -132,7 +148,11 @@ def _run(options: argparse.Namespace) -> int:
         logging.getLogger("vmmswap").warning(
             "no service manager keeps fds for us: if the monitor dies with memory out, the guest hangs"
         )
-    with _listener(options.listen, given.pop(fdstore.LISTEN, None)) as listener:
+    if options.attach is not None and not recovery.is_needed(given):
+        setup.attach = open_target(options.attach)
+        setup.attach_options = Options(tuple(map(parse_region, options.region)), options.force)
+    may_lack = setup.attach is not None
+    with _listener(options.listen, given.pop(fdstore.LISTEN, None), may_lack=may_lack) as listener:
         setup.listener = listener
         loop = asyncio.new_event_loop()  # never closed: main() ends the process
         asyncio.set_event_loop(loop)
@@ -202,10 +222,13 @@ def _check_swap_dir(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _listener(path: Path | None, given: int | None) -> Iterator[socket.socket | None]:
+def _listener(path: Path | None, given: int | None, *, may_lack: bool) -> Iterator[socket.socket | None]:
     if given is not None:
         with socket.socket(fileno=given) as listener:
             yield listener
+        return
+    if path is None and may_lack:
+        yield None
         return
     if path is None:
         raise StorageFailedError(

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmmswap import message_ids
+from vmmswap.attach.attach import Options, parse_region
 from vmmswap.bus.connection import Connection
 from vmmswap.bus.manager import publish
 from vmmswap.config import Config
-from vmmswap.engine import JobDone, Notice, PageHealed, PagePoisoned, ProcessForked, ProcessGone
+from vmmswap.engine import JobDone, Notice, PageHealed, PagePoisoned, ProcessForked, ProcessGone, Protected
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import file_id
@@ -24,7 +25,7 @@ from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.receiver import Limits
 from vmmswap.handoff.server import HandoffServer
 from vmmswap.log import fields
-from vmmswap.monitor import coverage, fdstore, recovery, service
+from vmmswap.monitor import attached, coverage, fdstore, recovery, service
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.processes import Processes, is_vmm_alive
@@ -48,6 +49,8 @@ class Setup:
     kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
     fd_store: bool = False
     journal: bool = False
+    attach: int | None = None  # the pidfd of a VMM to take over at once
+    attach_options: Options = field(default_factory=Options)
 
 
 class Monitor:
@@ -61,6 +64,8 @@ class Monitor:
         self._controller.on_released = self._released
         self._controller.subscribe(lambda _status: self._say_status())
         self._processes: Processes | None = None
+        self._watch: attached.Watch | None = None  # of an attached VM
+        self._detaching: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._server: HandoffServer | None = None
@@ -75,11 +80,13 @@ class Monitor:
         recovered = recovery.is_needed(self._setup.kept)
         patience_s = self._setup.config.handoff_timeout_s
         limits = Limits(silence_s=patience_s, message_s=patience_s, reply_s=patience_s)
-        self._server = HandoffServer(self, limits, is_registered=recovered)
+        self._server = HandoffServer(self, limits, is_registered=recovered or self._setup.attach is not None)
         if recovered:
             self._recover(self._server)
         else:
             recovery.forget(self._setup.kept, self._store)
+            if self._setup.attach is not None:
+                await self._attach(self._setup.attach, self._setup.attach_options)
         connection: Connection | None = None
         try:
             if not self._ended.done():
@@ -115,10 +122,7 @@ class Monitor:
 
     async def register_vm(self, new: NewVm) -> None:
         """Serve a VM from now on, wherever its fds came from. Returns when it is safe in the fd store."""
-        if self._controller.vm is not None:
-            raise BusyError("a VM is registered here already")
-        if self._stopping is not None:
-            raise BusyError("this monitor is ending")
+        self._check_free()
         vm = register(self.name, new, self._setup.config, self._setup.swap_dir, self._store)
         try:
             await self._store.barrier()
@@ -171,8 +175,26 @@ class Monitor:
     async def remove_region(self, request: requests.RemoveRegionRequest) -> None:
         self._registered()[0].remove_regions(request.regions)
 
-    async def attach(self, _request: requests.AttachRequest) -> None:
-        raise NotSupportedError("attach: this version takes memory over by register only")
+    async def attach(self, request: requests.AttachRequest) -> None:
+        options = Options(tuple(map(parse_region, request.regions)), request.force)
+        await self._attach(request.pidfd, options, pins=request.pins, qmp=request.qmp)
+
+    async def _attach(
+        self, pidfd: int, options: Options, *, pins: bool = True, qmp: str | None = None
+    ) -> None:
+        """Take a running VMM over that knows nothing of us, with all processes that map its memory."""
+        self._check_free()
+        found = await attached.attach(pidfd, options)
+        try:
+            await self.register_vm(attached.new_vm(found, pins=pins, qmp=qmp))
+            for process in found.processes[1:]:
+                self._registered()[1].add(attached.new_process(process))
+        except BaseException:
+            self._forget_vm()
+            await attached.undo(found)
+            raise
+        found.fds.close()
+        await self._barrier()
 
     async def connection_lost(self, error: VmmswapError | None) -> None:
         self._store.remove(fdstore.CONNECTION)
@@ -182,6 +204,12 @@ class Monitor:
         _log.info("the VMM has closed its connection: its memory is swapped in and it is released")
         vm.change(releasing=True)
         self._controller.release("the VMM has closed its connection", must=True)
+
+    def _check_free(self) -> None:
+        if self._controller.vm is not None:
+            raise BusyError("a VM is registered here already")
+        if self._stopping is not None:
+            raise BusyError("this monitor is ending")
 
     def _registered(self) -> tuple[Vm, Processes]:
         vm = self._controller.vm
@@ -200,6 +228,9 @@ class Monitor:
     def _serve(self, vm: Vm, *, error: str = "") -> None:
         self._processes = Processes(vm, self._vmm_gone)
         self._controller.check_before_enable = self._processes.check_covered
+        if vm.manifest.attached:
+            self._watch = attached.Watch(vm, self._processes, self._barrier)
+            self._controller.check_before_enable = self._watch.check_before_enable
         asyncio.get_running_loop().add_reader(vm.engine.event_fd, self._take_events, vm)
         self._controller.adopt(vm, error=error)
 
@@ -227,6 +258,8 @@ class Monitor:
                     self._processes.forked(event)
                 case ProcessGone():
                     self._processes.gone(event.process_id)
+                case Protected():
+                    self._controller.protected()
                 case JobDone():
                     self._controller.job_done(event)
                 case PagePoisoned():
@@ -251,20 +284,38 @@ class Monitor:
         self._end(0)
 
     def _released(self, reason: str) -> None:
+        vm = self._controller.vm
+        if vm is not None and vm.manifest.attached:
+            if self._detaching is None:
+                self._detaching = asyncio.get_running_loop().create_task(self._detach(vm), name="detach")
+            return
         _log.info("the VM is released: %s", reason, extra=fields("", message_ids.VM_GONE))
         self._end(0)
 
+    async def _detach(self, vm: Vm) -> None:
+        await attached.detach(vm.processes.values())
+        if self._controller.vm is vm:
+            _log.info("detached: the VMM is as it was", extra=fields("", message_ids.VM_GONE))
+            self._end(0)
+
     def _end(self, status: int) -> None:
         """Free all and end."""
-        vm = self._controller.vm
-        if vm is not None:
-            asyncio.get_running_loop().remove_reader(vm.engine.event_fd)
-            if self._processes is not None:
-                self._processes.close()
-                self._processes = None
-            self._controller.drop()
-            vm.close()
+        self._forget_vm()
         self._finish(status)
+
+    def _forget_vm(self) -> None:
+        vm = self._controller.vm
+        if vm is None:
+            return
+        asyncio.get_running_loop().remove_reader(vm.engine.event_fd)
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        if self._processes is not None:
+            self._processes.close()
+            self._processes = None
+        self._controller.drop()
+        vm.close()
 
     def _finish(self, status: int) -> None:
         if self._ended is not None and not self._ended.done():

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VM that was attached to: it tells us nothing, so we look after what a hand-off would tell.
+
+Who begins to map its memory is attached too: before each Enable, when it changes nothing for anybody, and
+while memory is out, when it may be too late: a process that reads a hole before it has a userfaultfd reads
+zeros, and those zeros are then true for all. That cannot be prevented from outside. It is watched for, and
+reported as what it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+
+from vmmswap import message_ids
+from vmmswap.attach.attach import (
+    AttachedProcess,
+    AttachedVm,
+    Options,
+    attach_process,
+    attach_vm,
+    detach_process,
+)
+from vmmswap.errors import VmmswapError
+from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.log import fields
+from vmmswap.monitor import coverage
+from vmmswap.monitor.processes import Processes
+from vmmswap.monitor.vm import NewProcess, NewVm, Process, Vm
+
+_log = logging.getLogger("vmmswap.attached")
+
+_WATCH_S = 1.0
+
+
+async def attach(pidfd: int, options: Options) -> AttachedVm:
+    """Attach, on a thread: waited for also if cancelled, because what it did must be undone."""
+    task = asyncio.ensure_future(asyncio.to_thread(attach_vm, pidfd, options))
+    try:
+        attached = await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(VmmswapError):
+            await undo(await task)
+        raise
+    for line in attached.explanation.splitlines():
+        _log.info("%s", line)
+    return attached
+
+
+async def undo(attached: AttachedVm) -> None:
+    """The processes as they were, all fds closed."""
+    with attached.fds:
+        uffds = [process.uffd for process in attached.processes]
+        for process in attached.processes:
+            await _detach(process.pid, process.pidfd, uffds, process.dummy_page)
+
+
+async def detach(processes: Iterable[Process]) -> None:
+    """Take out of a VM's processes what was put in, once all of its memory is in and unregistered."""
+    known = list(processes)
+    for process in known:
+        if process.pidfd >= 0:
+            await _detach(process.pid, process.pidfd, [item.uffd for item in known])
+
+
+async def _detach(pid: int, pidfd: int, uffds: list[int], dummy_page: int | None = None) -> None:
+    try:
+        await asyncio.to_thread(detach_process, pidfd, uffds, dummy_page)
+    except (VmmswapError, OSError) as error:
+        _log.warning("process %s keeps an idle userfaultfd: %s", coverage.name_of(pid), error)
+
+
+def new_vm(attached: AttachedVm, *, pins: bool, qmp: str | None) -> NewVm:
+    """To be registered as if it had been handed over; the other processes are added then."""
+    return NewVm(new_process(attached.vmm), attached.memfds, attached.uid, pins, qmp)
+
+
+def new_process(process: AttachedProcess) -> NewProcess:
+    return NewProcess(
+        process.pid, process.pidfd, process.uffd, process.regions, process.dummy_page, process.limits
+    )
+
+
+class Watch:
+    """Late mappers of an attached VM."""
+
+    def __init__(self, vm: Vm, processes: Processes, barrier: Callable[[], Awaitable[None]]) -> None:
+        self._vm = vm
+        self._processes = processes
+        self._barrier = barrier
+        self._refused: set[int] = set()  # pids that were told of
+        self._lock = asyncio.Lock()
+        self._task = asyncio.get_running_loop().create_task(self._watch(), name="late mappers")
+
+    def close(self) -> None:
+        self._task.cancel()
+
+    async def check_before_enable(self) -> None:
+        """Attach to who has begun to map the memory, then as for any VM."""
+        await self._attach_strangers(self._adopt)
+        await self._processes.check_covered()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            if not self._vm.engine.stats().tracking:
+                continue
+            try:
+                await self._attach_strangers(self._adopt_late)
+            except VmmswapError as error:
+                _log.warning("cannot look for late mappers of guest memory: %s", error.message)
+
+    async def _attach_strangers(self, adopt: Callable[[int], Awaitable[None]]) -> None:
+        async with self._lock:
+            # A forked child is seen before the kernel's event of it has come: who is a stranger twice is one.
+            if not (first := await self._strangers()):
+                return
+            await asyncio.sleep(_WATCH_S / 10)
+            for pid in sorted(first & await self._strangers()):
+                await adopt(pid)
+
+    async def _strangers(self) -> set[int]:
+        picture = await asyncio.to_thread(coverage.look, coverage.question_of(self._vm))
+        return {piece.pid for piece in picture.strangers}
+
+    async def _adopt(self, pid: int) -> None:
+        question = coverage.question_of(self._vm)
+        guest = [
+            Region(item.addr, item.pages * PAGE_SIZE, item.offset_bytes, item.memfd)
+            for item in question.regions
+        ]
+        owned, process = await asyncio.to_thread(attach_process, pid, question.memfds, guest)
+        with owned:
+            try:
+                self._processes.add(new_process(process))
+            except VmmswapError:
+                await _detach(pid, process.pidfd, [process.uffd], process.dummy_page)
+                raise
+            await self._barrier()
+
+    async def _adopt_late(self, pid: int) -> None:
+        if pid in self._refused:
+            return
+        self._refused.add(pid)
+        _log.error(
+            "process %s has mapped guest memory while it is swapped out: pages that it read before this"
+            " moment are zeros to it, and from then on to the guest. Such a process must map the memory"
+            " before it is swapped out, or not at all",
+            coverage.name_of(pid),
+            extra=fields("", message_ids.LATE_MAPPER, vmmswap_pid=pid),
+        )
+        try:
+            await self._adopt(pid)
+        except VmmswapError as error:
+            _log.error("process %s cannot be attached to: %s", coverage.name_of(pid), error.message)
