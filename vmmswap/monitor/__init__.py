@@ -3,5 +3,6 @@
 
 From the outside in: `main` (command line), `monitor` (what runs in one process), `controller` (orders and the
 engine's answers; `machine` is its logic alone), `vm` (what a VMM has registered), `fdstore` and `manifest`
-(what a successor finds), and the helpers `coverage`, `headroom`, `tracing`, `service`.
+(what a successor finds), and the helpers `coverage`, `headroom`, `tracing`, `service`, `drain` over `qmp`,
+`housekeeping`.
 """

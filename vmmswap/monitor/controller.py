@@ -6,14 +6,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from vmmswap import message_ids
 from vmmswap.config import Config
-from vmmswap.engine import Job, JobDone
-from vmmswap.errors import InternalError, NoSpaceError, NoSuchVMError, StorageFailedError, VmmswapError
+from vmmswap.engine import Job, JobDone, Mode
+from vmmswap.errors import (
+    InternalError,
+    NoSpaceError,
+    NoSuchVMError,
+    NotSupportedError,
+    StorageFailedError,
+    VmmswapError,
+)
 from vmmswap.log import fields
+from vmmswap.monitor.drain import Drain
 from vmmswap.monitor.headroom import RoomWatch
+from vmmswap.monitor.housekeeping import Housekeeping
 from vmmswap.monitor.machine import Action, Machine
 from vmmswap.monitor.report import OperationLog, status_of
 from vmmswap.monitor.tracing import Tracing, sink_kinds, start_tracing
@@ -55,6 +65,10 @@ class Controller:
         self._is_short_of_memory = False  # a swap-in waits for memory
         self._room = RoomWatch(self._pids, self._swap_pages, self._memory_is_short)
         self._retry: asyncio.TimerHandle | None = None
+        self._drain = Drain(self._drained, self._drain_failed, self._drain_idle)
+        self._drain_error = ""
+        self._housekeeping = Housekeeping(self._housekeep)
+        self._resuming: asyncio.Task[None] | None = None
 
     # VmControl
 
@@ -63,7 +77,13 @@ class Controller:
         return self.vm.manifest.uid if self.vm else 0
 
     def status(self) -> Status:
-        return status_of(self.name, self._machine, self.vm, logging=self._tracing is not None)
+        return status_of(
+            self.name,
+            self._machine,
+            self.vm,
+            logging=self._tracing is not None,
+            drain_pause_us=self._drain.pause_us,
+        )
 
     async def enable(self) -> None:
         vm = self._registered()
@@ -72,9 +92,12 @@ class Controller:
         self._machine.check_enable()
         if self._machine.job is not Job.SWAP_OUT:
             await self.check_before_enable()
+            await self._drain.prepare(vm, self.config)
         if order == self._orders and self.vm is vm:
             self._is_short_of_memory = False
             self._perform(self._machine.enable())
+        elif self._machine.job is Job.NONE:
+            self._drain.finish()
 
     async def disable(self) -> None:
         self._registered()
@@ -86,8 +109,11 @@ class Controller:
             self._refuse_poisoned()
 
     async def trim(self) -> None:
-        self._registered()
-        self._perform(self._machine.trim())
+        vm = self._registered()
+        if self._machine.job is Job.NONE:
+            await self._drain.prepare(vm, self.config)
+        if self.vm is vm:
+            self._perform(self._machine.trim())
 
     def start_page_fault_logging(self) -> None:
         vm = self._registered()
@@ -109,6 +135,8 @@ class Controller:
         if poisoned:
             await self._settled()
             self._refuse_poisoned()
+        if self._is_short_of_memory:
+            raise NoSpaceError(self._room.message)
 
     def subscribe(self, listener: Callable[[Status], None]) -> None:
         self._listeners.append(listener)
@@ -121,6 +149,8 @@ class Controller:
         self._machine = Machine()
         self._machine.job_done(error, vm.engine.stats().tracking)
         self._machine.wants_out = vm.manifest.wants_out
+        self._drain.adopt(vm)
+        self._housekeeping.start()
         self._changed()
 
     def resume(self, last_job: Job) -> None:
@@ -128,7 +158,7 @@ class Controller:
         if not self._machine.wants_out and self._machine.tracking:
             self._order_swap_in()
         elif self._machine.wants_out and last_job is Job.SWAP_OUT:
-            self._perform(self._machine.enable())
+            self._go_on_out()
 
     def release(self, reason: str, *, must: bool) -> None:
         """Swap all in, then call on_released. must: try until it works; else a failure calls it off."""
@@ -140,6 +170,8 @@ class Controller:
     def drop(self) -> None:
         """The VM is gone, or left to a successor: nothing more is done for it."""
         self._room.stop()
+        self._housekeeping.stop()
+        self._drain.drop()
         self._cancel_retry()
         self.flush_page_faults()
         self.vm = None
@@ -157,7 +189,10 @@ class Controller:
         if self.vm is None:
             return
         self._room.stop()
+        self._drain.job_ended()
+        event = self._with_drain_error(event)
         stats = self.vm.engine.stats()
+        stats = replace(stats, pause_us=max(stats.pause_us, self._drain.pause_us))
         self._operation_log.ended(self._machine.operation, stats, self.vm.engine.pin_check, event)
         self.vm.change(interrupted=0)
         self._is_short_of_memory = self._is_short_of_memory and stats.tracking
@@ -166,7 +201,55 @@ class Controller:
             error = error or self._room.message
         self._perform(self._machine.job_done(error, stats.tracking))
 
+    def protected(self) -> None:
+        """The engine's job waits until the VMM's I/O has ended."""
+        if self.vm is None or self._machine.job is Job.NONE:
+            return
+        if self.vm.engine.stats().mode is Mode.FREEZE and self._machine.job is Job.SWAP_OUT:
+            self._drain_failed(
+                "the VMM is frozen, because its userfaultfd or this kernel cannot write-protect, and cannot"
+                " be drained by QMP: use another PinCheck="
+            )
+        else:
+            self._drain.protected(self.vm, self.config.freeze_timeout_s)
+
     # Inside
+
+    def _go_on_out(self) -> None:
+        vm = self._registered()
+        if self._drain.may_be_needed(vm, self.config):
+            work = self._drain_prepared(vm, self._orders)
+            self._resuming = asyncio.get_running_loop().create_task(work, name="resume")
+        else:
+            self._perform(self._machine.enable())
+
+    async def _drain_prepared(self, vm: Vm, order: int) -> None:
+        await self._drain.prepare(vm, self.config)
+        if order == self._orders and self.vm is vm and not self._machine.ending:
+            self._perform(self._machine.enable())
+
+    def _drained(self) -> None:
+        if self.vm is not None:
+            self.vm.engine.resume()
+
+    def _drain_failed(self, reason: str) -> None:
+        if self.vm is not None:
+            self._drain_error = reason
+            self.vm.engine.cancel()
+
+    def _drain_idle(self) -> None:
+        """What waited for the VM to go on."""
+        if self.vm is not None and self._machine.ending and self._machine.job is Job.NONE:
+            self._nothing_runs()
+
+    def _with_drain_error(self, event: JobDone) -> JobDone:
+        reason, self._drain_error = self._drain_error, ""
+        if not reason or event.error is not None:
+            return event
+        return JobDone(event.job, NotSupportedError(reason), event.cancelled)
+
+    def _housekeep(self) -> bool:
+        return self.vm is not None and self._machine.job is Job.NONE and self.vm.engine.housekeep()
 
     def _registered(self) -> Vm:
         if self.vm is None:
@@ -211,9 +294,12 @@ class Controller:
         return Action.NOTHING
 
     def _start_job(self, vm: Vm, action: Action) -> None:
-        options = self.config.swap_out_options(promised_unpinned=not vm.manifest.pins)
+        options = self.config.swap_out_options(
+            promised_unpinned=not vm.manifest.pins, qmp_drained=self._drain.is_ready
+        )
         match action:
             case Action.SWAP_OUT:
+                self._drain.job_starts()
                 vm.engine.start_swap_out(options)
             case Action.SWAP_IN:
                 if not self._room.has_room():
@@ -241,7 +327,10 @@ class Controller:
         """Whether the VM can be let go, or what is tried again and when."""
         self._cancel_retry()
         machine = self._machine
+        self._drain.finish()
         if machine.ending and not machine.tracking:
+            if self._drain.is_busy:
+                return  # the VMM would stand still for ever: _drain_idle() comes back here
             self.on_released(self._release_reason)
         elif machine.ending and not self._must_release:
             _log.error("the VM cannot be released: %s; the monitor goes on", machine.error)

@@ -20,7 +20,7 @@ _MIB = 1 << 20
 _UNLIMITED = 1 << 62  # v1 shows no limit as a number close to 2^63
 _RESERVE_SHARE = 16
 _HOST_RESERVE_MAX = 256 * _MIB
-_CGROUP_RESERVE_MAX = 64 * _MIB
+_CGROUP_RESERVE_MIN, _CGROUP_RESERVE_MAX = 8 * _MIB, 64 * _MIB  # a swap-in overshoots by some chunks
 
 _FASTEST_SWAP_IN_BYTES_S = 4 << 30
 _SHORTEST_S, _LONGEST_S = 0.005, 0.5  # time between two looks
@@ -102,7 +102,7 @@ def _group(group: Path) -> Headroom | None:
         return None
     limit = min(limits)
     free = limit - usage + _reclaimable(group)
-    reserve = min(_CGROUP_RESERVE_MAX, limit // _RESERVE_SHARE)
+    reserve = max(_CGROUP_RESERVE_MIN, min(_CGROUP_RESERVE_MAX, limit // _RESERVE_SHARE))
     return Headroom(
         free - reserve,
         f"the cgroup {group} has {max(0, free) // _MIB} MiB left of its limit of {limit // _MIB} MiB",

@@ -23,8 +23,12 @@ _WEAK_PIN_CHECKS = {
 }
 
 
-def status_of(name: str, machine: Machine, vm: Vm | None, *, logging: bool) -> Status:
-    """The VM's status now; all zero before a VMM has registered."""
+def status_of(
+    name: str, machine: Machine, vm: Vm | None, *, logging: bool, drain_pause_us: int = 0
+) -> Status:
+    """The VM's status now; all zero before a VMM has registered. drain_pause_us: how long the guest was held
+    by QMP.
+    """
     if vm is None:
         return Status(name=name)
     stats = vm.engine.stats()
@@ -41,7 +45,7 @@ def status_of(name: str, machine: Machine, vm: Vm | None, *, logging: bool) -> S
         progress_pages=stats.progress_pages,
         total_pages=stats.total_pages,
         page_size=PAGE_SIZE,
-        pause_us=stats.pause_us,
+        pause_us=max(stats.pause_us, drain_pause_us),
         fault_count=stats.fault_count,
         fault_p50_us=_to_us(stats.fault_p50_ns),
         fault_p99_us=_to_us(stats.fault_p99_ns),
@@ -57,6 +61,7 @@ def status_of(name: str, machine: Machine, vm: Vm | None, *, logging: bool) -> S
         pin_check=vm.engine.pin_check,
         pinned_pages=stats.pinned_pages,
         poisoned_pages=stats.poisoned_pages,
+        kept_pages=stats.kept_pages,
     )
 
 
