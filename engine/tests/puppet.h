@@ -93,6 +93,8 @@ struct layout {
 	uint64_t memfd_pages[2];
 	struct puppet_region regions[PUPPET_REGIONS]; /* pages 0: the end */
 	uint32_t full : 1; /* no page is left a hole; otherwise pages 7, 15, 23, ... are */
+	uint32_t empty : 1; /* nothing is written at all */
+	uint32_t not_started : 1; /* no fault threads before the test says engine_start() */
 	uint32_t huge : 1; /* memory on a tmpfs whose policy is huge=always */
 	uint32_t stranger : 1;
 };
@@ -336,7 +338,7 @@ static inline void puppet_be(struct rig *rig, uint32_t process)
 		rig->shared->dummy_addr =
 			(uintptr_t)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		for (uint64_t page = 0; page < rig->total_pages; page++)
-			for (uint32_t half = 0; half < 2 && (rig->layout.full || page % 8 != 7); half++)
+			for (uint32_t half = 0; half < 2 && !rig->layout.empty && (rig->layout.full || page % 8 != 7); half++)
 				puppet_write(rig, 0, page, half, 1);
 	}
 	rig->shared->uffd[process] = puppet_open_uffd();
@@ -640,7 +642,8 @@ static inline void rig_start(struct rig *rig, const struct layout *layout)
 	}
 	CHECK_OK(rig_add_process(rig, 0, &err));
 	CHECK_OK(engine_register_dummy(rig->engine, rig->process_ids[0], rig->shared->dummy_addr, &err));
-	CHECK_OK(engine_start(rig->engine, &err));
+	if (!layout->not_started)
+		CHECK_OK(engine_start(rig->engine, &err));
 }
 
 /* Children end with their parent. */
