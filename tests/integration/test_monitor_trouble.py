@@ -2,7 +2,6 @@
 """A monitor in trouble: a store that cannot be read, memory that does not suffice, VMMs that do harm."""
 
 import contextlib
-import os
 import shutil
 import socket
 import tempfile
@@ -181,11 +180,12 @@ def test_a_hostile_vmm_harms_itself_only(bus, directory, words, when):
 
 def test_no_fd_is_leaked_by_connections_that_come_to_nothing(bus, directory):
     with pair(bus, directory) as (monitor, guest):
-        before = len(os.listdir(f"/proc/{monitor.pid}/fd"))
+        fds = Path(f"/proc/{monitor.pid}/fd")
+        before = len(list(fds.iterdir()))
         for _ in range(20):
             with socket.socket(socket.AF_UNIX) as bad:
                 bad.connect(str(monitor.socket))
                 bad.sendall(b"[]\n")
                 bad.recv(4096)
-        monitor.until(lambda: len(os.listdir(f"/proc/{monitor.pid}/fd")) <= before, "no more fds than before")
+        monitor.until(lambda: len(list(fds.iterdir())) <= before, "no more fds than before")
         assert guest.verify().wrong_bytes == 0
