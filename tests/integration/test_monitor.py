@@ -408,8 +408,8 @@ def one_line(result, *words):
 
 
 def test_wrong_names_and_options(bus, directory):
-    for name in ("a b", ".x", "x" * 65, ""):
-        assert one_line(run(bus, "--swap-dir", str(directory), name), "is not a VM name") == 1
+    for name in ("a b", ".x", "-x", "x" * 65, ""):
+        assert one_line(run(bus, "--swap-dir", str(directory), name), "is not a VM name") == 2
     assert one_line(run(bus, "web", "--colour"), "unrecognized arguments: --colour") == 2
     assert one_line(run(bus), "NAME") == 2
     assert "usage:" in run(bus, "--help").stdout
@@ -418,21 +418,21 @@ def test_wrong_names_and_options(bus, directory):
 def test_swap_directories_that_will_not_do(bus, directory):
     (directory / "file").touch()
     common = ("web", "--bus", bus.address, "--listen", str(directory / "socket"), "--swap-dir")
-    assert one_line(run(bus, *common, str(directory / "absent")), "absent does not exist", "--swap-dir") == 1
-    assert one_line(run(bus, *common, str(directory / "file")), "file is not a directory") == 1
-    assert one_line(run(bus, *common, "/proc"), "/proc") == 1
+    assert one_line(run(bus, *common, str(directory / "absent")), "absent does not exist", "--swap-dir") == 69
+    assert one_line(run(bus, *common, str(directory / "file")), "file is not a directory") == 69
+    assert one_line(run(bus, *common, "/proc"), "/proc") == 69
     assert not (directory / "socket").exists()
 
 
 def test_a_swap_directory_without_unnamed_files(bus):
-    assert one_line(run(bus, "web", "--bus", bus.address, "--swap-dir", "/sys"), "O_TMPFILE", "ext4") == 1
+    assert one_line(run(bus, "web", "--bus", bus.address, "--swap-dir", "/sys"), "O_TMPFILE", "ext4") == 69
 
 
 def test_sockets_that_will_not_do(bus, directory):
     common = ("web", "--bus", bus.address, "--swap-dir", str(directory))
-    assert one_line(run(bus, *common), "--listen PATH") == 1
-    assert one_line(run(bus, *common, "--listen", str(directory / "absent" / "socket")), "cannot listen") == 1
-    assert one_line(run(bus, *common, "--listen", "/tmp/" + "x" * 120), "107 bytes") == 1
+    assert one_line(run(bus, *common), "--listen PATH") == 69
+    assert one_line(run(bus, *common, "--listen", str(directory / "absent" / "socket")), "cannot listen") == 69
+    assert one_line(run(bus, *common, "--listen", "/tmp/" + "x" * 120), "107 bytes") == 69
 
 
 def test_a_socket_that_nobody_listens_on_is_taken_over_and_a_live_one_is_not(bus, directory):
@@ -440,20 +440,20 @@ def test_a_socket_that_nobody_listens_on_is_taken_over_and_a_live_one_is_not(bus
         dead.bind(str(directory / "socket"))
     with Monitor("web", bus, directory) as monitor:
         common = ("db", "--bus", bus.address, "--swap-dir", str(directory))
-        assert one_line(run(bus, *common, "--listen", str(monitor.socket)), "cannot listen") == 1
+        assert one_line(run(bus, *common, "--listen", str(monitor.socket)), "cannot listen") == 69
         assert monitor.socket.stat().st_mode & 0o777 == 0o660
 
 
 def test_no_bus(bus, directory):
     common = ("web", "--swap-dir", str(directory), "--listen", str(directory / "socket"))
-    assert one_line(run(bus, *common, "--bus", f"unix:path={directory}/absent"), "bus") == 1
-    assert one_line(run(bus, *common, env={"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/absent"}), "/absent") == 1
+    assert one_line(run(bus, *common, "--bus", f"unix:path={directory}/absent"), "bus") == 69
+    assert one_line(run(bus, *common, env={"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/absent"}), "/absent") == 69
 
 
 @pytest.mark.usefixtures("monitor")
 def test_a_name_that_is_owned_already(bus, directory):
     common = ("web", "--swap-dir", str(directory), "--bus", bus.address)
-    assert one_line(run(bus, *common, "--listen", str(directory / "second")), "already owned") == 1
+    assert one_line(run(bus, *common, "--listen", str(directory / "second")), "already owned") == 69
 
 
 def test_bad_configuration(bus, directory):
@@ -480,7 +480,7 @@ def test_no_userfaultfd_for_a_normal_user(bus, directory):
         timeout=60,
         check=False,
     )
-    assert one_line(result, "/dev/userfaultfd", "CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd") == 1
+    assert one_line(result, "/dev/userfaultfd", "CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd") == 69
 
 
 def test_failpoints_are_listed_by_the_build_that_has_them(bus):

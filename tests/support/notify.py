@@ -58,7 +58,7 @@ class ServiceManager:
         return {"NOTIFY_SOCKET": str(self.path), "FDSTORE": "4096"}
 
     def program(self, *argv: str, listener: socket.socket) -> tuple[list[str], list[int]]:
-        """How to start the service with its listening socket and all kept fds: a command, and what to pass."""
+        """How to start the service with its listening socket and all kept fds: command, fds to pass."""
         names = ["listen", *self.kept]
         fds = [listener.fileno(), *self.kept.values()]
         command = [sys.executable, "-c", _LAUNCHER, ",".join(map(str, fds)), ":".join(names)]

@@ -22,16 +22,19 @@ from vmmswap.attach.attach import Options, parse_region
 from vmmswap.attach.target import open_target
 from vmmswap.config import Config, ConfigError
 from vmmswap.engine import failpoint_names
-from vmmswap.errors import NotSupportedError, StorageFailedError, VmmswapError
+from vmmswap.errors import InvalidNameError, NotSupportedError, StorageFailedError, VmmswapError
 from vmmswap.handoff.uffd_api import open_userfaultfd
 from vmmswap.monitor import fdstore, recovery, service
 from vmmswap.monitor.monitor import Monitor, Setup
 from vmmswap.names import LOG_DIR, STATE_DIR, check_name
 
 PROGRAM = "vmmswap-monitor"
+# The unit starts us again after EXIT_FAILURE and not after the others: what the fd store keeps is lost with the
+# last try, so while it keeps a VM we give no other.
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
-EXIT_CONFIG = 78  # EX_CONFIG: RestartPreventExitStatus= of the unit
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE
+EXIT_CONFIG = 78  # EX_CONFIG
 
 _MAX_PATH_BYTES = 107  # of a socket: sun_path
 
@@ -47,10 +50,11 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
+        allow_abbrev=False,
         description="Takes one VM's memory out, and brings it back page by page when the VM wakes.",
         epilog="Run by vmmswap@NAME.service. By hand: vmmswap-monitor web --listen web.sock --swap-dir .",
     )
-    parser.add_argument("name", metavar="NAME", help="the VM's name")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the VM's name")
     parser.add_argument(
         "--listen", metavar="PATH", type=Path, help="the hand-off socket (default: systemd's)"
     )
@@ -100,13 +104,17 @@ class _ListFailpoints(argparse.Action):
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the monitor and end the process."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
+    kept = _given_fds()
+    has_vm = recovery.is_needed(kept)
     try:
-        status = _run(options)
+        status = _run(options, kept)
     except ConfigError as error:
         status = _fail(error.message, EXIT_CONFIG, message_ids.CONFIGURATION_ERROR)
+    except InvalidNameError as error:
+        status = _fail(error.message, EXIT_USAGE, "")
     except VmmswapError as error:
-        status = _fail(error.message, EXIT_FAILURE, "")
+        status = _fail(error.message, EXIT_FAILURE if has_vm else EXIT_UNAVAILABLE, "")
     # A thread may wait for ever for a lock of a VMM's that hangs; a normal end would wait for the thread.
     logging.shutdown()
     sys.stderr.flush()
@@ -123,11 +131,23 @@ def _fail(message: str, status: int, message_id: str) -> int:
     return status
 
 
-def _run(options: argparse.Namespace) -> int:
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """A name that begins with a dash, as systemd may pass one, is a wrong name and not a wrong option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.name is None and len(rest) == 1 and not rest[0].startswith("--"):
+        options.name = rest.pop()
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.name is None:
+        parser.error("which VM? NAME is missing")
+    return options
+
+
+def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
+    journal = log.set_up(PROGRAM, options.name, logging.DEBUG if options.debug else logging.INFO)
     name = check_name(options.name)
-    journal = log.set_up(PROGRAM, name, logging.DEBUG if options.debug else logging.INFO)
     logging.captureWarnings(True)
-    given = _given_fds()
     settings = _settings(name, options.config, given)
     service.lock_memory()
     setup = Setup(
