@@ -136,11 +136,12 @@ class Config:
     )
     pin_check: str = _key(
         "PinCheck",
-        "auto, bpf, collapse, settle, off",
-        _one_of("auto", "bpf", "collapse", "settle", "off"),
+        "auto, bpf, collapse, qmp, settle, off",
+        _one_of("auto", "bpf", "collapse", "qmp", "settle", "off"),
         "How pages are recognised that a device or the kernel holds for I/O, and that must stay. auto takes"
-        " the first that works: bpf, collapse, the VMM's promise, and settle if PinSettleMSec= is set. settle"
-        " only waits and hopes; off is for guests whose memory nothing can hold.",
+        " the first that works: bpf, collapse, qmp, the VMM's promise, and settle if PinSettleMSec= is set."
+        " qmp stops the VM until its I/O has ended, for VMMs that gave a QMP socket; not with Mode=freeze."
+        " settle only waits and hopes; off is for guests whose memory nothing can hold.",
         "auto",
     )
     pin_settle_ms: int = _key(
@@ -158,17 +159,24 @@ class Config:
         10.0,
     )
 
-    def swap_out_options(self, *, promised_unpinned: bool) -> SwapOutOptions:
-        """The engine's options. promised_unpinned: the VMM says that nothing pins its memory."""
+    @property
+    def may_drain(self) -> bool:
+        """Whether the VMM may be asked by QMP to end its I/O. A frozen one could not answer."""
+        return self.pin_check in ("auto", "qmp") and self.mode != "freeze"
+
+    def swap_out_options(self, *, promised_unpinned: bool, qmp_drained: bool = False) -> SwapOutOptions:
+        """The engine's options. promised_unpinned: the VMM says that nothing pins its memory. qmp_drained:
+        there is a QMP session for draining.
+        """
         return SwapOutOptions(
             mode=Mode[self.mode.upper()],
             max_passes=self.max_passes,
             until_resident_pages=self.until_resident_pages,
             freeze_timeout_ms=max(1, round(self.freeze_timeout_s * 1000)),
-            pins=self._pin_options(promised_unpinned),
+            pins=self._pin_options(promised_unpinned, qmp_drained),
         )
 
-    def _pin_options(self, promised_unpinned: bool) -> PinOptions | None:
+    def _pin_options(self, promised_unpinned: bool, qmp_drained: bool) -> PinOptions | None:
         if self.pin_check == "off":
             return None
         auto = self.pin_check == "auto"
@@ -178,6 +186,7 @@ class Config:
         return PinOptions(
             bpf=auto or self.pin_check == "bpf",
             collapse=auto or self.pin_check == "collapse",
+            qmp_drained=qmp_drained and self.may_drain,
             promised_unpinned=auto and promised_unpinned,
             settle_ms=settle_ms if auto or self.pin_check == "settle" else 0,
         )

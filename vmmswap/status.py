@@ -70,6 +70,7 @@ class Status:
     pin_check: str = field(default="", metadata=_key("PinCheck", "s"))  # which way pins are seen
     pinned_pages: int = field(default=0, metadata=_key("PinnedPages"))  # left resident by the last swap-out
     poisoned_pages: int = field(default=0, metadata=_key("PoisonedPages"))
+    kept_pages: int = field(default=0, metadata=_key("KeptPages"))  # resident, and their copy still good
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,5 +132,25 @@ def test_pin_options(settings, bpf, collapse, promised, settle_ms):
     assert pins.settle_ms == settle_ms
 
 
+@pytest.mark.parametrize(
+    ("settings", "drained"),
+    [
+        (Config(), True),
+        (Config(pin_check="qmp"), True),
+        (Config(mode="freeze"), False),
+        (Config(pin_check="qmp", mode="freeze"), False),
+        (Config(pin_check="bpf"), False),
+        (Config(pin_check="settle"), False),
+    ],
+)
+def test_qmp_is_for_those_who_may_and_not_for_the_frozen(settings, drained):
+    pins = settings.swap_out_options(promised_unpinned=True, qmp_drained=True).pins
+    assert pins is not None
+    assert pins.qmp_drained is settings.may_drain is drained
+    if settings.pin_check == "qmp":
+        assert not (pins.bpf or pins.collapse or pins.promised_unpinned or pins.settle_ms)
+    assert not settings.swap_out_options(promised_unpinned=True).pins.qmp_drained
+
+
 def test_no_pin_check_at_all():
     assert Config(pin_check="off").swap_out_options(promised_unpinned=False).pins is None
