@@ -24,13 +24,13 @@ from vmmswap.config import Config, ConfigError
 from vmmswap.engine import failpoint_names
 from vmmswap.errors import InvalidNameError, NotSupportedError, StorageFailedError, VmmswapError
 from vmmswap.handoff.uffd_api import open_userfaultfd
-from vmmswap.monitor import fdstore, recovery, service
+from vmmswap.monitor import fdstore, keeper, recovery, service
 from vmmswap.monitor.monitor import Monitor, Setup
 from vmmswap.names import LOG_DIR, STATE_DIR, check_name
 
 PROGRAM = "vmmswap-monitor"
-# The unit starts us again after EXIT_FAILURE and not after the others: what the fd store keeps is lost with the
-# last try, so while it keeps a VM we give no other.
+# The unit starts us again after EXIT_FAILURE and not after the others: what the fd store keeps is lost with
+# the last try, so while it keeps a VM we give no other.
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE
@@ -105,7 +105,7 @@ class _ListFailpoints(argparse.Action):
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the monitor and end the process."""
     options = _parse(arguments)
-    kept = _given_fds()
+    kept = _given_fds() | keeper.inherited()
     has_vm = recovery.is_needed(kept)
     try:
         status = _run(options, kept)
@@ -148,6 +148,8 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     journal = log.set_up(PROGRAM, options.name, logging.DEBUG if options.debug else logging.INFO)
     name = check_name(options.name)
     logging.captureWarnings(True)
+    fd_store = fdstore.has_fd_store()
+    helper = _start_keeper(given, fd_store=fd_store)
     settings = _settings(name, options.config, given)
     service.lock_memory()
     setup = Setup(
@@ -158,7 +160,8 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
         bus=options.bus,
         listener=None,
         kept=given,
-        fd_store=fdstore.has_fd_store(),
+        fd_store=fd_store,
+        keeper=helper,
         journal=journal,
     )
     if not recovery.is_needed(given):
@@ -166,7 +169,8 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
         os.close(open_userfaultfd())
     if not setup.fd_store:
         logging.getLogger("vmmswap").warning(
-            "no service manager keeps fds for us: if the monitor dies with memory out, the guest hangs"
+            "no service manager keeps fds for us: if the monitor is killed, %s",
+            "its keeper goes on in its place" if helper else "the guest hangs where memory is out",
         )
     if options.attach is not None and not recovery.is_needed(given):
         setup.attach = open_target(options.attach)
@@ -177,6 +181,22 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
         loop = asyncio.new_event_loop()  # never closed: main() ends the process
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(Monitor(setup).run())
+
+
+def _start_keeper(given: dict[str, int], *, fd_store: bool) -> keeper.Keeper | None:
+    """Before any thread is started."""
+    helper = keeper.Keeper(fd_store=fd_store)
+    for fd_name, fd in given.items():
+        helper.keep(fd_name, fd)
+    try:
+        pid = helper.start()
+    except OSError as error:
+        logging.getLogger("vmmswap").warning(
+            "no keeper (%s): a child that is forked while the monitor is killed reads zeros", error.strerror
+        )
+        return None
+    logging.getLogger("vmmswap").debug("the keeper is process %d", pid)
+    return helper
 
 
 def _given_fds() -> dict[str, int]:
