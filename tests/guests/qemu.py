@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An unmodified QEMU with the distribution's own kernel, and workload.c in it.
+
+with Qemu(directory) as vm:
+    vm.order("fill 64")
+    assert vm.order("check").wrong == 0
+    vm.qmp("balloon", value=256 << 20)
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import select
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNEL_DIR = ROOT / "build" / "guest-kernel"
+BOOT_S = 180.0
+KVM_PROBE_S = 15.0
+ORDER_S = 240.0
+READY = b"workload ready"
+
+
+def missing() -> str:
+    """Why there can be no QEMU guest here, or ""."""
+    if os.geteuid() != 0:
+        return "needs root: it traces QEMU"
+    if os.uname().machine != "x86_64":
+        return "the guest's kernel is for x86-64"
+    tools = ("qemu-system-x86_64", "busybox", "cpio", "gcc", "apt-get", "dpkg")
+    absent = [tool for tool in tools if not shutil.which(tool)]
+    return f"needs {' and '.join(absent)}" if absent else ""
+
+
+@functools.cache
+def prepared() -> str:
+    """Make kernel and RAM disk; why that failed, or ""."""
+    made = subprocess.run(
+        [str(Path(__file__).with_name("prepare"))], capture_output=True, text=True, check=False
+    )
+    return "" if made.returncode == 0 else f"tests/guests/prepare: {made.stderr.strip()[-300:]}"
+
+
+@functools.cache
+def accelerator() -> tuple[str, str]:
+    """kvm if a guest gets to its workload with it, else tcg; and why."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg", "there is no usable /dev/kvm"
+    with tempfile.TemporaryDirectory(prefix="vmmswap-kvm-") as directory:
+        try:
+            with Qemu(Path(directory), memory_mib=256, accel="kvm", boot_s=KVM_PROBE_S):
+                return "kvm", "a guest boots with it"
+        except (AssertionError, OSError) as error:
+            return "tcg", f"no guest boots with kvm here: {' '.join(str(error).split())[:300]}"
+
+
+class Qemu:
+    """The running VMM. Leaving the `with` block kills it."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        memory_mib: int = 512,
+        accel: str = "",
+        prefix: Sequence[str] = (),
+        boot_s: float = BOOT_S,
+        wait_ready: bool = True,
+    ) -> None:
+        self.directory = directory
+        self.memory_bytes = memory_mib << 20
+        self._boot_s = boot_s
+        self._wait_ready = wait_ready  # False: it goes on from a snapshot
+        self._output = b""
+        self._serial_path, self.qmp_path = directory / "serial.sock", directory / "qmp.sock"
+        self._log_path = directory / "qemu.log"
+        accel = accel or accelerator()[0]
+        self.argv = [
+            *prefix,
+            *("qemu-system-x86_64", "-accel", accel, "-cpu", "host" if accel == "kvm" else "max"),
+            *("-m", f"{memory_mib}M", "-smp", "2"),
+            *("-object", f"memory-backend-memfd,id=mem,size={memory_mib}M,share=on"),
+            *("-machine", "pc,memory-backend=mem", "-nodefaults", "-no-user-config"),
+            *("-display", "none", "-no-reboot"),
+            *("-chardev", f"socket,id=serial,path={self._serial_path},server=on,wait=off"),
+            *("-serial", "chardev:serial", "-qmp", f"unix:{self.qmp_path},server=on,wait=off"),
+            *("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on"),
+            *("-kernel", str(KERNEL_DIR / "vmlinuz"), "-initrd", str(KERNEL_DIR / "initrd.gz")),
+            *("-append", "console=ttyS0 panic=-1 quiet"),
+            *options,
+        ]
+
+    def __enter__(self) -> Self:
+        with self._log_path.open("wb") as log:
+            self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            self._serial = self._connect(self._serial_path)
+            if self._wait_ready:
+                self._read_to(READY, self._boot_s)
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if hasattr(self, "_serial"):
+            self._serial.close()
+
+    def _connect(self, path: Path) -> socket.socket:
+        end = time.monotonic() + self._boot_s
+        while True:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.connect(str(path))
+            except OSError:
+                sock.close()
+                self._check_alive()
+                assert time.monotonic() < end, f"QEMU does not listen on {path}"
+                time.sleep(0.01)
+            else:
+                return sock
+
+    def _check_alive(self) -> None:
+        assert self.process.poll() is None, f"QEMU has ended:\n{self._log_path.read_text()}"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def send(self, order: str) -> None:
+        """Give an order without waiting for its answer."""
+        self._output = b""
+        self._serial.sendall(order.encode() + b"\n")
+
+    def answer(self, order: str, deadline_s: float = ORDER_S) -> SimpleNamespace:
+        """The answer to an order that was sent: its numbers by name."""
+        name = order.split()[0]
+        line = self._read_to(re.compile(rb"(?m)^" + name.encode() + rb"( [^\r\n]*)?\r?\n"), deadline_s)
+        words = line.decode().split()[1:]
+        return SimpleNamespace(**{key: int(value) for key, value in (word.split("=") for word in words)})
+
+    def order(self, order: str, deadline_s: float = ORDER_S) -> SimpleNamespace:
+        self.send(order)
+        return self.answer(order, deadline_s)
+
+    def _read_to(self, text: bytes | re.Pattern[bytes], deadline_s: float) -> bytes:
+        pattern = re.compile(re.escape(text)) if isinstance(text, bytes) else text
+        end = time.monotonic() + deadline_s
+        while not (match := pattern.search(self._output)):
+            left_s = end - time.monotonic()
+            ready = select.select([self._serial], [], [], max(0.0, left_s))[0]
+            assert ready, f"the guest does not say {pattern.pattern!r}:\n{self._output.decode()}"
+            try:
+                piece = self._serial.recv(65536)
+            except ConnectionResetError:
+                piece = b""
+            if not piece:
+                self.process.wait()
+            assert piece, f"QEMU has ended:\n{self._log_path.read_text()}{self._output.decode()}"
+            self._output += piece
+        self._output = self._output[match.end() :]
+        return match[0]
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """One command on a connection of its own; what it returns."""
+        with self._connect(self.qmp_path) as sock, sock.makefile("rw") as stream:
+            assert "QMP" in json.loads(stream.readline())
+            for message in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+                stream.write(json.dumps(message) + "\n")
+                stream.flush()
+                reply = {}
+                while "return" not in reply:
+                    reply = json.loads(stream.readline())
+                    assert "error" not in reply, reply
+            return reply["return"]
+
+    def wait_off(self) -> int:
+        """QEMU's return code after the guest has powered off."""
+        return self.process.wait(ORDER_S)
+
+    def resident_bytes(self) -> int:
+        """Guest memory that is allocated, by the kernel's count of the memfd's blocks."""
+        for path in Path(f"/proc/{self.pid}/fd").iterdir():
+            if "memfd:memory-backend-memfd" in str(path.readlink()):
+                return path.stat().st_blocks * 512
+        raise AssertionError("QEMU has no memfd")
+
+    @property
+    def fds(self) -> list[str]:
+        return sorted(str(path.readlink()) for path in Path(f"/proc/{self.pid}/fd").iterdir())
+
+    @property
+    def shared_mappings(self) -> list[str]:
+        """Guest memory and what else is mapped shared; private memory comes and goes."""
+        lines = Path(f"/proc/{self.pid}/maps").read_text().splitlines()
+        return [line for line in lines if line.split()[1][3] == "s"]

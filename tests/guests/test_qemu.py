@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""An unmodified QEMU with an unmodified distribution kernel, attached to while it runs.
+
+One guest serves most tests, each of which attaches anew. The guest itself says whether its memory is right.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.guests import qemu
+from tests.guests.qemu import Qemu
+from tests.support.bus import PrivateBus
+from tests.support.bus import missing as bus_missing
+from tests.support.monitor import PROGRAM, Monitor
+from tests.support.notify import ServiceManager
+from vmmswap.errors import NotSupportedError
+from vmmswap.handoff.client import VmmClient
+
+REASON = qemu.missing() or bus_missing()
+pytestmark = [
+    pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing"),
+    pytest.mark.slow,
+]
+
+MIB = 1 << 20
+FILLED_MIB = 192
+UFFD = "anon_inode:[userfaultfd]"
+
+
+@pytest.fixture(scope="module")
+def bus():
+    if reason := qemu.prepared():
+        pytest.fail(reason)
+    with PrivateBus() as private:
+        yield private
+
+
+@pytest.fixture(scope="module")
+def vm(bus, record_testsuite_property):  # noqa: ARG001  (the bus fixture has prepared the kernel)
+    accel, why = qemu.accelerator()
+    record_testsuite_property("accelerator", f"{accel}: {why}")
+    print(f"QEMU runs with {accel}: {why}")
+    with tempfile.TemporaryDirectory(prefix="vmmswap-") as path, Qemu(Path(path)) as running:
+        running.order(f"fill {FILLED_MIB}")
+        running.order("scribble on")
+        yield running
+
+
+@pytest.fixture
+def directory():
+    """Short, because a socket's path has 107 bytes at most."""
+    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+class Service:
+    """A monitor with an fd store, and its successors."""
+
+    def __init__(self, bus, directory, manager, listener):
+        self._bus, self._directory, self._manager, self._listener = bus, directory, manager, listener
+        self.monitor = self.start()
+
+    def start(self):
+        program, fds = self._manager.program(*PROGRAM, listener=self._listener)
+        self.monitor = Monitor(
+            "web",
+            self._bus,
+            self._directory,
+            program=program,
+            env=self._manager.environment,
+            listen=False,
+            pass_fds=fds,
+        )
+        self.monitor.start()
+        self.monitor.wait_on_bus()
+        return self.monitor
+
+    def attach(self, pid, **options):
+        """As vmmswapd does."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            with VmmClient.connect(self._listener.getsockname()) as client:
+                return client.attach(pidfd, **options)
+        finally:
+            os.close(pidfd)
+
+    def detach(self):
+        self.monitor.call("Detach")
+        assert self.monitor.wait_exit() == 0, self.monitor.log
+
+
+@pytest.fixture
+def service(bus, directory):
+    with ServiceManager(directory) as manager, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "socket"))
+        listener.listen()
+        running = Service(bus, directory, manager, listener)
+        yield running
+        running.monitor.kill()
+
+
+@pytest.fixture
+def attached(service, vm):
+    """The monitor of the shared guest; detached afterwards, and the guest looked at once more."""
+    fds = vm.fds
+    assert service.attach(vm.pid) == "web"
+    yield service
+    if service.monitor.process.poll() is None:
+        service.detach()
+    check_guest(vm)
+    assert vm.fds == fds
+
+
+def check_guest(vm):
+    assert vm.order("check").wrong == 0
+    done = vm.order("replay")
+    assert (done.wrong, done.writes > 0) == (0, True)
+    vm.order("scribble on")
+
+
+def enabled(monitor, vm):
+    """Swap out; the memory is gone by the kernel's count."""
+    status = monitor.enable()
+    assert status["State"] == "Active", (status, monitor.log)
+    assert status["SwapPages"] > 0
+    return status
+
+
+def test_three_rounds_and_out_without_a_trace(bus, directory, vm):
+    """vmmswap-monitor NAME --attach PID, without a service manager."""
+    fds, shared = vm.fds, vm.shared_mappings
+    with Monitor("web", bus, directory, "--attach", str(vm.pid), listen=False) as monitor:
+        assert "taken: shared, writable and large" in monitor.log
+        assert sorted([*fds, UFFD]) == vm.fds
+        before = vm.resident_bytes()
+        assert before > FILLED_MIB * MIB
+        for _ in range(3):
+            status = enabled(monitor, vm)
+            assert vm.resident_bytes() < before / 4, (status, monitor.log)
+            assert vm.order("check").wrong == 0
+            assert vm.order("replay").wrong == 0
+            vm.order("scribble on")
+            assert monitor.status()["CopiedPages"] > FILLED_MIB * MIB / 4096 * 0.9
+        enabled(monitor, vm)
+        vm.order("memory")  # a little work while all is out
+        assert monitor.disable()["State"] == "Ready"
+        monitor.call("Detach")
+        assert monitor.wait_exit() == 0
+    assert vm.fds == fds
+    assert vm.shared_mappings == shared
+    check_guest(vm)
+
+
+def test_the_guest_is_not_stopped_for_long(attached, vm):
+    vm.order("ticks")
+    status = enabled(attached.monitor, vm)
+    print("longest stop that the guest saw:", vm.order("ticks").longest_us, "us; PauseUs", status["PauseUs"])
+    assert vm.order("check").wrong == 0
+
+
+def test_turned_round_again_and_again(attached, vm):
+    for _ in range(4):
+        attached.monitor.call("Enable")
+        attached.monitor.call("Disable")
+    assert attached.monitor.settled()["State"] == "Ready"
+    for _ in range(3):
+        attached.monitor.call("Enable")
+        vm.order("memory")
+        attached.monitor.call("Disable")
+        attached.monitor.call("Enable")
+    assert attached.monitor.settled()["State"] == "Active"
+
+
+def test_balloon(attached, vm):
+    """Inflated while memory is out: what the guest gave up is neither brought back nor kept."""
+    enabled(attached.monitor, vm)
+    vm.qmp("balloon", value=vm.memory_bytes - 160 * MIB)
+    wait_balloon(vm, vm.memory_bytes - 160 * MIB)
+    assert vm.order("check").wrong == 0
+    enabled(attached.monitor, vm)
+    vm.qmp("balloon", value=vm.memory_bytes)
+    wait_balloon(vm, vm.memory_bytes)
+    check_guest(vm)
+    enabled(attached.monitor, vm)
+    check_guest(vm)
+
+
+def wait_balloon(vm, wanted):
+    end = time.monotonic() + 60
+    while vm.qmp("query-balloon")["actual"] != wanted:
+        assert time.monotonic() < end, vm.qmp("query-balloon")
+        time.sleep(0.05)
+
+
+def test_free_page_reporting(attached, vm):
+    """The guest frees memory whose contents are out, and fills it anew."""
+    enabled(attached.monitor, vm)
+    out = attached.monitor.status()["SwapPages"]
+    vm.order("empty")
+    end = time.monotonic() + 30  # reporting comes some seconds later
+    while attached.monitor.status()["SwapPages"] > out - 64 * 256:
+        assert time.monotonic() < end, "the guest's free pages are still stored"
+        time.sleep(0.1)
+    vm.order(f"fill {FILLED_MIB}")
+    check_guest(vm)
+    enabled(attached.monitor, vm)
+    check_guest(vm)
+
+
+def test_the_monitor_is_killed_meanwhile(attached, vm):
+    """With memory out, and in the middle of a swap-out: the guest waits for the successor, no more."""
+    enabled(attached.monitor, vm)
+    attached.monitor.kill()
+    vm.send("check")
+    attached.start()
+    assert vm.answer("check").wrong == 0
+    assert attached.monitor.status()["Restarts"] == 1
+    attached.monitor.call("Enable")
+    attached.monitor.kill()
+    monitor = attached.start()
+    assert monitor.settled()["State"] == "Active"
+    check_guest(vm)
+
+
+def test_a_snapshot_while_memory_is_out(attached, vm, directory):
+    """QEMU forks to write it, and reads all of guest memory; another QEMU goes on from there."""
+    enabled(attached.monitor, vm)
+    snapshot = directory / "snapshot"
+    vm.qmp("migrate", uri=f"exec:cat > {snapshot}")
+    end = time.monotonic() + 120
+    while (status := vm.qmp("query-migrate")["status"]) != "completed":
+        assert status in ("setup", "active", "device"), status
+        assert time.monotonic() < end, status
+        time.sleep(0.1)
+    vm.qmp("cont")
+    check_guest(vm)
+    second = directory / "second"
+    second.mkdir()
+    with Qemu(second, "-incoming", f"exec:cat {snapshot}", wait_ready=False) as copy:
+        assert copy.order("check").wrong == 0
+        assert copy.order("replay").wrong == 0
+
+
+# --- QEMUs of their own
+
+
+def test_as_nobody_in_its_sandbox(service, directory):
+    home = directory / "qemu"
+    home.mkdir()
+    shutil.chown(home, 65534, 65534)
+    sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    prefix = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
+    with Qemu(home, "-sandbox", sandbox, memory_mib=384, accel="tcg", prefix=prefix) as vm:
+        vm.order("fill 96")
+        vm.order("scribble on")
+        fds = vm.fds
+        service.attach(vm.pid)
+        before = vm.resident_bytes()
+        enabled(service.monitor, vm)
+        assert vm.resident_bytes() < before / 4
+        check_guest(vm)
+        enabled(service.monitor, vm)
+        service.detach()
+        assert vm.fds == fds
+        check_guest(vm)
+
+
+@pytest.mark.parametrize("aio", ["native", "io_uring", "threads"])
+def test_a_disk_without_a_host_cache(service, directory, aio):
+    """Reads in flight into guest memory while it is swapped out: unprotected, they are lost."""
+    disk = directory / "disk"
+    with disk.open("wb") as file:
+        file.truncate(64 * MIB)
+    options = ("-drive", f"file={disk},format=raw,if=virtio,cache=none,aio={aio}")
+    with Qemu(directory, *options, memory_mib=384) as vm:
+        assert vm.order("tag 48").wrong == 0
+        vm.order("fill 64")
+        service.attach(vm.pid)
+        vm.order("disk on")
+        for _ in range(6):
+            status = service.monitor.enable()
+            assert status["State"] == "Active", (status, service.monitor.log)
+        done = vm.order("disk off")
+        assert (done.wrong, done.blocks > 100) == (0, True), (done, status)
+        assert vm.order("check").wrong == 0
+        service.detach()
+
+
+def test_powered_off_with_memory_out(service, directory):
+    with Qemu(directory, memory_mib=256) as vm:
+        vm.order("fill 64")
+        service.attach(vm.pid)
+        enabled(service.monitor, vm)
+        vm.send("off")
+        assert vm.wait_off() == 0
+        assert service.monitor.wait_exit() == 0
+        assert "the VMM has ended" in service.monitor.log
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        ("memory-backend-ram,id=mem,size=256M", "private memory cannot be served.*share=on"),
+        ("memory-backend-memfd,id=mem,size=256M,share=off", "mapped privately.*memory-backend-memfd"),
+    ],
+)
+def test_memory_of_the_wrong_kind(service, directory, backend, reason):
+    command = ["qemu-system-x86_64", "-S", "-accel", "tcg", "-m", "256M", "-object", backend]
+    command += ["-machine", "pc,memory-backend=mem", "-nodefaults", "-display", "none"]
+    command += ["-qmp", f"unix:{directory}/qmp.sock,server=on,wait=off"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
+        try:
+            service.monitor.until((directory / "qmp.sock").exists, "QEMU to listen")
+            with pytest.raises(NotSupportedError, match=reason):
+                service.attach(process.pid)
+            assert process.poll() is None
+        finally:
+            process.kill()

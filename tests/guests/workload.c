@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What the guest does: knows each byte of its memory and of its disk, and says so over the serial console.
+ *
+ * Orders, a line each; each is answered by one line that begins with the order:
+ *     fill MIB          take memory and give each word a value of its own
+ *     check             look at every word of it                        -> words, wrong
+ *     empty             give that memory back
+ *     scribble on|off   a thread changes words of 16 MiB at random
+ *     replay            do the same again on fresh memory and compare   -> writes, wrong
+ *     tag MIB           write numbered blocks to the disk
+ *     disk on|off       threads read (and write again) those blocks, O_DIRECT, into memory that changes its place
+ *                                                                       -> blocks, wrong
+ *     ticks             the longest time that a thread which sleeps a millisecond slept      -> longest_us
+ *     memory            what the kernel says                            -> free_kib, total_kib
+ *     off               power off
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/reboot.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+#define WORDS_PER_PAGE 512
+#define SCRIBBLE_PAGES 4096
+#define BLOCK_BYTES 65536
+#define READERS 3
+#define SLOTS 64
+
+static uint64_t mix(uint64_t x)
+{
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9;
+	x = (x ^ x >> 27) * 0x94d049bb133111eb;
+	return x ^ x >> 31;
+}
+
+static uint64_t *take(size_t bytes)
+{
+	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (memory == MAP_FAILED) {
+		printf("no memory: %zu bytes\n", bytes);
+		exit(1);
+	}
+	return memory;
+}
+
+/* ---- memory that stays as it is ---- */
+
+static uint64_t *filled;
+static size_t filled_words;
+
+static uint64_t value_of(size_t idx)
+{
+	return idx * 0x9e3779b97f4a7c15 ^ 0x0123456789abcdef;
+}
+
+static void fill(const char *mib)
+{
+	filled_words = strtoull(mib, NULL, 10) << 17;
+	filled = take(filled_words * 8);
+	for (size_t i = 0; i < filled_words; i++)
+		filled[i] = value_of(i);
+	printf("fill words=%zu\n", filled_words);
+}
+
+static void check(void)
+{
+	size_t wrong = 0;
+
+	for (size_t i = 0; i < filled_words; i++)
+		wrong += filled[i] != value_of(i);
+	printf("check words=%zu wrong=%zu\n", filled_words, wrong);
+}
+
+static void empty(void)
+{
+	munmap(filled, filled_words * 8);
+	filled_words = 0;
+	puts("empty");
+}
+
+/* ---- memory that changes ---- */
+
+static uint64_t *scribbled;
+static uint64_t writes;
+static _Atomic bool scribbling;
+static pthread_t scribbler;
+
+static void write_once(uint64_t *memory, uint64_t number)
+{
+	uint64_t random = mix(number + 1);
+	uint64_t *word = memory + random % SCRIBBLE_PAGES * WORDS_PER_PAGE + (random >> 40) % WORDS_PER_PAGE;
+
+	*word = *word * 3 + random;
+}
+
+static void *scribble(void *unused)
+{
+	(void)unused;
+	while (scribbling) {
+		write_once(scribbled, writes++);
+		if (writes % 16 == 0)
+			usleep(100);
+	}
+	return NULL;
+}
+
+static void set_scribble(bool on)
+{
+	if (!scribbled)
+		scribbled = take((size_t)SCRIBBLE_PAGES * 4096);
+	if (on && !scribbling) {
+		scribbling = true;
+		pthread_create(&scribbler, NULL, scribble, NULL);
+	} else if (!on && scribbling) {
+		scribbling = false;
+		pthread_join(scribbler, NULL);
+	}
+	printf("scribble writes=%lu\n", (unsigned long)writes);
+}
+
+static void replay(void)
+{
+	size_t words = (size_t)SCRIBBLE_PAGES * WORDS_PER_PAGE, wrong = 0;
+	uint64_t *again = take(words * 8);
+
+	set_scribble(false);
+	for (uint64_t i = 0; i < writes; i++)
+		write_once(again, i);
+	for (size_t i = 0; i < words; i++)
+		wrong += again[i] != scribbled[i];
+	munmap(again, words * 8);
+	printf("replay writes=%lu wrong=%zu\n", (unsigned long)writes, wrong);
+}
+
+/* ---- the disk ---- */
+
+static uint64_t blocks;
+static _Atomic uint64_t blocks_done, blocks_wrong;
+static _Atomic bool reading;
+static pthread_t readers[READERS];
+
+static void make_block(uint64_t *words, uint64_t number)
+{
+	for (size_t i = 0; i < BLOCK_BYTES / 8; i++)
+		words[i] = mix(number) + i;
+}
+
+static bool is_block(const uint64_t *words, uint64_t number)
+{
+	uint64_t first = mix(number);
+
+	for (size_t i = 0; i < BLOCK_BYTES / 8; i++)
+		if (words[i] != first + i)
+			return false;
+	return true;
+}
+
+static int open_disk(void)
+{
+	int fd = open("/dev/vda", O_RDWR | O_DIRECT);
+
+	if (fd < 0)
+		printf("no disk: %s\n", strerror(errno));
+	return fd;
+}
+
+static void tag(const char *mib)
+{
+	uint64_t *block = take(BLOCK_BYTES);
+	int fd = open_disk();
+	bool wrote = true;
+
+	blocks = strtoull(mib, NULL, 10) * (1048576 / BLOCK_BYTES);
+	for (uint64_t i = 0; i < blocks && wrote; i++) {
+		make_block(block, i);
+		wrote = pwrite(fd, block, BLOCK_BYTES, (off_t)(i * BLOCK_BYTES)) == BLOCK_BYTES;
+	}
+	close(fd);
+	munmap(block, BLOCK_BYTES);
+	printf("tag blocks=%lu wrong=%d\n", (unsigned long)blocks, !wrote);
+}
+
+/* Each block goes to another place, and is looked at only after some more were read: by then it may have been taken out
+ * and brought back. Each eighth is written again from where it was read to. */
+static void *read_blocks(void *seed)
+{
+	uint64_t *place = take((size_t)SLOTS * BLOCK_BYTES), numbers[SLOTS] = {0};
+	uint64_t random = (uintptr_t)seed;
+	bool used[SLOTS] = {false};
+	int fd = open_disk();
+
+	for (uint64_t turn = 0; reading; turn++) {
+		size_t slot = turn % SLOTS;
+		uint64_t *block = place + slot * (BLOCK_BYTES / 8);
+
+		if (used[slot] && !is_block(block, numbers[slot]))
+			blocks_wrong++;
+		if (used[slot] && turn % 8 == 0 &&
+		    pwrite(fd, block, BLOCK_BYTES, (off_t)(numbers[slot] * BLOCK_BYTES)) != BLOCK_BYTES)
+			blocks_wrong++;
+		numbers[slot] = mix(++random) % blocks;
+		memset(block, 0xee, BLOCK_BYTES); /* what a lost read leaves */
+		used[slot] = pread(fd, block, BLOCK_BYTES, (off_t)(numbers[slot] * BLOCK_BYTES)) == BLOCK_BYTES;
+		blocks_wrong += !used[slot];
+		blocks_done++;
+	}
+	close(fd);
+	munmap(place, (size_t)SLOTS * BLOCK_BYTES);
+	return NULL;
+}
+
+static void set_disk(bool on)
+{
+	if (on && !reading) {
+		reading = true;
+		for (size_t i = 0; i < READERS; i++)
+			pthread_create(&readers[i], NULL, read_blocks, (void *)((i + 1) << 32));
+	} else if (!on && reading) {
+		reading = false;
+		for (size_t i = 0; i < READERS; i++)
+			pthread_join(readers[i], NULL);
+	}
+	printf("disk blocks=%lu wrong=%lu\n", (unsigned long)blocks_done, (unsigned long)blocks_wrong);
+}
+
+/* ---- the rest ---- */
+
+static _Atomic uint64_t longest_us;
+
+static uint64_t now_us(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+static void *tick(void *unused)
+{
+	uint64_t before = now_us(), after;
+
+	for (;; before = after) {
+		usleep(1000);
+		after = now_us();
+		if (after - before > longest_us)
+			longest_us = after - before;
+	}
+	return unused;
+}
+
+static void print_memory(void)
+{
+	unsigned long total = 0, available = 0;
+	FILE *file = fopen("/proc/meminfo", "r");
+	char line[128];
+
+	while (file && fgets(line, sizeof line, file)) {
+		sscanf(line, "MemTotal: %lu", &total);
+		sscanf(line, "MemFree: %lu", &available);
+	}
+	if (file)
+		fclose(file);
+	printf("memory free_kib=%lu total_kib=%lu\n", available, total);
+}
+
+static bool obey(char *line)
+{
+	char *order = strtok(line, " \r\n"), *argument = strtok(NULL, " \r\n");
+	bool on = argument && !strcmp(argument, "on");
+
+	if (!order)
+		return true;
+	if (!strcmp(order, "fill") && argument)
+		fill(argument);
+	else if (!strcmp(order, "check"))
+		check();
+	else if (!strcmp(order, "empty"))
+		empty();
+	else if (!strcmp(order, "scribble"))
+		set_scribble(on);
+	else if (!strcmp(order, "replay"))
+		replay();
+	else if (!strcmp(order, "tag") && argument)
+		tag(argument);
+	else if (!strcmp(order, "disk"))
+		set_disk(on);
+	else if (!strcmp(order, "ticks"))
+		printf("ticks longest_us=%lu\n", (unsigned long)longest_us), longest_us = 0;
+	else if (!strcmp(order, "memory"))
+		print_memory();
+	else if (!strcmp(order, "off"))
+		return false;
+	else
+		printf("unknown %s\n", order);
+	return true;
+}
+
+int main(void)
+{
+	struct termios terminal;
+	pthread_t ticker;
+	char line[128];
+
+	setvbuf(stdout, NULL, _IONBF, 0);
+	if (!tcgetattr(0, &terminal)) {
+		terminal.c_lflag &= ~(tcflag_t)ECHO;
+		tcsetattr(0, TCSANOW, &terminal);
+	}
+	pthread_create(&ticker, NULL, tick, NULL);
+	puts("\nworkload ready");
+	while (fgets(line, sizeof line, stdin) && obey(line))
+		;
+	puts("off");
+	sync();
+	reboot(RB_POWER_OFF);
+	return 0;
+}
