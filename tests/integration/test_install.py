@@ -55,7 +55,7 @@ def test_into_a_directory_and_out(tree: Path, tmp_path: Path) -> None:
 def test_another_prefix_is_in_the_units_and_programs(tree: Path, tmp_path: Path) -> None:
     installation.make(tree, "install", f"DESTDIR={tmp_path}", "PREFIX=/opt/x", "SYSTEMD_VERSION=252")
     unit = (tmp_path / "opt/x/lib/systemd/system/vmmswap@.service").read_text()
-    assert "\nExecStart=/opt/x/bin/vmmswap-monitor %i\n" in unit
+    assert "\nExecStart=/opt/x/bin/vmmswap-monitor -- %i\n" in unit
     assert "/opt/x/lib/vmmswap" in (tmp_path / "opt/x/bin/vmmswapctl").read_text()
     assert not (tmp_path / "opt/x/lib/systemd/system/vmmswap@.service.d").exists()
     installation.make(tree, "uninstall", f"DESTDIR={tmp_path}", "PREFIX=/opt/x")

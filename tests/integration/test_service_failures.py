@@ -106,6 +106,31 @@ def test_bad_configuration_is_said_in_one_line_and_not_tried_again(host: Service
     host.machine.run("systemctl", "stop", "vmmswap@misconfigured.socket")
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "reason"),
+    [
+        ("nowhere", "SwapDirectory=/no/such/directory", "/no/such/directory does not exist"),
+        ("no-unnamed-files", "SwapDirectory=/dev/mqueue", "/dev/mqueue has no unnamed files"),
+        ("-bad", "", "'-bad' is not a VM name"),
+    ],
+)
+def test_a_monitor_that_cannot_start_says_why_and_stays_down(
+    host: Service, name: str, setting: str, reason: str
+) -> None:
+    config = host.machine.path("/etc/vmmswap.conf.d/start.conf")
+    config.parent.mkdir(exist_ok=True)
+    config.write_text(f"[VM {name}]\n{setting}\n" if setting else "")
+    unit = f"vmmswap@{name}.service"
+    assert host.machine.run("systemctl", "start", unit, check=False).returncode != 0
+    assert host.wait_unit(name, "failed")["NRestarts"] == "0"
+    text = host.machine.run("systemctl", "status", unit, check=False).stdout
+    assert reason in text
+    assert "Traceback" not in text
+    config.unlink()
+    host.machine.run("systemctl", "reset-failed", unit)
+    host.machine.run("systemctl", "stop", f"vmmswap@{name}.socket")
+
+
 def test_bad_configuration_with_memory_out_keeps_the_last_good_one(host: Service) -> None:
     config = host.machine.path("/etc/vmmswap.conf.d/spoilt.conf")
     config.parent.mkdir(exist_ok=True)
