@@ -113,7 +113,7 @@ def status_rows(status: StatusKeys) -> list[Row]:
         ("Monitor restarts", str(number("Restarts", 0))),
         ("Fault logging", "on" if number("PageFaultLogging") else "off"),
     ]  # fmt: skip
-    optional = {"Pinned": "PinnedPages", "Poisoned": "PoisonedPages"}
+    optional = {"Kept": "KeptPages", "Pinned": "PinnedPages", "Poisoned": "PoisonedPages"}
     rows += [(title, pages(status, key)) for title, key in optional.items() if number(key)]
     if number("PinCheck"):
         rows.append(("Pin check", one_line(str(number("PinCheck")))))
