@@ -487,10 +487,20 @@ static inline struct notice rig_await_notice(struct rig *rig, uint32_t kind)
 	}
 }
 
+/* A guest thread runs on as soon as its page is there, a little before the engine has taken note of that and let go of the
+ * page. It does both within the gate, and whoever changes the set of processes waits for that. */
+static inline void rig_settle(struct rig *rig)
+{
+	struct error err = { 0 };
+
+	CHECK_EQ(engine_remove_process(rig->engine, UINT32_MAX, &err), -ESRCH);
+}
+
 static inline void rig_start_job(struct rig *rig, uint32_t job)
 {
 	struct error err = { 0 };
 
+	rig_settle(rig);
 	if (engine_start_job(rig->engine, job, &rig->options, &err))
 		FAIL("engine_start_job: %s", err.message);
 }

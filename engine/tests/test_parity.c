@@ -60,13 +60,9 @@ static long call(struct rig *rig, uint32_t process, uint64_t page, long (*run)(v
 	return (long)puppet_do(rig, process, 0, order);
 }
 
-/* A fault is counted when its page is there and the guest may run on already; whoever counts does so within the gate, and to
- * change the set of processes waits for that. */
 static struct engine_stats settled(struct rig *rig)
 {
-	struct error err = { 0 };
-
-	CHECK_EQ(engine_remove_process(rig->engine, UINT32_MAX, &err), -ESRCH);
+	rig_settle(rig);
 	return rig_stats(rig);
 }
 
