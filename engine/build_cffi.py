@@ -65,6 +65,7 @@ int engine_remove_process(struct engine *, uint32_t, struct error *);
 int engine_register_dummy(struct engine *, uint32_t, uint64_t, struct error *);
 int engine_recover(struct engine *, uint64_t *, uint32_t *, struct error *);
 int engine_start(struct engine *, struct error *);
+void engine_stop(struct engine *);
 int engine_start_job(struct engine *, uint32_t, const struct swap_out_options *, struct error *);
 void engine_cancel_job(struct engine *);
 void engine_continue_job(struct engine *);

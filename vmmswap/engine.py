@@ -272,6 +272,12 @@ class Engine:
         """Serve faults from now on."""
         self._check(lib.engine_start(self._engine, self._error))
 
+    def stop(self) -> None:
+        """Stop all threads, turning a running job back. events() then has the last ones: a forked child that
+        they do not tell of was never read.
+        """
+        lib.engine_stop(self._engine)
+
     def start_swap_out(self, options: SwapOutOptions) -> None:
         """Swap all out; JobDone follows. BusyError while a job runs."""
         self._start_job(Job.SWAP_OUT, options)

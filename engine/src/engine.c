@@ -293,6 +293,12 @@ int engine_start(struct engine *engine, struct error *err)
 	return rc;
 }
 
+void engine_stop(struct engine *engine)
+{
+	swapper_stop(engine->swapper);
+	faults_stop(engine->faults);
+}
+
 int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options, struct error *err)
 {
 	sigset_t all, before;

@@ -75,6 +75,10 @@ int engine_recover(struct engine *engine, uint64_t *out_pages, uint32_t *last_jo
 
 int engine_start(struct engine *engine, struct error *err);
 
+/* Stop all threads, turning a running job back. Notices can still be taken, and nothing adds to them any more: a forked
+ * child's uffd that is not told of by then was never read. */
+void engine_stop(struct engine *engine);
+
 int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options, struct error *err);
 void engine_cancel_job(struct engine *engine);
 

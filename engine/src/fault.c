@@ -306,16 +306,23 @@ int faults_create(struct vm *vm, bool pin, uint32_t spin_us, struct faults **out
 	return 0;
 }
 
+void faults_stop(struct faults *faults)
+{
+	faults->stopping = true;
+	if (faults->stop_fd >= 0)
+		eventfd_write(faults->stop_fd, 1);
+	for (size_t i = 0; i < faults->n; i++) {
+		if (faults->servers[i].started)
+			pthread_join(faults->servers[i].thread, NULL);
+		faults->servers[i].started = false;
+	}
+}
+
 void faults_destroy(struct faults *faults)
 {
 	if (!faults)
 		return;
-	faults->stopping = true;
-	if (faults->stop_fd >= 0)
-		eventfd_write(faults->stop_fd, 1);
-	for (size_t i = 0; i < faults->n; i++)
-		if (faults->servers[i].started)
-			pthread_join(faults->servers[i].thread, NULL);
+	faults_stop(faults);
 	for (size_t i = 0; i < faults->n; i++) {
 		if (faults->servers[i].epoll_fd >= 0)
 			close(faults->servers[i].epoll_fd);

@@ -15,9 +15,11 @@ struct faults;
  * how long a thread looks for the next event before it sleeps, after one that it served. */
 int faults_create(struct vm *vm, bool pin, uint32_t spin_us, struct faults **out, struct error *err);
 
-/* Stop and join the threads. Faults that were read and not served are served first, or if they can't be, left. */
-void faults_destroy(struct faults *faults);
 int faults_start(struct faults *faults, struct error *err);
+
+/* Stop and join the threads. Faults that were read and not served are served first, or if they can't be, left. */
+void faults_stop(struct faults *faults);
+void faults_destroy(struct faults *faults); /* includes faults_stop(); NULL is fine */
 
 /* Listen to a process's uffd, or no longer. With the gate held alone. */
 int faults_watch(struct faults *faults, const struct process *process);

@@ -521,12 +521,17 @@ static void join_last(struct swapper *swapper)
 	swapper->thread_to_join = false;
 }
 
+void swapper_stop(struct swapper *swapper)
+{
+	swapper_cancel(swapper);
+	join_last(swapper);
+}
+
 void swapper_destroy(struct swapper *swapper)
 {
 	if (!swapper)
 		return;
-	swapper_cancel(swapper);
-	join_last(swapper);
+	swapper_stop(swapper);
 	pins_destroy(swapper->pins);
 	pthread_cond_destroy(&swapper->resumed);
 	pthread_mutex_destroy(&swapper->lock);

@@ -29,6 +29,7 @@ struct swapper;
 int swapper_create(struct vm *vm, struct swapper **out, struct error *err);
 
 /* Turns a running job back and waits for it. */
+void swapper_stop(struct swapper *swapper);
 void swapper_destroy(struct swapper *swapper);
 
 /* Start a job: -EBUSY while another runs. NOTICE_JOB_DONE tells its end. Swap-out registers guest memory with every
