@@ -245,13 +245,13 @@ static void take_over(struct chaos *chaos, int fd)
 
 static void drop_dead_children(struct chaos *chaos)
 {
-	struct uffdio_range range = { .start = chaos->vmm.shared->base_addr[0], .len = 4096 };
+	struct uffdio_zeropage nowhere = { .range = { .start = 0x10000, .len = 4096 } }; /* refused, if not for being dead */
 	size_t living_n = 0;
 
 	for (size_t i = 0; i < chaos->uffds_n; i++) {
 		int fd = chaos->uffds[i];
 
-		if (ioctl(fd, UFFDIO_WAKE, &range) != 0 && errno == ESRCH) {
+		if (ioctl(fd, UFFDIO_ZEROPAGE, &nowhere) != 0 && errno == ESRCH) {
 			chaos->known[fd] = false;
 			close(fd);
 		} else {

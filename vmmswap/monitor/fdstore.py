@@ -15,6 +15,7 @@ import os
 import systemd.daemon
 
 from vmmswap.errors import InternalError
+from vmmswap.monitor.keeper import Keeper
 
 _log = logging.getLogger("vmmswap.fdstore")
 
@@ -46,28 +47,34 @@ def has_fd_store() -> bool:
 
 
 class FdStore:
-    """Without a service manager all methods do nothing."""
+    """Without a service manager only the keeper is told."""
 
-    def __init__(self, available: bool) -> None:
+    def __init__(self, available: bool, keeper: Keeper | None = None) -> None:
         self.available = available
+        self._keeper = keeper
         self._names: set[str] = set()
 
-    def adopt(self, name: str) -> None:
-        """Know of an fd that is in the store already."""
+    def adopt(self, name: str, fd: int | None = None) -> None:
+        """Know of an fd that is in the store already. fd None: only to remove it."""
         self._names.add(name)
+        if self._keeper is not None and fd is not None:
+            self._keeper.keep(name, fd)
 
     def add(self, name: str, fd: int) -> None:
         """Keep a duplicate of fd. InternalError if systemd cannot be told."""
-        if not self.available:
-            return
-        try:
-            systemd.daemon.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
-        except OSError as error:
-            raise InternalError(f"systemd does not take {name} into its fd store: {error}") from None
-        self._names.add(name)
+        if self.available:
+            try:
+                systemd.daemon.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
+            except OSError as error:
+                raise InternalError(f"systemd does not take {name} into its fd store: {error}") from None
+            self._names.add(name)
+        if self._keeper is not None:
+            self._keeper.keep(name, fd)
 
     def remove(self, name: str) -> None:
         """Have the duplicate closed."""
+        if self._keeper is not None:
+            self._keeper.forget(name)
         if name in self._names:
             self._names.discard(name)
             try:
@@ -78,6 +85,8 @@ class FdStore:
     def remove_all(self) -> None:
         for name in sorted(self._names):
             self.remove(name)
+        if self._keeper is not None:
+            self._keeper.forget_all()
 
     async def barrier(self) -> None:
         """Return once systemd has seen to all that was sent. OSError (TimeoutError) if it does not."""

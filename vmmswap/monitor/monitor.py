@@ -28,6 +28,7 @@ from vmmswap.log import fields
 from vmmswap.monitor import attached, coverage, fdstore, recovery, service
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor.keeper import Keeper
 from vmmswap.monitor.processes import Processes, is_vmm_alive
 from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register
 
@@ -49,6 +50,7 @@ class Setup:
     kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
     fd_store: bool = False
     journal: bool = False
+    keeper: Keeper | None = None
     attach: int | None = None  # the pidfd of a VMM to take over at once
     attach_options: Options = field(default_factory=Options)
 
@@ -59,7 +61,7 @@ class Monitor:
     def __init__(self, setup: Setup) -> None:
         self.name = setup.name
         self._setup = setup
-        self._store = FdStore(setup.fd_store)
+        self._store = FdStore(setup.fd_store, setup.keeper)
         self._controller = Controller(setup.name, setup.config, journal=setup.journal, log_dir=setup.log_dir)
         self._controller.on_released = self._released
         self._controller.subscribe(lambda _status: self._say_status())

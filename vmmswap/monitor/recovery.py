@@ -18,7 +18,7 @@ from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
 from vmmswap.log import fields
-from vmmswap.monitor import fdstore
+from vmmswap.monitor import fdstore, keeper
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 from vmmswap.monitor.vm import VMM_KEY, Process, Vm, engine_config
@@ -61,8 +61,9 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
 
     kept: fds by name, ours from here on; those of no use are closed, and taken out of the store.
     """
-    for name in kept:
-        store.adopt(name)
+    for name, fd in kept.items():
+        store.adopt(name, fd)
+    orphans = keeper.take_orphans(kept)
     file = ManifestFile(kept[fdstore.MANIFEST])
     manifest = file.read()
     needed = (fdstore.PAGE_MAP, fdstore.STORE, fdstore.uffd_name(VMM_KEY), fdstore.pidfd_name(VMM_KEY))
@@ -78,6 +79,8 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     _add_memory(vm, kept)
     for record in manifest.processes:
         _add_process(vm, record, kept)
+    for name, uffd in orphans.items():
+        _add_orphan(vm, name, uffd)
     found = engine.recover()
     engine.start()
     interrupted = manifest.interrupted + 1 if found.last_job is not Job.NONE else 0
@@ -158,6 +161,21 @@ def _add_process(vm: Vm, record: ProcessRecord, kept: dict[str, int]) -> None:
     vm.processes[process_id] = Process(
         record.key, process_id, pid, pidfd, uffd, True, ranges, record.is_proven
     )
+
+
+def _add_orphan(vm: Vm, name: str, uffd: int) -> None:
+    """A child whose FORK event was the last thing that the predecessor read. systemd stores no file twice, so
+    the old name goes first; until the new one is there, our keeper has it.
+    """
+    vm.store.remove(name)
+    parent = keeper.parent_of(uffd, vm.manifest.processes)
+    if parent is None:
+        os.close(uffd)
+        return
+    _log.warning(
+        "a child that process %s forked when the monitor died is served", parent.pid or "(of unknown pid)"
+    )
+    vm.add_orphan(uffd, parent)
 
 
 def _connection(kept: dict[str, int]) -> socket.socket | None:

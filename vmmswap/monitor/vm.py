@@ -153,6 +153,12 @@ class Vm:
         self._enter(child)
         return child
 
+    def add_orphan(self, uffd: int, parent: ProcessRecord) -> None:
+        """Serve a forked child whose uffd, ours from here on, a keeper saved; before the engine recovers."""
+        ranges = tuple(Range(*item) for item in parent.ranges)
+        process_id = self.engine.add_process(uffd, ranges)
+        self._enter(Process(self.manifest.next_key, process_id, 0, -1, uffd, True, ranges, parent.is_proven))
+
     def _enter(self, process: Process) -> None:
         """The record first: a uffd in the store that no record speaks of could not be used."""
         self.processes[process.process_id] = process

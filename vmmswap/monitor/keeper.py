@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A second process that outlives a killed monitor for a moment, so that no userfaultfd is lost with it.
+
+A forked child's userfaultfd exists nowhere but in the fd table of the process that read the FORK event. If
+that is killed before it has stored the fd, the last reference goes, and the child reads zeros where memory is
+out, as does the VMM after it: the zeros are in the shared memfd then. No order of steps in one process
+closes this gap, as SIGKILL can come right after read(). So the keeper *shares* the monitor's fd table
+(CLONE_FILES): what either opens is open in both, and closed when both are gone. It sleeps until the monitor
+is dead, and then
+
+- with an fd store sends there each userfaultfd that is not in it yet, and ends;
+- without one becomes the monitor: it runs the same command again, with all that the dead one had of its VM.
+
+systemd sends the signals of stop, restart and watchdog to the whole control group; the keeper ignores all
+that can be ignored. Two things it does not survive: SIGKILL for the whole group in that instant, and that of
+the out-of-memory killer with memory.oom.group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import platform
+import select
+import signal
+import struct
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import systemd.daemon
+
+from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.uffd_api import is_userfaultfd, register_missing, unregister
+from vmmswap.monitor.manifest import ProcessRecord
+
+MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
+ORPHAN = "uffd-orphan-"
+
+_KEPT = "VMMSWAP_KEPT_FDS"  # NAME=FD,NAME=FD,... for the successor that a keeper becomes
+_LIVES = "VMMSWAP_KEPT_LIVES"  # how many successors in a row lived shortly
+_SHORT_LIFE_S = 10.0
+_LONGEST_WAIT_S = 10.0
+_BARRIER_MS = 10_000
+
+_CLONE_FILES = 0x400
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+_PR_SET_NAME = 15
+_UFFDIO_CONTINUE = 0xC020AA07  # struct uffdio_continue: start, len, mode, mapped
+
+_ENTRIES = 8192
+_ENTRY = struct.Struct("<B47siIQ")  # in use, name, fd or -1, nothing, inode
+_NO_FD = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something that a successor needs. fd: in our table; -1: the fd store has it."""
+
+    name: str
+    fd: int
+    inode: int
+
+
+class Table:
+    """What is kept, in memory that the keeper shares. An entry counts once its first byte says so."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _ENTRIES * _ENTRY.size)
+        self._places: dict[str, int] = {}
+        self._free = list(range(_ENTRIES - 1, -1, -1))
+
+    def put(self, entry: Entry) -> None:
+        self.drop(entry.name)
+        if not self._free:
+            return  # beyond what the fd store takes
+        place = self._places[entry.name] = self._free.pop()
+        at = place * _ENTRY.size
+        _ENTRY.pack_into(self._memory, at, 0, entry.name.encode(), entry.fd, 0, entry.inode)
+        self._memory[at] = 1
+
+    def drop(self, name: str) -> int:
+        """Its fd, -1 for none."""
+        place = self._places.pop(name, None)
+        if place is None:
+            return _NO_FD
+        at = place * _ENTRY.size
+        self._memory[at] = 0
+        self._free.append(place)
+        fd: int = _ENTRY.unpack_from(self._memory, at)[2]
+        return fd
+
+    def entries(self) -> list[Entry]:
+        """All; in either process."""
+        found = (_ENTRY.unpack_from(self._memory, place * _ENTRY.size) for place in range(_ENTRIES))
+        return [Entry(name.rstrip(b"\0").decode(), fd, inode) for used, name, fd, _, inode in found if used]
+
+
+class Keeper:
+    """The monitor's side."""
+
+    def __init__(self, *, fd_store: bool) -> None:
+        self._fd_store = fd_store
+        self._table = Table()
+
+    def start(self) -> int:
+        """Its pid. Before any thread is started. OSError if there can be no such process."""
+        return _clone(self._table, os.pidfd_open(os.getpid()), fd_store=self._fd_store)
+
+    def keep(self, name: str, fd: int) -> None:
+        """The fd store has a duplicate; or, where there is none, make one here."""
+        own = _NO_FD if self._fd_store else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        self.forget(name)
+        self._table.put(Entry(name, own, os.fstat(fd).st_ino))
+
+    def forget(self, name: str) -> None:
+        fd = self._table.drop(name)
+        if fd >= 0:
+            os.close(fd)
+
+    def forget_all(self) -> None:
+        for entry in self._table.entries():
+            self.forget(entry.name)
+
+
+def inherited() -> dict[str, int]:
+    """For the successor that a keeper has become: what it keeps, by name. Only the first call gives it."""
+    given = os.environ.pop(_KEPT, "")
+    found: dict[str, int] = {}
+    for item in filter(None, given.split(",")):
+        name, _, fd = item.partition("=")
+        found[name] = int(fd)
+        os.set_inheritable(int(fd), False)
+    return found
+
+
+def take_orphans(kept: dict[str, int]) -> dict[str, int]:
+    """Take the userfaultfds that a keeper stored out of `kept`. Not those that are there by another name too:
+    they were stored when the monitor was killed before it could note it.
+    """
+    known = {os.fstat(fd).st_ino for name, fd in kept.items() if not name.startswith(ORPHAN)}
+    names = [
+        name for name, fd in kept.items() if name.startswith(ORPHAN) and os.fstat(fd).st_ino not in known
+    ]
+    return {name: kept.pop(name) for name in names}
+
+
+def parent_of(uffd: int, processes: Iterable[ProcessRecord]) -> ProcessRecord | None:
+    """The process that an orphan is a child of, as far as its memory tells: a child has its parent's
+    addresses. None: it has ended, or is none of the VM's.
+    """
+    return next((item for item in processes if item.ranges and _fits(uffd, item.ranges)), None)
+
+
+def _fits(uffd: int, ranges: Sequence[tuple[int, int, int]]) -> bool:
+    return all(_is_registered(uffd, addr) for addr, _, _ in ranges) or _can_register(uffd, ranges)
+
+
+def _is_registered(uffd: int, addr: int) -> bool:
+    """Asked by a request that maps at most what is in the memfd anyway, and that says ENOENT elsewhere."""
+    try:
+        fcntl.ioctl(uffd, _UFFDIO_CONTINUE, bytearray(struct.pack("QQQQ", addr, PAGE_SIZE, 0, 0)))
+    except OSError as error:
+        return error.errno in (errno.EEXIST, errno.EFAULT, errno.EAGAIN)
+    return True
+
+
+def _can_register(uffd: int, ranges: Sequence[tuple[int, int, int]]) -> bool:
+    """With nothing out, nothing is registered either."""
+    done: list[tuple[int, int]] = []
+    try:
+        for addr, _, pages in ranges:
+            register_missing(uffd, addr, pages * PAGE_SIZE)
+            done.append((addr, pages * PAGE_SIZE))
+    except OSError:
+        return False
+    finally:
+        for addr, size_bytes in done:
+            unregister(uffd, addr, size_bytes)
+    return True
+
+
+# In the keeper. It is a copy of the monitor as it was before it had threads.
+
+
+def _clone(table: Table, pidfd: int, *, fd_store: bool) -> int:
+    number = _SYS_CLONE.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"no number of clone() known for {platform.machine()}")
+    libc = ctypes.PyDLL(None, use_errno=True)  # PyDLL keeps the GIL, which the copy then has too
+    started_s = time.monotonic()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        pid: int = libc.syscall(number, _CLONE_FILES, None, None, None, None)
+        if pid < 0:
+            raise OSError(ctypes.get_errno(), "clone")
+        if pid == 0:
+            libc.prctl(_PR_SET_NAME, b"vmmswap-keeper", 0, 0, 0)
+            _keep(table, pidfd, started_s, fd_store=fd_store)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
+def _keep(table: Table, pidfd: int, started_s: float, *, fd_store: bool) -> NoReturn:
+    try:
+        _ignore_signals()
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        while not poll.poll():
+            pass
+        kept = table.entries()
+        if any(entry.name == MANIFEST for entry in kept):
+            orphans = dict(_orphans(kept))
+            if fd_store:
+                _store(orphans)
+            else:
+                _succeed({entry.name: entry.fd for entry in kept} | orphans, started_s)
+    except BaseException as error:  # nobody is left to raise it to
+        with contextlib.suppress(BaseException):
+            print(f"vmmswap-keeper: {error!r}", file=sys.stderr, flush=True)
+    os._exit(0)
+
+
+def _ignorable() -> Iterator[int]:
+    for number in signal.valid_signals():
+        if number not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGCONT):
+            yield number
+
+
+def _ignore_signals() -> None:
+    for number in _ignorable():
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _orphans(kept: Iterable[Entry]) -> Iterator[tuple[str, int]]:
+    """The userfaultfds of our table that nothing is known of, each file once. The dead monitor's are here."""
+    known = {entry.inode for entry in kept}
+    for fd in sorted(int(entry.name) for entry in Path("/proc/self/fd").iterdir()):
+        try:
+            inode = os.fstat(fd).st_ino
+            if inode not in known and is_userfaultfd(fd):
+                known.add(inode)
+                yield f"{ORPHAN}{os.getpid()}-{fd}", fd
+        except OSError:
+            continue  # the fd that listed the directory
+
+
+def _store(orphans: Mapping[str, int]) -> None:
+    """systemd must have taken them, and seen who sent them, before we are gone."""
+    if not orphans:
+        return
+    for name, fd in orphans.items():
+        systemd.daemon.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    systemd.daemon.notify("BARRIER=1", fds=[writer])
+    os.close(writer)
+    poll = select.poll()
+    poll.register(reader, 0)
+    poll.poll(_BARRIER_MS)
+
+
+def _succeed(kept: Mapping[str, int], started_s: float) -> NoReturn:
+    """Become the monitor. One that died soon after its start may do so again: not at full speed."""
+    lives = int(os.environ.get(_LIVES, "0")) + 1 if time.monotonic() - started_s < _SHORT_LIFE_S else 0
+    if lives > 1:
+        time.sleep(min(0.1 * 2**lives, _LONGEST_WAIT_S))
+    for fd in kept.values():
+        os.set_inheritable(fd, True)
+    for number in _ignorable():
+        signal.signal(number, signal.SIG_DFL)
+    os.environ[_LIVES] = str(lives)
+    os.environ[_KEPT] = ",".join(f"{name}={fd}" for name, fd in kept.items())
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - no shell is wanted
