@@ -42,6 +42,7 @@ from vmmswap.handoff.uffd_api import is_userfaultfd, register_missing, unregiste
 from vmmswap.monitor.manifest import ProcessRecord
 
 MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
+VMM_PIDFD = "pidfd-0"
 ORPHAN = "uffd-orphan-"
 
 _KEPT = "VMMSWAP_KEPT_FDS"  # NAME=FD,NAME=FD,... for the successor that a keeper becomes
@@ -217,7 +218,7 @@ def _keep(table: Table, pidfd: int, started_s: float, *, fd_store: bool) -> NoRe
         while not poll.poll():
             pass
         kept = table.entries()
-        if any(entry.name == MANIFEST for entry in kept):
+        if any(entry.name == MANIFEST for entry in kept) and not _is_vmm_gone(kept):
             orphans = dict(_orphans(kept))
             if fd_store:
                 _store(orphans)
@@ -227,6 +228,15 @@ def _keep(table: Table, pidfd: int, started_s: float, *, fd_store: bool) -> NoRe
         with contextlib.suppress(BaseException):
             print(f"vmmswap-keeper: {error!r}", file=sys.stderr, flush=True)
     os._exit(0)
+
+
+def _is_vmm_gone(kept: Iterable[Entry]) -> bool:
+    """Then there is nobody to serve: a successor would only find that out, or fail at something else."""
+    poll = select.poll()
+    for entry in kept:
+        if entry.name == VMM_PIDFD and entry.fd >= 0:
+            poll.register(entry.fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _ignorable() -> Iterator[int]:
