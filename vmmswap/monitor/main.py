@@ -175,7 +175,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     if options.attach is not None and not recovery.is_needed(given):
         setup.attach = open_target(options.attach)
         setup.attach_options = Options(tuple(map(parse_region, options.region)), options.force)
-    may_lack = setup.attach is not None
+    may_lack = setup.attach is not None or recovery.is_needed(given)
     with _listener(options.listen, given.pop(fdstore.LISTEN, None), may_lack=may_lack) as listener:
         setup.listener = listener
         loop = asyncio.new_event_loop()  # never closed: main() ends the process
@@ -274,7 +274,15 @@ def _listener(path: Path | None, given: int | None, *, may_lack: bool) -> Iterat
         raise StorageFailedError(
             "no socket to listen on: start vmmswap@NAME.socket, which passes one, or give --listen PATH"
         )
-    with _bind(path) as listener:
+    try:
+        listener = _bind(path)
+    except StorageFailedError as error:
+        if not may_lack:
+            raise
+        logging.getLogger("vmmswap").error("%s; the VM that is registered is served", error.message)
+        yield None
+        return
+    with listener:
         inode = path.stat().st_ino
         try:
             yield listener
