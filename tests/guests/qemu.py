@@ -152,7 +152,7 @@ class Qemu:
 
     def answer(self, order: str, deadline_s: float = ORDER_S) -> SimpleNamespace:
         """The answer to an order that was sent: its numbers by name."""
-        name = order.split()[0]
+        name = order.split(maxsplit=1)[0]
         line = self._read_to(re.compile(rb"(?m)^" + name.encode() + rb"( [^\r\n]*)?\r?\n"), deadline_s)
         words = line.decode().split()[1:]
         return SimpleNamespace(**{key: int(value) for key, value in (word.split("=") for word in words)})

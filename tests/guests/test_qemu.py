@@ -32,7 +32,7 @@ pytestmark = [
 ]
 
 MIB = 1 << 20
-FILLED_MIB = 192
+FILLED_MIB = 128
 UFFD = "anon_inode:[userfaultfd]"
 
 
@@ -129,7 +129,7 @@ def check_guest(vm):
     vm.order("scribble on")
 
 
-def enabled(monitor, vm):
+def enabled(monitor):
     """Swap out; the memory is gone by the kernel's count."""
     status = monitor.enable()
     assert status["State"] == "Active", (status, monitor.log)
@@ -146,13 +146,13 @@ def test_three_rounds_and_out_without_a_trace(bus, directory, vm):
         before = vm.resident_bytes()
         assert before > FILLED_MIB * MIB
         for _ in range(3):
-            status = enabled(monitor, vm)
+            status = enabled(monitor)
             assert vm.resident_bytes() < before / 4, (status, monitor.log)
             assert vm.order("check").wrong == 0
             assert vm.order("replay").wrong == 0
             vm.order("scribble on")
             assert monitor.status()["CopiedPages"] > FILLED_MIB * MIB / 4096 * 0.9
-        enabled(monitor, vm)
+        enabled(monitor)
         vm.order("memory")  # a little work while all is out
         assert monitor.disable()["State"] == "Ready"
         monitor.call("Detach")
@@ -164,7 +164,7 @@ def test_three_rounds_and_out_without_a_trace(bus, directory, vm):
 
 def test_the_guest_is_not_stopped_for_long(attached, vm):
     vm.order("ticks")
-    status = enabled(attached.monitor, vm)
+    status = enabled(attached.monitor)
     print("longest stop that the guest saw:", vm.order("ticks").longest_us, "us; PauseUs", status["PauseUs"])
     assert vm.order("check").wrong == 0
 
@@ -184,28 +184,32 @@ def test_turned_round_again_and_again(attached, vm):
 
 def test_balloon(attached, vm):
     """Inflated while memory is out: what the guest gave up is neither brought back nor kept."""
-    enabled(attached.monitor, vm)
+    enabled(attached.monitor)
     vm.qmp("balloon", value=vm.memory_bytes - 160 * MIB)
     wait_balloon(vm, vm.memory_bytes - 160 * MIB)
     assert vm.order("check").wrong == 0
-    enabled(attached.monitor, vm)
+    enabled(attached.monitor)
     vm.qmp("balloon", value=vm.memory_bytes)
     wait_balloon(vm, vm.memory_bytes)
     check_guest(vm)
-    enabled(attached.monitor, vm)
+    enabled(attached.monitor)
     check_guest(vm)
 
 
 def wait_balloon(vm, wanted):
-    end = time.monotonic() + 60
-    while vm.qmp("query-balloon")["actual"] != wanted:
-        assert time.monotonic() < end, vm.qmp("query-balloon")
+    wait_qmp(vm, "query-balloon", lambda found: found["actual"] == wanted)
+
+
+def wait_qmp(vm, command, condition):
+    end = time.monotonic() + 120
+    while not condition(found := vm.qmp(command)):
+        assert time.monotonic() < end, found
         time.sleep(0.05)
 
 
 def test_free_page_reporting(attached, vm):
     """The guest frees memory whose contents are out, and fills it anew."""
-    enabled(attached.monitor, vm)
+    enabled(attached.monitor)
     out = attached.monitor.status()["SwapPages"]
     vm.order("empty")
     end = time.monotonic() + 30  # reporting comes some seconds later
@@ -214,13 +218,13 @@ def test_free_page_reporting(attached, vm):
         time.sleep(0.1)
     vm.order(f"fill {FILLED_MIB}")
     check_guest(vm)
-    enabled(attached.monitor, vm)
+    enabled(attached.monitor)
     check_guest(vm)
 
 
 def test_the_monitor_is_killed_meanwhile(attached, vm):
     """With memory out, and in the middle of a swap-out: the guest waits for the successor, no more."""
-    enabled(attached.monitor, vm)
+    enabled(attached.monitor)
     attached.monitor.kill()
     vm.send("check")
     attached.start()
@@ -234,20 +238,23 @@ def test_the_monitor_is_killed_meanwhile(attached, vm):
 
 
 def test_a_snapshot_while_memory_is_out(attached, vm, directory):
-    """QEMU forks to write it, and reads all of guest memory; another QEMU goes on from there."""
-    enabled(attached.monitor, vm)
+    """QEMU forks to write it, and reads all of guest memory; another QEMU goes on from there.
+
+    The guest is stopped meanwhile: under tcg QEMU 7.2 misses pages that change while it copies them,
+    without us too (seen: two of four snapshots of a running guest did not come to life again).
+    """
+    enabled(attached.monitor)
     snapshot = directory / "snapshot"
+    vm.qmp("stop")
     vm.qmp("migrate", uri=f"exec:cat > {snapshot}")
-    end = time.monotonic() + 120
-    while (status := vm.qmp("query-migrate")["status"]) != "completed":
-        assert status in ("setup", "active", "device"), status
-        assert time.monotonic() < end, status
-        time.sleep(0.1)
+    wait_qmp(vm, "query-migrate", lambda found: found["status"] == "completed")
     vm.qmp("cont")
     check_guest(vm)
     second = directory / "second"
     second.mkdir()
     with Qemu(second, "-incoming", f"exec:cat {snapshot}", wait_ready=False) as copy:
+        wait_qmp(copy, "query-status", lambda found: found["status"] == "paused")
+        copy.qmp("cont")
         assert copy.order("check").wrong == 0
         assert copy.order("replay").wrong == 0
 
@@ -267,10 +274,10 @@ def test_as_nobody_in_its_sandbox(service, directory):
         fds = vm.fds
         service.attach(vm.pid)
         before = vm.resident_bytes()
-        enabled(service.monitor, vm)
+        enabled(service.monitor)
         assert vm.resident_bytes() < before / 4
         check_guest(vm)
-        enabled(service.monitor, vm)
+        enabled(service.monitor)
         service.detach()
         assert vm.fds == fds
         check_guest(vm)
@@ -288,7 +295,7 @@ def test_a_disk_without_a_host_cache(service, directory, aio):
         vm.order("fill 64")
         service.attach(vm.pid)
         vm.order("disk on")
-        for _ in range(6):
+        for _ in range(5):
             status = service.monitor.enable()
             assert status["State"] == "Active", (status, service.monitor.log)
         done = vm.order("disk off")
@@ -301,7 +308,7 @@ def test_powered_off_with_memory_out(service, directory):
     with Qemu(directory, memory_mib=256) as vm:
         vm.order("fill 64")
         service.attach(vm.pid)
-        enabled(service.monitor, vm)
+        enabled(service.monitor)
         vm.send("off")
         assert vm.wait_off() == 0
         assert service.monitor.wait_exit() == 0

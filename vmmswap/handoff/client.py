@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vmmswap.errors import BY_DBUS_NAME, AccessDeniedError, InternalError, NoSuchVMError, ProtocolError
-from vmmswap.handoff.messages import MAX_FDS, PAGE_SIZE, Region, encode
+from vmmswap.handoff.messages import MAX_FDS, PAGE_SIZE, VERSION, Region, encode
 from vmmswap.handoff.uffd_api import open_userfaultfd
 
 __all__ = ["DummyPage", "Region", "VmmClient", "open_userfaultfd"]
@@ -122,9 +122,22 @@ class VmmClient:
         """Take whole regions back. Region.memfd counts all memfds handed over, in order, each once."""
         self._ask(encode("remove-region", regions), [], "ok")
 
-    def attach(self, pidfd: int, *, pins: bool = True, qmp: str | None = None, force: bool = False) -> str:
-        """As root: have the monitor take over a running process, and return the VM's name."""
-        reply = self._ask(encode("attach", pins=pins, qmp=qmp, force=force), [pidfd], "ready")
+    def attach(
+        self,
+        pidfd: int,
+        *,
+        pins: bool = True,
+        qmp: str | None = None,
+        force: bool = False,
+        regions: Sequence[str] = (),
+    ) -> str:
+        """As root: have the monitor take over a running process, and return the VM's name.
+
+        regions: START-END in hexadecimal, instead of all that looks like guest memory.
+        """
+        options = {"pins": pins, "force": force, "regions": list(regions)} | ({"qmp": qmp} if qmp else {})
+        line = json.dumps({"vmmswap": VERSION, "type": "attach", **options}).encode() + b"\n"
+        reply = self._ask(line, [pidfd], "ready")
         return str(reply.get("name"))
 
     def _ask(self, message: bytes, fds: Sequence[int], wanted: str) -> dict[str, object]:
