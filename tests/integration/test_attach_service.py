@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Attach as an operator does it: vmmswapctl, vmmswapd, and the monitor in its unit's sandbox."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import installation, service
+from tests.support.attach import target_program
+from tests.support.machine import Machine
+from tests.support.service import Service
+from vmmswap.names import HOST_INTERFACE, HOST_PATH
+
+PROGRAM = "/opt/attach-target"
+KNOWN = (
+    "/opt/qemu-system-test"  # by this name its seccomp filters, the machine's own, are known to be harmless
+)
+HOST = ("org.vmmswap", HOST_PATH, HOST_INTERFACE)
+
+
+@pytest.fixture(scope="module")
+def host(tree: Path) -> Iterator[Service]:
+    if reason := Machine.missing():
+        pytest.skip(reason)
+    with Machine(binds={installation.INSIDE: str(tree)}) as machine:
+        inside = machine.path(PROGRAM)
+        inside.parent.mkdir(exist_ok=True)
+        shutil.copy(target_program("-static"), inside)
+        shutil.copy(inside, machine.path(KNOWN))
+        yield service.install(machine)
+
+
+class Target:
+    """attach_target as a unit of the machine."""
+
+    def __init__(self, machine: Machine, unit: str) -> None:
+        self._machine = machine
+        self._unit = unit
+        self.pid = int(machine.unit(unit, "MainPID")["MainPID"])
+
+    def counters(self) -> tuple[int, int]:
+        """Rounds done by the first thread; what was wrong in any."""
+        words = self._machine.sh(f"od -A n -t u8 -w24 -j 32 -N 72 -v /run/{self._unit}").stdout.split()
+        numbers = [int(word) for word in words]
+        return numbers[0], sum(numbers[1::3])
+
+    def run_on(self) -> None:
+        """AssertionError if something was wrong."""
+        before, _ = self.counters()
+        self._machine.wait_for("the target to go on", lambda: self.counters()[0] > before + 20)
+        assert self.counters()[1] == 0
+
+    def links(self) -> str:
+        return self._machine.sh(f"ls -l /proc/{self.pid}/fd").stdout
+
+
+@contextmanager
+def target(host: Service, unit: str, program: str, options: str = "") -> Iterator[Target]:
+    """Started as nobody, without rights."""
+    machine = host.machine
+    machine.sh(f"truncate -s 4096 /run/{unit} && chown nobody /run/{unit}")
+    start = f"exec 9<>/run/{unit}; exec {program} 9 32 memory,nanosleep,read {options}"
+    machine.run(
+        *("systemd-run", "--quiet", f"--unit={unit}", "--uid=nobody", "--property=NoNewPrivileges=yes"),
+        *("bash", "-c", start),
+    )
+    try:
+        running = Target(machine, unit)
+        machine.wait_for("the target to be ready", lambda: running.counters()[0] > 0)
+        yield running
+    finally:
+        machine.run("systemctl", "stop", unit, check=False)
+
+
+def test_from_attach_to_detach(host: Service) -> None:
+    with target(host, "plain", KNOWN) as running:
+        host.machine.run("vmmswapctl", "attach", "web", str(running.pid))
+        assert "userfaultfd" in running.links()
+        status = host.swap_out("web")
+        assert status["SwapPages"] > 0, host.log("web")
+        running.run_on()
+        host.swap_out("web")
+        host.machine.run("systemctl", "kill", "--signal=KILL", "vmmswap@web.service")
+        running.run_on()
+        assert host.wait_state("web", "Active")["Restarts"] == 1
+        host.machine.run("vmmswapctl", "detach", "web")
+        host.wait_unit("web", "inactive")
+        assert "userfaultfd" not in running.links(), host.log("web")
+        running.run_on()
+
+
+def test_filters_that_the_sandbox_hides(host: Service) -> None:
+    """Refused, unless forced: then the device goes through, for this filter only denies userfaultfd(2)."""
+    with target(host, "filtered", PROGRAM, "seccomp-kill") as running:
+        done = host.machine.run("vmmswapctl", "attach", "filtered", str(running.pid), check=False)
+        assert (done.returncode, "seccomp filters" in done.stderr) == (1, True), done
+        running.run_on()
+        options = ("a{sv}", "1", "force", "b", "true")
+        host.machine.call(
+            *HOST, "AttachWithOptions", "su" + options[0], "filtered", str(running.pid), *options[1:]
+        )
+        host.swap_out("filtered")
+        running.run_on()
+        host.machine.run("vmmswapctl", "exit", "filtered")
+        host.wait_unit("filtered", "inactive")
+        running.run_on()
