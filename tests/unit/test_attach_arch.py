@@ -17,7 +17,7 @@ from vmmswap.attach.seccomp import Filters, run
 
 ALLOW, KILL, ERRNO = 0x7FFF0000, 0x80000000, 0x00050001
 
-# offsetof() in struct rt_sigframe, by a compiler, of the structures in the kernel's asm/ucontext.h and sigcontext.h.
+# offsetof() in struct rt_sigframe, by a compiler, from the kernel's asm/ucontext.h and sigcontext.h.
 AARCH64_FRAME = {
     "ss_flags": 152,
     "uc_sigmask": 168,
