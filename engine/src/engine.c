@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "event.h"
 #include "fault.h"
 #include "recover.h"
 #include "vm.h"
@@ -123,7 +124,7 @@ static bool anything_out(struct vm *vm, const struct region *region)
 	for (uint64_t idx = page_map_next_used(vm->map, region->page_idx, end_idx); idx < end_idx; idx++) {
 		enum page_state state = page_state_of(atomic_load(page_map_word(vm->map, idx)));
 
-		if (state != PAGE_IN_MEMFD)
+		if (state == PAGE_STORED || state == PAGE_POISONED)
 			return true;
 	}
 	return false;
@@ -133,12 +134,16 @@ static void forget_region(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		struct process *process = vm->spaces.processes[i];
-		uint64_t addr;
+		uint64_t addr, run;
 
-		if (vm->tracking && !process->gone && process_addr_of(process, page_idx, pages, &addr))
-			uffd_unregister(process->uffd, addr, bytes_of_pages(pages));
+		for (uint64_t done = 0; done < pages && vm->tracking && !process->gone; done += run ? run : 1) {
+			run = process_addr_of(process, page_idx + done, pages - done, &addr);
+			if (run)
+				uffd_unregister(process->uffd, addr, bytes_of_pages(run));
+		}
 		process_forget_pages(process, page_idx, pages);
 	}
+	event_give_up(vm, page_idx, pages); /* kept copies */
 	memory_remove(&vm->memory, page_idx);
 	page_map_forget(vm->map, page_idx, pages);
 }
@@ -197,6 +202,7 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 	gate_hold_alone(vm->gate);
 	atomic_fetch_add(&vm->joined, 1);
 	atomic_store(&vm->keeps, false);
+	vm_drop_kept_copies(vm);
 	process = address_space_add(&vm->spaces, own);
 	if (process) {
 		*process_id = process->id;
@@ -224,6 +230,7 @@ int engine_add_range(struct engine *engine, uint32_t process_id, const struct ra
 	gate_hold_alone(vm->gate);
 	atomic_fetch_add(&vm->joined, 1);
 	atomic_store(&vm->keeps, false);
+	vm_drop_kept_copies(vm);
 	process = address_space_find(&vm->spaces, process_id);
 	rc = process ? process_add_range(process, *range) : -ESRCH;
 	if (!rc && vm->tracking)
@@ -354,12 +361,12 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 
 	store_account(vm->store, &account);
 	latency_summarise(vm->latencies, vm->fault_threads_n, &latency);
-	gate_pass(vm->gate, VM_CALLER_LANE(vm));
 	*out = (struct engine_stats){
-		.resident_pages = memory_resident_pages(&vm->memory),
+		.resident_pages = memory_resident_pages(&vm->memory), /* walks over memory; only our caller changes regions */
 		.total_pages = memory_total_pages(&vm->memory),
-		.processes = living_processes(vm),
 	};
+	gate_pass(vm->gate, VM_CALLER_LANE(vm));
+	out->processes = living_processes(vm);
 	gate_leave(vm->gate, VM_CALLER_LANE(vm));
 	out->copied_pages = atomic_load(&header->copied_pages);
 	out->zeroed_pages = atomic_load(&header->zeroed_pages);

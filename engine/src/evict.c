@@ -20,7 +20,7 @@ struct batch {
 	uint64_t claimed[CHUNK_PAGES]; /* the word when we took the page; later, after the mark, what we made of it */
 	uint64_t slots[CHUNK_PAGES];
 	bool zero[CHUNK_PAGES];
-	bool kept[CHUNK_PAGES]; /* state KEPT: its bytes are not read, its slot is already there */
+	bool kept[CHUNK_PAGES]; /* state KEPT: its slot is already there */
 	bool marked[CHUNK_PAGES];
 	bool whole; /* the chunk may hold folios of several pages: all that is resident goes, or nothing */
 };
@@ -64,7 +64,9 @@ static void select_resident(struct evictor *evictor, const struct window *window
 		if (!window_has_data(window, idx))
 			continue;
 		word = atomic_load(at);
-		if (page_state_of(word) != PAGE_IN_MEMFD || (word & PAGE_FLAGS) ||
+		/* PROTECTED: left over from a pass that was turned back; its protection may be gone since. */
+		if ((page_state_of(word) != PAGE_IN_MEMFD && page_state_of(word) != PAGE_PROTECTED) ||
+		    (word & PAGE_FLAGS) ||
 		    !atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_PROTECTED, 0, 0)))
 			continue;
 		if (*first_idx == *end_idx)
@@ -239,12 +241,11 @@ static bool may_split_folio(const struct batch *batch, const struct window *wind
 	return resident_n != batch->n;
 }
 
-/* Pages from `from` on that follow each other in the memfd and must be read from it. */
 static size_t run_length(const struct batch *batch, size_t from)
 {
 	size_t n = 1;
 
-	while (from + n < batch->n && !batch->kept[from + n] && batch->idx[from + n] == batch->idx[from] + n)
+	while (from + n < batch->n && batch->idx[from + n] == batch->idx[from] + n)
 		n++;
 	return n;
 }
@@ -254,9 +255,6 @@ static int read_pages(struct batch *batch, struct error *err)
 	for (size_t i = 0, n; i < batch->n; i += n) {
 		int rc;
 
-		n = 1;
-		if (batch->kept[i])
-			continue;
 		n = run_length(batch, i);
 		rc = memory_read(batch->region, batch->idx[i], n, batch->evictor->buffer + i * PAGE_BYTES);
 		if (rc == -ERANGE)
@@ -268,8 +266,27 @@ static int read_pages(struct batch *batch, struct error *err)
 	return 0;
 }
 
+/* Write-protection says that a page with a kept copy is unchanged. A write that it cannot see (pwrite() on the memfd, a process
+ * that maps it without a userfaultfd) must not be undone by that: the bytes have the last word. */
+static bool is_unchanged(struct batch *batch, size_t i)
+{
+	struct vm *vm = batch->evictor->vm;
+	uint64_t word = batch->claimed[i];
+
+	if (page_hash(batch->evictor->buffer + i * PAGE_BYTES) == *page_map_hash(vm->map, batch->idx[i]))
+		return true;
+	if (atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]), &word,
+					   page_word_after(word, PAGE_IN_MEMFD, 0, 0))) {
+		vm_drop_copy(vm, batch->claimed[i]);
+		notices_odd(vm->notices, batch->idx[i],
+			    "a write-protected page changed without an event: something writes to the memfd itself, or maps it "
+			    "without a userfaultfd");
+	}
+	return false;
+}
+
 /* Zeros need no slot. A trim lets go what would have to be written. */
-static void sort_out_zeros(struct batch *batch)
+static void sort_pages(struct batch *batch)
 {
 	struct evictor *evictor = batch->evictor;
 	size_t kept_n = 0;
@@ -281,6 +298,8 @@ static void sort_out_zeros(struct batch *batch)
 			let_go(evictor, batch->idx[i], batch->claimed[i]);
 			continue;
 		}
+		if (batch->kept[i] && !is_unchanged(batch, i))
+			continue;
 		if (kept_n != i)
 			memcpy(evictor->buffer + kept_n * PAGE_BYTES, evictor->buffer + i * PAGE_BYTES, PAGE_BYTES);
 		batch->zero[kept_n] = zero;
@@ -416,9 +435,6 @@ static void repair(struct batch *batch, size_t from, size_t n)
 	for (size_t i = from; i < from + n; i++) {
 		if (memory_is_hole(batch->region, batch->idx[i]))
 			continue;
-		if (batch->kept[i] && store_get(batch->evictor->vm->store, &batch->slots[i], 1,
-						batch->evictor->buffer + i * PAGE_BYTES) != 0)
-			continue; /* stays marked as stored: what is missing cannot be put back */
 		memory_write(batch->region, batch->idx[i], batch->evictor->buffer + i * PAGE_BYTES);
 		finish_page(batch, i, false);
 		notices_odd(batch->evictor->vm->notices, batch->idx[i],
@@ -486,7 +502,7 @@ int evict_protected(struct evictor *evictor, const struct window *window, uint64
 		rc = read_pages(&batch, err);
 	FAILPOINT_HERE("evict.read");
 	if (!rc)
-		sort_out_zeros(&batch);
+		sort_pages(&batch);
 	if (!rc && batch.n)
 		rc = store_pages(&batch, err);
 	FAILPOINT_HERE("evict.stored");

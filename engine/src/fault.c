@@ -33,6 +33,7 @@ struct server {
 	bool started;
 	void *page;
 	size_t pending_n;
+	bool overflown; /* faults were read for which the list had no room: their threads must fault again */
 	struct fault pending[PENDING_MAX];
 };
 
@@ -76,12 +77,17 @@ static void adopt_child(struct faults *faults, const struct process *parent, int
 			    "a forked child of process %u cannot be served: no memory left in the monitor", parent->id);
 		return;
 	}
+	notice.process_id = child->id;
+	notices_post(vm->notices, &notice); /* before registering may find it gone */
 	if (vm->tracking)
 		vm_register_process(vm, child);
 	else
 		vm_unregister_process(vm, child);
-	notice.process_id = child->id;
-	notices_post(vm->notices, &notice);
+	if (!child->protects) { /* what it writes is not seen */
+		atomic_fetch_add(&vm->joined, 1);
+		atomic_store(&vm->keeps, false);
+		vm_drop_kept_copies(vm);
+	}
 }
 
 static void take_fault(struct server *self, const struct process *process, const struct uffd_msg *msg, uint64_t now_ns)
@@ -93,6 +99,10 @@ static void take_fault(struct server *self, const struct process *process, const
 		.flags = (uint32_t)msg->arg.pagefault.flags,
 	};
 
+	if (self->pending_n == PENDING_MAX) {
+		self->overflown = true;
+		return;
+	}
 	trace_add(self->faults->vm->trace, self->lane, &record);
 	self->pending[self->pending_n++] = (struct fault){
 		.process_id = process->id,
@@ -108,16 +118,13 @@ static int read_events(struct server *self, uint32_t process_id)
 {
 	struct vm *vm = self->faults->vm;
 	struct uffd_msg msgs[BATCH_MESSAGES];
-	size_t room = PENDING_MAX - self->pending_n;
 	struct process *process;
 	int n = 0;
 
-	if (room > BATCH_MESSAGES)
-		room = BATCH_MESSAGES;
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
-	if (process && room)
-		n = uffd_read(process->uffd, msgs, room);
+	if (process)
+		n = uffd_read(process->uffd, msgs, BATCH_MESSAGES);
 	for (int i = 0; i < n; i++) {
 		if (msgs[i].event == UFFD_EVENT_PAGEFAULT) {
 			take_fault(self, process, &msgs[i], monotonic_ns());
@@ -158,6 +165,12 @@ static uint64_t serve_pending(struct server *self)
 		self->pending[kept_n++] = *fault;
 	}
 	self->pending_n = kept_n;
+	if (self->overflown && kept_n < PENDING_MAX / 2) {
+		self->overflown = false;
+		gate_pass(vm->gate, self->lane);
+		vm_wake_all(vm);
+		gate_leave(vm->gate, self->lane);
+	}
 	return next_ns;
 }
 
@@ -170,9 +183,13 @@ static void let_events_pass(struct server *self, unsigned round)
 	size_t n = 0;
 
 	gate_pass(vm->gate, self->lane);
-	for (size_t i = 0; i < vm->spaces.n && n < sizeof ids / sizeof *ids; i++)
-		if (!vm->spaces.processes[i]->gone)
-			ids[n++] = vm->spaces.processes[i]->id;
+	/* Of more processes than fit, others each round. */
+	for (size_t i = 0; i < vm->spaces.n && n < sizeof ids / sizeof *ids; i++) {
+		const struct process *process = vm->spaces.processes[(i + round * (sizeof ids / sizeof *ids)) % vm->spaces.n];
+
+		if (!process->gone)
+			ids[n++] = process->id;
+	}
 	gate_leave(vm->gate, self->lane);
 	for (size_t i = 0; i < n; i++)
 		read_events(self, ids[i]);

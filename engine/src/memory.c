@@ -210,7 +210,14 @@ int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 
 int memory_write(const struct region *region, uint64_t page_idx, const void *page)
 {
-	ssize_t put = pwrite(region->fd, page, PAGE_BYTES, (off_t)offset_of(region, page_idx));
+	struct stat status;
+	ssize_t put;
+
+	if (fstat(region->fd, &status) != 0)
+		return -errno;
+	if ((uint64_t)status.st_size < offset_of(region, page_idx) + PAGE_BYTES)
+		return -ERANGE; /* shrunk: a write would make it grow again */
+	put = pwrite(region->fd, page, PAGE_BYTES, (off_t)offset_of(region, page_idx));
 
 	if (put < 0)
 		return -errno;

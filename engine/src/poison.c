@@ -4,8 +4,10 @@
 #include "failpoint.h"
 
 /* A page whose entry holds a write-protect marker answers EEXIST until that is gone. */
-void poison_mark(struct vm *vm, uint64_t page_idx)
+bool poison_mark(struct vm *vm, uint64_t page_idx)
 {
+	bool done = true;
+
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		struct process *process = vm->spaces.processes[i];
 		uint64_t addr;
@@ -20,7 +22,9 @@ void poison_mark(struct vm *vm, uint64_t page_idx)
 		}
 		if (outcome == UFFD_EXISTS) /* marked before: whoever waits must run into it */
 			uffd_wake(process->uffd, addr, PAGE_BYTES);
+		done = done && outcome != UFFD_RETRY;
 	}
+	return done;
 }
 
 void poison_lift_later(struct vm *vm, uint64_t page_idx, uint64_t pages)

@@ -16,9 +16,9 @@ static inline bool is_being_lifted(uint64_t word)
 	return page_state_of(word) == PAGE_POISONED && page_slot_of(word) == PAGE_SLOT_NONE;
 }
 
-/* Put a marker into every process; who waits for the page runs into it. With the gate passed. Kernels before 6.6 have no
- * such marker: the waiting threads go on waiting. */
-void poison_mark(struct vm *vm, uint64_t page_idx);
+/* Put a marker into every process; who waits for the page runs into it. With the gate passed. False: events of a process must
+ * be read first, then try again. Kernels before 6.6 have no such marker: the waiting threads go on waiting. */
+bool poison_mark(struct vm *vm, uint64_t page_idx);
 
 /* The pages are POISONED without a slot from now on: their markers are to be lifted by whoever comes to it. */
 void poison_lift_later(struct vm *vm, uint64_t page_idx, uint64_t pages);

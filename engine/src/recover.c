@@ -71,18 +71,6 @@ static int recover_region(struct vm *vm, const struct region *region, struct err
 	return rc ? rc : recover_run(vm, idx, end_idx, false, err);
 }
 
-static void wake_all(struct vm *vm)
-{
-	for (size_t i = 0; i < vm->spaces.n; i++) {
-		struct process *process = vm->spaces.processes[i];
-
-		for (size_t r = 0; r < process->ranges_n && !process->gone; r++)
-			if (uffd_wake(process->uffd, process->ranges[r].addr,
-				      bytes_of_pages(process->ranges[r].pages)) == UFFD_GONE)
-				vm_process_gone(vm, process);
-	}
-}
-
 int recover_pages(struct vm *vm, struct error *err)
 {
 	int rc = 0;
@@ -104,6 +92,6 @@ int recover_pages(struct vm *vm, struct error *err)
 		else
 			vm_unregister_process(vm, vm->spaces.processes[i]);
 	}
-	wake_all(vm);
+	vm_wake_all(vm);
 	return 0;
 }

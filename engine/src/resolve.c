@@ -11,6 +11,7 @@
 
 /* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
 #define READ_TRIES 5
+#define STRAY_TRIES 20
 #define FIRST_RETRY_NS 1000000
 #define NO_MEMORY_RETRY_NS 5000000
 
@@ -109,18 +110,20 @@ static enum resolved fill_zero(struct attempt *attempt)
 }
 
 /* The access that needs the page gets SIGBUS (a guest: a machine check), never zeros. */
-static void poison(struct attempt *attempt, int rc)
+static enum resolved poison(struct attempt *attempt, int rc)
 {
 	struct notice notice = { .kind = NOTICE_PAGE_POISONED, .page_idx = attempt->page_idx, .code = -rc };
+	bool marked;
 
 	/* The state first: a page of which no process has a marker is then still never taken for a hole. */
+	atomic_fetch_add(&attempt->vm->poisoned_pages, 1); /* first: a swap-in must not see all pages back in between */
 	release(attempt, PAGE_POISONED);
 	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
-	atomic_fetch_add(&attempt->vm->poisoned_pages, 1);
-	poison_mark(attempt->vm, attempt->page_idx);
+	marked = poison_mark(attempt->vm, attempt->page_idx);
 	snprintf(notice.message, sizeof notice.message, "%s",
 		 rc == -EBADMSG ? "its bytes in the store are not those that were put there" : strerror(-rc));
 	notices_post(attempt->vm->notices, &notice);
+	return marked ? RESOLVED : RETRY_SOON;
 }
 
 static enum resolved unreadable(struct attempt *attempt, int rc, bool was_poisoned)
@@ -129,15 +132,13 @@ static enum resolved unreadable(struct attempt *attempt, int rc, bool was_poison
 
 	if (was_poisoned) {
 		release(attempt, PAGE_POISONED);
-		poison_mark(attempt->vm, attempt->page_idx);
-		return RESOLVED;
+		return poison_mark(attempt->vm, attempt->page_idx) ? RESOLVED : RETRY_SOON;
 	}
 	if (tries < READ_TRIES) {
 		release(attempt, PAGE_STORED);
 		return later(attempt, (uint64_t)FIRST_RETRY_NS << (2 * (tries - 1)));
 	}
-	poison(attempt, rc);
-	return RESOLVED;
+	return poison(attempt, rc);
 }
 
 /* The page is resident again. */
@@ -221,6 +222,7 @@ static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 {
 	struct vm *vm = attempt->vm;
 	uint32_t hash = *page_map_hash(vm->map, attempt->page_idx);
+	uint64_t page_idx;
 	int rc;
 
 	gate_leave(vm->gate, attempt->lane);
@@ -231,6 +233,12 @@ static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 	if (!is_claim(atomic_load(attempt->word), attempt->claimed))
 		return RETRY_SOON;
 	attempt->process = address_space_find(&vm->spaces, attempt->fault->process_id);
+	if (attempt->process && (!process_page_at(attempt->process, attempt->fault->addr, &page_idx) ||
+				 page_idx != attempt->page_idx)) { /* moved or unmapped meanwhile */
+		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		wake_own(attempt);
+		return RESOLVED;
+	}
 	if (!attempt->process || attempt->process->gone) {
 		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
 		return RESOLVED;
@@ -295,6 +303,9 @@ static enum resolved written(struct attempt *attempt)
  * ever taken from there, so the kernel may serve it as if there were no userfaultfd. */
 static enum resolved stray(struct attempt *attempt)
 {
+	/* A fault at a new address is delivered before the REMAP that explains it: read all events, then look again. */
+	if (attempt->fault->addr != attempt->process->dummy_addr && attempt->fault->strays++ < STRAY_TRIES)
+		return attempt->fault->strays == 1 ? RETRY_SOON : later(attempt, FIRST_RETRY_NS);
 	if (attempt->fault->addr != attempt->process->dummy_addr)
 		notices_odd(attempt->vm->notices, UINT64_MAX,
 			    "process %u: page fault at %#llx, which is registered but no guest memory: unregistered",

@@ -36,6 +36,7 @@ struct swapper {
 	bool free_only;
 	uint64_t joined; /* vm->joined when the pass began */
 	struct window_cursor cursor;
+	struct memory memory; /* as it was when the job began; no region is removed while one runs */
 	struct error error; /* the first one; ends the job */
 	struct evict_counts counts;
 	uint64_t restored_pages, unreadable_pages;
@@ -66,17 +67,16 @@ static bool go_on(struct swapper *swapper)
 	return !failed && !atomic_load(&swapper->cancel);
 }
 
-static bool next_window(struct swapper *swapper, bool data, size_t lane, struct window *out)
+static bool next_window(struct swapper *swapper, bool data, struct window *out)
 {
 	struct vm *vm = swapper->vm;
 	bool found;
 
-	gate_pass(vm->gate, lane); /* the regions stay */
+	/* Not inside the gate: SEEK_HOLE walks 12 ms a GiB, and every page fault of the guest would wait for it. */
 	pthread_mutex_lock(&swapper->lock);
-	found = data ? window_next_data(&vm->memory, &swapper->cursor, out) :
-		       window_next_used(&vm->memory, vm->map, &swapper->cursor, out);
+	found = data ? window_next_data(&swapper->memory, &swapper->cursor, out) :
+		       window_next_used(&swapper->memory, vm->map, &swapper->cursor, out);
 	pthread_mutex_unlock(&swapper->lock);
-	gate_leave(vm->gate, lane);
 	return found;
 }
 
@@ -123,7 +123,7 @@ static void *protect_worker(void *argument)
 	struct evictor evictor = evictor_of(worker);
 	struct window window;
 
-	while (go_on(swapper) && next_window(swapper, true, worker->lane, &window)) {
+	while (go_on(swapper) && next_window(swapper, true, &window)) {
 		struct error error = { 0 };
 
 		if (evict_protect(&evictor, &window, &error))
@@ -140,7 +140,7 @@ static void *evict_worker(void *argument)
 	struct evictor evictor = evictor_of(worker);
 	struct window window;
 
-	while (next_window(swapper, true, worker->lane, &window)) {
+	while (next_window(swapper, true, &window)) {
 		struct error error = { 0 };
 
 		if (!go_on(swapper))
@@ -160,7 +160,7 @@ static void *restore_worker(void *argument)
 	struct restorer restorer = { .vm = swapper->vm, .lane = worker->lane, .buffer = worker->buffer };
 	struct window window;
 
-	while (go_on(swapper) && next_window(swapper, false, worker->lane, &window)) {
+	while (go_on(swapper) && next_window(swapper, false, &window)) {
 		struct error error = { 0 };
 
 		if (restore_chunk(&restorer, window.page_idx, window.pages, &error))
@@ -233,25 +233,21 @@ static void track(struct swapper *swapper, bool on)
 	gate_release(vm->gate);
 }
 
-/* What came back and kept its copy is simply resident from here on. */
-static void drop_kept_copies(struct swapper *swapper)
+static uint64_t pages_out(struct vm *vm)
+{
+	return atomic_load(&vm->stored_pages) + atomic_load(&vm->poisoned_pages);
+}
+
+static bool all_watched(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;
-	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);
+	bool all = true;
 
-	for (uint64_t idx = 0; idx < end_idx && atomic_load(&vm->kept_pages); idx++) {
-		uint64_t word;
-
-		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
-			idx = page_map_next_used(vm->map, idx, end_idx);
-		if (idx >= end_idx)
-			break;
-		word = atomic_load(page_map_word(vm->map, idx));
-		if (page_state_of(word) == PAGE_KEPT &&
-		    atomic_compare_exchange_strong(page_map_word(vm->map, idx), &word,
-						   page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
-			vm_drop_copy(vm, word);
-	}
+	gate_pass(vm->gate, VM_JOB_LANE(vm));
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		all = all && (vm->spaces.processes[i]->gone || !vm->spaces.processes[i]->unwatched);
+	gate_leave(vm->gate, VM_JOB_LANE(vm));
+	return all;
 }
 
 static bool all_protect(struct swapper *swapper)
@@ -403,6 +399,14 @@ static void swap_out(struct swapper *swapper)
 
 	if (!swapper->vm->tracking)
 		track(swapper, true);
+	if (!all_watched(swapper)) {
+		error_set(&swapper->error, EINVAL,
+			  "guest memory of a process cannot be registered with its userfaultfd (the log has which): nothing may "
+			  "be swapped out");
+		if (!pages_out(swapper->vm))
+			track(swapper, false);
+		return;
+	}
 	if (choose_mode(swapper, &mode) || prepare_pin_check(swapper))
 		return;
 	swapper->frozen = mode == MODE_FREEZE;
@@ -420,11 +424,6 @@ static void swap_out(struct swapper *swapper)
 		     freeze ? freeze_duration_us(freeze) : swapper->counts.longest_stop_ns / 1000);
 	atomic_store(&header->pinned_pages, swapper->counts.pinned_pages);
 	freeze_destroy(freeze);
-}
-
-static uint64_t pages_out(struct vm *vm)
-{
-	return atomic_load(&vm->stored_pages) + atomic_load(&vm->poisoned_pages);
 }
 
 static void swap_in(struct swapper *swapper)
@@ -455,7 +454,7 @@ static void swap_in(struct swapper *swapper)
 		return;
 	}
 	track(swapper, false);
-	drop_kept_copies(swapper);
+	vm_drop_kept_copies(vm);
 	store_trim(vm->store);
 }
 
@@ -475,6 +474,9 @@ static void *run_job(void *argument)
 	struct notice done = { .kind = NOTICE_JOB_DONE, .job = atomic_load(&swapper->job) };
 	uint64_t since_ns = monotonic_ns();
 
+	gate_pass(swapper->vm->gate, VM_JOB_LANE(swapper->vm));
+	swapper->memory = swapper->vm->memory;
+	gate_leave(swapper->vm->gate, VM_JOB_LANE(swapper->vm));
 	atomic_store(&header->job, done.job);
 	switch (done.job) {
 	case JOB_SWAP_OUT:

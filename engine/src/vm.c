@@ -71,6 +71,7 @@ void vm_drop_copy(struct vm *vm, uint64_t old)
 
 bool vm_register_process(struct vm *vm, struct process *process)
 {
+	process->unwatched = false;
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		const struct range *range = &process->ranges[i];
 		enum uffd_outcome outcome =
@@ -83,12 +84,14 @@ bool vm_register_process(struct vm *vm, struct process *process)
 		}
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
-		else if (outcome != UFFD_DONE)
+		else if (outcome != UFFD_DONE) {
+			process->unwatched = true;
 			notices_odd(vm->notices, range->page_idx,
 				    "process %u: cannot register guest memory at %#llx (%llu bytes) with its "
 				    "userfaultfd: it is not mapped there any more, or another userfaultfd watches it",
 				    process->id, (unsigned long long)range->addr,
 				    (unsigned long long)bytes_of_pages(range->pages));
+		}
 	}
 	return !process->gone;
 }
@@ -103,4 +106,35 @@ bool vm_unregister_process(struct vm *vm, struct process *process)
 			vm_process_gone(vm, process);
 	}
 	return !process->gone;
+}
+
+void vm_drop_kept_copies(struct vm *vm)
+{
+	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);
+
+	for (uint64_t idx = 0; idx < end_idx && atomic_load(&vm->kept_pages); idx++) {
+		uint64_t word;
+
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx >= end_idx)
+			break;
+		word = atomic_load(page_map_word(vm->map, idx));
+		if (page_state_of(word) == PAGE_KEPT &&
+		    atomic_compare_exchange_strong(page_map_word(vm->map, idx), &word,
+						   page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
+			vm_drop_copy(vm, word);
+	}
+}
+
+void vm_wake_all(struct vm *vm)
+{
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+
+		for (size_t r = 0; r < process->ranges_n && !process->gone; r++)
+			if (uffd_wake(process->uffd, process->ranges[r].addr,
+				      bytes_of_pages(process->ranges[r].pages)) == UFFD_GONE)
+				vm_process_gone(vm, process);
+	}
 }

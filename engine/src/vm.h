@@ -67,6 +67,9 @@ void vm_process_gone(struct vm *vm, struct process *process);
 /* Wake whoever waits for these pages, in every process. With the gate passed or held. */
 void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages);
 
+/* Wake all threads that wait for guest memory: they fault again. With the gate passed or held. */
+void vm_wake_all(struct vm *vm);
+
 /* Undo one's own claim: `claimed` (with WAITER or not) becomes `next`, and who waits is woken. False if the claim was
  * lost meanwhile, to a REMOVE or a demand fault. With the gate passed. */
 bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t next);
@@ -79,6 +82,9 @@ static inline bool is_claim(uint64_t word, uint64_t claimed)
 
 /* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
 void vm_drop_copy(struct vm *vm, uint64_t old);
+
+/* All kept copies are dropped: their pages are simply resident from here on. */
+void vm_drop_kept_copies(struct vm *vm);
 
 /* Register or unregister all guest memory of one process. True if it is still alive. With the gate passed or held. */
 bool vm_register_process(struct vm *vm, struct process *process);
