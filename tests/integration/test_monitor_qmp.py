@@ -71,8 +71,9 @@ class Vmm:
         self.map[page * PAGE : page * PAGE + len(data)] = data
         self.expected = self.map[:]
 
-    def hand_over(self, path, **more):
-        self.connection = client.VmmClient.connect(path)
+    def hand_over(self, monitor, **more):
+        self.monitor = monitor
+        self.connection = client.VmmClient.connect(monitor.socket)
         region = client.Region(self.addr, PAGES * PAGE, 0, 0)
         self.connection.register([region], [self.fd], self.uffd, dummy_page=self.dummy.addr, **more)
 
@@ -90,8 +91,10 @@ class Vmm:
         assert self.map[:] == self.expected
 
     def close(self):
+        """Only once the monitor has let the memory go: it does so when the connection ends."""
         if self.connection is not None:
             self.connection.close()
+            self.monitor.wait_exit()
         del self._view
         self.map.close()
         self.dummy.close()
@@ -111,7 +114,7 @@ def set_up(undo, bus, directory, *lines, state="running"):
     monitor = undo.enter_context(Monitor("web", bus, directory, *config(directory, *lines)))
     vmm = Vmm()
     undo.callback(vmm.close)
-    vmm.hand_over(monitor.socket, qmp=str(server.path))
+    vmm.hand_over(monitor, qmp=str(server.path))
     return monitor, server, vmm
 
 
@@ -261,7 +264,7 @@ def test_the_successor_of_a_monitor_that_died_lets_the_vm_go_on(undo, bus, direc
     monitor = start()
     vmm = Vmm()
     undo.callback(vmm.close)
-    vmm.hand_over(monitor.socket, qmp=str(server.path))
+    vmm.hand_over(monitor, qmp=str(server.path))
     recovered = hang(undo, server)
     monitor.call("Enable")
     until(lambda: "stop" in server.commands, monitor, "stop")
@@ -269,6 +272,7 @@ def test_the_successor_of_a_monitor_that_died_lets_the_vm_go_on(undo, bus, direc
     server.on_stop = lambda: None
     recovered.set()
     successor = start()
+    vmm.monitor = successor
     until(lambda: successor.status()["State"] == "Active", successor, "the swap-out to be done")
     assert server.commands == [*HANDSHAKE, "query-status", "stop", *HANDSHAKE, "cont", *DRAIN]
     assert server.state == "running"
@@ -320,7 +324,7 @@ def test_a_socket_of_another_process_is_not_used(undo, bus, directory):
     monitor = undo.enter_context(Monitor("web", bus, directory, *config(directory)))
     vmm = Vmm()
     undo.callback(vmm.close)
-    vmm.hand_over(monitor.socket, qmp=str(path))
+    vmm.hand_over(monitor, qmp=str(path))
     status = monitor.enable()
     assert status["State"] == "Failed"
     assert "cannot be ruled out" in status["Error"]
@@ -333,7 +337,7 @@ def test_no_socket_at_all(undo, bus, directory):
     monitor = undo.enter_context(Monitor("web", bus, directory, *config(directory)))
     vmm = Vmm()
     undo.callback(vmm.close)
-    vmm.hand_over(monitor.socket, qmp=str(directory / "absent"))
+    vmm.hand_over(monitor, qmp=str(directory / "absent"))
     assert monitor.enable()["State"] == "Failed"
     assert "absent: No such file" in monitor.log
 

@@ -10,6 +10,7 @@ with QmpServer(path) as server:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -60,17 +61,21 @@ class QmpServer:
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with self._one:
-            self.clients += 1
-            writer.write(_line(GREETING))
-            while line := await reader.readline():
-                request = json.loads(line)
-                command = request["execute"]
-                self.commands.append(command)
-                if command == "stop":
-                    await asyncio.to_thread(self.on_stop)
-                writer.write(_line(EVENT))
-                writer.write(_line({**self._answer(command), "id": request["id"]}))
+            with contextlib.suppress(ConnectionError):  # the client was killed
+                await self._talk(reader, writer)
             writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.clients += 1
+        writer.write(_line(GREETING))
+        while line := await reader.readline():
+            request = json.loads(line)
+            command = request["execute"]
+            self.commands.append(command)
+            if command == "stop":
+                await asyncio.to_thread(self.on_stop)
+            writer.write(_line(EVENT))
+            writer.write(_line({**self._answer(command), "id": request["id"]}))
 
     def _answer(self, command: str) -> dict[str, Any]:
         if command in self.refuses:

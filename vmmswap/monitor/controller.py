@@ -217,16 +217,21 @@ class Controller:
 
     def _go_on_out(self) -> None:
         vm = self._registered()
-        if self._drain.may_be_needed(vm, self.config):
-            work = self._drain_prepared(vm, self._orders)
-            self._resuming = asyncio.get_running_loop().create_task(work, name="resume")
+        action = self._machine.enable()
+        if action is Action.SWAP_OUT and self._drain.may_be_needed(vm, self.config):
+            self._resuming = asyncio.get_running_loop().create_task(self._start_prepared(vm), name="resume")
+            self._changed()
         else:
-            self._perform(self._machine.enable())
+            self._perform(action)
 
-    async def _drain_prepared(self, vm: Vm, order: int) -> None:
+    async def _start_prepared(self, vm: Vm) -> None:
         await self._drain.prepare(vm, self.config)
-        if order == self._orders and self.vm is vm and not self._machine.ending:
-            self._perform(self._machine.enable())
+        if self.vm is not vm:
+            return
+        if self._machine.following is Job.NONE:
+            self._perform(Action.SWAP_OUT)
+        else:  # turned back before it began
+            self._perform(self._machine.job_done("", vm.engine.stats().tracking))
 
     def _drained(self) -> None:
         if self.vm is not None:
