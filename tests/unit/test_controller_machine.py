@@ -79,7 +79,7 @@ class Orders(RuleBasedStateMachine):
             assert self.running is Job.NONE
             assert self.machine.error == error
 
-    @precondition(lambda self: self.running is Job.SWAP_IN)
+    @precondition(lambda self: self.running is Job.SWAP_IN and self.machine.following is Job.NONE)
     @rule()
     def memory_runs_short(self):
         self.do(self.machine.hold())
@@ -146,6 +146,17 @@ def test_turn_round_and_round_again():
     assert machine.job_done("", tracking=True) is Action.SWAP_IN
     assert machine.enable() is Action.TURN
     assert machine.job_done("", tracking=True) is Action.SWAP_OUT
+
+
+def test_an_order_while_a_held_job_ends_is_not_lost():
+    for order, action in ((Machine.enable, Action.SWAP_OUT), (Machine.disable, Action.SWAP_IN)):
+        machine = Machine()
+        machine.enable()
+        machine.job_done("", tracking=True)
+        machine.disable()
+        assert machine.hold() is Action.TURN
+        assert order(machine) is Action.NOTHING
+        assert machine.job_done("", tracking=True) is action
 
 
 def test_a_failed_swap_out_is_served_and_can_go_either_way():

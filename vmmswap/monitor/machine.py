@@ -34,6 +34,7 @@ class Machine:
     def __init__(self) -> None:
         self.job = Job.NONE
         self.following = Job.NONE  # what starts when the running job has ended
+        self._is_held = False  # the running job was turned back with nothing to follow
         self.tracking = False  # guest memory is registered: something is out, or may be
         self.error = ""  # why the last job failed
         self.wants_out = False  # by the last order
@@ -82,6 +83,7 @@ class Machine:
         """The job has ended, or could not start; tracking: whether guest memory is registered now."""
         following, self.following = self.following, Job.NONE
         self.job = Job.NONE
+        self._is_held = False
         self.tracking = tracking
         self.error = error
         if following is Job.SWAP_IN:
@@ -91,12 +93,13 @@ class Machine:
     def hold(self) -> Action:
         """Turn the running job back with nothing to follow."""
         self.following = Job.NONE
-        return Action.TURN if self.job is not Job.NONE else Action.NOTHING
+        self._is_held = self.job is not Job.NONE
+        return Action.TURN if self._is_held else Action.NOTHING
 
     def _want(self, job: Job) -> Action:
         if self.job is Job.NONE:
             return self._start(job)
-        if self.following is not Job.NONE:  # it is being turned back already
+        if self.following is not Job.NONE or self._is_held:  # it is being turned back already
             self.following = job
             return Action.NOTHING
         if self.job is job:
