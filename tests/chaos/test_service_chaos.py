@@ -76,13 +76,14 @@ def test_killed_at_random_instants(host: Service) -> None:
         )
 
 
-@pytest.mark.parametrize("action", ["kill", "segv"])
+@pytest.mark.parametrize("action", ["kill", "segv", "stop"])
 def test_killed_in_the_gap(host: Service, action: str) -> None:
     name = f"gap-{action}"
     host.drop_in(
         name,
         f"Environment=PYTHONPATH={ROOT} VMMSWAP_ENGINE=failpoints",
         f"Environment=VMMSWAP_FAILPOINTS=fault.fork-read={action}",
+        "WatchdogSec=2s",  # finds the stopped one
         "ExecStart=",
         f"ExecStart={sys.executable} -m vmmswap.monitor.main %i",
     )

@@ -121,7 +121,7 @@ def test_a_restart_never_loses_the_fd_store() -> None:
 
 def test_a_guests_bytes_are_never_dumped_or_listed() -> None:
     assert Unit(MONITOR).get("Service", "LimitCORE") == "0"
-    assert Unit(MONITOR).get("Service", "WatchdogSignal") == "SIGKILL"
+    assert Unit(MONITOR).get("Service", "WatchdogSignal") == "SIGALRM"
     assert Unit(MONITOR).get("Service", "StateDirectoryMode") == "0700"
     assert Unit(HOST).get("Service", "LimitCORE") == "0"
 
