@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 #   make demo       install what is missing, then swap a real guest's memory out and in, every byte checked
+#                   GUEST=qemu: an unmodified QEMU with the distribution's kernel, attached to while it runs
 #   make test       install what is missing, then run the whole test suite
 #   make chaos      only the tests that kill and starve things
 #   make bench      the figures of docs/performance.md on this machine
@@ -27,7 +28,7 @@ PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
 export PIP_ROOT_USER_ACTION := ignore
 
 ENGINE := $(wildcard engine/src/*.c engine/src/*.h) engine/build_cffi.py setup.py
-GUEST := build/vmmswap-guest
+GUEST_PROGRAM := build/vmmswap-guest
 
 .PHONY: help bootstrap demo test chaos bench clean wheelhouse
 help:
@@ -56,22 +57,27 @@ $(STAMPS)/engine: $(ENGINE) $(STAMPS)/package
 
 bootstrap: $(STAMPS)/apt-base $(STAMPS)/engine
 
-.PHONY: $(GUEST)
-$(GUEST): | $(STAMPS)/apt-base
+.PHONY: $(GUEST_PROGRAM)
+$(GUEST_PROGRAM): | $(STAMPS)/apt-base
 	$(MAKE) --no-print-directory -C guest
 
 # --- what one does with it
 
-demo: bootstrap $(GUEST)
+ifeq ($(GUEST),qemu)
+demo: bootstrap $(STAMPS)/apt-test
+	$(VENV)/bin/python -m tests.guests.demo
+else
+demo: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/vmmswapctl demo
+endif
 
-test: bootstrap $(STAMPS)/apt-test $(GUEST) wheelhouse
+test: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
 	tools/run-tests $(VENV)
 
-chaos: bootstrap $(STAMPS)/apt-test $(GUEST)
+chaos: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
 	$(VENV)/bin/pytest -p no:cacheprovider tests/chaos
 
-bench: bootstrap $(GUEST)
+bench: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/python -m benchmarks
 
 clean:

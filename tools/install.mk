@@ -59,7 +59,7 @@ $(STAMPS)/wheel: $(ENGINE) $(shell find vmmswap -name '*.py' -o -name '*.pyi') p
 	@mkdir -p $(@D); touch $@
 
 .PHONY: build install uninstall
-build: $(DEPENDENCIES) $(STAMPS)/wheel $(GUEST)
+build: $(DEPENDENCIES) $(STAMPS)/wheel $(GUEST_PROGRAM)
 
 install: build
 	rm -rf $(DESTDIR)$(LIBDIR)
@@ -68,7 +68,7 @@ install: build
 	rm -rf $(DESTDIR)$(LIBDIR)/bin
 	$(PYTHON) -m compileall -q -s '$(DESTDIR)' $(DESTDIR)$(LIBDIR)
 	$(foreach program,$(PROGRAMS),$(call install_launcher,$(program)))
-	install -D -m 755 $(GUEST) $(DESTDIR)$(LIBEXECDIR)/vmmswap-guest
+	install -D -m 755 $(GUEST_PROGRAM) $(DESTDIR)$(LIBEXECDIR)/vmmswap-guest
 	$(foreach unit,$(UNITS),$(call install_unit,$(unit)))
 	if [[ $(or $(SYSTEMD_VERSION),0) -ge 254 ]]; then \
 		install -D -m 644 systemd/fd-store-preserve.conf '$(DESTDIR)$(PRESERVE)'; fi

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two large promises, with the program itself: many rounds under load, and a gibibyte that really leaves."""
+"""Two large promises, with the program itself: many rounds under load, and a gibibyte that really leaves."""
 
 import shutil
 import tempfile

@@ -431,7 +431,8 @@ def test_a_swap_directory_without_unnamed_files(bus):
 def test_sockets_that_will_not_do(bus, directory):
     common = ("web", "--bus", bus.address, "--swap-dir", str(directory))
     assert one_line(run(bus, *common), "--listen PATH") == 69
-    assert one_line(run(bus, *common, "--listen", str(directory / "absent" / "socket")), "cannot listen") == 69
+    absent = str(directory / "absent" / "socket")
+    assert one_line(run(bus, *common, "--listen", absent), "cannot listen") == 69
     assert one_line(run(bus, *common, "--listen", "/tmp/" + "x" * 120), "107 bytes") == 69
 
 
