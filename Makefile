@@ -75,7 +75,8 @@ test: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
 	tools/run-tests $(VENV)
 
 chaos: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
-	$(VENV)/bin/pytest -p no:cacheprovider tests/chaos
+	CHAOS_MONITOR_KILLS=100 CHAOS_SERVICE_KILLS=60 $(VENV)/bin/pytest -p no:cacheprovider -s tests/chaos
+	CHAOS_KILLS=2000 $(MAKE) --no-print-directory -C engine check VARIANTS=gcc TESTS=chaos
 
 bench: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/python -m benchmarks
