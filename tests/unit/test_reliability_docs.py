@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every promise of docs/reliability.md names tests, and they exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "reliability.md").read_text()
+NAMED = sorted(set(re.findall(r"`([\w./]+)::(\w+)`", TEXT)))
+
+
+def test_each_promise_names_a_test():
+    table = TEXT.partition("## Promised")[2].partition("##")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert len(rows) > 15
+    assert [row for row in rows if "::" not in row] == []
+
+
+@pytest.mark.parametrize(("path", "name"), NAMED, ids=[f"{path}::{name}" for path, name in NAMED])
+def test_a_named_test_exists(path: str, name: str):
+    source = (ROOT / path).read_text()
+    pattern = rf"^TEST\({name}\)" if path.endswith(".c") else rf"^(async )?def {name}\("
+    assert re.search(pattern, source, re.MULTILINE), f"{path} has no test {name}"
