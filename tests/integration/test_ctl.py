@@ -16,8 +16,14 @@ import pytest
 
 from tests.support.bus import PrivateBus, private_bus  # noqa: F401  a fixture
 from vmmswap.bus.connection import Connection, Match
+from vmmswap.bus.dbus import plain
+from vmmswap.bus.dispatch import Call
+from vmmswap.bus.interface import HOST, Interface
 from vmmswap.bus.manager import publish
 from vmmswap.errors import AccessDeniedError, BusyError
+from vmmswap.handoff.messages import Attach, parse
+from vmmswap.host.handover import attach_message
+from vmmswap.names import BUS_NAME, HOST_PATH, object_path_of
 from vmmswap.status import KEYS, Operation, State, Status
 
 DEADLINE_S = 30
@@ -422,6 +428,51 @@ async def test_no_bus(bus, args):
     assert (code, out) == (5, "")
     assert err.count("\n") == 1
     assert bus.address in err
+
+
+class RecordingHost:
+    """org.vmmswap.Host as vmmswapd exports it; it notes what it is asked."""
+
+    path = HOST_PATH
+    interfaces = (HOST,)
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    async def call(self, _interface: Interface, call: Call) -> list:
+        self.calls.append((call.method.name, *plain(call.args)))
+        return [object_path_of(call.args[0])]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ("Attach", "web", 42)),
+        (["--force"], ("AttachWithOptions", "web", 42, {"force": True})),
+        (
+            ["--region", "7f0000000000-7f0000400000", "--region=0x1000-2000", "--force"],
+            (
+                *("AttachWithOptions", "web", 42),
+                {"regions": ["7f0000000000-7f0000400000", "0x1000-2000"], "force": True},
+            ),
+        ),
+    ],
+)
+async def test_attach_and_its_options(bus, words, expected):
+    host = RecordingHost()
+    connection = Connection(bus.address)
+    connection.export(host)
+    await connection.start()
+    try:
+        await connection.own_name(BUS_NAME)
+        code, out, err = await ctl(bus, "attach", "web", "42", *words)
+        assert (code, out, err) == (0, "attached: `vmmswapctl enable web` swaps it out\n", "")
+    finally:
+        await connection.close()
+    assert host.calls == [expected]
+    options = host.calls[0][3] if words else {}
+    parsed = parse(attach_message(options).rstrip(), fd_count=1)  # as vmmswapd hands them on
+    assert parsed == Attach(force=bool(words), regions=tuple(options.get("regions", ())))
 
 
 async def test_monitor_follows(bus, publish_vm):

@@ -47,6 +47,11 @@ def test_every_verb_has_an_example_that_parses(verb):
         ["attach", "web", "-1"],
         ["attach", "web", "4194305"],
         ["attach", "web", "1e3"],
+        ["attach", "web", "1", "--region"],
+        ["attach", "web", "1", "--region", "7f00aa000"],
+        ["attach", "web", "1", "--region", "7f00aa000-7f00aa000"],
+        ["attach", "web", "1", "--region", "7f00ab000-7f00aa000"],
+        ["attach", "web", "1", "--region", "7f00aa000-7f00ab000,7f00ac000-7f00ad000"],
         ["trace", "plot", "web"],
         ["demo", "--size", "0"],
         ["demo", "--size", "many"],
@@ -87,6 +92,13 @@ def test_bus_options_before_and_after_the_verb():
     for words in (["--bus", "x", "list"], ["list", "--bus", "x"]):
         assert parser().parse_args(words).bus == "x"
     assert parser().parse_args(["list"]).bus is None
+
+
+def test_regions_to_attach_may_be_many():
+    regions = ["7f00aa000-0x7f00ab000", "0-1000"]
+    words = ["attach", "web", "1", *(f"--region={region}" for region in regions)]
+    assert parser().parse_args(words).regions == regions
+    assert parser().parse_args(words[:3]).regions == []
 
 
 def test_exit_statuses_of_errors():

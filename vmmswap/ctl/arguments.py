@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import vmmswap
 from vmmswap.ctl.failure import ExitStatus, one_line
+from vmmswap.errors import InvalidRegionError
 
 _EPILOG = """\
 exit status:
@@ -152,10 +153,24 @@ def _add_host_verbs(verbs: Verbs) -> None:
         verbs,
         "attach",
         "take over a running VMM that knows nothing of vmmswap",
+        details=(
+            "Finds guest memory by itself; --region, more than once if need be, chooses it by hand.\n"
+            "--force attaches also where harm cannot be ruled out: docs/attach.md says where that is."
+        ),
         example='vmmswapctl attach web "$(pidof qemu-system-x86_64)"',
     )
     verb.add_argument("name", metavar="NAME")
     verb.add_argument("pid", metavar="PID", type=_pid)
+    verb.add_argument(
+        "--region",
+        dest="regions",
+        action="append",
+        default=[],
+        type=_region,
+        metavar="START-END",
+        help="guest memory, in hexadecimal as in /proc/PID/maps (default: all that looks like it)",
+    )
+    verb.add_argument("--force", action="store_true", help="attach also where harm cannot be ruled out")
     _add_json(verb, "one JSON object with Name and Path")
 
 
@@ -223,6 +238,19 @@ def _pid(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1 << 22):
         raise argparse.ArgumentTypeError(f"{text!r} is not a process id")
     return int(text)
+
+
+def _region(text: str) -> str:
+    """The text, as AttachWithOptions takes it, if it is a region."""
+    from vmmswap.attach.attach import parse_region  # noqa: PLC0415  slow to import
+
+    try:
+        start, end = parse_region(text)
+    except InvalidRegionError as error:
+        raise argparse.ArgumentTypeError(error.message) from error
+    if start >= end:
+        raise argparse.ArgumentTypeError(f"region {text!r} ends before it begins")
+    return text
 
 
 def _size_mib(text: str) -> int:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from vmmswap.bus.dbus import Variant
 from vmmswap.ctl import output
 from vmmswap.ctl.client import Client
 from vmmswap.ctl.failure import CtlError, ExitStatus, one_line
@@ -136,7 +137,16 @@ async def prepare(client: Client, args: argparse.Namespace) -> None:
 
 async def attach(client: Client, args: argparse.Namespace) -> None:
     """`attach`: have vmmswapd take over a running VMM."""
-    path = str((await client.call_host("Attach", "su", [args.name, args.pid]))[0])
+    options: dict[str, Variant] = {}
+    if args.regions:
+        options["regions"] = Variant("as", args.regions)
+    if args.force:
+        options["force"] = Variant("b", True)
+    if options:
+        reply = await client.call_host("AttachWithOptions", "sua{sv}", [args.name, args.pid, options])
+    else:
+        reply = await client.call_host("Attach", "su", [args.name, args.pid])
+    path = str(reply[0])
     if args.json:
         output.print_json({"Name": args.name, "Path": path})
     else:
