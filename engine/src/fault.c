@@ -33,6 +33,7 @@ struct server {
 	bool started;
 	void *page;
 	size_t pending_n;
+	bool unreadable; /* reading events failed, and was complained of */
 	bool overflown; /* faults were read for which the list had no room: their threads must fault again */
 	struct fault pending[PENDING_MAX];
 };
@@ -114,7 +115,7 @@ static void take_fault(struct server *self, const struct process *process, const
 
 /* Read what one process has to tell. All but page faults takes effect before anyone else acts on a page again; page faults
  * go to the thread's list. The number of messages, 0: none, or no room for more. */
-static int read_events(struct server *self, uint32_t process_id)
+static int read_and_apply(struct server *self, uint32_t process_id)
 {
 	struct vm *vm = self->faults->vm;
 	struct uffd_msg msgs[BATCH_MESSAGES];
@@ -137,6 +138,24 @@ static int read_events(struct server *self, uint32_t process_id)
 	}
 	gate_release(vm->gate);
 	return n;
+}
+
+/* The kernel keeps a FORK event that it finds no fd for, and says so at each try. */
+static int read_events(struct server *self, uint32_t process_id)
+{
+	int n = read_and_apply(self, process_id);
+
+	if (n >= 0) {
+		self->unreadable = false;
+		return n;
+	}
+	if (!self->unreadable)
+		notices_odd(self->faults->vm->notices, UINT64_MAX,
+			    "cannot read the events of process %u: %s%s; trying again", process_id, strerror(-n),
+			    n == -EMFILE || n == -ENFILE ? " (a child that it forked waits for LimitNOFILE= to be raised)" : "");
+	self->unreadable = true;
+	nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
+	return 0;
 }
 
 /* Try every fault on the list whose time has come. The earliest time of those left; 0 if some want to be tried soon;
