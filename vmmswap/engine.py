@@ -316,6 +316,12 @@ class Engine:
         """Turn the running job back: it ends within one chunk, and JobDone(cancelled=True) follows."""
         lib.engine_cancel_job(self._engine)
 
+    def set_budget(self, pages: int) -> None:
+        """How many pages a swap-in may bring back from now on; it waits for more when they are used up. It
+        takes them by windows of 512 pages. A new engine has no limit.
+        """
+        lib.engine_set_budget(self._engine, pages)
+
     def resume(self) -> None:
         """After Protected: the VMM's block layer was drained and may go on; the swap-out goes on."""
         lib.engine_continue_job(self._engine)

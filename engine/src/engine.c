@@ -323,6 +323,11 @@ void engine_cancel_job(struct engine *engine)
 	swapper_cancel(engine->swapper);
 }
 
+void engine_set_budget(struct engine *engine, uint64_t pages)
+{
+	swapper_set_budget(engine->swapper, pages);
+}
+
 void engine_continue_job(struct engine *engine)
 {
 	swapper_continue(engine->swapper);

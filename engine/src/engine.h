@@ -82,6 +82,9 @@ void engine_stop(struct engine *engine);
 int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options, struct error *err);
 void engine_cancel_job(struct engine *engine);
 
+/* How many pages a swap-in may bring back from now on: see swapper_set_budget(). */
+void engine_set_budget(struct engine *engine, uint64_t pages);
+
 /* After NOTICE_PROTECTED: the VMM's block layer was drained and may go on; the swap-out goes on. */
 void engine_continue_job(struct engine *engine);
 

@@ -24,6 +24,7 @@ struct swapper {
 	_Atomic uint32_t job;
 	_Atomic bool cancel;
 	_Atomic uint64_t progress_pages;
+	_Atomic uint64_t budget_pages; /* of a swap-in; UINT64_MAX: no limit */
 	struct swap_out_options options;
 	struct pins *pins;
 	_Atomic(const char *) pin_check;
@@ -153,6 +154,26 @@ static void *evict_worker(void *argument)
 	return NULL;
 }
 
+#define BUDGET_LOOK_NS 1000000
+
+/* Wait until a window's pages may come back. False: the job ends. */
+static bool take_budget(struct swapper *swapper)
+{
+	uint64_t left = atomic_load(&swapper->budget_pages);
+
+	while (left != UINT64_MAX) {
+		if (left < CHUNK_PAGES) {
+			nanosleep(&(struct timespec){ .tv_nsec = BUDGET_LOOK_NS }, NULL);
+			left = atomic_load(&swapper->budget_pages);
+		} else if (atomic_compare_exchange_strong(&swapper->budget_pages, &left, left - CHUNK_PAGES)) {
+			break;
+		}
+		if (!go_on(swapper))
+			return false;
+	}
+	return true;
+}
+
 static void *restore_worker(void *argument)
 {
 	struct worker *worker = argument;
@@ -163,6 +184,8 @@ static void *restore_worker(void *argument)
 	while (go_on(swapper) && next_window(swapper, false, &window)) {
 		struct error error = { 0 };
 
+		if (!take_budget(swapper))
+			break;
 		if (restore_chunk(&restorer, window.page_idx, window.pages, &error))
 			fail(swapper, &error);
 		atomic_fetch_add(&swapper->progress_pages, window.pages);
@@ -510,6 +533,7 @@ int swapper_create(struct vm *vm, struct swapper **out, struct error *err)
 		return error_set(err, ENOMEM, "no memory for the swapper");
 	swapper->vm = vm;
 	atomic_init(&swapper->pin_check, "");
+	atomic_init(&swapper->budget_pages, UINT64_MAX);
 	pthread_mutex_init(&swapper->lock, NULL);
 	pthread_cond_init(&swapper->resumed, NULL);
 	*out = swapper;
@@ -575,6 +599,11 @@ void swapper_continue(struct swapper *swapper)
 void swapper_cancel(struct swapper *swapper)
 {
 	atomic_store(&swapper->cancel, true);
+}
+
+void swapper_set_budget(struct swapper *swapper, uint64_t pages)
+{
+	atomic_store(&swapper->budget_pages, pages);
 }
 
 enum job_kind swapper_job(const struct swapper *swapper)

@@ -43,6 +43,10 @@ void swapper_continue(struct swapper *swapper);
 /* The running job ends within one chunk; what it has done stays done. */
 void swapper_cancel(struct swapper *swapper);
 
+/* A swap-in brings back no more pages than this from now on (rounded down to windows), then waits to be given more:
+ * each page is charged to a cgroup that may be near its limit, where the kernel kills. UINT64_MAX, the default: no limit. */
+void swapper_set_budget(struct swapper *swapper, uint64_t pages);
+
 enum job_kind swapper_job(const struct swapper *swapper);
 uint64_t swapper_progress_pages(const struct swapper *swapper);
 const char *swapper_pin_check(const struct swapper *swapper);

@@ -22,6 +22,7 @@ _RESERVE_SHARE = 16
 _HOST_RESERVE_MAX = 256 * _MIB
 _CGROUP_RESERVE_MIN, _CGROUP_RESERVE_MAX = 8 * _MIB, 64 * _MIB  # a swap-in overshoots by some chunks
 
+_WINDOW_BYTES = 2 * _MIB  # what a swap-in takes at a time
 _FASTEST_SWAP_IN_BYTES_S = 4 << 30
 _SHORTEST_S, _LONGEST_S = 0.005, 0.5  # time between two looks
 
@@ -130,13 +131,22 @@ def _reclaimable(group: Path) -> int:
 
 
 class RoomWatch:
-    """Looks at the headroom while a swap-in runs, and calls on_short when it is used up."""
+    """Looks at the headroom while a swap-in runs, and calls on_short when it is used up.
+
+    Between two looks the swap-in may use half of what there was, which `grant` tells the engine in pages:
+    however late the next look comes, no limit is run into.
+    """
 
     def __init__(
-        self, pids: Callable[[], list[int]], swap_pages: Callable[[], int], on_short: Callable[[], None]
+        self,
+        pids: Callable[[], list[int]],
+        swap_pages: Callable[[], int],
+        grant: Callable[[int], None],
+        on_short: Callable[[], None],
     ) -> None:
         self._pids = pids
         self._swap_pages = swap_pages
+        self._grant = grant
         self._on_short = on_short
         self._mounts = find_mounts()
         self._room = Headroom(0, "")
@@ -151,15 +161,22 @@ class RoomWatch:
         )
 
     def has_room(self) -> bool:
-        if self._swap_pages() == 0:  # nothing to bring in: what is left is to stop tracking
+        swap_bytes = self._swap_pages() * PAGE_SIZE
+        if swap_bytes == 0:  # nothing to bring in: what is left is to stop tracking
             self._room = Headroom(0, "")
             return True
         self._room = look(self._pids(), self._mounts)
-        return self._room.bytes > 0
+        if self._room.bytes < 2 * min(swap_bytes, _WINDOW_BYTES):
+            self._grant(0)
+            return False
+        self._grant(max(self._room.bytes // 2, _WINDOW_BYTES) // PAGE_SIZE)
+        return True
 
     def start(self) -> None:
-        """After has_room(). Looks again before the fastest swap-in could have used half of what there is."""
-        enough = self._room.bytes >= self._swap_pages() * PAGE_SIZE
+        """After has_room(). Looks again before the fastest swap-in could have used half of what there is, so
+        that it never has to wait for that.
+        """
+        enough = self._room.bytes // 2 >= self._swap_pages() * PAGE_SIZE
         delay_s = _LONGEST_S if enough else self._room.bytes / 2 / _FASTEST_SWAP_IN_BYTES_S
         delay_s = min(_LONGEST_S, max(_SHORTEST_S, delay_s))
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._look_again)
