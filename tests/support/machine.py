@@ -50,6 +50,12 @@ class Settings:
     boot_timeout_s: float
 
 
+def _is_hidden_inside(path: Path) -> bool:
+    """Whether a machine, an overlay of the root file system alone, has something else there."""
+    fresh = any(path.is_relative_to(folder) for folder in ("/tmp", "/run", "/dev"))
+    return fresh or path.stat().st_dev != Path("/").stat().st_dev
+
+
 class Machine:
     """One booted machine. Commands run as root, as real units with a cgroup of their own."""
 
@@ -64,7 +70,7 @@ class Machine:
         boot_timeout_s: float = 120,
     ) -> None:
         name = f"vmmswap-machine-{os.getpid()}-{next(_serial)}"
-        read_only = {str(ROOT): str(ROOT)} if ROOT.stat().st_dev != Path("/").stat().st_dev else {}
+        read_only = {str(ROOT): str(ROOT)} if _is_hidden_inside(ROOT) else {}
         read_only |= binds_ro or {}
         self.settings = Settings(name, binds or {}, read_only, network, boot_timeout_s)
         self._units = itertools.count()
