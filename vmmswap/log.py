@@ -33,7 +33,7 @@ def fields(operation: str = "", message_id: str = "", **more: str | int) -> dict
 
 
 class JournalHandler(logging.Handler):
-    """Sends records to the journal; each has VMMSWAP_VM."""
+    """Sends records to the journal; each has VMMSWAP_VM, which a record's own fields may set."""
 
     def __init__(self, identifier: str, vm: str) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class JournalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             more = getattr(record, "journal_fields", {})
-            self._send(self.format(record), PRIORITY=str(priority_of(record.levelno)), **self._always, **more)
+            self._send(self.format(record), PRIORITY=str(priority_of(record.levelno)), **{**self._always, **more})
         except Exception:
             self.handleError(record)
 

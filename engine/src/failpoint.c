@@ -33,6 +33,7 @@ static const char *const names[] = {
 	"freeze.stopped",
 	"memory.punch",
 	"memory.read",
+	"memory.seek",
 	"pins.blind",
 	"poison.lifted",
 	"recover.mapped",

@@ -98,8 +98,8 @@ bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *
 	uint64_t region_end_idx = region->page_idx + region->pages;
 	off_t data, hole;
 
-	*rc = 0;
-	if (page_idx >= region_end_idx)
+	*rc = FAILPOINT("memory.seek");
+	if (page_idx >= region_end_idx || *rc)
 		return false;
 	data = lseek(region->fd, (off_t)offset_of(region, page_idx), SEEK_DATA);
 	if (data < 0) {

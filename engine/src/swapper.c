@@ -72,13 +72,17 @@ static bool next_window(struct swapper *swapper, bool data, struct window *out)
 {
 	struct vm *vm = swapper->vm;
 	bool found;
+	int rc;
 
 	/* Not inside the gate: SEEK_HOLE walks 12 ms a GiB, and every page fault of the guest would wait for it. */
 	pthread_mutex_lock(&swapper->lock);
 	found = data ? window_next_data(&swapper->memory, &swapper->cursor, out) :
 		       window_next_used(&swapper->memory, vm->map, &swapper->cursor, out);
+	rc = swapper->cursor.error;
+	if (rc && !swapper->error.code)
+		error_set(&swapper->error, -rc, "cannot tell what is in guest memory (lseek on its memfd): %s", strerror(-rc));
 	pthread_mutex_unlock(&swapper->lock);
-	return found;
+	return found && !rc;
 }
 
 static void rewind_cursor(struct swapper *swapper)

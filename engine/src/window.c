@@ -24,7 +24,11 @@ static bool find_run(const struct region *region, struct window_cursor *cursor, 
 
 	if (page_idx >= cursor->run_idx && page_idx < cursor->run_end_idx)
 		return true;
-	return memory_next_data(region, page_idx, &cursor->run_idx, &cursor->run_end_idx, &rc);
+	if (memory_next_data(region, page_idx, &cursor->run_idx, &cursor->run_end_idx, &rc))
+		return true;
+	if (rc)
+		cursor->error = rc;
+	return false;
 }
 
 static void set_bits(struct window *window, uint64_t from_idx, uint64_t end_idx)

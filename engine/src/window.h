@@ -20,6 +20,7 @@ struct window_cursor {
 	size_t region_i;
 	uint64_t page_idx;
 	uint64_t run_idx, run_end_idx; /* the run of data that was found last */
+	int error; /* -errno of looking for data; 0: none. An end for that reason is not the end of the data */
 };
 
 static inline bool window_has_data(const struct window *window, uint64_t page_idx)

@@ -144,3 +144,22 @@ TEST(an_event_behind_a_full_list_is_read)
 	CHECK(puppet_done_in(&rig, 0, 3, 20000));
 	rig_stop(&rig);
 }
+
+/* The end of the data is ENXIO and nothing else (crosvm's b/307603892). */
+TEST(an_error_of_seeking_is_not_the_end_of_the_data)
+{
+	struct notice done;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig_arm(&rig, "memory.seek", "EIO");
+	rig_start_job(&rig, JOB_SWAP_OUT);
+	done = rig_await_job(&rig);
+	CHECK_EQ(done.code, EIO);
+	CHECK_CONTAINS(done.message, "lseek");
+	CHECK_EQ(rig_stats(&rig).swap_pages, 0);
+	CHECK_EQ(failpoint_arm("memory.seek=off"), 0);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}

@@ -69,6 +69,7 @@ class Authority:
                 reason,
                 extra=fields(
                     message_id=ACCESS_DENIED,
+                    vmmswap_vm=name,
                     vmmswap_caller_uid=caller.uid,
                     vmmswap_caller_pid=caller.pid,
                     vmmswap_action=action,
