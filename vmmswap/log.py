@@ -44,8 +44,8 @@ class JournalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            more = getattr(record, "journal_fields", {})
-            self._send(self.format(record), PRIORITY=str(priority_of(record.levelno)), **{**self._always, **more})
+            more = self._always | getattr(record, "journal_fields", {})
+            self._send(self.format(record), PRIORITY=str(priority_of(record.levelno)), **more)
         except Exception:
             self.handleError(record)
 

@@ -130,6 +130,5 @@ def test_journal_fields():
 
 
 def test_message_ids_are_distinct_128_bit_ids():
-    assert len(message_ids.ALL) == 15
-    assert len(set(message_ids.ALL.values())) == 15
+    assert len(set(message_ids.ALL.values())) == len(message_ids.ALL)
     assert all(re.fullmatch(r"[0-9a-f]{32}", value) for value in message_ids.ALL.values())
