@@ -12,6 +12,7 @@ from tests.support.machine import Machine
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
+INSIDE = "/usr/local/lib"
 NAME = "1a.b-c"
 UNIT = f"vmmswap@{NAME}.service"
 DROP_IN = """\
@@ -51,7 +52,9 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="the prob
 
 @pytest.fixture(scope="module")
 def outcomes(machine: Machine) -> dict[str, str]:
-    target = machine.spawn(f"exec python3 -I {SUPPORT / 'sandbox_target.py'}", user="nobody")
+    # The unit's sandbox hides /tmp and /home, where this tree may be.
+    machine.sh(f"cp {SUPPORT}/sandbox_probe.py {SUPPORT}/sandbox_target.py {INSIDE}")
+    target = machine.spawn(f"exec python3 -I {INSIDE}/sandbox_target.py", user="nobody")
     (line,) = machine.wait_for(
         "the target's line", lambda: machine.journal(_SYSTEMD_UNIT=target, _TRANSPORT="stdout")
     )
@@ -60,7 +63,7 @@ def outcomes(machine: Machine) -> dict[str, str]:
     for unit in ("vmmswap@.service", "vmmswap@.socket"):
         shutil.copy(ROOT / "systemd" / unit, units)
     (units / f"{UNIT}.d").mkdir()
-    drop_in = DROP_IN.format(probe=SUPPORT / "sandbox_probe.py", **where)
+    drop_in = DROP_IN.format(probe=f"{INSIDE}/sandbox_probe.py", **where)
     (units / f"{UNIT}.d" / "probe.conf").write_text(drop_in)
     machine.sh(PREPARE.format(systemd=ROOT / "systemd"))
     machine.sh(f"systemctl start {UNIT} || journalctl -u {UNIT}")
