@@ -4,7 +4,9 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import dbus_next
 import pytest
 
 from tests.support.bus import REPOSITORY
@@ -13,6 +15,9 @@ from vmmswap.names import HOST_INTERFACE, HOST_PATH, bus_name_of
 
 HOST = ("org.vmmswap", HOST_PATH, HOST_INTERFACE)
 
+SITE = Path(dbus_next.__file__).parents[1]
+
+# vmmswapd runs in its unit's sandbox, which hides /tmp and /home, where this tree may be.
 INSTALL = f"""
 set -e
 cd {REPOSITORY}
@@ -22,9 +27,11 @@ install -Dm644 -t /usr/share/polkit-1/actions dbus/org.vmmswap.policy
 install -Dm644 -t /etc/systemd/system systemd/vmmswapd.service systemd/vmmswap@.s*
 systemd-sysusers $PWD/systemd/vmmswap.sysusers.conf
 systemd-tmpfiles --create $PWD/systemd/vmmswap.tmpfiles.conf
+mkdir /opt/vmmswapd
+cp -r vmmswap {SITE}/dbus_next {SITE}/systemd /opt/vmmswapd
 cat >/usr/bin/vmmswapd <<'END'
 #!/bin/sh
-PYTHONPATH={REPOSITORY} exec {sys.executable} -m vmmswap.host.main "$@"
+PYTHONPATH=/opt/vmmswapd exec /usr/bin/python3 -m vmmswap.host.main "$@"
 END
 chmod 755 /usr/bin/vmmswapd
 systemctl daemon-reload
