@@ -76,7 +76,7 @@ static inline int fetch_fd(pid_t pid, int fd)
 /* An engine that serves one process's mapping of all of memfd. */
 static inline struct engine *engine_for(int memfd, size_t pages, int uffd, uint64_t addr, const char *swap_dir)
 {
-	struct engine_config config = { .swap_dir = swap_dir, .workers = 2, .page_map_fd = -1, .store_fd = -1 };
+	struct engine_config config = { .swap_dir = swap_dir, .workers = 3, .page_map_fd = -1, .store_fd = -1 };
 	struct range range = { .addr = addr, .pages = pages };
 	struct engine *engine;
 	struct error err;

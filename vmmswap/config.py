@@ -109,7 +109,7 @@ class Config:
         0,
     )
     workers: int = _key(
-        "Workers", "count from 1", _count(1, 16), "Threads that do the work of a swap-out or a swap-in.", 2
+        "Workers", "count from 1", _count(1, 16), "Threads that do the work of a swap-out or a swap-in.", 3
     )
     freeze_timeout_s: float = _key(
         "FreezeTimeoutSec",

@@ -61,7 +61,7 @@ class EngineConfig:
     swap_dir: Path
     fault_threads: int = 0
     spin_us: int = 0
-    workers: int = 2
+    workers: int = 3
 
 
 @dataclass(frozen=True, slots=True)

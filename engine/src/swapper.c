@@ -358,12 +358,14 @@ static void pause_job(struct swapper *swapper, uint32_t limit_ms)
  * some 15 us here, and a read from a disk that is busy with our own writes (half a millisecond) if it is evicted first. An idle
  * guest makes us wait for one look. */
 #define HOT_LOOK_NS 2000000
-#define HOT_LOOKS_MAX 50
+#define HOT_LOOKS_A_GIB 50 /* at most: 2 % of a GiB take 80 ms */
 #define HOT_WRITES_A_LOOK 8
 
 static void let_hot_pages_out(struct swapper *swapper)
 {
-	for (unsigned look = 0; look < HOT_LOOKS_MAX && go_on(swapper); look++) {
+	uint64_t looks_max = (1 + (memory_resident_pages(&swapper->memory) >> 18)) * HOT_LOOKS_A_GIB;
+
+	for (uint64_t look = 0; look < looks_max && go_on(swapper); look++) {
 		uint64_t before = atomic_load(&swapper->vm->writes_seen);
 
 		nanosleep(&(struct timespec){ .tv_nsec = HOT_LOOK_NS }, NULL);
