@@ -51,6 +51,8 @@ class Manifest:
     pins: bool = True
     qmp: str = ""
     attached: bool = False  # no connection belongs to the VM
+    forced: bool = False  # attached with force: what only warns then does so at each Enable too
+    snapshot: bool = False  # private memory, filled from a snapshot's memory file, which is the store
     releasing: bool = False  # its connection has ended: all in, and let it go
     memfds: tuple[int, ...] = ()  # the numbers that still have one, as memfd-N
     regions: tuple[RegionRecord, ...] = ()
