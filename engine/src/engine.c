@@ -29,6 +29,15 @@ static uint32_t usable_cpus(void)
 	return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? (uint32_t)CPU_COUNT(&allowed) : 1;
 }
 
+static int open_store(struct vm *vm, const struct engine_config *config, struct error *err)
+{
+	vm->snapshot = config->snapshot;
+	if (vm->snapshot)
+		return store_open_snapshot(config->store_fd, &vm->store, err);
+	return config->store_fd < 0 ? store_create(config->swap_dir, &vm->store, err) :
+				      store_adopt(config->store_fd, &vm->store, err);
+}
+
 static int create_rooms(struct engine *engine, const struct engine_config *config, struct error *err)
 {
 	struct vm *vm = &engine->vm;
@@ -52,8 +61,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	rc = config->page_map_fd < 0 ? page_map_create(&vm->map, err) :
 				       page_map_adopt(config->page_map_fd, &vm->map, err);
 	if (!rc)
-		rc = config->store_fd < 0 ? store_create(config->swap_dir, &vm->store, err) :
-					    store_adopt(config->store_fd, &vm->store, err);
+		rc = open_store(vm, config, err);
 	if (!rc)
 		rc = faults_create(vm, vm->fault_threads_n == cpus, config->spin_us, &engine->faults, err);
 	if (!rc)
@@ -117,6 +125,49 @@ int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, u
 	return rc;
 }
 
+/* What the file has goes out, as it were; what is a hole there is zeros. */
+static void mark_stored(struct vm *vm, const struct region *region)
+{
+	uint64_t first_slot = pages_of_bytes(region->offset_bytes), end_slot = first_slot + region->pages;
+	uint64_t from_slot, to_slot;
+
+	for (uint64_t slot = first_slot; slot < end_slot && store_next_data(vm->store, slot, &from_slot, &to_slot);
+	     slot = to_slot) {
+		for (slot = from_slot; slot < to_slot && slot < end_slot; slot++) {
+			_Atomic uint64_t *word = page_map_word(vm->map, region->page_idx + slot - first_slot);
+
+			atomic_store_explicit(word, page_word_after(0, PAGE_STORED, slot, 0), memory_order_relaxed);
+			atomic_fetch_add_explicit(&vm->stored_pages, 1, memory_order_relaxed);
+		}
+	}
+}
+
+int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
+			       struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct page_map_header *header = page_map_header(vm->map);
+	uint64_t known_pages = atomic_load(&header->pages_n);
+	uint64_t pages = pages_of_bytes(size_bytes);
+	int rc;
+
+	if (!vm->snapshot || offset_bytes % PAGE_BYTES || pages_of_bytes(offset_bytes) + pages > STORE_SLOTS_MAX)
+		return error_set(err, EINVAL, "%llu bytes at offset %llu of a snapshot's memory file cannot be served",
+				 (unsigned long long)size_bytes, (unsigned long long)offset_bytes);
+	rc = page_map_add_pages(vm->map, pages, page_idx, err);
+	if (rc)
+		return rc;
+	gate_hold_alone(vm->gate);
+	rc = memory_add_private(&vm->memory, offset_bytes, *page_idx, pages, err);
+	if (!rc && *page_idx >= known_pages) { /* else a predecessor's map says it better */
+		mark_stored(vm, memory_region_of(&vm->memory, *page_idx));
+		atomic_store(&header->tracking, true);
+		atomic_store(&vm->tracking, true);
+	}
+	gate_release(vm->gate);
+	return rc;
+}
+
 static bool anything_out(struct vm *vm, const struct region *region)
 {
 	uint64_t end_idx = region->page_idx + region->pages;
@@ -168,13 +219,25 @@ int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error 
 	return rc;
 }
 
+/* Memory may be out: a process that is answered and not watched would read zeros. What a snapshot's VMM registered itself stays
+ * so in any case. */
+static int register_or_refuse(struct vm *vm, struct process *process, struct error *err)
+{
+	if (!vm_register_process(vm, process) || !process->unwatched)
+		return 0;
+	if (!vm->snapshot)
+		vm_unregister_process(vm, process);
+	return error_set(err, EINVAL, "a region cannot be registered with the userfaultfd of the process: it is not mapped there, "
+				      "or another userfaultfd watches it");
+}
+
 static int fill_process(struct engine *engine, struct process *process, const struct range *ranges, size_t ranges_n,
 			struct error *err)
 {
 	struct vm *vm = &engine->vm;
 	int rc = 0;
 
-	process->protects = true; /* until registering says otherwise */
+	process->protects = !vm->snapshot; /* until registering says otherwise */
 	for (size_t i = 0; i < ranges_n && !rc; i++)
 		rc = process_add_range(process, ranges[i]);
 	if (rc)
@@ -182,9 +245,7 @@ static int fill_process(struct engine *engine, struct process *process, const st
 	rc = faults_watch(engine->faults, process);
 	if (rc)
 		return error_set(err, -rc, "cannot listen to the userfaultfd: %s", strerror(-rc));
-	if (vm->tracking)
-		vm_register_process(vm, process);
-	return 0;
+	return vm->tracking ? register_or_refuse(vm, process, err) : 0;
 }
 
 /* A process that joins while a chunk is protected is not protected there: see struct vm. */
@@ -220,6 +281,23 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 	return rc;
 }
 
+static int register_new_range(struct vm *vm, struct process *process, const struct range *range, struct error *err)
+{
+	enum uffd_outcome outcome =
+		uffd_register(process->uffd, range->addr, bytes_of_pages(range->pages), process->protects);
+
+	if (outcome == UFFD_DONE)
+		return 0;
+	if (outcome == UFFD_GONE) {
+		vm_process_gone(vm, process);
+		return 0;
+	}
+	process_forget_pages(process, range->page_idx, range->pages);
+	return error_set(err, EINVAL, "the range at %#llx cannot be registered with the userfaultfd of process %u: it is not mapped "
+				      "there, or another userfaultfd watches it",
+			 (unsigned long long)range->addr, process->id);
+}
+
 int engine_add_range(struct engine *engine, uint32_t process_id, const struct range *range, struct error *err)
 {
 	struct vm *vm = &engine->vm;
@@ -233,11 +311,13 @@ int engine_add_range(struct engine *engine, uint32_t process_id, const struct ra
 	vm_drop_kept_copies(vm);
 	process = address_space_find(&vm->spaces, process_id);
 	rc = process ? process_add_range(process, *range) : -ESRCH;
-	if (!rc && vm->tracking)
-		vm_register_process(vm, process);
+	if (rc)
+		error_set(err, -rc, "cannot add a range to process %u: %s", process_id, strerror(-rc));
+	else if (vm->tracking)
+		rc = register_new_range(vm, process, range, err);
 	gate_release(vm->gate);
 	pthread_rwlock_unlock(&vm->punching);
-	return rc ? error_set(err, -rc, "cannot add a range to process %u: %s", process_id, strerror(-rc)) : 0;
+	return rc;
 }
 
 int engine_remove_process(struct engine *engine, uint32_t process_id, struct error *err)

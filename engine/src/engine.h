@@ -27,6 +27,7 @@ struct engine_config {
 	uint32_t workers; /* threads of a long job: at least 1 */
 	int page_map_fd;  /* -1: a new VM. Otherwise recovery: the same regions must be added again, in the same order */
 	int store_fd;	  /* -1: a new store */
+	bool snapshot;	  /* store_fd is the memory file of a snapshot, also of a new VM: see engine_add_snapshot_region() */
 };
 
 struct engine_stats {
@@ -56,10 +57,17 @@ void engine_destroy(struct engine *engine);
 int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
 		      struct error *err);
 
+/* Private memory that a VMM restores from a snapshot and has registered with its uffd already: page i of the region is what the
+ * file holds at offset_bytes + i pages, until the guest has had it. It is served at once, and never goes out again; JOB_SWAP_IN
+ * brings all of it and lets the memory go. -EINVAL: the file is too short. */
+int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
+			       struct error *err);
+
 /* -EBUSY while a page of the region is out, or a job runs. */
 int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
-/* The uffd must have had UFFDIO_API. While guest memory is tracked the process is registered before this returns. */
+/* The uffd must have had UFFDIO_API. While guest memory is tracked the process is registered before this returns, and -EINVAL
+ * says that it could not be. */
 int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n, uint32_t *process_id,
 		       struct error *err);
 int engine_add_range(struct engine *engine, uint32_t process_id, const struct range *range, struct error *err);

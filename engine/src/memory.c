@@ -65,15 +65,31 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 	return 0;
 }
 
+int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages, struct error *err)
+{
+	if (memory->regions_n == MEMORY_MAX_REGIONS)
+		return error_set(err, E2BIG, "more than %d regions of guest memory were added", MEMORY_MAX_REGIONS);
+	memory->regions[memory->regions_n++] = (struct region){
+		.fd = -1,
+		.is_private = true,
+		.offset_bytes = offset_bytes,
+		.page_idx = page_idx,
+		.pages = pages,
+	};
+	return 0;
+}
+
 void memory_remove(struct memory *memory, uint64_t page_idx)
 {
 	for (size_t i = 0; i < memory->regions_n; i++) {
 		struct region *region = &memory->regions[i];
 
-		if (region->fd >= 0 && region->page_idx == page_idx) {
+		if (!region_is_there(region) || region->page_idx != page_idx)
+			continue;
+		if (region->fd >= 0)
 			close(region->fd);
-			region->fd = -1;
-		}
+		region->fd = -1;
+		region->is_private = false;
 	}
 }
 
@@ -82,7 +98,7 @@ const struct region *memory_region_of(const struct memory *memory, uint64_t page
 	for (size_t i = 0; i < memory->regions_n; i++) {
 		const struct region *region = &memory->regions[i];
 
-		if (region->fd >= 0 && page_idx - region->page_idx < region->pages)
+		if (region_is_there(region) && page_idx - region->page_idx < region->pages)
 			return region;
 	}
 	return NULL;
@@ -99,7 +115,7 @@ bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *
 	off_t data, hole;
 
 	*rc = FAILPOINT("memory.seek");
-	if (page_idx >= region_end_idx || *rc)
+	if (page_idx >= region_end_idx || region->is_private || *rc)
 		return false;
 	data = lseek(region->fd, (off_t)offset_of(region, page_idx), SEEK_DATA);
 	if (data < 0) {
@@ -166,7 +182,7 @@ uint64_t memory_total_pages(const struct memory *memory)
 	uint64_t pages = 0;
 
 	for (size_t i = 0; i < memory->regions_n; i++)
-		if (memory->regions[i].fd >= 0)
+		if (region_is_there(&memory->regions[i]))
 			pages += memory->regions[i].pages;
 	return pages;
 }

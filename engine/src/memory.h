@@ -16,8 +16,9 @@
 #define MEMORY_MAX_REGIONS 256 /* added over a VM's life, with memory hotplug */
 
 struct region {
-	int fd;		       /* opened anew: its offset and flags are not shared with the VMM; -1: removed */
-	uint64_t offset_bytes; /* where in the memfd the region starts */
+	int fd;		       /* opened anew: its offset and flags are not shared with the VMM; -1: removed, or private */
+	bool is_private;       /* the VMM's own anonymous memory: no file shows what is in it */
+	uint64_t offset_bytes; /* where in the memfd, or the snapshot's file, the region starts */
 	uint64_t page_idx;     /* the region's first page, counted over all regions */
 	uint64_t pages;
 	uint64_t device, inode; /* of the memfd, as /proc/PID/maps shows them */
@@ -37,15 +38,25 @@ void memory_destroy(struct memory *memory);
  * is too short; -E2BIG for one region too many. */
 int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
 	       struct error *err);
+
+/* Add a region of private memory, of which nothing is known but what the page map says. */
+int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages, struct error *err);
 void memory_remove(struct memory *memory, uint64_t page_idx);
+
+static inline bool region_is_there(const struct region *region)
+{
+	return region->fd >= 0 || region->is_private;
+}
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx);
 
-/* Pages that are in RAM (or, where the host swaps, in its swap), by the kernel's count of the memfds' blocks. */
+/* Pages that are in RAM (or, where the host swaps, in its swap), by the kernel's count of the memfds' blocks. Private memory
+ * is not counted. */
 uint64_t memory_resident_pages(const struct memory *memory);
 uint64_t memory_total_pages(const struct memory *memory);
 
-/* The first resident page of the region at or after page_idx, and where that run of pages ends; false if none is left.
+/* The first resident page of the region at or after page_idx, and where that run of pages ends; false if none is left, or
+ * the region is private.
  * Walks over the whole run. Errors of lseek other than "no more data" are reported as -errno in *rc. */
 bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx, int *rc);
 

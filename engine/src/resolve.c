@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "failpoint.h"
-#include "hash.h"
 #include "poison.h"
 
 /* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
@@ -166,13 +165,11 @@ static void keep_copy(struct attempt *attempt)
 	release(attempt, PAGE_KEPT);
 }
 
-/* We hold the claim on a page that is out, and yet it is present: nobody of ours put it there. What is there now is the
- * truth from here on; the stored copy would only hide what happened. */
+/* We hold the claim on a page that is out, and yet it is present. What is there now is the truth from here on; the stored
+ * copy would only hide what happened. */
 static enum resolved found_present(struct attempt *attempt)
 {
-	notices_odd(attempt->vm->notices, attempt->page_idx,
-		    "a page that was out is present without our doing: a process that maps guest memory without a "
-		    "userfaultfd has touched it, and the guest may read zeros there");
+	vm_found_present(attempt->vm, attempt->page_idx);
 	leave_store(attempt);
 	if (attempt->process->protects)
 		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
@@ -211,7 +208,7 @@ static int fetch(struct attempt *attempt, uint32_t hash)
 	uint64_t slot_idx = page_slot_of(attempt->claimed);
 	int rc = store_get(attempt->vm->store, &slot_idx, 1, attempt->page);
 
-	if (!rc && page_hash(attempt->page) != hash)
+	if (!rc && !vm_is_right(attempt->vm, attempt->page, hash))
 		rc = -EBADMSG;
 	return rc;
 }

@@ -6,7 +6,6 @@
 #include <time.h>
 
 #include "failpoint.h"
-#include "hash.h"
 #include "poison.h"
 
 /* So many pages are copied in one passage of the gate: whoever reads events waits for no more than that. */
@@ -67,8 +66,9 @@ static void claim_stored(struct batch *batch, uint64_t page_idx, uint64_t pages)
 
 static bool reads_right(struct batch *batch, size_t i)
 {
-	return page_hash(batch->restorer->buffer + i * PAGE_BYTES) ==
-	       *page_map_hash(batch->restorer->vm->map, batch->idx[i]);
+	struct vm *vm = batch->restorer->vm;
+
+	return vm_is_right(vm, batch->restorer->buffer + i * PAGE_BYTES, *page_map_hash(vm->map, batch->idx[i]));
 }
 
 /* All in one go; where that fails, page by page, so that one bad block costs one page. A page that was taken from us
@@ -137,14 +137,15 @@ static void now_resident(struct batch *batch, size_t from, size_t n)
 	batch->restorer->restored_pages += n;
 }
 
-/* No process maps the page any more, so none can touch it while we write. It may be mapped anew later. */
+/* No process maps the page any more, so none can touch it while we write. It may be mapped anew later; private memory that is
+ * unmapped is gone for good. */
 static int restore_unmapped(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->restorer->vm;
 	const struct region *region = memory_region_of(&vm->memory, batch->idx[i]);
 	int rc = 0;
 
-	if (region && memory_is_hole(region, batch->idx[i]))
+	if (region && !region->is_private && memory_is_hole(region, batch->idx[i]))
 		rc = memory_write(region, batch->idx[i], batch->restorer->buffer + i * PAGE_BYTES);
 	/* -ERANGE, -EINVAL: the VMM shrank its memfd: the page is given up. */
 	return rc == -ENOMEM || rc == -ENOSPC ? -ENOMEM : 0;
@@ -172,9 +173,7 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 		case UFFD_RETRY:
 			return pages_of_bytes(copied_bytes);
 		case UFFD_EXISTS:
-			notices_odd(vm->notices, batch->idx[i],
-				    "a page that was out is present without our doing: a process that maps guest memory "
-				    "without a userfaultfd has touched it, and the guest may have read zeros");
+			vm_found_present(vm, batch->idx[i]);
 			return 1;
 		case UFFD_NO_MEMORY:
 			*rc = -ENOMEM;

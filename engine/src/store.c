@@ -1,203 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "store.h"
 #include "failpoint.h"
-#include "slots.h"
+#include "store_file.h"
 #include "units.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/magic.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
-
-/* How pages are kept out of the page cache. */
-enum mode {
-	DIRECT, /* O_DIRECT */
-	CACHED, /* the file system refuses O_DIRECT: written back and dropped after each use */
-	MEMORY, /* tmpfs: its page cache is the file, there is nothing to drop */
-};
-
-struct store {
-	int fd;
-	enum mode mode;
-	char *dir;	  /* for messages only */
-	uint64_t marks_n; /* slots in the adopted file; marks must be below */
-	bool ready;	  /* false between store_adopt() and store_ready() */
-
-	pthread_mutex_t lock; /* of slots; held for microseconds, but see trim_whole_file() */
-	struct slots slots;
-	/* CACHED only: one write-back at a time. The kernel tells of a failed write-back to whoever asks
-	 * first, so of two concurrent puts the wrong one could be told, and the other's pages be lost. */
-	pthread_mutex_t write_back;
-
-	atomic_uint_least64_t used_slots;
-	atomic_uint_least64_t written_bytes;
-	atomic_bool cannot_punch;
-};
-
-static int refuse_dir(const char *dir, int code, struct error *err)
-{
-	switch (code) {
-	case ENOENT:
-		return error_set(err, code,
-				 "swap directory %s does not exist: create it or set another one", dir);
-	case ENOTDIR:
-		return error_set(err, code, "swap directory %s is not a directory: set another one", dir);
-	case EOPNOTSUPP:
-	case EISDIR:
-		return error_set(err, code,
-				 "the file system of swap directory %s cannot make unnamed files "
-				 "(O_TMPFILE): use a directory on ext4, xfs, btrfs or tmpfs", dir);
-	case EACCES:
-	case EPERM:
-	case EROFS:
-		return error_set(err, code, "no permission to make files in swap directory %s (%s): "
-				 "make it writable or set another one", dir, strerror(code));
-	case ENOSPC:
-	case EDQUOT:
-		return error_set(err, code,
-				 "no space in swap directory %s (%s): free some or set another one", dir,
-				 strerror(code));
-	default:
-		return error_set(err, code,
-				 "cannot make a file in swap directory %s: %s", dir, strerror(code));
-	}
-}
-
-static int open_unnamed(const char *dir, int flags)
-{
-	int fd = open(dir, O_TMPFILE | O_EXCL | O_RDWR | O_CLOEXEC | flags, 0);
-
-	return fd < 0 ? -errno : fd;
-}
-
-/* Some devices want O_DIRECT in larger units than our pages, and some file systems find out only at the
- * first write. */
-static bool takes_direct_pages(int fd)
-{
-	struct statx st;
-
-	if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) || !(st.stx_mask & STATX_DIOALIGN))
-		return true; /* a kernel before 6.1 does not say */
-	return st.stx_dio_offset_align && st.stx_dio_offset_align <= PAGE_BYTES &&
-	       st.stx_dio_mem_align <= PAGE_BYTES;
-}
-
-static enum mode find_mode(int fd)
-{
-	struct statfs fs;
-
-	if (fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC)
-		return MEMORY;
-	return fcntl(fd, F_GETFL) & O_DIRECT ? DIRECT : CACHED;
-}
-
-static int make_store(int fd, char *dir, struct store **out, struct error *err)
-{
-	struct store *store = calloc(1, sizeof *store);
-
-	if (!store) {
-		free(dir);
-		close(fd);
-		return error_set(err, ENOMEM, "no memory for the store");
-	}
-	store->fd = fd;
-	store->dir = dir;
-	store->mode = find_mode(fd);
-	pthread_mutex_init(&store->lock, NULL);
-	pthread_mutex_init(&store->write_back, NULL);
-	if (store->mode == CACHED)
-		posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); /* no read-ahead into the cache */
-	*out = store;
-	return 0;
-}
-
-int store_create(const char *dir, struct store **out, struct error *err)
-{
-	int fd = FAILPOINT("store.direct");
-	char *dir_copy;
-
-	if (!fd)
-		fd = open_unnamed(dir, O_DIRECT);
-	if (fd >= 0 && !takes_direct_pages(fd)) {
-		close(fd);
-		fd = -EINVAL;
-	}
-	if (fd == -EINVAL)
-		fd = open_unnamed(dir, 0);
-	if (fd < 0)
-		return refuse_dir(dir, -fd, err);
-	dir_copy = strdup(dir);
-	if (!dir_copy) {
-		close(fd);
-		return error_set(err, ENOMEM, "no memory for the store");
-	}
-	if (make_store(fd, dir_copy, out, err))
-		return -ENOMEM;
-	(*out)->ready = true;
-	return 0;
-}
-
-/* The directory in which an unnamed file was made, as the kernel still tells: "/dir/#123 (deleted)". */
-static char *dir_of(int fd)
-{
-	char link[64], path[4096];
-	ssize_t length;
-	char *slash;
-
-	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-	length = readlink(link, path, sizeof path - 1);
-	path[length < 0 ? 0 : length] = '\0';
-	slash = strrchr(path, '/');
-	if (!slash)
-		return strdup("(unknown)");
-	slash[slash == path] = '\0';
-	return strdup(path);
-}
-
-int store_adopt(int fd, struct store **out, struct error *err)
-{
-	int flags = fcntl(fd, F_GETFL);
-	struct store *store;
-	struct stat st;
-	int own_fd, rc;
-	char *dir;
-
-	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR || fstat(fd, &st) || !S_ISREG(st.st_mode))
-		return error_set(err, EINVAL,
-				 "fd %d is not a store: not a regular file open for reading and writing", fd);
-	own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (own_fd < 0)
-		return error_set(err, errno, "cannot dup the store's fd %d: %s", fd, strerror(errno));
-	dir = dir_of(fd);
-	if (!dir) {
-		close(own_fd);
-		return error_set(err, ENOMEM, "no memory for the store");
-	}
-	rc = make_store(own_fd, dir, &store, err);
-	if (rc)
-		return rc;
-	store->marks_n = pages_of_bytes((uint64_t)st.st_size);
-	rc = slots_adopt(&store->slots, store->marks_n);
-	if (rc) {
-		store_destroy(store);
-		return error_set(err, -rc,
-				 "cannot take over a store of %lld bytes: %s",
-				 (long long)st.st_size, strerror(-rc));
-	}
-	*out = store;
-	return 0;
-}
 
 int store_mark_used(struct store *store, uint64_t slot_idx)
 {
+	if (store->mode == SNAPSHOT)
+		return 0; /* all its pages are there, for all who ask */
 	if (slot_idx >= store->marks_n)
 		return -ERANGE;
 	if (!slots_take_one(&store->slots, slot_idx))
@@ -208,7 +25,7 @@ int store_mark_used(struct store *store, uint64_t slot_idx)
 
 void store_ready(struct store *store)
 {
-	store->ready = true;
+	store->ready = store->mode != SNAPSHOT;
 }
 
 void store_destroy(struct store *store)
@@ -219,7 +36,7 @@ void store_destroy(struct store *store)
 	slots_clear(&store->slots);
 	pthread_mutex_destroy(&store->lock);
 	pthread_mutex_destroy(&store->write_back);
-	free(store->dir);
+	free(store->place);
 	free(store);
 }
 
@@ -343,22 +160,22 @@ static int refuse_put(const struct store *store, size_t n, int rc, struct error 
 	case -ENOSPC:
 		return error_set(err, ENOSPC,
 				 "no space for %lu KiB in swap directory %s: "
-				 "free some there or set another one", kib, store->dir);
+				 "free some there or set another one", kib, store->place);
 	case -EDQUOT:
 		return error_set(err, EDQUOT, "disk quota exceeded, no %lu KiB more in swap directory %s: "
-				 "free some there or raise the quota", kib, store->dir);
+				 "free some there or raise the quota", kib, store->place);
 	case -EFBIG:
 		return error_set(err, EFBIG,
 				 "the file in swap directory %s cannot grow by %lu KiB: raise the limit of "
-				 "file size (LimitFSIZE=), or use another file system", store->dir, kib);
+				 "file size (LimitFSIZE=), or use another file system", store->place, kib);
 	case -EIO:
 		return error_set(err, EIO,
 				 "write error in swap directory %s: "
-				 "look at the kernel's log, the disk may be failing", store->dir);
+				 "look at the kernel's log, the disk may be failing", store->place);
 	default:
 		return error_set(err, -rc,
 				 "cannot write %lu KiB in swap directory %s: %s",
-				 kib, store->dir, strerror(-rc));
+				 kib, store->place, strerror(-rc));
 	}
 }
 
@@ -368,10 +185,12 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 
 	if (!n)
 		return 0;
+	if (store->mode == SNAPSHOT)
+		return error_set(err, EROFS, "%s is a snapshot's memory file: nothing is written there", store->place);
 	if (!store->ready)
 		return error_set(err, EINVAL,
 				 "the store in %s is not ready: "
-				 "its used slots are still being marked", store->dir);
+				 "its used slots are still being marked", store->place);
 	rc = put(store, pages, n, slot_idx, slots_take);
 	/* No new blocks to be had: what was freed inside the file still has its own. */
 	if (is_no_space(rc)) {
@@ -427,8 +246,22 @@ int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf
 	return rc;
 }
 
+bool store_next_data(struct store *store, uint64_t slot_idx, uint64_t *start_idx, uint64_t *end_idx)
+{
+	off_t data = lseek(store->fd, (off_t)bytes_of_pages(slot_idx), SEEK_DATA), hole;
+
+	if (data < 0 && errno == ENXIO)
+		return false;
+	hole = data < 0 ? -1 : lseek(store->fd, data, SEEK_HOLE);
+	*start_idx = data < 0 ? slot_idx : pages_of_bytes((uint64_t)data);
+	*end_idx = hole < 0 ? STORE_SLOTS_MAX : pages_of_bytes((uint64_t)hole + PAGE_BYTES - 1);
+	return true;
+}
+
 void store_drop(struct store *store, const uint64_t *slot_idx, size_t n)
 {
+	if (store->mode == SNAPSHOT)
+		return;
 	pthread_mutex_lock(&store->lock);
 	for (size_t i = 0; i < n; i++) {
 		if (!slots_free(&store->slots, slot_idx[i])) {
@@ -504,6 +337,6 @@ void store_account(const struct store *store, struct store_account *out)
 		.used_slots = atomic_load_explicit(&store->used_slots, memory_order_relaxed),
 		.written_bytes = atomic_load_explicit(&store->written_bytes, memory_order_relaxed),
 	};
-	if (fstat(store->fd, &st) == 0)
+	if (store->mode != SNAPSHOT && fstat(store->fd, &st) == 0)
 		out->disk_bytes = (uint64_t)st.st_blocks * 512;
 }

@@ -8,7 +8,8 @@
  * Nothing is left in the page cache: the file is written and read with O_DIRECT, or where the file system
  * refuses that, through the page cache with what was used thrown out again before each call returns.
  *
- * Threads: every function but store_create, store_adopt, store_mark_used, store_ready and store_destroy
+ * Threads: every function but store_create, store_adopt, store_open_snapshot, store_next_data,
+ * store_mark_used, store_ready and store_destroy
  * may be called by any number of threads at once. store_get takes no lock. A get that races with the drop
  * of its slot gives -EIO, old or foreign bytes: a caller that lets this happen must notice it and throw the
  * result away.
@@ -49,6 +50,15 @@ int store_adopt(int fd, struct store **out, struct error *err);
 /* -ERANGE: beyond the file's end; -EEXIST: marked before. Both mean a damaged page map. */
 int store_mark_used(struct store *store, uint64_t slot_idx);
 void store_ready(struct store *store);
+
+/* The memory file of a snapshot as a store that has a page in each slot already: page i of the file is slot i. It is read
+ * through the page cache, which clones of one snapshot share, and never written: store_put() says -EROFS, store_drop()
+ * forgets nothing. fd is dup'ed. -EINVAL: not a regular file open for reading. */
+int store_open_snapshot(int fd, struct store **out, struct error *err);
+
+/* The first run of slots at or after slot_idx that are not a hole in the file; false if there is none. Where the file system
+ * does not tell, everything is data. */
+bool store_next_data(struct store *store, uint64_t slot_idx, uint64_t *start_idx, uint64_t *end_idx);
 
 /* Closes the fd; the pages are lost unless someone else holds a dup of it. NULL is allowed. */
 void store_destroy(struct store *store);

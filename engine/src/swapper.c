@@ -576,6 +576,8 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 
 	if (atomic_load(&swapper->job) != JOB_NONE)
 		return error_set(err, EBUSY, "another operation is still under way");
+	if (swapper->vm->snapshot && job != JOB_SWAP_IN)
+		return error_set(err, ENOTSUP, "memory that came from a snapshot is the VMM's own: nothing of it can go out");
 	join_last(swapper);
 	swapper->options = *options;
 	swapper->frozen = swapper->free_only = false;

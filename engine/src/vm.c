@@ -3,6 +3,8 @@
 
 #include <time.h>
 
+#include "hash.h"
+
 uint64_t monotonic_ns(void)
 {
 	struct timespec now;
@@ -46,6 +48,22 @@ bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t nex
 	if (seen & PAGE_WAITER)
 		vm_wake(vm, page_idx, 1);
 	return true;
+}
+
+bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash)
+{
+	return vm->snapshot || page_hash(page) == hash;
+}
+
+void vm_found_present(struct vm *vm, uint64_t page_idx)
+{
+	if (vm->snapshot) {
+		atomic_fetch_add(&page_map_header(vm->map)->redundant_pages, 1);
+		return;
+	}
+	notices_odd(vm->notices, page_idx,
+		    "a page that was out is present without our doing: a process that maps guest memory without a "
+		    "userfaultfd has touched it, and the guest may read zeros there");
 }
 
 void vm_drop_copy(struct vm *vm, uint64_t old)

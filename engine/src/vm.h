@@ -32,6 +32,8 @@ struct vm {
 	struct latency *latencies; /* one for each fault thread */
 	size_t fault_threads_n, workers_n;
 
+	bool snapshot; /* guest memory is private and comes from the memory file of a snapshot; nothing goes out again */
+
 	_Atomic bool tracking;	       /* guest memory is registered with the uffds */
 	_Atomic uint64_t stored_pages; /* pages in state STORED */
 	_Atomic uint64_t poisoned_pages;
@@ -79,6 +81,13 @@ static inline bool is_claim(uint64_t word, uint64_t claimed)
 {
 	return ((word ^ claimed) & ~PAGE_WAITER) == 0;
 }
+
+/* Whether the store gave the bytes of a page with this hash. Of a snapshot's file there are no hashes. */
+bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash);
+
+/* A page that is out was found to be present, and nobody of ours put it there. In private memory a predecessor did, that died
+ * before it could note so. */
+void vm_found_present(struct vm *vm, uint64_t page_idx);
 
 /* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
 void vm_drop_copy(struct vm *vm, uint64_t old);

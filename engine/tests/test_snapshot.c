@@ -1,0 +1,570 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A VMM that restores its private memory from a snapshot's file, as Firecracker does, and an engine that serves it: the VMM has
+ * registered its memory before we hear of it, and nothing but the page map knows which pages it has had already.
+ *
+ * The guest has hands, threads that carry out one order each and write down what they saw. What each page must hold is in
+ * memory shared with the test, so that any hand can check any page at any time. */
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdatomic.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+
+#include "engine.h"
+#include "failpoint.h"
+#include "harness.h"
+
+#define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
+
+#define PAGE_WORDS (PAGE_BYTES / sizeof(uint64_t))
+#define LOW_PAGES 700 /* two regions with a gap between them, in the guest's addresses and not in the file */
+#define HIGH_PAGES 900
+#define PAGES (LOW_PAGES + HIGH_PAGES)
+#define FILE_OFFSET_PAGES 16 /* where the first region starts in the file */
+#define HANDS 4
+#define PATIENCE_MS 60000
+
+#define GIVEN_UP 0	 /* zeros */
+#define AS_IN_FILE 1	 /* where the file has a hole: zeros too */
+#define FIRST_VERSION 2 /* what the guest wrote */
+
+enum order { NOTHING, CHECK_PAGE, WRITE_PAGE, GIVE_UP_PAGE, END };
+
+struct hand {
+	_Atomic int order;
+	uint64_t page, version;
+	bool wrong, sigbus;
+};
+
+struct shared {
+	_Atomic int uffd;
+	uint64_t low_addr, high_addr;
+	struct hand hands[HANDS];
+	_Atomic uint64_t versions[PAGES];
+};
+
+struct rig {
+	struct shared *shared;
+	struct engine *engine;
+	pid_t pid;
+	int file, uffd;
+};
+
+static bool in_hole(uint64_t page)
+{
+	return page % 8 == 7;
+}
+
+static uint64_t word_of(uint64_t page, uint64_t version, uint64_t word)
+{
+	if (version == GIVEN_UP || (version == AS_IN_FILE && in_hole(page)))
+		return 0;
+	return (version << 48) ^ (page << 16) ^ word ^ 0x5a5a;
+}
+
+/* --- the guest */
+
+static struct shared *own;
+static __thread sigjmp_buf on_sigbus;
+
+static void caught(int signal)
+{
+	(void)signal;
+	siglongjmp(on_sigbus, 1);
+}
+
+static uint64_t *page_at(uint64_t page)
+{
+	uint64_t addr = page < LOW_PAGES ? own->low_addr + page * PAGE_BYTES :
+					   own->high_addr + (page - LOW_PAGES) * PAGE_BYTES;
+
+	return (uint64_t *)(uintptr_t)addr;
+}
+
+static void obey(struct hand *hand)
+{
+	volatile uint64_t *at = page_at(hand->page);
+
+	hand->wrong = hand->sigbus = false;
+	if (sigsetjmp(on_sigbus, 1)) {
+		hand->sigbus = true;
+		return;
+	}
+	switch ((enum order)hand->order) {
+	case CHECK_PAGE:
+		for (uint64_t word = 0; word < PAGE_WORDS; word++)
+			hand->wrong = hand->wrong || at[word] != word_of(hand->page, own->versions[hand->page], word);
+		break;
+	case WRITE_PAGE:
+		for (uint64_t word = 0; word < PAGE_WORDS; word++)
+			at[word] = word_of(hand->page, hand->version, word);
+		own->versions[hand->page] = hand->version;
+		break;
+	case GIVE_UP_PAGE: /* Firecracker's balloon */
+		CHECK_SYS(madvise((void *)(uintptr_t)at, PAGE_BYTES, MADV_DONTNEED));
+		own->versions[hand->page] = GIVEN_UP;
+		break;
+	case NOTHING:
+	case END:
+		break;
+	}
+}
+
+static void *be_hand(void *argument)
+{
+	struct hand *hand = argument;
+
+	while (hand->order != END) {
+		if (hand->order != NOTHING) {
+			obey(hand);
+			hand->order = NOTHING;
+		}
+		poll(NULL, 0, 1);
+	}
+	return NULL;
+}
+
+static uint64_t map_and_register(int uffd, uint64_t pages)
+{
+	void *at = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	struct uffdio_register range = { .range = { (uintptr_t)at, pages * PAGE_BYTES },
+					 .mode = UFFDIO_REGISTER_MODE_MISSING };
+
+	CHECK(at != MAP_FAILED);
+	CHECK_SYS(ioctl(uffd, UFFDIO_REGISTER, &range));
+	return (uintptr_t)at;
+}
+
+static void be_guest(struct shared *shared)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE };
+	struct sigaction action = { .sa_handler = caught };
+	int uffd = (int)CHECK_SYS(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
+	pthread_t threads[HANDS];
+
+	own = shared;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	CHECK_SYS(ioctl(uffd, UFFDIO_API, &api));
+	sigaction(SIGBUS, &action, NULL);
+	shared->low_addr = map_and_register(uffd, LOW_PAGES);
+	shared->high_addr = map_and_register(uffd, HIGH_PAGES);
+	for (size_t i = 1; i < HANDS; i++)
+		CHECK_OK(pthread_create(&threads[i], NULL, be_hand, &shared->hands[i]));
+	atomic_store(&shared->uffd, uffd);
+	be_hand(&shared->hands[0]);
+	for (size_t i = 1; i < HANDS; i++)
+		pthread_join(threads[i], NULL);
+	_exit(0);
+}
+
+/* --- the test's side */
+
+static int make_file(void)
+{
+	char path[512];
+	int fd;
+
+	snprintf(path, sizeof path, "%s/memory", test_dir());
+	fd = (int)CHECK_SYS(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+	CHECK_SYS(ftruncate(fd, (FILE_OFFSET_PAGES + PAGES) * PAGE_BYTES));
+	for (uint64_t page = 0; page < PAGES; page++) {
+		uint64_t words[PAGE_WORDS];
+
+		for (uint64_t word = 0; word < PAGE_WORDS; word++)
+			words[word] = word_of(page, AS_IN_FILE, word);
+		if (!in_hole(page))
+			CHECK_EQ(pwrite(fd, words, sizeof words, (off_t)((FILE_OFFSET_PAGES + page) * PAGE_BYTES)),
+				 sizeof words);
+	}
+	return fd;
+}
+
+static struct engine *engine_for(struct rig *rig, int page_map_fd)
+{
+	struct engine_config config = { .fault_threads = 2, .workers = 1, .page_map_fd = page_map_fd, .snapshot = true };
+	struct range ranges[2] = { { .addr = rig->shared->low_addr, .pages = LOW_PAGES },
+				   { .addr = rig->shared->high_addr, .pages = HIGH_PAGES } };
+	uint64_t offset_bytes = FILE_OFFSET_PAGES * PAGE_BYTES, out_pages;
+	char path[64];
+	struct engine *engine;
+	struct error err = { 0 };
+	uint32_t id, last_job;
+
+	snprintf(path, sizeof path, "/proc/self/fd/%d", rig->file);
+	config.store_fd = (int)CHECK_SYS(open(path, O_RDONLY | O_CLOEXEC));
+	if (engine_create(&config, &engine, &err))
+		FAIL("engine_create: %s", err.message);
+	for (size_t i = 0; i < 2; i++) {
+		CHECK_OK(engine_add_snapshot_region(engine, offset_bytes, ranges[i].pages * PAGE_BYTES, &ranges[i].page_idx,
+						    &err));
+		offset_bytes += ranges[i].pages * PAGE_BYTES;
+	}
+	CHECK_OK(engine_add_process(engine, rig->uffd, ranges, 2, &id, &err));
+	if (page_map_fd >= 0 && engine_recover(engine, &out_pages, &last_job, &err))
+		FAIL("engine_recover: %s", err.message);
+	close(config.store_fd);
+	return engine;
+}
+
+static void rig_begin(struct rig *rig)
+{
+	int pidfd, probe = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	if (probe < 0)
+		test_skip("no userfaultfd here: %s", strerror(errno));
+	close(probe);
+	rig->file = make_file();
+	rig->shared = mmap(NULL, sizeof *rig->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(rig->shared != MAP_FAILED);
+	rig->shared->uffd = -1;
+	for (uint64_t page = 0; page < PAGES; page++)
+		rig->shared->versions[page] = AS_IN_FILE;
+	rig->pid = fork();
+	if (rig->pid == 0)
+		be_guest(rig->shared);
+	while (rig->shared->uffd < 0)
+		poll(NULL, 0, 1);
+	pidfd = (int)CHECK_SYS(syscall(SYS_pidfd_open, rig->pid, 0));
+	rig->uffd = (int)CHECK_SYS(syscall(SYS_pidfd_getfd, pidfd, rig->shared->uffd, 0));
+	close(pidfd);
+	rig->engine = engine_for(rig, -1);
+}
+
+static void rig_start(struct rig *rig)
+{
+	struct error err = { 0 };
+
+	rig_begin(rig);
+	CHECK_OK(engine_start(rig->engine, &err));
+}
+
+static void tell(struct rig *rig, size_t i, enum order order, uint64_t page, uint64_t version)
+{
+	struct hand *hand = &rig->shared->hands[i];
+
+	hand->page = page;
+	hand->version = version;
+	hand->order = (int)order;
+}
+
+static struct hand *await_hand(struct rig *rig, size_t i)
+{
+	struct hand *hand = &rig->shared->hands[i];
+
+	for (int waited_ms = 0; hand->order != NOTHING; waited_ms++) {
+		if (waited_ms > PATIENCE_MS)
+			FAIL("page %llu: hand %zu still waits", (unsigned long long)hand->page, i);
+		poll(NULL, 0, 1);
+	}
+	return hand;
+}
+
+static void await_right(struct rig *rig, size_t i)
+{
+	struct hand *hand = await_hand(rig, i);
+
+	if (hand->wrong || hand->sigbus)
+		FAIL("page %llu: %s", (unsigned long long)hand->page, hand->sigbus ? "SIGBUS" : "wrong bytes");
+}
+
+static void do_now(struct rig *rig, enum order order, uint64_t page, uint64_t version)
+{
+	tell(rig, 0, order, page, version);
+	await_right(rig, 0);
+}
+
+/* Every byte, by all hands at once, in an order that is not the file's. */
+static void check_all(struct rig *rig)
+{
+	for (uint64_t n = 0; n < PAGES; n++) {
+		if (n >= HANDS)
+			await_right(rig, n % HANDS);
+		tell(rig, n % HANDS, CHECK_PAGE, n * 677 % PAGES, 0);
+	}
+	for (size_t i = 0; i < HANDS; i++)
+		await_right(rig, i);
+}
+
+static struct engine_stats stats_of(struct rig *rig)
+{
+	struct engine_stats stats;
+
+	engine_read_stats(rig->engine, &stats);
+	return stats;
+}
+
+static struct notice run_swap_in(struct rig *rig)
+{
+	struct pollfd waiting = { .fd = engine_notices_fd(rig->engine), .events = POLLIN };
+	struct swap_out_options options = { 0 };
+	struct notice notice;
+	struct error err = { 0 };
+
+	CHECK_OK(engine_start_job(rig->engine, JOB_SWAP_IN, &options, &err));
+	while (poll(&waiting, 1, PATIENCE_MS) == 1)
+		while (engine_take_notice(rig->engine, &notice)) {
+			if (notice.kind == NOTICE_JOB_DONE)
+				return notice;
+			if (notice.kind == NOTICE_ODD)
+				FAIL("%s", notice.message);
+		}
+	FAIL("the swap-in does not end");
+}
+
+static void rig_end(struct rig *rig)
+{
+	int status;
+
+	check_all(rig);
+	for (size_t i = 0; i < HANDS; i++)
+		rig->shared->hands[i].order = END;
+	CHECK_EQ(waitpid(rig->pid, &status, 0), rig->pid);
+	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+	engine_destroy(rig->engine);
+}
+
+static uint64_t data_pages(void)
+{
+	uint64_t pages = 0;
+
+	for (uint64_t page = 0; page < PAGES; page++)
+		pages += !in_hole(page);
+	return pages;
+}
+
+static void hold_at(const char *point)
+{
+	char text[64];
+
+	snprintf(text, sizeof text, "%s=stall", point);
+	CHECK_OK(failpoint_arm(text));
+}
+
+static void await_hit(const char *point)
+{
+	for (int waited_ms = 0; failpoint_hits(point) == 0; waited_ms++) {
+		if (waited_ms > PATIENCE_MS)
+			FAIL("%s was not reached", point);
+		poll(NULL, 0, 1);
+	}
+}
+
+TEST(every_page_is_the_files_on_demand)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	CHECK_EQ(stats_of(&rig).total_pages, PAGES);
+	CHECK_EQ(stats_of(&rig).swap_pages, data_pages());
+	CHECK(stats_of(&rig).tracking);
+	do_now(&rig, CHECK_PAGE, 3, 0);
+	CHECK_EQ(stats_of(&rig).swap_pages, data_pages() - 1);
+	check_all(&rig);
+	CHECK_EQ(stats_of(&rig).swap_pages, 0);
+	CHECK_EQ(stats_of(&rig).copied_pages, data_pages());
+	CHECK_EQ(stats_of(&rig).zeroed_pages, PAGES - data_pages());
+	CHECK_EQ(stats_of(&rig).written_bytes, 0);
+	CHECK_EQ(stats_of(&rig).stored_disk_bytes, 0);
+	rig_end(&rig);
+}
+
+TEST(what_was_given_up_never_comes_back_from_the_file)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	do_now(&rig, GIVE_UP_PAGE, 1, 0); /* never loaded */
+	do_now(&rig, CHECK_PAGE, 2, 0);
+	do_now(&rig, GIVE_UP_PAGE, 2, 0); /* loaded */
+	do_now(&rig, WRITE_PAGE, 3, FIRST_VERSION);
+	do_now(&rig, GIVE_UP_PAGE, 3, 0); /* written */
+	do_now(&rig, GIVE_UP_PAGE, 4, 0);
+	do_now(&rig, WRITE_PAGE, 4, FIRST_VERSION); /* and used again */
+	do_now(&rig, GIVE_UP_PAGE, 5, 0);
+	check_all(&rig);
+	do_now(&rig, GIVE_UP_PAGE, 4, 0); /* again */
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	rig_end(&rig);
+}
+
+/* The guest gives a page up while its bytes are on their way: the fault that waits for it gets zeros. */
+TEST(given_up_while_it_is_fetched)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	hold_at("resolve.claimed");
+	rig.shared->versions[1] = GIVEN_UP;
+	tell(&rig, 1, CHECK_PAGE, 1, 0);
+	await_hit("resolve.claimed");
+	tell(&rig, 2, GIVE_UP_PAGE, 1, 0);
+	await_hand(&rig, 2); /* the other fault thread reads the event */
+	CHECK_OK(failpoint_arm("resolve.claimed=off"));
+	await_right(&rig, 1);
+	rig_end(&rig);
+}
+
+/* All of it in, and the memory let go: no engine is needed any more. */
+TEST(swap_in_lets_the_memory_go)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	for (uint64_t page = 0; page < PAGES; page += 5)
+		do_now(&rig, WRITE_PAGE, page, FIRST_VERSION + page);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	CHECK_EQ(stats_of(&rig).swap_pages, 0);
+	CHECK(!stats_of(&rig).tracking);
+	engine_destroy(rig.engine);
+	rig.engine = NULL;
+	do_now(&rig, GIVE_UP_PAGE, 9, 0);
+	rig_end(&rig);
+}
+
+TEST(nothing_goes_out)
+{
+	struct swap_out_options options = { .mode = MODE_AUTO, .max_passes = 1 };
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_start(&rig);
+	CHECK_EQ(engine_start_job(rig.engine, JOB_SWAP_OUT, &options, &err), -ENOTSUP);
+	CHECK_CONTAINS(err.message, "snapshot");
+	CHECK_EQ(engine_start_job(rig.engine, JOB_TRIM, &options, &err), -ENOTSUP);
+	rig_end(&rig);
+}
+
+/* A file that lost its end: the pages behind it give SIGBUS and are counted, all others come. Whole again, they heal. */
+TEST(a_truncated_file_poisons_and_heals)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	CHECK_SYS(ftruncate(rig.file, (FILE_OFFSET_PAGES + PAGES - 4) * PAGE_BYTES));
+	tell(&rig, 1, CHECK_PAGE, PAGES - 3, 0);
+	CHECK(await_hand(&rig, 1)->sigbus);
+	CHECK_EQ(stats_of(&rig).poisoned_pages, 1);
+	CHECK_EQ(run_swap_in(&rig).code, EIO);
+	CHECK_EQ(stats_of(&rig).swap_pages, 3 - in_hole(PAGES - 1));
+	close(rig.file);
+	rig.file = make_file();
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	CHECK_EQ(stats_of(&rig).poisoned_pages, 0);
+	rig_end(&rig);
+}
+
+static void use_some(struct rig *rig)
+{
+	for (uint64_t page = 0; page < PAGES; page += 3)
+		do_now(rig, CHECK_PAGE, page, 0);
+	for (uint64_t page = 0; page < PAGES; page += 5)
+		do_now(rig, WRITE_PAGE, page, FIRST_VERSION + page);
+	for (uint64_t page = 1; page < PAGES; page += 7)
+		do_now(rig, GIVE_UP_PAGE, page, 0);
+}
+
+/* A successor has the page map and the file, and nothing that tells which pages the guest has. */
+TEST(a_successor_goes_on)
+{
+	struct error err = { 0 };
+	struct rig rig;
+	int map;
+
+	rig_start(&rig);
+	use_some(&rig);
+	map = (int)CHECK_SYS(fcntl(engine_page_map_fd(rig.engine), F_DUPFD_CLOEXEC, 3));
+	engine_destroy(rig.engine);
+	tell(&rig, 1, CHECK_PAGE, 2, 0); /* waits for whoever comes */
+	rig.engine = engine_for(&rig, map);
+	CHECK_OK(engine_start(rig.engine, &err));
+	await_right(&rig, 1);
+	check_all(&rig);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	rig_end(&rig);
+}
+
+/* Killed at each step of a fault and of a swap-in; the guest works meanwhile and waits where it must. */
+static void killed_at(const char *point, bool swapping_in)
+{
+	struct error err = { 0 };
+	struct rig rig;
+	int map, status;
+	pid_t monitor;
+
+	rig_begin(&rig);
+	map = (int)CHECK_SYS(fcntl(engine_page_map_fd(rig.engine), F_DUPFD_CLOEXEC, 3));
+	monitor = fork();
+	if (monitor == 0) {
+		char text[64];
+
+		CHECK_OK(engine_start(rig.engine, &err));
+		use_some(&rig);
+		snprintf(text, sizeof text, "%s=kill@%d", point, swapping_in ? 0 : 5);
+		CHECK_OK(failpoint_arm(text));
+		if (swapping_in)
+			run_swap_in(&rig);
+		check_all(&rig);
+		_exit(1);
+	}
+	CHECK_EQ(waitpid(monitor, &status, 0), monitor);
+	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
+		FAIL("%s was not reached", point);
+	engine_destroy(rig.engine); /* never started here */
+	rig.engine = engine_for(&rig, map);
+	CHECK_OK(engine_start(rig.engine, &err));
+	for (size_t i = 0; i < HANDS; i++)
+		await_right(&rig, i);
+	for (uint64_t page = 2; page < PAGES; page += 11)
+		do_now(&rig, GIVE_UP_PAGE, page, 0);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	CHECK_EQ(stats_of(&rig).swap_pages, 0);
+	rig_end(&rig);
+}
+
+TEST(killed_when_a_fault_is_claimed)
+{
+	killed_at("resolve.claimed", false);
+}
+
+TEST(killed_when_a_page_is_fetched)
+{
+	killed_at("resolve.fetched", false);
+}
+
+TEST(killed_when_a_page_is_copied)
+{
+	killed_at("resolve.copied", false);
+}
+
+TEST(killed_when_a_chunk_is_claimed)
+{
+	killed_at("restore.claimed", true);
+}
+
+TEST(killed_when_a_chunk_is_fetched)
+{
+	killed_at("restore.fetched", true);
+}
+
+TEST(killed_when_a_piece_is_copied)
+{
+	killed_at("restore.copied", true);
+}
+
+/* A region that the VMM did not map there, or that another userfaultfd has: refused, and what is registered stays so. */
+TEST(a_region_that_cannot_be_watched_is_refused)
+{
+	struct range range = { .addr = 0x10000, .pages = 4 };
+	struct error err = { 0 };
+	struct rig rig;
+	uint32_t id;
+
+	rig_start(&rig);
+	CHECK_EQ(engine_add_process(rig.engine, rig.uffd, &range, 1, &id, &err), -EINVAL);
+	CHECK_CONTAINS(err.message, "registered");
+	CHECK_EQ(stats_of(&rig).processes, 1);
+	rig_end(&rig);
+}
