@@ -46,7 +46,7 @@ struct swap_out_options {
 
 struct engine_config {
     const char *swap_dir; uint32_t fault_threads; uint32_t spin_us; uint32_t workers;
-    int page_map_fd; int store_fd; ...;
+    int page_map_fd; int store_fd; bool snapshot; ...;
 };
 struct engine_stats {
     uint64_t resident_pages, total_pages, copied_pages, zeroed_pages, redundant_pages, swap_pages,
@@ -58,6 +58,7 @@ struct engine;
 int engine_create(const struct engine_config *, struct engine **, struct error *);
 void engine_destroy(struct engine *);
 int engine_add_region(struct engine *, int, uint64_t, uint64_t, uint64_t *, struct error *);
+int engine_add_snapshot_region(struct engine *, uint64_t, uint64_t, uint64_t *, struct error *);
 int engine_remove_region(struct engine *, uint64_t, struct error *);
 int engine_add_process(struct engine *, int, const struct range *, size_t, uint32_t *, struct error *);
 int engine_add_range(struct engine *, uint32_t, const struct range *, struct error *);

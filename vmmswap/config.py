@@ -58,7 +58,7 @@ def _one_of(*words: str) -> Callable[[str], str]:
     return parse
 
 
-def _directory(text: str) -> str:
+def _absolute_path(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError(f"{text!r} is not an absolute path")
     return text
@@ -121,7 +121,7 @@ class Config:
     swap_directory: str = _key(
         "SwapDirectory",
         "absolute path",
-        _directory,
+        _absolute_path,
         "Where the swap file goes, unnamed, so that nothing is to be seen there. The file system must have"
         " O_TMPFILE. --swap-dir comes before it. Default: the unit's state directory, /var/lib/vmmswap/NAME.",
         "",
@@ -157,6 +157,15 @@ class Config:
         _seconds,
         "How long a VMM may take to send its message once it has connected, and to take the reply.",
         10.0,
+    )
+
+    snapshot_file: str = _key(
+        "SnapshotFile",
+        "absolute path",
+        _absolute_path,
+        "The memory file of the snapshot that a Firecracker VM is restored from. Only where it is set is"
+        " Firecracker's message accepted. Do not change the file while a VM is served from it.",
+        "",
     )
 
     @property

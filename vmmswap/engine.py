@@ -55,13 +55,14 @@ class Range:
 class EngineConfig:
     """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most four.
     spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long
-    job.
+    job. snapshot: guest memory is private and comes from a snapshot's memory file, which is the store.
     """
 
     swap_dir: Path
     fault_threads: int = 0
     spin_us: int = 0
     workers: int = 3
+    snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ class Engine:
     ) -> None:
         """Make a new engine, or with the two fds of one that died its successor: then add the same regions in
         the same order and all processes, and call recover(). The fds stay the caller's, as do all fds given
-        later.
+        later. config.snapshot: store_fd is the snapshot's memory file, also of a new engine.
         """
         swap_dir = ffi.new("char[]", os.fsencode(config.swap_dir))
         c_config = ffi.new(
@@ -216,6 +217,7 @@ class Engine:
                 "workers": config.workers,
                 "page_map_fd": -1 if page_map_fd is None else page_map_fd,
                 "store_fd": -1 if store_fd is None else store_fd,
+                "snapshot": config.snapshot,
             },
         )
         self._error = ffi.new("struct error *")
@@ -233,6 +235,14 @@ class Engine:
         """Add guest memory; return the index of its first page, counted over all regions."""
         out = ffi.new("uint64_t *")
         self._check(lib.engine_add_region(self._engine, memfd, offset_bytes, size_bytes, out, self._error))
+        return int(out[0])
+
+    def add_snapshot_region(self, offset_bytes: int, size_bytes: int) -> int:
+        """Add private memory that its process has registered, and whose bytes are at offset_bytes of the
+        snapshot's file; return the index of its first page. It is served at once, and never goes out.
+        """
+        out = ffi.new("uint64_t *")
+        self._check(lib.engine_add_snapshot_region(self._engine, offset_bytes, size_bytes, out, self._error))
         return int(out[0])
 
     def remove_region(self, page_idx: int) -> None:

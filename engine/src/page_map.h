@@ -89,6 +89,8 @@ struct page_map_header {
 	_Atomic uint32_t last_mode; /* enum swap_mode of the last swap-out */
 	_Atomic uint32_t job;	    /* enum job_kind under way, for a successor to finish */
 	_Atomic uint32_t tracking;  /* regions are registered with the uffds */
+	uint64_t snapshot_bytes;    /* the snapshot's memory file when the VM registered; 0: there is none */
+	int64_t snapshot_mtime_ns;
 };
 
 struct page_map;

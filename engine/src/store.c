@@ -229,6 +229,18 @@ static int read_run(const struct store *store, char *bytes, uint64_t size_bytes,
 	return 0;
 }
 
+/* Looked at after a read: a write sets the time before it changes a byte. */
+static bool is_changed(const struct store *store)
+{
+	struct snapshot_version now;
+	struct stat st;
+
+	if (fstat(store->fd, &st))
+		return true;
+	now = snapshot_version_of(&st);
+	return now.size_bytes != store->version.size_bytes || now.mtime_ns != store->version.mtime_ns;
+}
+
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf)
 {
 	char *pages = buf;
@@ -241,6 +253,8 @@ int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf
 		if (store->mode == CACHED)
 			drop_from_cache(store, bytes_of_pages(run), bytes_of_pages(slot_idx[i]));
 	}
+	if (!rc && store->mode == SNAPSHOT && is_changed(store))
+		rc = -EBADMSG;
 	if (!rc && n && FAILPOINT("store.read.corrupt"))
 		pages[0] ^= 1;
 	return rc;

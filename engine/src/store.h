@@ -53,8 +53,14 @@ void store_ready(struct store *store);
 
 /* The memory file of a snapshot as a store that has a page in each slot already: page i of the file is slot i. It is read
  * through the page cache, which clones of one snapshot share, and never written: store_put() says -EROFS, store_drop()
- * forgets nothing. fd is dup'ed. -EINVAL: not a regular file open for reading. */
-int store_open_snapshot(int fd, struct store **out, struct error *err);
+ * forgets nothing. Once the file was written to or its length changed, store_get() says -EBADMSG. fd is dup'ed. *version:
+ * what the file was when its VM registered; all zero: it registers now, and it is filled in. -EINVAL: not a regular file
+ * open for reading. */
+struct snapshot_version {
+	uint64_t size_bytes;
+	int64_t mtime_ns;
+};
+int store_open_snapshot(int fd, struct snapshot_version *version, struct store **out, struct error *err);
 
 /* The first run of slots at or after slot_idx that are not a hole in the file; false if there is none. Where the file system
  * does not tell, everything is data. */

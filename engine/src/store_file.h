@@ -23,6 +23,7 @@ struct store {
 	int fd;
 	enum store_mode mode;
 	char *place;	  /* the swap directory, or the snapshot's file; for messages only */
+	struct snapshot_version version; /* SNAPSHOT only */
 	uint64_t marks_n; /* slots in the adopted file; marks must be below */
 	bool ready;	  /* pages can be put: false between store_adopt() and store_ready(), and for a snapshot */
 
@@ -36,5 +37,8 @@ struct store {
 	atomic_uint_least64_t written_bytes;
 	atomic_bool cannot_punch;
 };
+
+struct stat;
+struct snapshot_version snapshot_version_of(const struct stat *st);
 
 #endif

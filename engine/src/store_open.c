@@ -168,7 +168,15 @@ int store_adopt(int fd, struct store **out, struct error *err)
 	return 0;
 }
 
-int store_open_snapshot(int fd, struct store **out, struct error *err)
+struct snapshot_version snapshot_version_of(const struct stat *st)
+{
+	return (struct snapshot_version){
+		.size_bytes = (uint64_t)st->st_size,
+		.mtime_ns = (int64_t)st->st_mtim.tv_sec * 1000000000 + st->st_mtim.tv_nsec,
+	};
+}
+
+int store_open_snapshot(int fd, struct snapshot_version *version, struct store **out, struct error *err)
 {
 	int flags = fcntl(fd, F_GETFL), own_fd;
 	struct stat st;
@@ -185,6 +193,9 @@ int store_open_snapshot(int fd, struct store **out, struct error *err)
 	path[length < 0 ? 0 : length] = '\0';
 	if (make_store(own_fd, strdup(path), out, err))
 		return -ENOMEM;
+	if (!version->size_bytes)
+		*version = snapshot_version_of(&st);
 	(*out)->mode = SNAPSHOT;
+	(*out)->version = *version;
 	return 0;
 }

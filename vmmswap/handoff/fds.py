@@ -9,7 +9,7 @@ import fcntl
 import os
 import select
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.errors import InvalidRegionError, NotSupportedError, ProtocolError
@@ -128,6 +128,27 @@ def check_uffd(fd: int, field: str = "fds[0]") -> UffdInfo:
             raise NotSupportedError(f"{field}: the userfaultfd has the feature {forbidden.name}: {reason}")
     limits = tuple(text for feature, text in _LIMITS.items() if feature not in features)
     return UffdInfo(features, limits)
+
+
+def check_uffd_of_snapshot(fd: int, field: str = "fds[0]") -> UffdInfo:
+    """As check_uffd, for memory that the VMM has registered itself and fills from a snapshot.
+
+    Memory that is given up must not come back from the file, and a child would share our notes on which pages
+    are in, but not the pages.
+    """
+    if uffd_api.is_userfaultfd(fd) and uffd_api.features_of(fd) is None:
+        raise ProtocolError(f"{field}: UFFDIO_API is not done: nothing can be registered with it yet")
+    info = check_uffd(fd, field)
+    if not info.event_remove:
+        raise NotSupportedError(
+            f"{field}: the userfaultfd lacks the feature EVENT_REMOVE: what a balloon takes would come back"
+        )
+    if info.event_fork:
+        raise NotSupportedError(
+            f"{field}: the userfaultfd has the feature EVENT_FORK: private memory that is forked cannot be"
+            " served"
+        )
+    return replace(info, limits=())  # they speak of what needs a memfd
 
 
 def _initialise(fd: int) -> Feature:

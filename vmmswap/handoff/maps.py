@@ -80,6 +80,22 @@ def _check_mapping(mapping: Mapping, field: str, region: Region, file: FileId) -
         )
 
 
+def check_private(maps: Iterable[Mapping], field: str, region: Region) -> None:
+    """InvalidRegionError unless the whole region is private anonymous memory of the process."""
+    known = list(maps)
+    check_mapped(known, field, region, None)
+    for mapping in known:
+        if mapping.start < region.end and region.addr < mapping.end and not _is_private(mapping):
+            raise InvalidRegionError(
+                f"{field}.base_host_virt_addr: the process maps {mapping}, which is not private anonymous"
+                " memory: use vmmswap's own message, which can swap shared memory out, too"
+            )
+
+
+def _is_private(mapping: Mapping) -> bool:
+    return mapping.perms == "rw-p" and mapping.file.inode == 0
+
+
 def is_mapped(maps: Iterable[Mapping], addr: int) -> bool:
     return any(mapping.start <= addr < mapping.end for mapping in maps)
 
