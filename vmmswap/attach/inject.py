@@ -42,6 +42,7 @@ _MAX_TRIES = 16
 _MAX_CODE_BYTES = 256 << 20  # of the VMM's code to look through
 _OWN_FAULTS = (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS)
 _BLOCKED = ~sum(1 << (number - 1) for number in _OWN_FAULTS) & ((1 << 64) - 1)
+_SECCOMP_STRICT = "1"
 _KNOWN_FILTERS = ("qemu-system-", "qemu-kvm", "kvm")  # they let pass all that we do
 
 
@@ -73,6 +74,7 @@ class HeldThread:
         self._has_seccomp = False
         self._filters: Filters | None = None
         self._called = False  # the registers are ours
+        self._is_entering = False  # a call of ours, not made yet
         self._masked = False
         self._pending = 0  # a signal that could not be blocked, for the end
 
@@ -104,7 +106,13 @@ class HeldThread:
         return True
 
     def _read_filters(self) -> None:
-        self._has_seccomp = _status_of(self.target.pid, self._tid, "Seccomp") != "0"
+        mode = _status_of(self.target.pid, self._tid, "Seccomp")
+        if mode == _SECCOMP_STRICT:
+            raise NotSupportedError(
+                f"{self.target} has strict seccomp (thread {self._tid}): any system call made on its behalf"
+                " would kill it"
+            )
+        self._has_seccomp = mode != "0"
         if not self._has_seccomp:
             return
         self._filters = read_filters(self._tid)
@@ -132,10 +140,11 @@ class HeldThread:
         reach("call.registers")
         if not self._masked:
             self._masked = True
-            kernel.set_sigmask(self._tid, _BLOCKED)
+            kernel.set_sigmask(self._tid, _BLOCKED | self._sigmask & self._pending_signals())
         reach("call.mask")
         for step in ("entry", "exit"):
             registers = self._run_to_syscall_stop(name)
+            self._is_entering = step == "entry"
             reach(f"call.{step}")
         if self._filters is None and self._has_seccomp:
             self._check_trap(name)
@@ -143,6 +152,12 @@ class HeldThread:
         if -4096 < result < 0:
             raise OSError(-result, f"{name} in {self.target}: {os.strerror(-result)}")
         return result
+
+    def _pending_signals(self) -> int:
+        """Such a one that the thread blocks waits on, also if it is the number of a fault."""
+        keys = ("SigPnd", "ShdPnd")
+        own, shared = (int(_status_of(self.target.pid, self._tid, key), 16) for key in keys)
+        return own | shared
 
     def _check_filters(self, name: str, number: int, arguments: Sequence[int]) -> None:
         if self._filters is None:
@@ -192,12 +207,18 @@ class HeldThread:
         raise InternalError(f"{self.target} got {signal.Signals(number).name} at {name}")
 
     def release(self) -> None:
-        """Let the thread go on as it was."""
+        """Let the thread go on as it was.
+
+        What it was is written as it was read: a traced thread that is let go looks for signals, and then the
+        kernel begins an interrupted system call again, or ends it with EINTR if a handler has run. Not at a
+        call's entry, where the kernel would make the interrupted one instead of ours.
+        """
         if self._masked:
             kernel.set_sigmask(self._tid, self._sigmask)
             reach("mask-restored")
         if self._called:
-            self._arch.write(self._tid, self._arch.resumed(self._registers))
+            restored = self._arch.resumed(self._registers) if self._is_entering else self._registers
+            self._arch.write(self._tid, restored)
             reach("registers-restored")
         ptrace(kernel.PTRACE_DETACH, self._tid, 0, self._pending)
         reach("detached")
@@ -260,10 +281,11 @@ def _hold_one(place: _Place) -> HeldThread:
     ioctl (which may be a vCPU) late.
     """
     problems: list[str] = []
+    stuck: set[int] = set()  # seized, and yet to stop
     ranked = sorted(thread_ids(place.target.pid), key=lambda tid: _rank(place, tid))[:_MAX_TRIES]
     for takes_any in (False, True):
-        for tid in list(ranked):
-            thread = _try(place, tid, takes_any, problems)
+        for tid in (tid for tid in ranked if tid not in stuck):
+            thread = _try(place, tid, takes_any, problems, stuck)
             if thread is not None:
                 return thread
     raise BusyError(f"{place.target}: no thread of it can be held: {'; '.join(problems) or 'it has ended'}")
@@ -281,11 +303,12 @@ def _rank(place: _Place, tid: int) -> int:
     return 2 if int(text) == place.arch.ioctl else 1
 
 
-def _try(place: _Place, tid: int, takes_any: bool, problems: list[str]) -> HeldThread | None:
+def _try(place: _Place, tid: int, takes_any: bool, problems: list[str], stuck: set[int]) -> HeldThread | None:
     """None: not this thread, which runs on."""
     try:
         if not _stop(place, tid):
             problems.append(f"thread {tid} does not stop")
+            stuck.add(tid)
             return None
         thread = HeldThread(place, tid)
         try:
