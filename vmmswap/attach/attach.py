@@ -9,6 +9,7 @@ is changed where that can be known before, and undone where it cannot.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import re
@@ -19,14 +20,15 @@ from dataclasses import dataclass, field
 from vmmswap.attach import memory
 from vmmswap.attach import target as target_module
 from vmmswap.attach.failpoint import reach
+from vmmswap.attach.kernel import is_same_memory
 from vmmswap.attach.memory import Candidate
-from vmmswap.attach.plant import Planted, plant, uproot
+from vmmswap.attach.plant import idle, plant, uproot
 from vmmswap.attach.target import Target, open_target
 from vmmswap.engine import Mapping, mappings_of
 from vmmswap.errors import BusyError, InvalidRegionError, NotSupportedError, VmmswapError
-from vmmswap.handoff import fds, uffd_api
+from vmmswap.handoff import fds
 from vmmswap.handoff.fds import UffdInfo
-from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.handoff.messages import Region
 from vmmswap.handoff.owned import OwnedFds
 
 _log = logging.getLogger("vmmswap.attach")
@@ -118,7 +120,7 @@ class _Work:
 
 def _undo_one(process: AttachedProcess, force: bool) -> None:
     try:
-        uproot(target_module.look_at(process.pidfd), [process.uffd], process.dummy_page, force=force)
+        uproot(target_module.look_at(process.pidfd), [process.uffd], [process.dummy_page], force=force)
     except (VmmswapError, OSError) as error:
         _log.warning("process %d keeps an idle userfaultfd: %s", process.pid, error)
 
@@ -137,8 +139,11 @@ def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
         memfds = tuple(found.memfds)
         for fd in found.memfds.release():
             work.owned.add(fd)
+        is_ours = _lock(work, memfds)
         _check(vmm, found.regions)
-        others = _other_mappers(memfds, found.regions, (vmm.pid,))
+        if not is_ours:
+            raise BusyError(f"{vmm} is attached to by another monitor at this moment")
+        others = _one_of_each(_other_mappers(memfds, found.regions, (vmm.pid,)), (vmm.pid,))
         targets = {pid: _open_and_check(work, pid, regions) for pid, regions in others.items()}
         _attach_one(work, vmm, found.regions)
         for pid, regions in others.items():
@@ -155,6 +160,23 @@ def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
     except BaseException:
         work.undo()
         raise
+
+
+def _lock(work: _Work, memfds: Sequence[int]) -> bool:
+    """Whether nobody else is about to attach. Held until the AttachedVm's fds are closed: by then the dummy
+    page is registered, which all can see.
+    """
+    for memfd in memfds:
+        try:
+            own = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue  # in the unit's sandbox another user's file on tmpfs may not be opened
+        work.owned.add(own)
+        try:
+            fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def attach_process(
@@ -186,13 +208,15 @@ def detach_process(
     """Close our userfaultfds in a process and unmap its dummy page. Call it when guest memory is
     unregistered.
 
-    uffds: all of the VM's, because a forked child holds its parent's. dummy_page None: the one that is
-    registered. Nothing happens if the process has ended.
+    uffds: the process's own, then all of the VM's, as a forked child holds its parent's. dummy_page None: the
+    one that is registered. Nothing happens if the process has ended. If this raises, an idle userfaultfd and
+    page stay behind.
     """
     if not fds.is_alive(pidfd):
         return
     try:
-        uproot(target_module.look_at(pidfd), uffds, dummy_page, force=force)
+        pages = idle(fds.pid_of(pidfd, "pidfd"), uffds[0], dummy_page)
+        uproot(target_module.look_at(pidfd), uffds, pages, force=force)
     except (VmmswapError, OSError):
         if fds.is_alive(pidfd):
             raise
@@ -247,6 +271,23 @@ def _other_mappers(
     return {pid: tuple(_joined(parts)) for pid, parts in found.items() if parts}
 
 
+def _one_of_each(found: dict[int, tuple[Region, ...]], known: Iterable[int]) -> dict[int, tuple[Region, ...]]:
+    """Without processes that share their address space with a known one, or with one that is kept."""
+    kept: dict[int, tuple[Region, ...]] = {}
+    for pid, regions in found.items():
+        if not any(_is_twin(pid, other) for other in (*known, *kept)):
+            kept[pid] = regions
+    return kept
+
+
+def _is_twin(pid: int, other: int) -> bool:
+    """Whether both have one address space, so that one userfaultfd is for both."""
+    try:
+        return is_same_memory(pid, other)
+    except OSError:
+        return False  # one of them has ended, or may not be asked
+
+
 def _parts(mapping: Mapping, guest: Sequence[Region]) -> Iterable[Region]:
     for region in guest:
         if region.memfd != mapping.file_idx:
@@ -284,7 +325,8 @@ def _joined(parts: Sequence[Region]) -> list[Region]:
 def _attach_late(work: _Work, memfds: Sequence[int], guest: Sequence[Region]) -> None:
     """Until no process maps the memory without a userfaultfd: it may have been given on while we looked."""
     for _ in range(_MAX_ROUNDS):
-        late = _other_mappers(memfds, guest, [process.pid for process in work.processes])
+        known = [process.pid for process in work.processes]
+        late = _one_of_each(_other_mappers(memfds, guest, known), known)
         if not late:
             return
         for pid, regions in late.items():
@@ -303,11 +345,9 @@ def _attach_one(work: _Work, target: Target, regions: Sequence[Region]) -> None:
     own_pidfd = os.dup(target.pidfd)
     work.owned.add(own_pidfd)
     with ExitStack() as undo:
-        undo.callback(uproot, target, [planted.uffd], planted.dummy_page, force=work.options.force)
+        undo.callback(uproot, target, [planted.uffd], [planted.dummy_page], force=work.options.force)
         info = fds.check_uffd(planted.uffd, str(target))
         reach("initialised")
-        _try_to_register(target, planted, regions)
-        reach("tried")
         undo.pop_all()
     work.processes.append(
         AttachedProcess(
@@ -321,34 +361,3 @@ def _attach_one(work: _Work, target: Target, regions: Sequence[Region]) -> None:
             planted.how,
         )
     )
-
-
-def _try_to_register(target: Target, planted: Planted, regions: Sequence[Region]) -> None:
-    """What the kernel would refuse at the first Enable is found now. A guest that meets a hole meanwhile
-    waits until the region is unregistered, a moment later.
-    """
-    for region in (*regions, Region(planted.dummy_page, PAGE_SIZE, 0, 0)):
-        try:
-            uffd_api.register_missing(planted.uffd, region.addr, region.size_bytes)
-        except OSError as error:
-            raise _not_registered(target, region, error) from None
-        finally:
-            uffd_api.unregister(planted.uffd, region.addr, region.size_bytes)
-
-
-def _not_registered(target: Target, region: Region, error: OSError) -> VmmswapError:
-    where = (
-        f"{target}: memory at {region.addr:#x}, {region.size_bytes} bytes, cannot be served by a userfaultfd"
-    )
-    match error.errno:
-        case errno.EBUSY:
-            return BusyError(f"{where}: another one is registered there already")
-        case errno.EPERM:
-            return NotSupportedError(f"{where}: it was mapped from a file that is open for reading only")
-        case errno.EINVAL:
-            return NotSupportedError(
-                f"{where}: it is memory of another kind than it seemed, or it was unmapped"
-            )
-        case errno.ENOMEM | errno.ESRCH:
-            return NotSupportedError(f"{where}: it was unmapped, or the process has ended")
-    return InvalidRegionError(f"{where}: {error.strerror}")

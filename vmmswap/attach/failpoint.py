@@ -22,7 +22,6 @@ STEPS = (
     "detached",
     "fetched",
     "initialised",
-    "tried",
 )
 
 

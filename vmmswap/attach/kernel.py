@@ -30,6 +30,7 @@ SYSCALL_STOP = signal.SIGTRAP | 0x80
 _SYS_PIDFD_GETFD = 438
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILE = 0
+_KCMP_VM = 1
 _WALL = 0x40000000
 _WNOTHREAD = 0x20000000
 _SIGINFO_BYTES = 128
@@ -132,11 +133,19 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
 
 def is_same_file(pid: int, number: int, own_fd: int) -> bool:
     """Whether fd `number` of process pid is a duplicate of our own fd."""
-    call = _SYS_KCMP[os.uname().machine]
-    order: int = _libc.syscall(call, pid, os.getpid(), _KCMP_FILE, number, own_fd)
+    return _is_same(pid, os.getpid(), _KCMP_FILE, number, own_fd)
+
+
+def is_same_memory(pid: int, other: int) -> bool:
+    """Whether two processes have one address space, as a child of vfork() and its parent have."""
+    return _is_same(pid, other, _KCMP_VM, 0, 0)
+
+
+def _is_same(pid: int, other: int, what: int, idx: int, other_idx: int) -> bool:
+    order: int = _libc.syscall(_SYS_KCMP[os.uname().machine], pid, other, what, idx, other_idx)
     if order < 0:
         code = ctypes.get_errno()
-        raise OSError(code, f"kcmp of fd {number} of process {pid}: {os.strerror(code)}")
+        raise OSError(code, f"kcmp of processes {pid} and {other}: {os.strerror(code)}")
     return order == 0
 
 

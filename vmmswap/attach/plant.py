@@ -26,6 +26,7 @@ from vmmswap.attach.kernel import is_same_file, pidfd_getfd
 from vmmswap.attach.memory import read_areas
 from vmmswap.attach.target import Target, fd_links
 from vmmswap.errors import AccessDeniedError, NotSupportedError
+from vmmswap.handoff import uffd_api
 from vmmswap.handoff.messages import PAGE_SIZE
 
 _DEVICE = Path("/dev/userfaultfd")
@@ -158,18 +159,29 @@ def _receive(thread: HeldThread, far: int) -> int:
     return int(number)
 
 
-def uproot(target: Target, uffds: Sequence[int], dummy_page: int | None, *, force: bool = False) -> None:
-    """Close these userfaultfds (duplicates of ours) in the VMM and unmap the dummy page: it is as before.
+def idle(pid: int, uffd: int, dummy_page: int | None) -> list[int]:
+    """Unregister the dummy page of a process, by its own userfaultfd; None: all single pages that one is
+    registered for. The addresses.
 
-    dummy_page None: the page that a userfaultfd is registered for. Blocks. Call it while nothing else is
-    registered.
+    From here on nothing in the process waits for us. With the page registered and nobody to read of it,
+    fork() would wait for ever.
+    """
+    pages = _dummy_pages(pid) if dummy_page is None else [dummy_page]
+    for page in pages:
+        uffd_api.unregister(uffd, page, PAGE_SIZE)
+    return pages
+
+
+def uproot(target: Target, uffds: Sequence[int], pages: Sequence[int], *, force: bool = False) -> None:
+    """Close these userfaultfds (duplicates of ours) in the VMM and unmap its dummy page: it is as before.
+
+    Blocks. Call it while nothing is registered. If it raises, what stays behind is idle.
     """
     numbers = [
         number
         for number, link in fd_links(target)
         if link == _UFFD_LINK and any(is_same_file(target.pid, number, uffd) for uffd in uffds)
     ]
-    pages = _dummy_pages(target) if dummy_page is None else [dummy_page]
     if numbers or pages:
         inject.run(target, _uprooter(numbers, pages), force=force)
 
@@ -188,16 +200,16 @@ def _uprooter(numbers: Sequence[int], pages: Sequence[int]) -> Callable[[HeldThr
     return work
 
 
-def _dummy_pages(target: Target) -> list[int]:
+def _dummy_pages(pid: int) -> list[int]:
     """Single shared anonymous pages that a userfaultfd is registered for."""
     single = {
         area.start
-        for area in read_areas(target.pid)
+        for area in read_areas(pid)
         if area.path == _DUMMY_PATH and area.size_bytes == PAGE_SIZE and area.perms == "rw-s"
     }
     pages = []
     start = 0
-    with Path(f"/proc/{target.pid}/smaps").open("rb") as smaps:
+    with Path(f"/proc/{pid}/smaps").open("rb") as smaps:
         for line in smaps:
             if line.startswith(b"VmFlags:"):
                 if start in single and b"um" in line.split():

@@ -54,20 +54,24 @@ async def undo(attached: AttachedVm) -> None:
     with attached.fds:
         uffds = [process.uffd for process in attached.processes]
         for process in attached.processes:
-            await _detach(process.pid, process.pidfd, uffds, process.dummy_page)
+            await _detach(process.pid, process.pidfd, [process.uffd, *uffds], process.dummy_page)
 
 
-async def detach(processes: Iterable[Process]) -> None:
+async def detach(processes: Iterable[Process], *, force: bool = False) -> None:
     """Take out of a VM's processes what was put in, once all of its memory is in and unregistered."""
     known = list(processes)
+    uffds = [item.uffd for item in known]
     for process in known:
         if process.pidfd >= 0:
-            await _detach(process.pid, process.pidfd, [item.uffd for item in known])
+            await _detach(process.pid, process.pidfd, [process.uffd, *uffds], force=force)
 
 
-async def _detach(pid: int, pidfd: int, uffds: list[int], dummy_page: int | None = None) -> None:
+async def _detach(
+    pid: int, pidfd: int, uffds: list[int], dummy_page: int | None = None, *, force: bool = False
+) -> None:
+    """uffds: the process's own first."""
     try:
-        await asyncio.to_thread(detach_process, pidfd, uffds, dummy_page)
+        await asyncio.to_thread(detach_process, pidfd, uffds, dummy_page, force=force)
     except (VmmswapError, OSError) as error:
         _log.warning("process %s keeps an idle userfaultfd: %s", coverage.name_of(pid), error)
 
@@ -90,7 +94,7 @@ class Watch:
         self._vm = vm
         self._processes = processes
         self._barrier = barrier
-        self._refused: set[int] = set()  # pids that were told of
+        self._late: set[int] = set()  # pids that were told of
         self._lock = asyncio.Lock()
         self._task = asyncio.get_running_loop().create_task(self._watch(), name="late mappers")
 
@@ -119,7 +123,8 @@ class Watch:
                 return
             await asyncio.sleep(_WATCH_S / 10)
             for pid in sorted(first & await self._strangers()):
-                await adopt(pid)
+                if pid in await self._strangers():  # else it shares the memory of one that was just attached
+                    await adopt(pid)
 
     async def _strangers(self) -> set[int]:
         picture = await asyncio.to_thread(coverage.look, coverage.question_of(self._vm))
@@ -131,27 +136,30 @@ class Watch:
             Region(item.addr, item.pages * PAGE_SIZE, item.offset_bytes, item.memfd)
             for item in question.regions
         ]
-        owned, process = await asyncio.to_thread(attach_process, pid, question.memfds, guest)
+        options = Options(force=self._vm.manifest.forced)
+        owned, process = await asyncio.to_thread(attach_process, pid, question.memfds, guest, options)
         with owned:
             try:
                 self._processes.add(new_process(process))
             except VmmswapError:
-                await _detach(pid, process.pidfd, [process.uffd], process.dummy_page)
+                await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
                 raise
             await self._barrier()
 
     async def _adopt_late(self, pid: int) -> None:
-        if pid in self._refused:
-            return
-        self._refused.add(pid)
-        _log.error(
-            "process %s has mapped guest memory while it is swapped out: pages that it read before this"
-            " moment are zeros to it, and from then on to the guest. Such a process must map the memory"
-            " before it is swapped out, or not at all",
-            coverage.name_of(pid),
-            extra=fields("", message_ids.LATE_MAPPER, vmmswap_pid=pid),
-        )
+        """Tried at each look until it works; told of once."""
+        is_news = pid not in self._late
+        self._late.add(pid)
+        if is_news:
+            _log.error(
+                "process %s has mapped guest memory while it is swapped out: pages that it read before this"
+                " moment are zeros to it, and from then on to the guest. Such a process must map the memory"
+                " before it is swapped out, or not at all",
+                coverage.name_of(pid),
+                extra=fields("", message_ids.LATE_MAPPER, vmmswap_pid=pid),
+            )
         try:
             await self._adopt(pid)
         except VmmswapError as error:
-            _log.error("process %s cannot be attached to: %s", coverage.name_of(pid), error.message)
+            level = logging.ERROR if is_news else logging.DEBUG
+            _log.log(level, "process %s cannot be attached to: %s", coverage.name_of(pid), error.message)

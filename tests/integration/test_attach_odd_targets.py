@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Attach to programs that make it hard: what they wait for, what they share, what they have no room for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import bus as bus_support
+from tests.support.attach import DEADLINE_S, NOBODY, ROOT
+from tests.support.attach_odd import OddTarget
+from tests.support.bus import PrivateBus
+from tests.support.monitor import Monitor
+from vmmswap.attach import inject
+from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
+from vmmswap.attach.inject import HeldThread
+from vmmswap.attach.target import look_at
+from vmmswap.errors import BusyError, NotSupportedError
+from vmmswap.handoff import uffd_api
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it traces other processes")
+
+needs_bus = pytest.mark.skipif(bool(bus_support.missing()), reason=bus_support.missing() or "it is there")
+
+SI_USER = 0  # the C library's word for raise(); the kernel's own for a fault are positive
+
+
+def until(condition, what: str) -> None:
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what}"
+        time.sleep(0.002)
+
+
+def wait_asleep(target: OddTarget) -> None:
+    path = Path(f"/proc/{target.pid}/stat")
+    until(lambda: path.read_text().rpartition(")")[2].split()[0] == "S", "the target to wait")
+
+
+def detach(vm: AttachedVm) -> None:
+    with vm.fds:
+        uffds = [process.uffd for process in vm.processes]
+        for process in vm.processes:
+            detach_process(process.pidfd, [process.uffd, *uffds], process.dummy_page)
+
+
+@contextmanager
+def debugger(pid: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that traces this one."""
+    code = f"""
+import sys
+from vmmswap.attach.kernel import *
+ptrace(PTRACE_SEIZE, {pid})
+print("seized", flush=True)
+sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as tracer:
+        assert tracer.stdout
+        assert tracer.stdout.readline() == b"seized\n"
+        try:
+            yield tracer
+        finally:
+            tracer.communicate(b"\n")
+
+
+# --- what the thread waits for
+
+
+def test_a_signal_that_comes_while_a_thread_is_held_ends_its_wait() -> None:
+    """As it would without us: pause(), or read() before a timer's SIGALRM, must not begin again then."""
+    with OddTarget("wait") as target:
+        wait_asleep(target)
+
+        def work(thread: HeldThread) -> bool:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                thread.call("close", 1 << 20)
+            os.kill(target.pid, signal.SIGUSR1)
+            return True
+
+        inject.run(look_at(target.pidfd), work)
+        assert target.hear() == ("paused", errno.EINTR)
+
+
+def test_without_a_signal_the_wait_goes_on() -> None:
+    with OddTarget("wait") as target:
+        for _ in range(5):
+            wait_asleep(target)
+            detach(attach_vm(target.pidfd))
+            wait_asleep(target)
+            os.kill(target.pid, signal.SIGUSR1)
+            assert target.hear() == ("paused", errno.EINTR)
+
+
+def test_a_pending_signal_stays_what_it_was() -> None:
+    """Blocked, with the number of a fault: it is not the fault of what the thread does for us."""
+    with OddTarget("held") as target:
+        for _ in range(2):
+            detach(attach_vm(target.pidfd))
+        assert target.ask() == ("code", SI_USER)
+
+
+def test_many_threads() -> None:
+    with OddTarget("threads", "400") as target:
+        before = target.traces
+        detach(attach_vm(target.pidfd))
+        assert target.traces == before
+        assert target.ask() == ("alive", 1)
+
+
+# --- who shares the memory
+
+
+def test_while_a_thread_is_in_vfork() -> None:
+    """That thread does not stop, the only other one runs: that one is held, in user code."""
+    with OddTarget("vfork") as target:
+        before = target.traces
+        vm = attach_vm(target.pidfd)
+        assert [process.pid for process in vm.processes] == [target.pid]
+        detach(vm)
+        assert target.traces == before
+
+
+def test_a_process_of_the_same_address_space_is_no_other_mapper() -> None:
+    with OddTarget("share") as target:
+        vm = attach_vm(target.pidfd)
+        assert [process.pid for process in vm.processes] == [target.pid]
+        detach(vm)
+
+
+# --- no room, no right
+
+
+@pytest.mark.parametrize("prefix", [(), NOBODY])
+@pytest.mark.parametrize("files", ["0", "1", "2", "3", "4"])
+def test_at_the_limit_of_open_files(prefix: tuple[str, ...], files: str) -> None:
+    with OddTarget("files", files, prefix=prefix) as target:
+        before = target.traces
+        enough = 4 if prefix else 1
+        if int(files) >= enough:
+            detach(attach_vm(target.pidfd))
+        else:
+            with pytest.raises(NotSupportedError, match=r"Too many open files|as many files open as it may"):
+                attach_vm(target.pidfd)
+        assert target.traces == before
+        assert target.ask() == ("alive", 1)
+
+
+def test_without_address_space() -> None:
+    with OddTarget("space") as target:
+        before = target.traces
+        with pytest.raises(NotSupportedError, match=r"mmap in process .*: Cannot allocate memory"):
+            attach_vm(target.pidfd)
+        assert target.traces == before
+        assert target.ask() == ("alive", 1)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_strict_seccomp_is_refused_whatever_is_forced(force: bool) -> None:
+    with OddTarget("strict") as target:
+        wait_asleep(target)
+        with pytest.raises(NotSupportedError, match="strict seccomp"):
+            attach_vm(target.pidfd, Options(force=force))
+        assert target.ask() == ("alive", 1)
+
+
+# --- others at the same time, and our own end
+
+
+def test_two_at_the_same_moment() -> None:
+    """Neither sees anything of the other's yet: one is refused, and may when the first is done."""
+    with OddTarget("fork") as target:
+        first = attach_vm(target.pidfd)
+        with pytest.raises(BusyError, match="attached to by another monitor at this moment"):
+            attach_vm(target.pidfd)
+        assert target.traces[0].count("anon_inode:[userfaultfd]") == 1
+        detach(first)
+        detach(attach_vm(target.pidfd))
+
+
+def test_killed_as_soon_as_anything_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target keeps the userfaultfd open: whatever is registered then would wait for ever at a hole."""
+    register = uffd_api.register_missing
+
+    def register_and_die(uffd: int, addr: int, size_bytes: int) -> None:
+        register(uffd, addr, size_bytes)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with OddTarget("hole") as target:
+        child = os.fork()
+        if child == 0:
+            monkeypatch.setattr(uffd_api, "register_missing", register_and_die)
+            attach_vm(target.pidfd)
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert target.ask() == ("hole", 0)
+
+
+# --- the monitor
+
+
+@pytest.fixture(scope="module")
+def bus():
+    with PrivateBus() as private:
+        yield private
+
+
+@pytest.fixture
+def directory():
+    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
+    yield path
+    shutil.rmtree(path)
+
+
+def attached(bus, directory, target):
+    return Monitor("web", bus, directory, "--attach", str(target.pid), listen=False)
+
+
+@needs_bus
+def test_a_shared_address_space_is_swapped_out(bus, directory) -> None:
+    with OddTarget("share") as target, attached(bus, directory, target) as monitor:
+        status = monitor.enable()
+        assert (status["State"], status["Processes"]) == ("Active", 1), monitor.log
+        monitor.call("Detach")
+        assert monitor.wait_exit() == 0
+        assert "anon_inode:[userfaultfd]" not in target.traces[0]
+
+
+@needs_bus
+def test_a_debugger_in_the_way_of_detach_leaves_nothing_that_waits(bus, directory) -> None:
+    """The page that tells of forks is still there, and nobody to read of them."""
+    with OddTarget("fork") as target, attached(bus, directory, target) as monitor:
+        assert target.ask() == ("forked", 1)
+        with debugger(target.pid):
+            monitor.call("Detach")
+            assert monitor.wait_exit() == 0
+        assert "keeps an idle userfaultfd" in monitor.log
+        assert target.ask() == ("forked", 1)
+
+
+@needs_bus
+def test_a_late_mapper_is_tried_until_it_can_be_attached_to(bus, directory) -> None:
+    code = """
+import mmap, os, sys
+memory = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 16 << 20)
+print("mapped", flush=True)
+sys.stdin.readline()
+"""
+    with OddTarget("fork") as target, attached(bus, directory, target) as monitor:
+        fd = next(
+            path for path in Path(f"/proc/{target.pid}/fd").iterdir() if "memfd:guest" in str(path.readlink())
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.readline();" + code, str(fd)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as mapper:
+            assert mapper.stdin
+            assert mapper.stdout
+            with debugger(mapper.pid):
+                assert monitor.enable()["State"] == "Active"
+                mapper.stdin.write(b"\n")
+                mapper.stdin.flush()
+                assert mapper.stdout.readline() == b"mapped\n"
+                monitor.wait_log(f"process {mapper.pid} (python) cannot be attached to")
+            monitor.until(lambda: monitor.status()["Processes"] == 2, "the late mapper to be attached")
+            assert monitor.log.count("has mapped guest memory while it is swapped out") == 1
+            mapper.communicate(b"\n")

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Programs that are awkward to attach to. Each has shared guest memory, its first half written, says "ready", and then
+ * for each byte on its standard input does one thing and says what came of it.
+ *
+ *     attach_odd_target KIND [NUMBER]
+ *
+ * wait   pause() until SIGUSR1, again and again, without being asked
+ * vfork  a thread is in vfork(), its child lives; the main thread computes
+ * share  a child shares the address space and is not a thread
+ * fork   forks, waits for the child
+ * hole   reads a page that was never touched
+ * strict strict seccomp: nothing but read, write, exit and sigreturn
+ * space  has no address space left
+ * files  may open NUMBER files more
+ * held   blocks all signals and has SIGSEGV pending, sent by itself; told to, takes it and says who sent it
+ * threads NUMBER threads that wait
+ */
+#include <errno.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SIZE_BYTES (16u << 20)
+#define PAGE_BYTES 4096
+#define STACK_BYTES (64 << 10)
+
+static unsigned char *memory;
+
+static void die(const char *what)
+{
+	perror(what);
+	_exit(1);
+}
+
+static void on_signal(int number)
+{
+	(void)number;
+}
+
+static void *wait_for_ever(void *unused)
+{
+	for (;;)
+		pause();
+	return unused;
+}
+
+static int wait_in_child(void *unused)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	wait_for_ever(unused);
+	return 0;
+}
+
+static void *in_vfork(void *unused)
+{
+	if (vfork() == 0)
+		wait_in_child(NULL);
+	return unused;
+}
+
+static void start_thread(void *(*run)(void *))
+{
+	pthread_attr_t attributes;
+	pthread_t thread;
+
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, STACK_BYTES);
+	if (pthread_create(&thread, &attributes, run, NULL))
+		die("pthread_create");
+}
+
+static void limit(int resource, rlim_t value)
+{
+	struct rlimit both = {value, value};
+
+	if (setrlimit(resource, &both))
+		die("setrlimit");
+}
+
+static rlim_t address_space_bytes(void)
+{
+	FILE *file = fopen("/proc/self/statm", "r");
+	unsigned long pages;
+
+	if (!file || fscanf(file, "%lu", &pages) != 1)
+		die("statm");
+	fclose(file);
+	return pages * PAGE_BYTES;
+}
+
+static void limit_files(int more)
+{
+	int last = dup(0);
+
+	limit(RLIMIT_NOFILE, (rlim_t)(last + more));
+	close(last);
+}
+
+static void block_and_raise(void)
+{
+	sigset_t all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	raise(SIGSEGV);
+}
+
+static void set_up(const char *kind, int number)
+{
+	if (!strcmp(kind, "vfork")) {
+		start_thread(in_vfork);
+	} else if (!strcmp(kind, "share")) {
+		char *stack = malloc(STACK_BYTES);
+
+		if (!stack || clone(wait_in_child, stack + STACK_BYTES, CLONE_VM | SIGCHLD, NULL) < 0)
+			die("clone");
+	} else if (!strcmp(kind, "space")) {
+		limit(RLIMIT_AS, address_space_bytes());
+	} else if (!strcmp(kind, "files")) {
+		limit_files(number);
+	} else if (!strcmp(kind, "held")) {
+		block_and_raise();
+	} else if (!strcmp(kind, "threads")) {
+		while (number--)
+			start_thread(wait_for_ever);
+	}
+}
+
+/* A line at most; nothing that allocates. */
+static void say(const char *what, long value)
+{
+	char line[64];
+	int size = snprintf(line, sizeof line, "%s %ld\n", what, value);
+
+	if (write(1, line, (size_t)size) != size)
+		_exit(1);
+}
+
+static void do_asked(const char *kind)
+{
+	sigset_t all;
+	siginfo_t info = {0};
+	pid_t child;
+
+	if (!strcmp(kind, "fork")) {
+		child = fork();
+		if (child == 0)
+			_exit(0);
+		say("forked", child > 0 && waitpid(child, NULL, 0) == child);
+	} else if (!strcmp(kind, "hole")) {
+		say("hole", ((volatile unsigned char *)memory)[SIZE_BYTES / 2 + PAGE_BYTES]);
+	} else if (!strcmp(kind, "held")) {
+		sigfillset(&all);
+		sigwaitinfo(&all, &info);
+		say("code", info.si_signo == SIGSEGV ? info.si_code : -1);
+	} else {
+		say("alive", 1);
+	}
+}
+
+int main(int argc, char **argv)
+{
+	const char *kind = argc > 1 ? argv[1] : "";
+	int fd = memfd_create("guest", MFD_CLOEXEC);
+	char byte;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (fd < 0 || ftruncate(fd, SIZE_BYTES))
+		die("memfd");
+	memory = mmap(NULL, SIZE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (memory == MAP_FAILED)
+		die("mmap");
+	memset(memory, 1, SIZE_BYTES / 2);
+	sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_signal}, NULL);
+	set_up(kind, argc > 2 ? atoi(argv[2]) : 0);
+	say("ready", 0);
+	if (!strcmp(kind, "strict") && prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT))
+		die("seccomp");
+	while (!strcmp(kind, "wait")) {
+		int rc = pause();
+
+		say("paused", rc == -1 ? errno : 0);
+	}
+	if (!strcmp(kind, "vfork"))
+		for (volatile unsigned long count = 0;;)
+			count++;
+	while (read(0, &byte, 1) == 1)
+		do_asked(kind);
+	_exit(0);
+}
