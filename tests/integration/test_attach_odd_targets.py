@@ -22,7 +22,9 @@ from tests.support.attach import DEADLINE_S, NOBODY, ROOT
 from tests.support.attach_odd import OddTarget
 from tests.support.bus import PrivateBus
 from tests.support.monitor import Monitor
-from vmmswap.attach import inject
+from vmmswap.attach import attach as attach_module
+from vmmswap.attach import inject, memory
+from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
 from vmmswap.attach.inject import HeldThread
 from vmmswap.attach.target import look_at
@@ -209,6 +211,34 @@ def test_killed_as_soon_as_anything_is_registered(monkeypatch: pytest.MonkeyPatc
             os._exit(0)
         os.waitpid(child, 0)
         assert target.ask() == ("hole", 0)
+
+
+@pytest.mark.parametrize("call", ["read_areas", "find_gadgets", "plant", "detach"])
+def test_a_target_that_ends_in_mid_attach(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Whatever fails then, fails because it has ended, and is told so."""
+    module, name = {
+        "read_areas": (memory, "read_areas"),
+        "find_gadgets": (inject, "find_gadgets"),
+        "plant": (attach_module, "plant"),
+        "detach": (plant_module, "fd_links"),
+    }[call]
+    original = getattr(module, name)
+
+    with OddTarget("threads", "20") as target:
+
+        def kill_first(*arguments, **options):
+            os.kill(target.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, target.pid, os.WEXITED | os.WNOWAIT)
+            return original(*arguments, **options)
+
+        if call == "detach":
+            vm = attach_vm(target.pidfd)
+            monkeypatch.setattr(module, name, kill_first)
+            detach(vm)
+        else:
+            monkeypatch.setattr(module, name, kill_first)
+            with pytest.raises(NotSupportedError, match=r"process \d+ \(attach-odd-targ\) has ended"):
+                attach_vm(target.pidfd)
 
 
 # --- the monitor

@@ -8,7 +8,6 @@ is changed where that can be known before, and undone where it cannot.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
@@ -129,8 +128,16 @@ def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
     """Attach. VmmswapError with the reason if it cannot be; no process has changed then. pidfd stays the
     caller's.
     """
-    options = options or Options()
     vmm = _look(pidfd)
+    try:
+        return _attach_vm(vmm, options or Options())
+    except VmmswapError:
+        if target_module.is_ending(pidfd):
+            raise NotSupportedError(f"{vmm} has ended") from None
+        raise
+
+
+def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
     if not options.force:
         target_module.check_back_ends(vmm)
     work = _Work(options)
@@ -154,8 +161,6 @@ def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
         )
     except OSError as error:
         work.undo()
-        if error.errno == errno.ESRCH:
-            raise NotSupportedError(f"{vmm} has ended") from None
         raise NotSupportedError(f"cannot attach to {vmm}: {error}") from error
     except BaseException:
         work.undo()
@@ -218,7 +223,7 @@ def detach_process(
         pages = idle(fds.pid_of(pidfd, "pidfd"), uffds[0], dummy_page)
         uproot(target_module.look_at(pidfd), uffds, pages, force=force)
     except (VmmswapError, OSError):
-        if fds.is_alive(pidfd):
+        if not target_module.is_ending(pidfd):
             raise
 
 

@@ -242,11 +242,19 @@ def run(target: Target, work: Callable[[HeldThread], T], *, force: bool = False)
     thread.join(_ALL_S)
     if thread.is_alive():
         raise BusyError(f"{target}: the kernel does not let it be traced: something in it hangs")
+    _wait_gone(thread.native_id)
     if result.error is not None:
         raise result.error
     if result.value is None:
         raise InternalError("attach: the work had no result")
     return result.value
+
+
+def _wait_gone(tid: int | None) -> None:
+    """Until the kernel has let go what our OS thread still held: join() returns a moment before its end."""
+    deadline = time.monotonic() + _STOP_S
+    while Path(f"/proc/self/task/{tid}").exists() and time.monotonic() < deadline:
+        time.sleep(20e-6)
 
 
 class _Result(Generic[T]):
@@ -281,7 +289,7 @@ def _hold_one(place: _Place) -> HeldThread:
     ioctl (which may be a vCPU) late.
     """
     problems: list[str] = []
-    stuck: set[int] = set()  # seized, and yet to stop
+    stuck: set[int] = set()  # seized, and yet to stop or to be gone
     ranked = sorted(thread_ids(place.target.pid), key=lambda tid: _rank(place, tid))[:_MAX_TRIES]
     for takes_any in (False, True):
         for tid in (tid for tid in ranked if tid not in stuck):
@@ -324,6 +332,7 @@ def _try(place: _Place, tid: int, takes_any: bool, problems: list[str], stuck: s
         thread.release()
     except ProcessLookupError:
         problems.append(f"thread {tid} has ended")
+        stuck.add(tid)
     return None
 
 

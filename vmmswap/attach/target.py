@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.kernel import pidfd_getfd
-from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError
+from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
 
 _ELF_CLASS_64 = 2
@@ -59,6 +59,15 @@ def open_target(pid: int) -> int:
         raise NotSupportedError(
             f"cannot attach to pid {pid}: {reason}: give the VMM's process id, as `pidof` prints it"
         ) from None
+
+
+def is_ending(pidfd: int) -> bool:
+    """Whether a process that had memory has none left, or has ended: what was asked of it failed for that."""
+    try:
+        pid = fds.pid_of(pidfd, "pid")
+        return "VmSize" not in _read_status(pid, pid)
+    except VmmswapError:
+        return True
 
 
 def _read_status(pid: int, tid: int) -> dict[str, str]:
