@@ -83,6 +83,8 @@ def test_a_target_that_ends_is_noticed() -> None:
         assert poll.poll(10_000)
         with pytest.raises(NotSupportedError, match="it has ended"):
             target.uids()
+        with pytest.raises(NotSupportedError, match=f"cannot attach to pid {child.pid}: it has ended"):
+            target.check_owned_by(caller(0))  # a zombie is one that has ended
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 2**32 - 1, 2**22 + 1])
@@ -101,7 +103,10 @@ def test_the_message_holds_the_options() -> None:
     assert attach_message({}).endswith(b"\n")
 
 
-@pytest.mark.parametrize("options", [{"type": "x"}, {"vmmswap": 2}, {"x": b"1"}, {"x": float("nan")}])
+@pytest.mark.parametrize(
+    "options",
+    [{"type": "x"}, {"vmmswap": 2}, {"qmp": b"1"}, {"pins": float("nan")}, {"region": ["1-2"]}, {"": True}],
+)
 def test_options_that_the_message_cannot_hold(options: dict[str, object]) -> None:
     with pytest.raises(ProtocolError, match="options"):
         attach_message(options)

@@ -15,14 +15,14 @@ from vmmswap.errors import BY_DBUS_NAME, PREFIX, NotSupportedError, ProtocolErro
 
 _REPLY_LIMIT_BYTES = 64 * 1024
 _REPLY_TIMEOUT_S = 120.0
-_RESERVED = ("vmmswap", "type")
+_OPTIONS = ("regions", "force", "pins", "qmp")
 
 
 def attach_message(options: dict[str, Any]) -> bytes:
     """The message's line; ProtocolError for options that the message cannot carry."""
-    for key in _RESERVED:
-        if key in options:
-            raise ProtocolError(f"options[{key!r}] is the message's own: leave it out")
+    for key in options:
+        if key not in _OPTIONS:  # one that was meant, and spelled wrong, must not be left out silently
+            raise ProtocolError(f"options[{key!r}] is not known: there are {', '.join(_OPTIONS)}")
     try:
         text = json.dumps({"vmmswap": 1, "type": "attach", **options}, allow_nan=False)
     except (TypeError, ValueError) as error:

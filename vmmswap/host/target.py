@@ -51,6 +51,7 @@ class Target:
 
         polkit cannot grant more: whoever attaches sees all of the process's memory.
         """
+        self._check_alive()
         if caller.uid == 0:
             return
         uids = self.uids()
