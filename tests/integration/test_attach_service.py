@@ -109,3 +109,16 @@ def test_filters_that_the_sandbox_hides(host: Service) -> None:
         host.machine.run("vmmswapctl", "exit", "filtered")
         host.wait_unit("filtered", "inactive")
         running.run_on()
+
+
+def test_a_refused_attach_leaves_no_monitor(host: Service) -> None:
+    """It would be listed as a VM, and keep its memory locked."""
+    done = host.machine.run("vmmswapctl", "attach", "refused", "1", check=False)
+    assert (done.returncode, "no shared guest memory" in done.stderr) == (1, True), done
+    host.wait_unit("refused", "inactive")
+    assert "refused" not in host.machine.run("vmmswapctl", "list").stdout
+    with target(host, "afterwards", KNOWN) as running:  # the socket is still there, and starts another
+        host.machine.run("vmmswapctl", "attach", "refused", str(running.pid))
+        host.swap_out("refused")
+        host.machine.run("vmmswapctl", "detach", "refused")
+        host.wait_unit("refused", "inactive")

@@ -81,14 +81,27 @@ class HostObject:
         with Target(pid) as target:
             self._check_owned(target, caller, name)
             await self._authority.check(caller, ATTACH, name, caller.uid)
-            path = await self._start_socket(name, caller, await self._owner_uid(name))
+            owner_uid = await self._owner_uid(name)
+            path = await self._start_socket(name, caller, owner_uid)
             self._check_owned(target, caller, name)  # once more: it may have run a set-uid program meanwhile
-            await send_attach(path, message, target.pidfd)
+            try:
+                await send_attach(path, message, target.pidfd)
+            except VmmswapError:
+                if owner_uid is None:
+                    await self._dismiss(name)
+                raise
         log.info("attached pid %d as %s for uid %d", pid, name, caller.uid)
         try:
             return (await self._registry.wait_for(name, _APPEAR_TIMEOUT_S)).path
         except NoSuchVMError:
             return object_path_of(name)  # attached, but its monitor is not on this bus yet
+
+    async def _dismiss(self, name: str) -> None:
+        """End the monitor that a refused attach has started: it would be listed as a VM."""
+        try:
+            await (await self._registry.wait_for(name, _APPEAR_TIMEOUT_S)).dismiss()
+        except VmmswapError as error:
+            log.warning("the monitor of %s, started for a refused attach, goes on: %s", name, error.message)
 
     def _check_owned(self, target: Target, caller: Caller, name: str) -> None:
         try:

@@ -81,6 +81,11 @@ class Vm:
         """The uid whose VM this is."""
         return int(await self.get(MANAGER, "OwnerUid"))
 
+    async def dismiss(self) -> None:
+        """End the monitor if it has no VM. Its socket stays: whoever connects starts it again."""
+        if await self.get(MANAGER, "TotalPages") == 0:
+            await self._forward(MANAGER.name, "Exit", "", [], _CHANGE_TIMEOUT_S)
+
     async def _change(self, interface: Interface, call: Call) -> list[Any]:
         if self._changing >= _CHANGES_PER_VM:
             raise BusyError(f"{self._changing} calls wait for the VM {self.name!r}: wait for them to end")
