@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import bus as bus_support
-from tests.support.attach import DEADLINE_S, NOBODY, ROOT
+from tests.support.attach import DEADLINE_S, NOBODY, ROOT, Target
 from tests.support.attach_odd import OddTarget
 from tests.support.bus import PrivateBus
 from tests.support.monitor import Monitor
@@ -26,6 +26,7 @@ from vmmswap.attach import attach as attach_module
 from vmmswap.attach import inject, memory
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
+from vmmswap.attach.failpoint import CALL_STEPS, VARIABLE
 from vmmswap.attach.inject import HeldThread
 from vmmswap.attach.target import look_at
 from vmmswap.errors import BusyError, NotSupportedError
@@ -211,6 +212,26 @@ def test_killed_as_soon_as_anything_is_registered(monkeypatch: pytest.MonkeyPatc
             os._exit(0)
         os.waitpid(child, 0)
         assert target.ask() == ("hole", 0)
+
+
+@pytest.mark.parametrize("prefix", [(), NOBODY])
+@pytest.mark.parametrize("kind", ["nanosleep", "compute"])
+def test_killed_in_any_of_its_calls(kind: str, prefix: tuple[str, ...]) -> None:
+    """Not only in the first: with an fd, a page, a socket pair there already, which then stay, idle."""
+    calls = 7 if prefix else 2  # socketpair, recvmsg, ioctl, close thrice, mmap; or userfaultfd, mmap
+    with Target(f"{kind},{kind},memory", prefix=prefix) as target:
+        for turn in range(2, calls + 1):
+            for step in CALL_STEPS:
+                child = os.fork()
+                if child == 0:
+                    os.environ[VARIABLE] = f"call.{step}@{turn}:kill"
+                    attach_vm(target.pidfd)
+                    os._exit(0)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, (step, turn)
+                target.run_on()
+                assert target.wrong == 0, (step, turn)
+                assert target.status("TracerPid") == "0", (step, turn)
+        detach(attach_vm(target.pidfd))
 
 
 @pytest.mark.parametrize("call", ["read_areas", "find_gadgets", "plant", "detach"])

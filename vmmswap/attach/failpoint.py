@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""For tests: VMMSWAP_ATTACH_FAILPOINT=STEP:kill or STEP:error ends this process or the step."""
+"""For tests: VMMSWAP_ATTACH_FAILPOINT=STEP:kill or STEP:error ends this process or the step.
+
+STEP@N: when it is reached for the Nth time.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,17 @@ STEPS = (
 )
 
 
+_reached: dict[str, int] = {}
+
+
 def reach(step: str) -> None:
     """Do here what the environment says; OSError (EIO) for `error`."""
-    name, _, action = os.environ.get(VARIABLE, "").partition(":")
+    wanted, _, action = os.environ.get(VARIABLE, "").partition(":")
+    name, _, turn = wanted.partition("@")
     if name != step:
+        return
+    _reached[step] = _reached.get(step, 0) + 1
+    if _reached[step] != int(turn or 1):
         return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
