@@ -283,6 +283,24 @@ def attached(bus, directory, target):
 
 
 @needs_bus
+@pytest.mark.parametrize("prefix", [(), NOBODY])
+@pytest.mark.parametrize("kind", ["file", "nofd", "anonymous"])
+def test_shared_memory_of_every_kind(bus, directory, kind: str, prefix: tuple[str, ...]) -> None:
+    with OddTarget(kind, prefix=prefix) as target:
+        before = target.traces
+        with attached(bus, directory, target) as monitor:
+            for _ in range(2):
+                status = monitor.enable()
+                assert (status["State"], status["ResidentPages"]) == ("Active", 0), monitor.log
+                assert status["SwapPages"] == status["TotalPages"] // 2
+                assert target.ask() == ("wrong", 0)
+            monitor.call("Detach")
+            assert monitor.wait_exit() == 0
+        assert target.traces == before
+        assert target.ask() == ("wrong", 0)
+
+
+@needs_bus
 def test_a_shared_address_space_is_swapped_out(bus, directory) -> None:
     with OddTarget("share") as target, attached(bus, directory, target) as monitor:
         status = monitor.enable()

@@ -4,6 +4,9 @@
  *
  *     attach_odd_target KIND [NUMBER]
  *
+ * file   its memory is a file on /dev/shm, already unlinked
+ * nofd   the same, and it has closed its fd
+ * anonymous  its memory is shared and anonymous: no file to be named
  * wait   pause() until SIGUSR1, again and again, without being asked
  * vfork  a thread is in vfork(), its child lives; the main thread computes
  * share  a child shares the address space and is not a thread
@@ -20,6 +23,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -117,6 +121,27 @@ static void block_and_raise(void)
 	raise(SIGSEGV);
 }
 
+static void make_memory(const char *kind)
+{
+	char path[] = "/dev/shm/vmmswap-test-XXXXXX";
+	bool is_file = !strcmp(kind, "file") || !strcmp(kind, "nofd");
+	bool is_anonymous = !strcmp(kind, "anonymous");
+	int fd = -1;
+
+	if (!is_anonymous)
+		fd = is_file ? mkstemp(path) : memfd_create("guest", MFD_CLOEXEC);
+	if (!is_anonymous && (fd < 0 || ftruncate(fd, SIZE_BYTES)))
+		die("file");
+	if (is_file)
+		unlink(path);
+	memory = mmap(NULL, SIZE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | (is_anonymous ? MAP_ANONYMOUS : 0), fd, 0);
+	if (memory == MAP_FAILED)
+		die("mmap");
+	if (!strcmp(kind, "nofd"))
+		close(fd);
+	memset(memory, 1, SIZE_BYTES / 2);
+}
+
 static void set_up(const char *kind, int number)
 {
 	if (!strcmp(kind, "vfork")) {
@@ -136,6 +161,16 @@ static void set_up(const char *kind, int number)
 		while (number--)
 			start_thread(wait_for_ever);
 	}
+}
+
+/* How many bytes of guest memory are not what they were. */
+static long wrong_bytes(void)
+{
+	long wrong = 0;
+
+	for (size_t i = 0; i < SIZE_BYTES; i++)
+		wrong += memory[i] != (i < SIZE_BYTES / 2);
+	return wrong;
 }
 
 /* A line at most; nothing that allocates. */
@@ -165,6 +200,8 @@ static void do_asked(const char *kind)
 		sigfillset(&all);
 		sigwaitinfo(&all, &info);
 		say("code", info.si_signo == SIGSEGV ? info.si_code : -1);
+	} else if (!strcmp(kind, "file") || !strcmp(kind, "nofd") || !strcmp(kind, "anonymous")) {
+		say("wrong", wrong_bytes());
 	} else {
 		say("alive", 1);
 	}
@@ -173,16 +210,10 @@ static void do_asked(const char *kind)
 int main(int argc, char **argv)
 {
 	const char *kind = argc > 1 ? argv[1] : "";
-	int fd = memfd_create("guest", MFD_CLOEXEC);
 	char byte;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (fd < 0 || ftruncate(fd, SIZE_BYTES))
-		die("memfd");
-	memory = mmap(NULL, SIZE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (memory == MAP_FAILED)
-		die("mmap");
-	memset(memory, 1, SIZE_BYTES / 2);
+	make_memory(kind);
 	sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_signal}, NULL);
 	set_up(kind, argc > 2 ? atoi(argv[2]) : 0);
 	say("ready", 0);
