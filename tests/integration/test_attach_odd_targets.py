@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -180,6 +181,37 @@ def test_strict_seccomp_is_refused_whatever_is_forced(force: bool) -> None:
         with pytest.raises(NotSupportedError, match="strict seccomp"):
             attach_vm(target.pidfd, Options(force=force))
         assert target.ask() == ("alive", 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("file", "it is another user's, .*Use a memfd, or run `vmmswap-monitor"),
+        ("nofd", "holds no fd of it.*run `vmmswap-monitor"),
+        ("anonymous", "holds no fd of it.*run `vmmswap-monitor"),
+    ],
+)
+def test_files_that_may_not_be_opened_in_the_units_sandbox(kind: str, reason: str) -> None:
+    with OddTarget(kind, prefix=NOBODY) as target:
+        before = target.traces
+        code = f"""
+import os
+from vmmswap.attach.attach import attach_vm
+from vmmswap.errors import NotSupportedError
+try:
+    attach_vm(os.pidfd_open({target.pid}))
+except NotSupportedError as error:
+    print(error)
+"""
+        done = subprocess.run(
+            ["setpriv", "--bounding-set=-all,+sys_ptrace", sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert re.search(reason, done.stdout), done
+        assert target.traces == before
 
 
 # --- others at the same time, and our own end

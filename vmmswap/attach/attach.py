@@ -172,10 +172,7 @@ def _lock(work: _Work, memfds: Sequence[int]) -> bool:
     page is registered, which all can see.
     """
     for memfd in memfds:
-        try:
-            own = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue  # in the unit's sandbox another user's file on tmpfs may not be opened
+        own = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY | os.O_CLOEXEC)
         work.owned.add(own)
         try:
             fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,6 +26,7 @@ MIN_BYTES = 16 << 20  # smaller shared mappings are rings, logs, video memory
 _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(.*)")
 _SHOWN = 12  # mappings in a message
 
+_AS_ROOT = "run `vmmswap-monitor NAME --attach PID` as root"
 QEMU_ADVICE = (
     "QEMU: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem; libvirt:"
     " <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
@@ -195,17 +196,21 @@ def _open_file(target: Target, area: Area) -> int:
         os.close(fd)
     raise NotSupportedError(
         "the process holds no fd of it, and opening it through /proc/PID/map_files needs"
-        " CAP_CHECKPOINT_RESTORE"
+        f" CAP_CHECKPOINT_RESTORE, which the unit does not have: {_AS_ROOT}"
     )
 
 
 def _reopen(fd: int) -> int:
+    """With a file position of our own, which the engine needs."""
     try:
-        own = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return fd
-    os.close(fd)
-    return own
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotSupportedError(
+            f"the file may not be opened here ({error.strerror}): it is another user's, and the unit has no"
+            f" CAP_DAC_OVERRIDE. Use a memfd, or {_AS_ROOT}"
+        ) from None
+    finally:
+        os.close(fd)
 
 
 def _check_found(
