@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -13,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from tests.support import bus as bus_support
 from tests.support.attach import DEADLINE_S, NOBODY, ROOT, Target
 from tests.support.attach_odd import OddTarget
 from tests.support.bus import PrivateBus
-from tests.support.monitor import Monitor
+from tests.support.monitor import BusError, Monitor
 from vmmswap.attach import attach as attach_module
 from vmmswap.attach import inject, memory
 from vmmswap.attach import plant as plant_module
@@ -59,7 +59,7 @@ def detach(vm: AttachedVm) -> None:
             detach_process(process.pidfd, [process.uffd, *uffds], process.dummy_page)
 
 
-@contextmanager
+@contextlib.contextmanager
 def debugger(pid: int) -> Iterator[subprocess.Popen[bytes]]:
     """Another process that traces this one."""
     code = f"""
@@ -352,6 +352,35 @@ def test_a_debugger_in_the_way_of_detach_leaves_nothing_that_waits(bus, director
             assert monitor.wait_exit() == 0
         assert "keeps an idle userfaultfd" in monitor.log
         assert target.ask() == ("forked", 1)
+
+
+@needs_bus
+@pytest.mark.parametrize("turn", [3, 4])  # of the calls made on our behalf: munmap, close
+@pytest.mark.parametrize("step", ["registers", "entry", "exit"])
+def test_a_monitor_that_is_killed_in_detach(bus, directory, turn: int, step: str) -> None:
+    """What it was about goes on without it; its successor, here what its keeper becomes, has nothing left."""
+    env = {VARIABLE: f"call.{step}@{turn}:kill"}
+    with OddTarget("fork") as target:
+        before = target.traces
+        monitor = Monitor("web", bus, directory, "--attach", str(target.pid), env=env, listen=False)
+        with monitor:
+            assert monitor.enable()["State"] == "Active"
+            with contextlib.suppress(BusError):  # it answers, or is dead already
+                monitor.call("Detach")
+            assert monitor.wait_exit() == -signal.SIGKILL
+            assert target.ask() == ("forked", 1)
+            until(lambda: restarts(monitor) == 1, "the successor")
+            monitor.call("Detach")
+            until(lambda: restarts(monitor) is None, "the successor to end")
+        assert target.traces == before
+        assert target.ask() == ("forked", 1)
+
+
+def restarts(monitor: Monitor) -> int | None:
+    try:
+        return monitor.status()["Restarts"]
+    except BusError:
+        return None
 
 
 @needs_bus
