@@ -147,6 +147,36 @@ def test_a_process_of_the_same_address_space_is_no_other_mapper() -> None:
         detach(vm)
 
 
+def test_who_may_only_read_the_memory_is_refused_before_anything_is_changed() -> None:
+    """No userfaultfd can be registered there, so that it would read zeros."""
+    code = """
+import mmap, os, sys
+memory = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 16 << 20, prot=mmap.PROT_READ)
+print("mapped", flush=True)
+sys.stdin.readline()
+"""
+    with OddTarget("fork") as target:
+        before = target.traces
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(guest_memory(target))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as reader:
+            assert reader.stdout
+            assert reader.stdout.readline() == b"mapped\n"
+            with pytest.raises(NotSupportedError, match=rf"process {reader.pid} .* for reading only"):
+                attach_vm(target.pidfd)
+            reader.communicate(b"\n")
+        assert target.traces == before
+        detach(attach_vm(target.pidfd))
+
+
+def guest_memory(target: OddTarget) -> Path:
+    """The VMM's fd of it."""
+    fds = Path(f"/proc/{target.pid}/fd").iterdir()
+    return next(path for path in fds if "memfd:guest" in str(path.readlink()))
+
+
 # --- no room, no right
 
 
@@ -391,23 +421,23 @@ memory = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 16 << 20)
 print("mapped", flush=True)
 sys.stdin.readline()
 """
-    with OddTarget("fork") as target, attached(bus, directory, target) as monitor:
-        fd = next(
-            path for path in Path(f"/proc/{target.pid}/fd").iterdir() if "memfd:guest" in str(path.readlink())
-        )
-        with subprocess.Popen(
-            [sys.executable, "-c", "import sys; sys.stdin.readline();" + code, str(fd)],
+    with (
+        OddTarget("fork") as target,
+        attached(bus, directory, target) as monitor,
+        subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.readline();" + code, str(guest_memory(target))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-        ) as mapper:
-            assert mapper.stdin
-            assert mapper.stdout
-            with debugger(mapper.pid):
-                assert monitor.enable()["State"] == "Active"
-                mapper.stdin.write(b"\n")
-                mapper.stdin.flush()
-                assert mapper.stdout.readline() == b"mapped\n"
-                monitor.wait_log(f"process {mapper.pid} (python) cannot be attached to")
-            monitor.until(lambda: monitor.status()["Processes"] == 2, "the late mapper to be attached")
-            assert monitor.log.count("has mapped guest memory while it is swapped out") == 1
-            mapper.communicate(b"\n")
+        ) as mapper,
+    ):
+        assert mapper.stdin
+        assert mapper.stdout
+        with debugger(mapper.pid):
+            assert monitor.enable()["State"] == "Active"
+            mapper.stdin.write(b"\n")
+            mapper.stdin.flush()
+            assert mapper.stdout.readline() == b"mapped\n"
+            monitor.wait_log(f"process {mapper.pid} (python) cannot be attached to")
+        monitor.until(lambda: monitor.status()["Processes"] == 2, "the late mapper to be attached")
+        assert monitor.log.count("has mapped guest memory while it is swapped out") == 1
+        mapper.communicate(b"\n")

@@ -33,6 +33,10 @@ from vmmswap.handoff.owned import OwnedFds
 _log = logging.getLogger("vmmswap.attach")
 
 _REGION = re.compile(r"(?:0x)?([0-9a-fA-F]{1,16})-(?:0x)?([0-9a-fA-F]{1,16})")
+_REGISTERED = frozenset(
+    (b"um", b"uw", b"ui")
+)  # flags of a mapping: for missing pages, write-protection, minor faults
+_MAY_WRITE = b"mw"
 _MAX_ROUNDS = 5  # of looking whether somebody has mapped the memory meanwhile
 
 
@@ -232,15 +236,19 @@ def _look(pidfd: int) -> Target:
 
 def _check(target: Target, regions: Sequence[Region]) -> None:
     """What can only be said of a process that has guest memory."""
-    addr = target_module.uffd_in_use(target)
-    if addr is None:
-        return
-    where = "guest memory" if any(item.addr <= addr < item.end for item in regions) else "memory"
-    raise BusyError(
-        f"{target} has {where} registered with a userfaultfd already, at {addr:#x}: another monitor, or the"
-        f" VMM itself"
-        " (post-copy migration, a snapshot being restored), serves it"
-    )
+    for start, end, flags in target_module.flags_of_mappings(target):
+        is_guest = any(start < item.end and item.addr < end for item in regions)
+        if flags & _REGISTERED:
+            raise BusyError(
+                f"{target} has {'guest ' if is_guest else ''}memory registered with a userfaultfd already, at"
+                f" {start:#x}: another monitor, or the VMM itself (post-copy migration, a snapshot being"
+                " restored), serves it"
+            )
+        if is_guest and _MAY_WRITE not in flags:
+            raise NotSupportedError(
+                f"{target} maps guest memory at {start:#x} from a file that it opened for reading only: no"
+                " userfaultfd can serve it there, and it would read zeros"
+            )
 
 
 def _open_and_check(work: _Work, pid: int, regions: Sequence[Region]) -> Target:

@@ -226,17 +226,15 @@ def check_back_ends(target: Target) -> None:
             )
 
 
-def uffd_in_use(target: Target) -> int | None:
-    """An address that a userfaultfd is registered for, None if there is none. Walks all page tables."""
-    start = 0
+def flags_of_mappings(target: Target) -> Iterator[tuple[int, int, frozenset[bytes]]]:
+    """Start, end and the kernel's flags (VmFlags of smaps) of each mapping. Walks all page tables."""
+    start = end = 0
     try:
         with Path(f"/proc/{target.pid}/smaps").open("rb") as smaps:
             for line in smaps:
                 if line.startswith(b"VmFlags:"):
-                    if {b"um", b"uw", b"ui"} & set(line.split()):
-                        return start
+                    yield start, end, frozenset(line.split()[1:])
                 elif not line[:1].isupper():
-                    start = int(line.split(b"-")[0], 16)
+                    start, end = (int(addr, 16) for addr in line.split(maxsplit=1)[0].split(b"-"))
     except (FileNotFoundError, ProcessLookupError):
         raise NotSupportedError(f"{target} has ended") from None
-    return None
