@@ -196,7 +196,7 @@ def attach_process(
     options = options or Options()
     work = _Work(options)
     try:
-        regions = _other_mappers(memfds, guest, ()).get(pid, ())
+        regions = _other_mappers(memfds, guest, (), quiet=True).get(pid, ())
         if not regions:
             raise NotSupportedError(f"process {pid} maps none of the guest's memory")
         _attach_one(work, _open_and_check(work, pid, regions), regions)
@@ -265,11 +265,11 @@ def _open_and_check(work: _Work, pid: int, regions: Sequence[Region]) -> Target:
 
 
 def _other_mappers(
-    memfds: Sequence[int], guest: Sequence[Region], known: Iterable[int]
+    memfds: Sequence[int], guest: Sequence[Region], known: Iterable[int], *, quiet: bool = False
 ) -> dict[int, tuple[Region, ...]]:
     """Where processes other than the known ones map guest memory."""
     mappings, unreadable = mappings_of(memfds)
-    if unreadable:
+    if unreadable and not quiet:
         _log.warning(
             "whether the processes %s map guest memory is unknown: their maps may not be read", unreadable
         )
@@ -336,7 +336,7 @@ def _attach_late(work: _Work, memfds: Sequence[int], guest: Sequence[Region]) ->
     """Until no process maps the memory without a userfaultfd: it may have been given on while we looked."""
     for _ in range(_MAX_ROUNDS):
         known = [process.pid for process in work.processes]
-        late = _one_of_each(_other_mappers(memfds, guest, known), known)
+        late = _one_of_each(_other_mappers(memfds, guest, known, quiet=True), known)
         if not late:
             return
         for pid, regions in late.items():
