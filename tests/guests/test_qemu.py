@@ -6,9 +6,7 @@ One guest serves most tests, each of which attaches anew. The guest itself says 
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,13 +15,11 @@ from pathlib import Path
 import pytest
 
 from tests.guests import qemu
+from tests.guests.attached import MIB, UFFD, check_guest, enabled
 from tests.guests.qemu import Qemu
-from tests.support.bus import PrivateBus
 from tests.support.bus import missing as bus_missing
-from tests.support.monitor import PROGRAM, Monitor
-from tests.support.notify import ServiceManager
+from tests.support.monitor import Monitor
 from vmmswap.errors import NotSupportedError
-from vmmswap.handoff.client import VmmClient
 
 REASON = qemu.missing() or bus_missing()
 pytestmark = [
@@ -31,17 +27,7 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-MIB = 1 << 20
 FILLED_MIB = 128
-UFFD = "anon_inode:[userfaultfd]"
-
-
-@pytest.fixture(scope="module")
-def bus():
-    if reason := qemu.prepared():
-        pytest.fail(reason)
-    with PrivateBus() as private:
-        yield private
 
 
 @pytest.fixture(scope="module")
@@ -56,61 +42,6 @@ def vm(bus, record_testsuite_property):  # noqa: ARG001  (the bus fixture has pr
 
 
 @pytest.fixture
-def directory():
-    """Short, because a socket's path has 107 bytes at most."""
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    path.chmod(0o755)
-    yield path
-    shutil.rmtree(path)
-
-
-class Service:
-    """A monitor with an fd store, and its successors."""
-
-    def __init__(self, bus, directory, manager, listener):
-        self._bus, self._directory, self._manager, self._listener = bus, directory, manager, listener
-        self.monitor = self.start()
-
-    def start(self):
-        program, fds = self._manager.program(*PROGRAM, listener=self._listener)
-        self.monitor = Monitor(
-            "web",
-            self._bus,
-            self._directory,
-            program=program,
-            env=self._manager.environment,
-            listen=False,
-            pass_fds=fds,
-        )
-        self.monitor.start()
-        self.monitor.wait_on_bus()
-        return self.monitor
-
-    def attach(self, pid, **options):
-        """As vmmswapd does."""
-        pidfd = os.pidfd_open(pid)
-        try:
-            with VmmClient.connect(self._listener.getsockname()) as client:
-                return client.attach(pidfd, **options)
-        finally:
-            os.close(pidfd)
-
-    def detach(self):
-        self.monitor.call("Detach")
-        assert self.monitor.wait_exit() == 0, self.monitor.log
-
-
-@pytest.fixture
-def service(bus, directory):
-    with ServiceManager(directory) as manager, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(directory / "socket"))
-        listener.listen()
-        running = Service(bus, directory, manager, listener)
-        yield running
-        running.monitor.kill()
-
-
-@pytest.fixture
 def attached(service, vm):
     """The monitor of the shared guest; detached afterwards, and the guest looked at once more."""
     fds = vm.fds
@@ -120,21 +51,6 @@ def attached(service, vm):
         service.detach()
     check_guest(vm)
     assert vm.fds == fds
-
-
-def check_guest(vm):
-    assert vm.order("check").wrong == 0
-    done = vm.order("replay")
-    assert (done.wrong, done.writes > 0) == (0, True)
-    vm.order("scribble on")
-
-
-def enabled(monitor):
-    """Swap out; the memory is gone by the kernel's count."""
-    status = monitor.enable()
-    assert status["State"] == "Active", (status, monitor.log)
-    assert status["SwapPages"] > 0
-    return status
 
 
 def test_three_rounds_and_out_without_a_trace(bus, directory, vm):
@@ -281,27 +197,6 @@ def test_as_nobody_in_its_sandbox(service, directory):
         service.detach()
         assert vm.fds == fds
         check_guest(vm)
-
-
-@pytest.mark.parametrize("aio", ["native", "io_uring", "threads"])
-def test_a_disk_without_a_host_cache(service, directory, aio):
-    """Reads in flight into guest memory while it is swapped out: unprotected, they are lost."""
-    disk = directory / "disk"
-    with disk.open("wb") as file:
-        file.truncate(64 * MIB)
-    options = ("-drive", f"file={disk},format=raw,if=virtio,cache=none,aio={aio}")
-    with Qemu(directory, *options, memory_mib=384) as vm:
-        assert vm.order("tag 48").wrong == 0
-        vm.order("fill 64")
-        service.attach(vm.pid)
-        vm.order("disk on")
-        for _ in range(5):
-            status = service.monitor.enable()
-            assert status["State"] == "Active", (status, service.monitor.log)
-        done = vm.order("disk off")
-        assert (done.wrong, done.blocks > 100) == (0, True), (done, status)
-        assert vm.order("check").wrong == 0
-        service.detach()
 
 
 def test_powered_off_with_memory_out(service, directory):

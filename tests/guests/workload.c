@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the guest does: knows each byte of its memory and of its disk, and says so over the serial console.
+/* What the guest does: knows each byte of its memory and of its disks, and says so over the serial console.
  *
  * Orders, a line each; each is answered by one line that begins with the order:
  *     fill MIB          take memory and give each word a value of its own
@@ -7,9 +7,11 @@
  *     empty             give that memory back
  *     scribble on|off   a thread changes words of 16 MiB at random
  *     replay            do the same again on fresh memory and compare   -> writes, wrong
- *     tag MIB           write numbered blocks to the disk
+ *     share             mount the host's directory on /share; a file "disk" in it is a disk         -> wrong
+ *     tag MIB           write numbered blocks to each disk                                          -> disks, wrong
+ *     tagged MIB        each disk holds them already                                                -> disks, wrong
  *     disk on|off       threads read (and write again) those blocks, O_DIRECT, into memory that changes its place
- *                                                                       -> blocks, wrong
+ *                                                   -> least (blocks, of the disk that gave fewest), wrong
  *     ticks             the longest time that a thread which sleeps a millisecond slept      -> longest_us
  *     memory            what the kernel says                            -> free_kib, total_kib
  *     off               power off
@@ -23,7 +25,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/stat.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -31,7 +35,8 @@
 #define WORDS_PER_PAGE 512
 #define SCRIBBLE_PAGES 4096
 #define BLOCK_BYTES 65536
-#define READERS 3
+#define DISKS_MAX 4
+#define READERS_PER_DISK 2
 #define SLOTS 64
 
 static uint64_t mix(uint64_t x)
@@ -141,12 +146,14 @@ static void replay(void)
 	printf("replay writes=%lu wrong=%zu\n", (unsigned long)writes, wrong);
 }
 
-/* ---- the disk ---- */
+/* ---- the disks ---- */
 
-static uint64_t blocks;
-static _Atomic uint64_t blocks_done, blocks_wrong;
+static const char *disks[DISKS_MAX] = {"/dev/vda", "/dev/vdb", "/dev/vdc", "/dev/vdd"};
+static size_t disks_n;
+static uint64_t blocks; /* on each disk */
+static _Atomic uint64_t blocks_done[DISKS_MAX], blocks_wrong;
 static _Atomic bool reading;
-static pthread_t readers[READERS];
+static pthread_t readers[DISKS_MAX * READERS_PER_DISK];
 
 static void make_block(uint64_t *words, uint64_t number)
 {
@@ -164,39 +171,63 @@ static bool is_block(const uint64_t *words, uint64_t number)
 	return true;
 }
 
-static int open_disk(void)
+static int open_disk(size_t idx)
 {
-	int fd = open("/dev/vda", O_RDWR | O_DIRECT);
+	int fd = open(disks[idx], O_RDWR | O_DIRECT);
 
 	if (fd < 0)
-		printf("no disk: %s\n", strerror(errno));
+		printf("no disk %s: %s\n", disks[idx], strerror(errno));
 	return fd;
 }
 
-static void tag(const char *mib)
+static void share(void)
+{
+	int error;
+
+	mkdir("/share", 0700);
+	error = mount("share", "/share", "virtiofs", 0, NULL) ? errno : 0;
+	printf("share wrong=%d\n", error);
+}
+
+static bool write_blocks(size_t idx)
 {
 	uint64_t *block = take(BLOCK_BYTES);
-	int fd = open_disk();
 	bool wrote = true;
+	int fd = open_disk(idx);
 
-	blocks = strtoull(mib, NULL, 10) * (1048576 / BLOCK_BYTES);
 	for (uint64_t i = 0; i < blocks && wrote; i++) {
 		make_block(block, i);
 		wrote = pwrite(fd, block, BLOCK_BYTES, (off_t)(i * BLOCK_BYTES)) == BLOCK_BYTES;
 	}
 	close(fd);
 	munmap(block, BLOCK_BYTES);
-	printf("tag blocks=%lu wrong=%d\n", (unsigned long)blocks, !wrote);
+	return wrote;
+}
+
+/* All disks that there are. */
+static void tag(const char *mib, bool are_written)
+{
+	bool wrote = true;
+
+	blocks = strtoull(mib, NULL, 10) * (1048576 / BLOCK_BYTES);
+	if (!access("/share/disk", F_OK))
+		disks[3] = "/share/disk";
+	disks_n = 0;
+	for (size_t i = 0; i < DISKS_MAX; i++)
+		if (!access(disks[i], F_OK))
+			disks[disks_n++] = disks[i];
+	for (size_t i = 0; i < disks_n && !are_written; i++)
+		wrote = write_blocks(i) && wrote;
+	printf("%s disks=%zu wrong=%d\n", are_written ? "tagged" : "tag", disks_n, !wrote);
 }
 
 /* Each block goes to another place, and is looked at only after some more were read: by then it may have been taken out
  * and brought back. Each eighth is written again from where it was read to. */
-static void *read_blocks(void *seed)
+static void read_blocks_of(size_t idx, uint64_t random)
 {
 	uint64_t *place = take((size_t)SLOTS * BLOCK_BYTES), numbers[SLOTS] = {0};
-	uint64_t random = (uintptr_t)seed;
 	bool used[SLOTS] = {false};
-	int fd = open_disk();
+	int fd = open_disk(idx);
 
 	for (uint64_t turn = 0; reading; turn++) {
 		size_t slot = turn % SLOTS;
@@ -204,32 +235,52 @@ static void *read_blocks(void *seed)
 
 		if (used[slot] && !is_block(block, numbers[slot]))
 			blocks_wrong++;
-		if (used[slot] && turn % 8 == 0 &&
-		    pwrite(fd, block, BLOCK_BYTES, (off_t)(numbers[slot] * BLOCK_BYTES)) != BLOCK_BYTES)
+		else if (used[slot] && turn % 8 == 0 &&
+			 pwrite(fd, block, BLOCK_BYTES, (off_t)(numbers[slot] * BLOCK_BYTES)) != BLOCK_BYTES)
 			blocks_wrong++;
 		numbers[slot] = mix(++random) % blocks;
 		memset(block, 0xee, BLOCK_BYTES); /* what a lost read leaves */
 		used[slot] = pread(fd, block, BLOCK_BYTES, (off_t)(numbers[slot] * BLOCK_BYTES)) == BLOCK_BYTES;
 		blocks_wrong += !used[slot];
-		blocks_done++;
+		blocks_done[idx]++;
 	}
+	for (size_t slot = 0; slot < SLOTS; slot++)
+		blocks_wrong += used[slot] && !is_block(place + slot * (BLOCK_BYTES / 8), numbers[slot]);
 	close(fd);
 	munmap(place, (size_t)SLOTS * BLOCK_BYTES);
+}
+
+static void *read_blocks(void *number)
+{
+	read_blocks_of((uintptr_t)number / READERS_PER_DISK, ((uintptr_t)number + 1) << 32);
 	return NULL;
+}
+
+static void start_reading(void)
+{
+	reading = true;
+	blocks_wrong = 0;
+	for (size_t i = 0; i < disks_n; i++)
+		blocks_done[i] = 0;
+	for (size_t i = 0; i < disks_n * READERS_PER_DISK; i++)
+		pthread_create(&readers[i], NULL, read_blocks, (void *)i);
 }
 
 static void set_disk(bool on)
 {
+	uint64_t least = UINT64_MAX;
+
 	if (on && !reading) {
-		reading = true;
-		for (size_t i = 0; i < READERS; i++)
-			pthread_create(&readers[i], NULL, read_blocks, (void *)((i + 1) << 32));
+		start_reading();
 	} else if (!on && reading) {
 		reading = false;
-		for (size_t i = 0; i < READERS; i++)
+		for (size_t i = 0; i < disks_n * READERS_PER_DISK; i++)
 			pthread_join(readers[i], NULL);
 	}
-	printf("disk blocks=%lu wrong=%lu\n", (unsigned long)blocks_done, (unsigned long)blocks_wrong);
+	for (size_t i = 0; i < disks_n; i++)
+		if (blocks_done[i] < least)
+			least = blocks_done[i];
+	printf("disk least=%lu wrong=%lu\n", (unsigned long)least, (unsigned long)blocks_wrong);
 }
 
 /* ---- the rest ---- */
@@ -289,8 +340,12 @@ static bool obey(char *line)
 		set_scribble(on);
 	else if (!strcmp(order, "replay"))
 		replay();
+	else if (!strcmp(order, "share"))
+		share();
 	else if (!strcmp(order, "tag") && argument)
-		tag(argument);
+		tag(argument, false);
+	else if (!strcmp(order, "tagged") && argument)
+		tag(argument, true);
 	else if (!strcmp(order, "disk"))
 		set_disk(on);
 	else if (!strcmp(order, "ticks"))

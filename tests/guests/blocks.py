@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The numbered blocks that workload.c has on its disks, seen from the host."""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+
+BLOCK_BYTES = 65536
+_MASK = (1 << 64) - 1
+
+
+def _mix(x: int) -> int:
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _MASK
+    return x ^ x >> 31
+
+
+def _block(number: int) -> bytes:
+    first = _mix(number)
+    end = first + BLOCK_BYTES // 8
+    words = range(first, end) if end <= _MASK else (word & _MASK for word in range(first, end))
+    return array("Q", words).tobytes()
+
+
+def write_blocks(path: Path, size_mib: int) -> None:
+    with path.open("wb") as file:
+        for number in range((size_mib << 20) // BLOCK_BYTES):
+            file.write(_block(number))
+
+
+def wrong_blocks(path: Path) -> list[int]:
+    """Numbers of the blocks that are not what they should be."""
+    with path.open("rb") as file:
+        total = path.stat().st_size // BLOCK_BYTES
+        return [number for number in range(total) if file.read(BLOCK_BYTES) != _block(number)]

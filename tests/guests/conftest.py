@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tests with an unmodified QEMU share."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.guests import qemu
+from tests.guests.attached import Service
+from tests.support.bus import PrivateBus
+from tests.support.notify import ServiceManager
+
+
+@pytest.fixture(scope="module")
+def bus():
+    if reason := qemu.prepared():
+        pytest.fail(reason)
+    with PrivateBus() as private:
+        yield private
+
+
+@pytest.fixture
+def directory():
+    """Short, because a socket's path has 107 bytes at most."""
+    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def service(bus, directory):
+    with ServiceManager(directory) as manager, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "socket"))
+        listener.listen()
+        running = Service(bus, directory, manager, listener)
+        yield running
+        running.monitor.kill()
