@@ -128,6 +128,9 @@ class RecordingHandler:
 
     register = register_firecracker = add_process = add_region = attach = _handle
 
+    def served_pid(self, _uffd):
+        return None
+
     async def remove_region(self, request):
         self.requests.append(request)
 

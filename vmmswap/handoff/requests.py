@@ -161,6 +161,11 @@ class HandoffHandler(Protocol):
     async def register_firecracker(self, request: FirecrackerRequest) -> None:
         """NotSupportedError where the monitor was not given the snapshot's memory file."""
 
+    def served_pid(self, uffd: int) -> int | None:
+        """The process that this userfaultfd is of, if it is served already: it was tested when it came, and
+        cannot be now, because its events are read.
+        """
+
     async def add_process(self, request: AddProcessRequest) -> None: ...
 
     async def add_region(self, request: AddRegionRequest) -> None: ...

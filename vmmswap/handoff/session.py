@@ -186,7 +186,8 @@ class HandoffSession:
         self._is_over = True
 
     async def _add_process(self, message: AddProcess, frame: Frame, memory: Memory) -> None:
-        request = await _on_thread(lambda: checks.add_process(message, frame, memory))
+        served_pid = self._handler.served_pid(frame.fds[0])
+        request = await _on_thread(lambda: checks.add_process(message, frame, memory, served_pid))
         with request.fds:
             await self._handler.add_process(request)
 

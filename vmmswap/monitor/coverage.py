@@ -14,7 +14,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +31,18 @@ _NOWHERE = 0x10000  # vm.mmap_min_addr's default: hardly anything is mapped ther
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+Spans = tuple[tuple[int, int], ...]  # (start, end), sorted
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A served process. spans: where it has guest memory, (start, end)."""
+    """A served process, or a part of one: each userfaultfd of a process is one of these. spans: where it has
+    guest memory.
+    """
 
     process_id: int
     pid: int  # 0: not known
-    spans: tuple[tuple[int, int], ...]
+    spans: Spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,21 @@ def look(question: Question) -> Picture:
     mappings, unreadable = mappings_of(question.memfds)
     pieces = [piece for mapping in mappings for piece in _pieces(mapping, question.regions)]
     pids = _match(question.known, pieces)
-    spans = {item.pid or pids.get(item.process_id, 0): item.spans for item in question.known}
+    spans = _spans_by_pid(question.known, pids)
     strangers = tuple(piece for piece in pieces if not _is_served(piece, spans))
     return Picture(pids, strangers, tuple(unreadable))
+
+
+def _spans_by_pid(known: Sequence[Known], pids: dict[int, int]) -> dict[int, Spans]:
+    """All that a process is served with, by whichever userfaultfds."""
+    together: dict[int, list[Known]] = {}
+    for item in known:
+        together.setdefault(item.pid or pids.get(item.process_id, 0), []).append(item)
+    return {pid: _union(items) for pid, items in together.items()}
+
+
+def _union(items: Iterable[Known]) -> Spans:
+    return tuple(sorted(span for item in items for span in item.spans))
 
 
 def _pieces(mapping: Mapping, regions: Sequence[RegionRecord]) -> Iterator[Piece]:
@@ -114,23 +131,39 @@ def _match(known: Sequence[Known], pieces: Sequence[Piece]) -> dict[int, int]:
     for piece in pieces:
         if piece.pid not in taken and not any(_same_memory(piece.pid, other) for other in taken):
             candidates.setdefault(piece.pid, []).append(piece)
+    nameless = [item for item in known if not item.pid]
     found: dict[int, int] = {}
-    for item in known:
-        fitting = (pid for pid, own in sorted(candidates.items()) if _all_covered(own, item.spans))
-        if not item.pid and (pid := next(fitting, 0)):
+    for pid, own in sorted(candidates.items()):
+        for item in _fitting(nameless, own):
             found[item.process_id] = pid
-            del candidates[pid]
+            nameless.remove(item)
     return found
 
 
-def _is_served(piece: Piece, spans: dict[int, tuple[tuple[int, int], ...]]) -> bool:
+def _fitting(nameless: Sequence[Known], pieces: Sequence[Piece]) -> list[Known]:
+    """What can be the process that maps these pieces: one, or, where its parent has several userfaultfds, one
+    for each of them.
+    """
+    for item in nameless:
+        if _all_covered(pieces, item.spans):
+            return [item]
+    mapped = tuple(sorted((piece.addr, piece.end) for piece in pieces))
+    parts = {
+        item.spans: item
+        for item in reversed(nameless)
+        if item.spans and _all_covered([Piece(0, *span) for span in item.spans], mapped)
+    }
+    return list(parts.values()) if _all_covered(pieces, _union(parts.values())) else []
+
+
+def _is_served(piece: Piece, spans: dict[int, Spans]) -> bool:
     own = spans.get(piece.pid)
     if own is not None:
         return _all_covered([piece], own)
     return any(_same_memory(piece.pid, pid) and _all_covered([piece], spans[pid]) for pid in spans if pid)
 
 
-def _all_covered(pieces: Sequence[Piece], spans: Sequence[tuple[int, int]]) -> bool:
+def _all_covered(pieces: Sequence[Piece], spans: Spans) -> bool:
     """Whether each piece lies within spans, which are sorted."""
     for piece in pieces:
         addr = piece.addr

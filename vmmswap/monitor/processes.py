@@ -8,9 +8,16 @@ import logging
 import os
 from collections.abc import Callable
 
+from vmmswap.attach.kernel import is_same_file
 from vmmswap.engine import ProcessForked
-from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
+from vmmswap.errors import (
+    InvalidRegionError,
+    NoSuchVMError,
+    NotSupportedError,
+    VmmswapError,
+)
 from vmmswap.handoff.fds import is_alive
+from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor import coverage
 from vmmswap.monitor.vm import VMM_KEY, NewProcess, Process, Vm
 
@@ -50,9 +57,48 @@ class Processes:
             self._search.cancel()
 
     def add(self, new: NewProcess) -> None:
+        """One more process, or further memory of one that is known, with its userfaultfd or another one."""
+        self._check_not_served(new)
+        known = self._with_uffd(new.uffd)
+        if known is not None:
+            self._vm.extend_process(known.process_id, new.regions)
+            if new.dummy_page is not None:
+                self._vm.engine.register_dummy(known.process_id, new.dummy_page)
+            _log.info("process %s shares more of the VM's memory", coverage.name_of(known.pid))
+            return
         process = self._vm.add_process(new)
         _log.info("process %s shares the VM's memory", coverage.name_of(process.pid))
         self._watch(process)
+
+    def pid_of(self, uffd: int) -> int | None:
+        """The process that a userfaultfd is of, if it is one that is served."""
+        known = self._with_uffd(uffd)
+        return None if known is None else known.pid
+
+    def _with_uffd(self, uffd: int) -> Process | None:
+        """The engine must have each userfaultfd once: its events come to whoever reads first."""
+        own = os.getpid()
+        return next(
+            (item for item in self._vm.processes.values() if is_same_file(own, item.uffd, uffd)), None
+        )
+
+    def _check_not_served(self, new: NewProcess) -> None:
+        """The kernel would refuse a second userfaultfd there, and only when memory leaves."""
+        for process in list(self._vm.processes.values()):
+            if process.pid != new.pid:
+                continue
+            if process.key != VMM_KEY and coverage.is_gone(process.uffd):
+                self.gone(process.process_id)  # it has called exec since
+                continue
+            for idx, region in enumerate(new.regions):
+                if any(
+                    region.addr < item.addr + item.pages * PAGE_SIZE and item.addr < region.end
+                    for item in process.ranges
+                ):
+                    raise InvalidRegionError(
+                        f"regions[{idx}].base_host_virt_addr: {region.addr:#x}: process {new.pid} is served"
+                        " there already: send only the memory that it maps besides"
+                    )
 
     def forked(self, event: ProcessForked) -> None:
         try:
@@ -164,7 +210,16 @@ class Processes:
             self._loop.add_reader(process.pidfd, self._ended, process.process_id)
 
     def _ended(self, process_id: int) -> None:
-        self.gone(process_id)
+        """A pidfd says so. Children of one parent look the same, so it may be another one's: the userfaultfd
+        tells for certain, and a process that lives must not lose it.
+        """
+        process = self._vm.processes[process_id]
+        if process.key == VMM_KEY or coverage.is_gone(process.uffd):
+            self.gone(process_id)
+            return
+        self._loop.remove_reader(self._watched.pop(process_id))
+        self._vm.lost_pid(process)
+        self._start_search()
 
 
 def is_vmm_alive(vm: Vm) -> bool:
