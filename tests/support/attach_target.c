@@ -5,7 +5,8 @@
  *
  * The first kind is the main thread's. Each thread counts in the shared page STATS-FD what it has done, what was
  * wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, no-fd, twice, fork,
- * seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is killed).
+ * seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is killed),
+ * seccomp-back-end (the same, and what a vhost-user back-end needs is allowed).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -282,7 +283,7 @@ static void deny_userfaultfd(uint32_t action)
 
 #define ALLOW(name) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
 
-static void allow_few(void)
+static void allow_few(bool as_back_end)
 {
 	struct sock_filter filter[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
@@ -290,7 +291,16 @@ static void allow_few(void)
 		ALLOW(exit_group), ALLOW(clock_gettime), ALLOW(write),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
 	};
+	struct sock_filter back_end_filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		ALLOW(nanosleep), ALLOW(clock_nanosleep), ALLOW(rt_sigreturn), ALLOW(restart_syscall),
+		ALLOW(exit_group), ALLOW(clock_gettime), ALLOW(write), ALLOW(close), ALLOW(mmap), ALLOW(munmap), ALLOW(recvmsg),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+	};
 	struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+
+	if (as_back_end)
+		program = (struct sock_fprog){sizeof back_end_filter / sizeof *back_end_filter, back_end_filter};
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
 		die("seccomp");
@@ -361,7 +371,9 @@ int main(int argc, char **argv)
 	for (size_t i = 1; i < jobs_n; i++)
 		pthread_create(&thread, NULL, work, &jobs[i]);
 	if (has(options, "seccomp-few"))
-		allow_few();
+		allow_few(false);
+	if (has(options, "seccomp-back-end"))
+		allow_few(true);
 	stats->ready++;
 	work(&jobs[0]);
 	return 0;

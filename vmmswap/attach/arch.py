@@ -48,6 +48,7 @@ class Architecture(ABC):
     gentle: frozenset[int]  # waiting calls that go on by themselves if disturbed; the program sees nothing
     patterns: Mapping[str, bytes]  # instructions that are looked for in the VMM's code
     syscall_bytes: int  # length of the instruction
+    swaps_calls = False  # one request makes another system call of one that is at its entry
 
     @abstractmethod
     def read(self, tid: int) -> Registers: ...
@@ -92,6 +93,10 @@ class Architecture(ABC):
         arguments: Sequence[int],
     ) -> Registers:
         """Registers for a system call that ends on the way home."""
+
+    def other_call(self, registers: Registers, number: int, arguments: Sequence[int]) -> Registers:
+        """Registers at the entry of a system call for another one instead; where swaps_calls."""
+        raise NotImplementedError
 
     @abstractmethod
     def result(self, registers: Registers) -> int:

@@ -76,6 +76,7 @@ class X86_64(Architecture):  # noqa: N801  (as the kernel calls it)
         "set": b"\x58\xc3",
     }  # syscall; ret. pop %rax; ret
     syscall_bytes = 2
+    swaps_calls = True
 
     def read(self, tid: int) -> Registers:
         try:
@@ -152,9 +153,13 @@ class X86_64(Architecture):  # noqa: N801  (as the kernel calls it)
         )
         changed.rip = gadgets["syscall"]
         changed.rsp = home.stack_addr
-        padded = (*arguments, 0, 0, 0, 0, 0, 0)
-        for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), padded, strict=False):
-            setattr(changed, name, value & _NO_SYSCALL)
+        _set_arguments(changed, arguments)
+        return changed
+
+    def other_call(self, registers: Registers, number: int, arguments: Sequence[int]) -> Registers:
+        changed = _copy(registers)
+        changed.orig_rax = number
+        _set_arguments(changed, arguments)
         return changed
 
     def result(self, registers: Registers) -> int:
@@ -163,6 +168,12 @@ class X86_64(Architecture):  # noqa: N801  (as the kernel calls it)
 
 def _copy(registers: Registers) -> Registers:
     return type(registers).from_buffer_copy(registers)
+
+
+def _set_arguments(registers: Registers, arguments: Sequence[int]) -> None:
+    padded = (*arguments, 0, 0, 0, 0, 0, 0)
+    for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), padded, strict=False):
+        setattr(registers, name, value & _NO_SYSCALL)
 
 
 def _resumed(registers: Registers, restart_block_with: int | None) -> Registers:

@@ -44,6 +44,8 @@ _OWN_FAULTS = (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, sign
 _BLOCKED = ~sum(1 << (number - 1) for number in _OWN_FAULTS) & ((1 << 64) - 1)
 _SECCOMP_STRICT = "1"
 _KNOWN_FILTERS = ("qemu-system-", "qemu-kvm", "kvm")  # they let pass all that we do
+_DEADLY_FILTERS = ("virtiofsd",)  # they kill at what we do
+_HARMLESS = ("close", (-1,))
 
 
 class CallRefusedError(Exception):
@@ -73,6 +75,7 @@ class HeldThread:
         self._home: WayHome | None = None
         self._has_seccomp = False
         self._filters: Filters | None = None
+        self._passes_over = False  # filters, where they forbid a call
         self._called = False  # the registers are ours
         self._is_entering = False  # a call of ours, not made yet
         self._masked = False
@@ -116,12 +119,38 @@ class HeldThread:
         if not self._has_seccomp:
             return
         self._filters = read_filters(self._tid)
-        if self._filters is None and not self._place.force and not _has_known_filters(self.target):
+        if self._filters is None and not self._may_try():
             raise NotSupportedError(
                 f"{self.target} has seccomp filters that this monitor may not read, and whose verdict may"
                 f" be to kill it:"
                 " run `vmmswap-monitor NAME --attach PID` as root outside the unit, or use the option force"
             )
+
+    def _may_try(self) -> bool:
+        """Whether calls may be made though we cannot know what the filters say to them."""
+        program = _program_of(self.target)
+        return program.startswith(_KNOWN_FILTERS) or (
+            self._place.force and not program.startswith(_DEADLY_FILTERS)
+        )
+
+    def pass_over_filters(self) -> bool:
+        """From here on make calls that a filter forbids too, if that was asked for and the kernel grants it.
+
+        The kernel does so for a tracer with CAP_SYS_ADMIN that has no filter itself. If that is killed in the
+        instant between two requests of _swap(), the filter meets the call after all.
+        """
+        can = self._place.force and self._filters is not None and self._arch.swaps_calls
+        try:
+            self._suspend_filters(can)
+            self._suspend_filters(False)
+        except OSError:
+            can = False
+        self._passes_over = can
+        return can
+
+    def _suspend_filters(self, on: bool) -> None:
+        options = kernel.PTRACE_O_TRACESYSGOOD | (kernel.PTRACE_O_SUSPEND_SECCOMP if on else 0)
+        ptrace(kernel.PTRACE_SETOPTIONS, self._tid, 0, options)
 
     def read(self, addr: int, size_bytes: int) -> bytes:
         return kernel.read_memory(self.target.pid, addr, size_bytes)
@@ -131,21 +160,20 @@ class HeldThread:
 
     def call(self, name: str, *arguments: int) -> int:
         """Make a system call. OSError with what it returned; CallRefusedError if a filter forbids it."""
-        assert self._home is not None  # noqa: S101  (see scratch_addr)
+        self._turn_back()
         number = self._arch.syscalls[name]
-        self._check_filters(name, number, arguments)
-        gadgets = self._place.gadgets
-        self._called = True
-        self._arch.write(self._tid, self._arch.call(self._registers, self._home, gadgets, number, arguments))
-        reach("call.registers")
-        if not self._masked:
-            self._masked = True
-            kernel.set_sigmask(self._tid, _BLOCKED | self._sigmask & self._pending_signals())
-        reach("call.mask")
-        for step in ("entry", "exit"):
-            registers = self._run_to_syscall_stop(name)
-            self._is_entering = step == "entry"
-            reach(f"call.{step}")
+        is_forbidden = self._is_forbidden(name, *arguments)
+        self._begin(*(_HARMLESS if is_forbidden else (name, arguments)))
+        registers = self._run_to_syscall_stop(name)
+        self._is_entering = True
+        reach("call.entry")
+        if is_forbidden:
+            self._swap(registers, number, arguments)
+        registers = self._run_to_syscall_stop(name)
+        self._is_entering = False
+        if is_forbidden:
+            self._suspend_filters(False)
+        reach("call.exit")
         if self._filters is None and self._has_seccomp:
             self._check_trap(name)
         result = self._arch.result(registers)
@@ -153,20 +181,63 @@ class HeldThread:
             raise OSError(-result, f"{name} in {self.target}: {os.strerror(-result)}")
         return result
 
+    def _begin(self, name: str, arguments: Sequence[int]) -> None:
+        assert self._home is not None  # noqa: S101  (see scratch_addr)
+        number = self._arch.syscalls[name]
+        self._called = True
+        self._arch.write(
+            self._tid, self._arch.call(self._registers, self._home, self._place.gadgets, number, arguments)
+        )
+        reach("call.registers")
+        if not self._masked:
+            self._masked = True
+            kernel.set_sigmask(self._tid, _BLOCKED | self._sigmask & self._pending_signals())
+        reach("call.mask")
+
+    def _swap(self, registers: Registers, number: int, arguments: Sequence[int]) -> None:
+        """At the entry of a harmless call: make the forbidden one instead. The request that lets the thread
+        go on has to follow at once.
+        """
+        other = self._arch.other_call(registers, number, arguments)
+        self._suspend_filters(True)
+        self._arch.write(self._tid, other)
+
+    def _turn_back(self) -> None:
+        """From the entry of a call that is not to be made any more. Not by the number -1, as long as there is
+        another way: a filter may kill at that.
+        """
+        if not self._is_entering or not self._arch.swaps_calls or self._verdict(*_HARMLESS):
+            return
+        name, arguments = _HARMLESS
+        registers = self._arch.read(self._tid)
+        other = self._arch.other_call(registers, self._arch.syscalls[name], arguments)
+        self._arch.write(self._tid, other)
+        self._run_to_syscall_stop(name)
+        self._is_entering = False
+
     def _pending_signals(self) -> int:
         """Such a one that the thread blocks waits on, also if it is the number of a fault."""
         keys = ("SigPnd", "ShdPnd")
         own, shared = (int(_status_of(self.target.pid, self._tid, key), 16) for key in keys)
         return own | shared
 
-    def _check_filters(self, name: str, number: int, arguments: Sequence[int]) -> None:
-        if self._filters is None:
-            return
-        behind = self._place.gadgets["syscall"] + self._arch.syscall_bytes
-        home = self._arch.syscalls["rt_sigreturn"]
-        for what, nr, args in ((name, number, arguments), ("rt_sigreturn", home, ())):
-            if verdict := self._filters.refusal(nr, self._arch.audit, behind, args):
+    def _is_forbidden(self, name: str, *arguments: int) -> bool:
+        """By a filter, which is to be passed over. CallRefusedError if it is not."""
+        needed = [_HARMLESS, ("rt_sigreturn", ())] if self._passes_over else [("rt_sigreturn", ())]
+        for what, args in needed:
+            if verdict := self._verdict(what, args):
                 raise CallRefusedError(f"a seccomp filter of {self.target} would {verdict} at {what}")
+        verdict = self._verdict(name, arguments)
+        if verdict and not self._passes_over:
+            raise CallRefusedError(f"a seccomp filter of {self.target} would {verdict} at {name}")
+        return bool(verdict)
+
+    def _verdict(self, name: str, arguments: Sequence[int]) -> str:
+        """What the filters would do instead of the call; empty: they let it pass, or are not known."""
+        if self._filters is None:
+            return ""
+        behind = self._place.gadgets["syscall"] + self._arch.syscall_bytes
+        return self._filters.refusal(self._arch.syscalls[name], self._arch.audit, behind, arguments)
 
     def _check_trap(self, name: str) -> None:
         """A filter that sends SIGSYS leaves the call undone and the signal pending: take it away."""
@@ -213,6 +284,7 @@ class HeldThread:
         kernel begins an interrupted system call again, or ends it with EINTR if a handler has run. Not at a
         call's entry, where the kernel would make the interrupted one instead of ours.
         """
+        self._turn_back()
         if self._masked:
             kernel.set_sigmask(self._tid, self._sigmask)
             reach("mask-restored")
@@ -382,12 +454,11 @@ def _not_permitted(target: Target, tid: int) -> VmmswapError:
     )
 
 
-def _has_known_filters(target: Target) -> bool:
+def _program_of(target: Target) -> str:
     try:
-        program = Path(f"/proc/{target.pid}/exe").readlink().name
+        return Path(f"/proc/{target.pid}/exe").readlink().name
     except OSError:
-        return False
-    return program.startswith(_KNOWN_FILTERS)
+        return ""
 
 
 def find_gadgets(target: Target, arch: Architecture, areas: Sequence[Area]) -> dict[str, int]:

@@ -77,7 +77,10 @@ def _plant(thread: HeldThread) -> Planted:
             uffd = pidfd_getfd(thread.target.pidfd, number)
             reach("fetched")
         except CallRefusedError as refusal:
-            raise NotSupportedError(f"{refusal}: without it no userfaultfd can be made in it") from None
+            raise NotSupportedError(
+                f"{refusal}: without it no userfaultfd can be made in it. The option force has the kernel"
+                " pass over the filter for such calls, where the monitor runs as root outside the unit"
+            ) from None
         undo.pop_all()
     return Planted(uffd, number, dummy_page, how)
 
@@ -102,7 +105,13 @@ def _make_uffd(thread: HeldThread) -> tuple[int, str]:
         except (OSError, CallRefusedError) as error:
             if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
                 raise
-    return _make_by_device(thread), f"from {_DEVICE}, passed to it"
+    how = f"from {_DEVICE}, passed to it"
+    try:
+        return _make_by_device(thread), how
+    except CallRefusedError:
+        if not thread.pass_over_filters():
+            raise
+    return _make_by_device(thread), f"{how} past its seccomp filter"
 
 
 def _is_for_everybody() -> bool:
