@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.attach import NOBODY, ROOT, Target
+from tests.support.attach import NOBODY, Target
+from tests.support.programs import ROOT
 from vmmswap.attach import inject, memory
 from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process, parse_region
 from vmmswap.attach.failpoint import STEPS, VARIABLE

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 from tests.support import bus as bus_support
-from tests.support.attach import DEADLINE_S, NOBODY, ROOT, Target
+from tests.support.attach import DEADLINE_S, NOBODY, Target
 from tests.support.attach_odd import OddTarget
 from tests.support.bus import PrivateBus
 from tests.support.monitor import BusError, Monitor
+from tests.support.programs import ROOT
 from vmmswap.attach import attach as attach_module
 from vmmswap.attach import inject, memory
 from vmmswap.attach import plant as plant_module

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import installation, service
-from tests.support.attach import target_program
+from tests.support.attach import SOURCE
 from tests.support.machine import Machine
+from tests.support.programs import built
 from tests.support.service import Service
 from vmmswap.names import HOST_INTERFACE, HOST_PATH
 
@@ -30,7 +31,7 @@ def host(tree: Path) -> Iterator[Service]:
     with Machine(binds={installation.INSIDE: str(tree)}) as machine:
         inside = machine.path(PROGRAM)
         inside.parent.mkdir(exist_ok=True)
-        shutil.copy(target_program("-static"), inside)
+        shutil.copy(built(SOURCE, "-static"), inside)
         shutil.copy(inside, machine.path(KNOWN))
         yield service.install(machine)
 

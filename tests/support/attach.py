@@ -9,8 +9,6 @@ with Target("nanosleep,read") as target:
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import mmap
 import os
 import struct
@@ -21,27 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.programs import built
+
 SOURCE = Path(__file__).with_name("attach_target.c")
 DEADLINE_S = 30.0
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
 
 _HEAD = struct.Struct("QQQQ")
 _COUNTERS = struct.Struct("QQQ")
-
-
-@functools.cache
-def target_program(*flags: str) -> Path:
-    """The program, built if need be."""
-    build = ROOT / "build"
-    build.mkdir(exist_ok=True)
-    program = build / "-".join(["attach-target", *(flag.strip("-") for flag in flags)])
-    with (build / ".attach-target.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
-            command = ["gcc", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", *flags]
-            subprocess.run([*command, "-o", str(program), str(SOURCE)], check=True)
-    return program
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +52,7 @@ class Target:
         os.ftruncate(stats, mmap.PAGESIZE)
         self._stats = mmap.mmap(stats, mmap.PAGESIZE)
         self.process = subprocess.Popen(
-            [*prefix, str(target_program(*flags)), str(stats), str(size_mib), kinds, *options],
+            [*prefix, str(built(SOURCE, *flags)), str(stats), str(size_mib), kinds, *options],
             pass_fds=[stats],
             stdin=subprocess.DEVNULL,
         )

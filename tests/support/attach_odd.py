@@ -7,8 +7,6 @@ with OddTarget("fork") as target:
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import os
 import select
 import subprocess
@@ -16,23 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.support.attach import DEADLINE_S, ROOT
+from tests.support.attach import DEADLINE_S
+from tests.support.programs import built
 
 SOURCE = Path(__file__).with_name("attach_odd_target.c")
-
-
-@functools.cache
-def odd_program() -> Path:
-    """The program, built if need be."""
-    build = ROOT / "build"
-    build.mkdir(exist_ok=True)
-    program = build / "attach-odd-target"
-    with (build / ".attach-odd-target.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
-            command = ["gcc", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]
-            subprocess.run([*command, "-o", str(program), str(SOURCE)], check=True)
-    return program
 
 
 class OddTarget:
@@ -40,7 +25,7 @@ class OddTarget:
 
     def __init__(self, *arguments: str, prefix: tuple[str, ...] = ()) -> None:
         self.process = subprocess.Popen(
-            [*prefix, str(odd_program()), *arguments],
+            [*prefix, str(built(SOURCE)), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
