@@ -158,7 +158,6 @@ class Config:
         "How long a VMM may take to send its message once it has connected, and to take the reply.",
         10.0,
     )
-
     snapshot_file: str = _key(
         "SnapshotFile",
         "absolute path",

@@ -477,9 +477,9 @@ static void swap_in(struct swapper *swapper)
 		return;
 	if (pages_out(vm)) {
 		error_set(&swapper->error, EIO,
-			  "%llu pages of guest memory cannot be read back from the swap file: they are still out, and the VM "
+			  "%llu pages of guest memory cannot be read back from the %s file: they are still out, and the VM "
 			  "cannot be released while they are",
-			  (unsigned long long)pages_out(vm));
+			  (unsigned long long)pages_out(vm), vm->snapshot ? "snapshot's" : "swap");
 		return;
 	}
 	track(swapper, false);

@@ -29,10 +29,12 @@ def failing(text: str) -> dict[str, str]:
 class Restarted:
     """A monitor under a service manager that keeps its fds; the test starts each life."""
 
-    def __init__(self, bus: PrivateBus, directory: Path, manager: ServiceManager) -> None:
+    def __init__(self, bus: PrivateBus, directory: Path, manager: ServiceManager, *options: str) -> None:
+        """options: further ones of the program."""
         self.manager = manager
         self._bus = bus
         self._directory = directory
+        self._options = options
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(directory / "socket"))
         self._listener.listen()
@@ -45,6 +47,7 @@ class Restarted:
             self._bus,
             self._directory,
             "--debug",
+            *self._options,
             program=program,
             env=self.manager.environment | WITH_FAILPOINTS | env,
             listen=False,

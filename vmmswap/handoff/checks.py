@@ -60,14 +60,24 @@ def register(message: Register, frame: Frame, connection: int) -> RegisterReques
     )
 
 
-def add_process(message: AddProcess, frame: Frame, memory: Memory) -> AddProcessRequest:
+def add_process(
+    message: AddProcess, frame: Frame, memory: Memory, served_pid: int | None
+) -> AddProcessRequest:
+    """served_pid: the process whose userfaultfd this is, if it is served already."""
     pidfd = frame.fds[1]
     pid = fds.pid_of(pidfd, "fds[1]")
     if pid == os.getpid():
         raise ProtocolError("fds[1]: the pidfd is of the monitor itself")
+    if served_pid not in (None, pid):
+        raise ProtocolError(
+            f"fds[0]: this userfaultfd is of process {served_pid}, and fds[1] is of {pid}: send one that"
+            f" {pid} has made itself"
+        )
     for idx, region in enumerate(message.regions):
         _check_registered(f"regions[{idx}]", region, memory)
-    process = _check_process(_Process(pid, pidfd, frame.fds[0]), message, memory, map_file_of(pid))
+    process = _check_process(
+        _Process(pid, pidfd, frame.fds[0]), message, memory, None if served_pid else map_file_of(pid)
+    )
     if not process.is_proven and frame.peer.uid != 0 and uids_of(pid) != {frame.peer.uid}:
         raise AccessDeniedError(
             f"fds[1]: the process {pid} is not of uid {frame.peer.uid}, and nothing shows that the"
@@ -125,14 +135,14 @@ def attach(message: Attach, frame: Frame) -> AttachRequest:
     )
 
 
-def firecracker(message: FirecrackerRegister, frame: Frame, connection: int) -> FirecrackerRequest:
+def firecracker(message: FirecrackerRegister, frame: Frame) -> FirecrackerRequest:
     uffd = frame.fds[0]
-    info = fds.check_uffd(uffd)
+    info = fds.check_uffd_of_snapshot(uffd)
     process_maps = maps.read_maps(frame.peer.pid)
     for idx, region in enumerate(message.regions):
-        maps.check_mapped(process_maps, f"regions[{idx}]", region, None)
+        maps.check_private(process_maps, f"regions[{idx}]", region)
     _check_alive(frame.peer.pidfd, frame.peer.pid)
-    return FirecrackerRequest(_all_fds(frame), frame.peer, uffd, info, message.regions, connection)
+    return FirecrackerRequest(_all_fds(frame), frame.peer, uffd, info, message.regions)
 
 
 def _all_fds(frame: Frame) -> OwnedFds:
@@ -202,9 +212,9 @@ def _check_with_registered(regions: Sequence[Region], memory: Memory, together: 
 
 
 def _check_process(
-    process: _Process, message: Register | AddProcess, memory: Memory, path_of: PathOf
+    process: _Process, message: Register | AddProcess, memory: Memory, path_of: PathOf | None
 ) -> ProcessMemory:
-    """One process with its uffd, against its maps and the VM's memory."""
+    """One process with its uffd, against its maps and the VM's memory. path_of None: it needs no test."""
     pid, regions, dummy_page = process.pid, message.regions, message.dummy_page
     info = fds.check_uffd(process.uffd)
     process_maps = maps.read_maps(pid)
@@ -213,7 +223,7 @@ def _check_process(
     if dummy_page is not None and not maps.is_mapped(process_maps, dummy_page):
         raise InvalidRegionError(f"dummy_page: {dummy_page:#x} is not mapped in the process")
     _check_alive(process.pidfd, pid)
-    is_proven = prove(process.uffd, pid, dummy_page, regions, path_of)
+    is_proven = path_of is None or prove(process.uffd, pid, dummy_page, regions, path_of)
     listed = (*regions, *memory.regions) if pid == memory.pid else regions
     unlisted = maps.find_unlisted(process_maps, memory.regions, memory.region_files, listed)
     return ProcessMemory(pid, process.pidfd, process.uffd, info, regions, dummy_page, is_proven, unlisted)

@@ -31,6 +31,10 @@ _LIMITS = {
     Feature.WP_HUGETLBFS_SHMEM: "WP_HUGETLBFS_SHMEM: no swap-out without stopping the guest",
     Feature.POISON: "POISON: a page that cannot be read back leaves its readers waiting",
 }
+_COMES_BACK = (
+    "EVENT_REMOVE: what the guest gives up before it was brought in comes back from the snapshot. Firecracker"
+    " leaves it out only for VMs without a balloon"
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -133,22 +137,20 @@ def check_uffd(fd: int, field: str = "fds[0]") -> UffdInfo:
 def check_uffd_of_snapshot(fd: int, field: str = "fds[0]") -> UffdInfo:
     """As check_uffd, for memory that the VMM has registered itself and fills from a snapshot.
 
-    Memory that is given up must not come back from the file, and a child would share our notes on which pages
-    are in, but not the pages.
+    A child would share our notes on which pages are in, but not the pages. Without EVENT_REMOVE, which older
+    Firecrackers ask for only if the VM has a balloon, what is given up before it was read comes back from the
+    file.
     """
     if uffd_api.is_userfaultfd(fd) and uffd_api.features_of(fd) is None:
         raise ProtocolError(f"{field}: UFFDIO_API is not done: nothing can be registered with it yet")
     info = check_uffd(fd, field)
-    if not info.event_remove:
-        raise NotSupportedError(
-            f"{field}: the userfaultfd lacks the feature EVENT_REMOVE: what a balloon takes would come back"
-        )
     if info.event_fork:
         raise NotSupportedError(
             f"{field}: the userfaultfd has the feature EVENT_FORK: private memory that is forked cannot be"
             " served"
         )
-    return replace(info, limits=())  # they speak of what needs a memfd
+    limits = () if info.event_remove else (_COMES_BACK,)
+    return replace(info, limits=limits)  # the others speak of what needs a memfd
 
 
 def _initialise(fd: int) -> Feature:

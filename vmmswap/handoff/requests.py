@@ -133,7 +133,8 @@ class FirecrackerRequest:
     """Firecracker fills its memory from a snapshot: Region.offset_bytes is in the snapshot's memory file.
 
     Whether the uffd stops kernel-mode accesses is not tested: its memory may be registered and waiting
-    already.
+    already. The end of its connection means nothing: Firecracker never uses it again, and older versions
+    close it at once.
     """
 
     fds: OwnedFds
@@ -141,7 +142,6 @@ class FirecrackerRequest:
     uffd: int
     uffd_info: UffdInfo
     regions: tuple[Region, ...]
-    connection: int
 
 
 class HandoffHandler(Protocol):
@@ -175,7 +175,7 @@ class HandoffHandler(Protocol):
     async def attach(self, request: AttachRequest) -> None: ...
 
     async def connection_lost(self, error: VmmswapError | None) -> None:
-        """The registered VM's connection has ended. Called once, never after attach.
+        """The registered VM's connection has ended. Called once, never after attach or Firecracker's message.
 
         None: the VMM closed it: if its process lives, swap all in and release it. An error: we closed it
         after refusing a message, which has no effect on the VM; it can say no more, its pidfd tells of its

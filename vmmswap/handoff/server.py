@@ -57,11 +57,8 @@ class HandoffServer:
             return
         self._run(sock, HandoffSession(sock, self._handler, self._claim, self._limits))
 
-    def adopt(self, sock: socket.socket, memory: Memory | None) -> None:
-        """Go on with the registered VM's connection, which came back from the fd store.
-
-        None: Firecracker's.
-        """
+    def adopt(self, sock: socket.socket, memory: Memory) -> None:
+        """Go on with the registered VM's connection, which came back from the fd store."""
         session = HandoffSession(sock, self._handler, self._claim, self._limits)
         session.resume(memory)
         self._run(sock, session)

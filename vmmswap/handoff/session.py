@@ -14,7 +14,7 @@ from vmmswap.errors import AccessDeniedError, BusyError, InternalError, Protocol
 from vmmswap.handoff import checks, messages
 from vmmswap.handoff.messages import AddProcess, AddRegion, Attach, Register, RemoveRegion
 from vmmswap.handoff.owned import OwnedFds
-from vmmswap.handoff.receiver import Frame, Limits, receive, wait_readable
+from vmmswap.handoff.receiver import Frame, Limits, receive
 from vmmswap.handoff.requests import HandoffHandler, Memory
 
 _log = logging.getLogger("vmmswap.handoff")
@@ -64,9 +64,8 @@ class HandoffSession:
         self._is_registered = False
         self._is_over = False
 
-    def resume(self, memory: Memory | None) -> None:
-        """Before `run`: this connection comes from the fd store, and its VM has registered memory (None:
-        Firecracker).
+    def resume(self, memory: Memory) -> None:
+        """Before `run`: this connection comes from the fd store, and its VM has registered memory.
 
         What was read of a message when the former monitor died is lost. The VMM gets no answer, or an error
         for the rest of the message; neither has an effect on the VM.
@@ -107,9 +106,6 @@ class HandoffSession:
         return None
 
     async def _serve(self) -> None:
-        if self._is_registered and self._memory is None:
-            await self._wait_for_end()
-            return
         while not self._is_over:
             silence_s = None if self._is_registered else self._limits.silence_s
             frame = await receive(self._sock, self._limits, silence_s)
@@ -117,10 +113,7 @@ class HandoffSession:
                 return
             with frame:
                 reply = await self._answer(frame)
-            if reply is None:
-                await self._wait_for_end()
-                return
-            if not await self._send(reply):
+            if reply is None or not await self._send(reply):
                 return
 
     async def _answer(self, frame: Frame) -> dict[str, str] | None:
@@ -174,10 +167,9 @@ class HandoffSession:
 
     async def _register_firecracker(self, frame: Frame) -> None:
         message = messages.parse_firecracker(frame.data, len(frame.fds))
-        request = await _on_thread(lambda: checks.firecracker(message, frame, self._sock.fileno()))
+        request = await _on_thread(lambda: checks.firecracker(message, frame))
         with request.fds:
             await self._handler.register_firecracker(request)
-        self._is_registered = True
 
     async def _attach(self, message: Attach, frame: Frame) -> None:
         request = checks.attach(message, frame)
@@ -196,18 +188,6 @@ class HandoffSession:
         with request.fds:
             await self._handler.add_region(request)
         self._memory = memory.with_regions(request.regions, request.files)
-
-    async def _wait_for_end(self) -> None:
-        """Firecracker says nothing more: whatever comes is thrown away, fds by the kernel."""
-        while True:
-            await wait_readable(self._sock)
-            try:
-                if not self._sock.recv(1 << 16):
-                    return
-            except BlockingIOError:
-                continue
-            except ConnectionResetError:
-                return
 
     async def _send(self, reply: dict[str, str]) -> bool:
         """False if the peer is gone or does not take the reply."""

@@ -78,7 +78,7 @@ async def _detach(
 
 def new_vm(attached: AttachedVm, *, pins: bool, qmp: str | None) -> NewVm:
     """To be registered as if it had been handed over; the other processes are added then."""
-    return NewVm(new_process(attached.vmm), attached.memfds, attached.uid, pins, qmp)
+    return NewVm(new_process(attached.vmm), attached.memfds, attached.uid, pins, qmp, attached=True)
 
 
 def new_process(process: AttachedProcess) -> NewProcess:

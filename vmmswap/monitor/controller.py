@@ -87,6 +87,7 @@ class Controller:
 
     async def enable(self) -> None:
         vm = self._registered()
+        vm.check_may_go_out()
         self._orders += 1
         order = self._orders
         self._machine.check_enable()
@@ -110,6 +111,7 @@ class Controller:
 
     async def trim(self) -> None:
         vm = self._registered()
+        vm.check_may_go_out()
         if self._machine.job is Job.NONE:
             await self._drain.prepare(vm, self.config)
         if self.vm is vm:
@@ -191,7 +193,7 @@ class Controller:
         self._room.stop()
         self._drain.job_ended()
         event = self._with_drain_error(event)
-        stats = self.vm.engine.stats()
+        stats = self.vm.stats()
         stats = replace(stats, pause_us=max(stats.pause_us, self._drain.pause_us))
         self._operation_log.ended(self._machine.operation, stats, self.vm.engine.pin_check, event)
         self.vm.change(interrupted=0)
@@ -377,8 +379,9 @@ class Controller:
     def _refuse_poisoned(self) -> None:
         if poisoned := self._poisoned_pages():
             raise StorageFailedError(
-                f"{poisoned} pages of guest memory cannot be read back from the swap file; all others are in."
-                " The VM cannot be released while they remain: the journal says why they are lost"
+                self._machine.error
+                or f"{poisoned} pages of guest memory cannot be read back; all others are in. The VM cannot"
+                " be released while they remain: the journal says why they are lost"
             )
 
     def _changed(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.receiver import Limits
 from vmmswap.handoff.server import HandoffServer
 from vmmswap.log import fields
-from vmmswap.monitor import attached, coverage, fdstore, recovery, service
+from vmmswap.monitor import attached, coverage, fdstore, recovery, service, snapshot
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.keeper import Keeper
@@ -147,11 +148,35 @@ class Monitor:
         for limit in new.vmm.limits:
             _log.warning("process %d: %s", new.vmm.pid, limit)
 
-    async def register_firecracker(self, _request: requests.FirecrackerRequest) -> None:
-        raise NotSupportedError(
-            "Firecracker's message needs the snapshot's memory file, which this monitor was not given: use"
-            " vmmswap's own message"
-        )
+    async def register_firecracker(self, request: requests.FirecrackerRequest) -> None:
+        path = self._setup.config.snapshot_file
+        if not path:
+            raise NotSupportedError(
+                "Firecracker's message needs the snapshot's memory file: set SnapshotFile= for this VM, or"
+                " use vmmswap's own message"
+            )
+        file = snapshot.open_file(path, request.regions)
+        try:
+            await self.register_vm(
+                NewVm(
+                    vmm=NewProcess(
+                        request.peer.pid,
+                        request.peer.pidfd,
+                        request.uffd,
+                        request.regions,
+                        limits=request.uffd_info.limits,
+                        is_proven=False,
+                    ),
+                    memfds=(),
+                    uid=request.peer.uid,
+                    snapshot=file,
+                )
+            )
+        finally:
+            os.close(file)
+
+    def served_pid(self, uffd: int) -> int | None:
+        return None if self._processes is None else self._processes.pid_of(uffd)
 
     async def add_process(self, request: requests.AddProcessRequest) -> None:
         self._registered()[1].add(_new_process(request.process))
@@ -295,7 +320,7 @@ class Monitor:
         self._end(0)
 
     async def _detach(self, vm: Vm) -> None:
-        await attached.detach(vm.processes.values())
+        await attached.detach(vm.processes.values(), force=vm.manifest.forced)
         if self._controller.vm is vm:
             _log.info("detached: the VMM is as it was", extra=fields("", message_ids.VM_GONE))
             self._end(0)
@@ -394,5 +419,6 @@ def _where(vm: Vm, page_idx: int) -> str:
         if item.page_idx <= page_idx < item.page_idx + item.pages:
             into_bytes = (page_idx - item.page_idx) * PAGE_SIZE
             offset_bytes = item.offset_bytes + into_bytes
-            return f"address {item.addr + into_bytes:#x}, offset {offset_bytes:#x} of memfd {item.memfd}"
+            file = "the snapshot's file" if vm.manifest.snapshot else f"memfd {item.memfd}"
+            return f"address {item.addr + into_bytes:#x}, offset {offset_bytes:#x} of {file}"
     return f"page {page_idx}"

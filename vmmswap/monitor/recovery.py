@@ -73,7 +73,9 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
             f"the fd store has no {' and no '.join(missing)}: the VM's memory cannot be served"
         )
     engine = Engine(
-        engine_config(config, swap_dir), page_map_fd=kept[fdstore.PAGE_MAP], store_fd=kept[fdstore.STORE]
+        engine_config(config, swap_dir, is_snapshot=manifest.snapshot),
+        page_map_fd=kept[fdstore.PAGE_MAP],
+        store_fd=kept[fdstore.STORE],
     )
     vm = Vm(engine, manifest, file, store)
     _add_memory(vm, kept)
@@ -124,7 +126,7 @@ def _add_memory(vm: Vm, kept: dict[str, int]) -> None:
         vm.files.append(file_id(fd))
     next_idx = 0
     for region in sorted(vm.manifest.regions, key=lambda item: item.page_idx):
-        if region.memfd not in vm.memfds:
+        if region.memfd not in vm.memfds and not vm.manifest.snapshot:
             raise StorageFailedError(f"the fd store has no {fdstore.memfd_name(region.memfd)}")
         if region.page_idx > next_idx:
             _skip_pages(vm.engine, region.page_idx - next_idx)
@@ -132,7 +134,11 @@ def _add_memory(vm: Vm, kept: dict[str, int]) -> None:
 
 
 def _add_region(vm: Vm, region: RegionRecord) -> int:
-    page_idx = vm.engine.add_region(vm.memfds[region.memfd], region.offset_bytes, region.pages * PAGE_SIZE)
+    size_bytes = region.pages * PAGE_SIZE
+    if vm.manifest.snapshot:
+        page_idx = vm.engine.add_snapshot_region(region.offset_bytes, size_bytes)
+    else:
+        page_idx = vm.engine.add_region(vm.memfds[region.memfd], region.offset_bytes, size_bytes)
     if page_idx != region.page_idx:
         raise StorageFailedError(f"the record of the VM is damaged: page {page_idx} is not {region.page_idx}")
     return page_idx + region.pages

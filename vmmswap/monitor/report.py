@@ -31,7 +31,7 @@ def status_of(
     """
     if vm is None:
         return Status(name=name)
-    stats = vm.engine.stats()
+    stats = vm.stats()
     return Status(
         state=machine.state,
         swap_time_ms=stats.swap_time_ms,

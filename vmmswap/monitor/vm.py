@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vmmswap.config import Config
-from vmmswap.engine import Engine, EngineConfig, Range
+from vmmswap.engine import Engine, EngineConfig, EngineStats, Range
 from vmmswap.errors import BusyError, InvalidRegionError
 from vmmswap.handoff.fds import FileId, file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
-from vmmswap.monitor import fdstore
+from vmmswap.monitor import fdstore, snapshot
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 
@@ -43,7 +43,9 @@ class NewProcess:
 
 @dataclass(frozen=True, slots=True)
 class NewVm:
-    """A VM to register. connection None: its end is not the VM's (attach)."""
+    """A VM to register. connection None: its end is not the VM's. snapshot: the memory file that its private
+    memory comes from; there are no memfds then.
+    """
 
     vmm: NewProcess
     memfds: tuple[int, ...]
@@ -51,6 +53,10 @@ class NewVm:
     pins: bool = True
     qmp: str | None = None
     connection: int | None = None
+    snapshot: int | None = None
+    attached: bool = False
+    forced: bool = False
+    chosen: bool = False
 
 
 @dataclass(slots=True)
@@ -91,6 +97,18 @@ class Vm:
     @property
     def open_memfds(self) -> list[int]:
         return list(self.memfds.values())
+
+    def stats(self) -> EngineStats:
+        """The engine's counters; what is resident of private memory is counted in the process."""
+        stats = self.engine.stats()
+        if not self.manifest.snapshot:
+            return stats
+        return replace(stats, resident_pages=snapshot.resident_pages(self.vmm.pid, self.vmm.ranges))
+
+    def check_may_go_out(self) -> None:
+        """NotSupportedError if nothing of this memory can be swapped out."""
+        if self.manifest.snapshot:
+            snapshot.refuse_to_go_out()
 
     def change(self, **values: object) -> None:
         """Change the record that a successor reads."""
@@ -139,6 +157,19 @@ class Vm:
             undo.pop_all()
         return process
 
+    def extend_process(self, process_id: int, regions: Sequence[Region]) -> None:
+        """A process that is served maps further guest memory. What came before a region that cannot be served
+        stays.
+        """
+        process = self.processes[process_id]
+        try:
+            for region in regions:
+                item = self._range_of(region)
+                self.engine.add_range(process_id, item)
+                process.ranges = (*process.ranges, item)
+        finally:
+            self.record_processes()
+
     def add_child(self, process_id: int, parent_id: int, uffd: int) -> Process | None:
         """Take note of a forked child, which the engine serves already. None if its parent is not known.
 
@@ -173,6 +204,13 @@ class Vm:
         process.pid, process.pidfd = pid, pidfd
         self.record_processes()
         self.store.add(fdstore.pidfd_name(process.key), pidfd)
+
+    def lost_pid(self, process: Process) -> None:
+        """The pid was not this process's. Its pidfd, which nobody waits for any more, is closed."""
+        self.store.remove(fdstore.pidfd_name(process.key))
+        os.close(process.pidfd)
+        process.pid, process.pidfd = 0, -1
+        self.record_processes()
 
     def remove_process(self, process_id: int) -> Process | None:
         """Forget a process that has ended. None if it was forgotten before.
@@ -236,10 +274,13 @@ class Vm:
             undo.callback(lambda: self.change(regions=before.regions))
             for region in regions:
                 pages = region.size_bytes // PAGE_SIZE
-                page_idx = self.engine.add_region(
-                    self.memfds[region.memfd], region.offset_bytes, region.size_bytes
-                )
-                undo.callback(self.engine.remove_region, page_idx)
+                if self.manifest.snapshot:  # registration only, which gives the engine up if it fails
+                    page_idx = self.engine.add_snapshot_region(region.offset_bytes, region.size_bytes)
+                else:
+                    page_idx = self.engine.add_region(
+                        self.memfds[region.memfd], region.offset_bytes, region.size_bytes
+                    )
+                    undo.callback(self.engine.remove_region, page_idx)
                 record = RegionRecord(region.addr, page_idx, pages, region.memfd, region.offset_bytes)
                 self.change(regions=(*self.manifest.regions, record))
                 if mapped_by is not None:
@@ -295,8 +336,8 @@ class Vm:
         self.file.close()
 
 
-def engine_config(config: Config, swap_dir: Path) -> EngineConfig:
-    return EngineConfig(swap_dir, config.fault_threads, config.spin_us, config.workers)
+def engine_config(config: Config, swap_dir: Path, *, is_snapshot: bool) -> EngineConfig:
+    return EngineConfig(swap_dir, config.fault_threads, config.spin_us, config.workers, is_snapshot)
 
 
 def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdStore) -> Vm:
@@ -305,7 +346,9 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
     What is in the fd store is safe there only after store.barrier().
     """
     with contextlib.ExitStack() as undo:
-        engine = Engine(engine_config(config, swap_dir))
+        engine = Engine(
+            engine_config(config, swap_dir, is_snapshot=new.snapshot is not None), store_fd=new.snapshot
+        )
         undo.callback(engine.close)
         file = ManifestFile()
         undo.callback(file.close)
@@ -314,7 +357,11 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
             uid=new.uid,
             pins=new.pins,
             qmp=new.qmp or "",
-            attached=new.connection is None,
+            attached=new.attached,
+            snapshot=new.snapshot is not None,
+            wants_out=new.snapshot is not None,  # until Disable: what the guest has not had stays out
+            forced=new.forced,
+            chosen=new.chosen,
             config=config.to_json(),
         )
         vm = Vm(engine, manifest, file, store)

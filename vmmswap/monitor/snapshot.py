@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VM whose memory is private and comes from the memory file of a snapshot, as Firecracker's does.
+
+There is no memfd: the file is the store, the page map says what the guest has had, and only the process's
+page tables know what is resident. Nothing can go out again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmmswap.engine import Range
+from vmmswap.errors import InvalidRegionError, NotSupportedError, StorageFailedError
+from vmmswap.handoff.messages import PAGE_SIZE, Region
+
+_VMA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
+
+
+def refuse_to_go_out() -> None:
+    """Raise what Enable and Trim answer."""
+    raise NotSupportedError(
+        "this VM's memory is private and came from a snapshot: it can be brought in (Disable), but nothing of"
+        " it can go out, because no memfd holds it. A VMM with memfd memory sends vmmswap's own register"
+    )
+
+
+def open_file(path: str, regions: Sequence[Region]) -> int:
+    """The memory file, open for reading. StorageFailedError, or InvalidRegionError if it is too short."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise StorageFailedError(
+            f"SnapshotFile={path} cannot be opened: {error.strerror}: the unit's sandbox must see it, and"
+            " vmmswap's user may read it"
+        ) from None
+    try:
+        _check_file(fd, path, regions)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_file(fd: int, path: str, regions: Sequence[Region]) -> None:
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageFailedError(
+            f"SnapshotFile={path} is not a regular file: give the snapshot's memory file"
+        )
+    for idx, region in enumerate(regions):
+        if region.end_offset > status.st_size:
+            raise InvalidRegionError(
+                f"regions[{idx}].offset: {region.offset_bytes} + size {region.size_bytes} is past the end of"
+                f" SnapshotFile={path}, which has {status.st_size} bytes: is it this snapshot's memory file?"
+            )
+
+
+def resident_pages(pid: int, ranges: Sequence[Range]) -> int:
+    """Pages of these ranges on RAM, by the kernel's count in /proc/PID/smaps; 0 once the process has ended.
+
+    The kernel may have joined a range with a mapping next to it, whose pages it then counts too.
+    """
+    spans = [(item.addr, item.addr + item.pages * PAGE_SIZE) for item in ranges]
+    counted_kib = 0
+    is_guest = False
+    try:
+        with Path(f"/proc/{pid}/smaps").open(encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                if match := _VMA.match(line):
+                    start, end = (int(text, 16) for text in match.groups())
+                    is_guest = any(start < span_end and end > span_start for span_start, span_end in spans)
+                elif is_guest and line.startswith("Rss:"):
+                    counted_kib += int(line.split()[1])
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return min(counted_kib * 1024 // PAGE_SIZE, sum(item.pages for item in ranges))
