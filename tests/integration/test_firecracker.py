@@ -68,7 +68,8 @@ def served(monitor, sizes_mib=SIZES_MIB, **options):
 
 def check_all_right(vmm, expected, directory):
     got = vmm.read(0, PAGES, directory / "seen")
-    wrong = [page for page in range(PAGES) if got[page * PAGE :][:PAGE] != expected[page * PAGE :][:PAGE]]
+    spans = [slice(start, start + PAGE) for start in range(0, PAGES * PAGE, PAGE)]
+    wrong = [page for page, span in enumerate(spans) if got[span] != expected[span]]
     assert not wrong, f"{len(wrong)} pages are wrong, from page {wrong[0]} on"
 
 
