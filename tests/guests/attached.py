@@ -70,3 +70,9 @@ def check_guest(vm: Qemu) -> None:
     done = vm.order("replay")
     assert (done.wrong, done.writes > 0) == (0, True)
     vm.order("scribble on")
+
+
+def wait_blocks(monitor: Monitor, vm: Qemu) -> None:
+    """Until each disk has given some blocks more."""
+    wanted = vm.order("disk on").least + 4
+    monitor.until(lambda: vm.order("disk on").least >= wanted, f"{wanted} blocks of each disk")

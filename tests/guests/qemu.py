@@ -65,6 +65,20 @@ def accelerator() -> tuple[str, str]:
             return "tcg", f"no guest boots with kvm here: {' '.join(str(error).split())[:300]}"
 
 
+def qmp(sock: socket.socket, command: str, **arguments: Any) -> Any:
+    """The first command on a connection; what it returns."""
+    with sock.makefile("rw") as stream:
+        assert "QMP" in json.loads(stream.readline())
+        for message in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
+            stream.write(json.dumps(message) + "\n")
+            stream.flush()
+            reply = {}
+            while "return" not in reply:
+                reply = json.loads(stream.readline())
+                assert "error" not in reply, reply
+        return reply["return"]
+
+
 class Qemu:
     """The running VMM. Leaving the `with` block kills it."""
 
@@ -97,7 +111,7 @@ class Qemu:
             *("-serial", "chardev:serial", "-qmp", f"unix:{self.qmp_path},server=on,wait=off"),
             *("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on"),
             *("-kernel", str(KERNEL_DIR / "vmlinuz"), "-initrd", str(KERNEL_DIR / "initrd.gz")),
-            *("-append", "console=ttyS0 panic=-1 quiet"),
+            *("-append", "console=ttyS0 panic=-1 quiet memhp_default_state=online_movable"),
             *options,
         ]
 
@@ -181,16 +195,8 @@ class Qemu:
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """One command on a connection of its own; what it returns."""
-        with self._connect(self.qmp_path) as sock, sock.makefile("rw") as stream:
-            assert "QMP" in json.loads(stream.readline())
-            for message in ({"execute": "qmp_capabilities"}, {"execute": command, "arguments": arguments}):
-                stream.write(json.dumps(message) + "\n")
-                stream.flush()
-                reply = {}
-                while "return" not in reply:
-                    reply = json.loads(stream.readline())
-                    assert "error" not in reply, reply
-            return reply["return"]
+        with self._connect(self.qmp_path) as sock:
+            return qmp(sock, command, **arguments)
 
     def wait_off(self) -> int:
         """QEMU's return code after the guest has powered off."""

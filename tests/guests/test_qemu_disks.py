@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests import qemu
-from tests.guests.attached import enabled
+from tests.guests.attached import enabled, wait_blocks
 from tests.guests.blocks import write_blocks, wrong_blocks
 from tests.guests.qemu import Qemu
 from tests.support import slow_disk
@@ -75,12 +75,6 @@ def test_nothing_is_lost_across_rounds(service, vm, disks):
     assert vm.order("check").wrong == 0
     service.detach()
     assert [wrong_blocks(file) for file in disks] == [[], [], [], []]
-
-
-def wait_blocks(monitor, vm):
-    """Each disk gives some blocks more."""
-    wanted = vm.order("disk on").least + 4
-    monitor.until(lambda: vm.order("disk on").least >= wanted, f"{wanted} blocks of each disk")
 
 
 def test_without_the_check_it_is_lost(service, directory, vm):

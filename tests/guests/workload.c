@@ -12,6 +12,8 @@
  *     tagged MIB        each disk holds them already                                                -> disks, wrong
  *     disk on|off       threads read (and write again) those blocks, O_DIRECT, into memory that changes its place
  *                                                   -> least (blocks, of the disk that gave fewest), wrong
+ *     store, load       write the first 4 MiB of that memory behind the blocks of each disk, read them back: O_DIRECT, so
+ *                       that the guest's own processors do not touch that memory                    -> disks, wrong
  *     ticks             the longest time that a thread which sleeps a millisecond slept      -> longest_us
  *     memory            what the kernel says                            -> free_kib, total_kib
  *     off               power off
@@ -35,6 +37,7 @@
 #define WORDS_PER_PAGE 512
 #define SCRIBBLE_PAGES 4096
 #define BLOCK_BYTES 65536
+#define STORED_BYTES (4 << 20)
 #define DISKS_MAX 4
 #define READERS_PER_DISK 2
 #define SLOTS 64
@@ -283,6 +286,28 @@ static void set_disk(bool on)
 	printf("disk least=%lu wrong=%lu\n", (unsigned long)least, (unsigned long)blocks_wrong);
 }
 
+/* The host's side of a disk is the only one that touches the memory. */
+static void transfer_filled(const char *order, bool is_store)
+{
+	off_t offset_bytes = (off_t)(blocks * BLOCK_BYTES);
+	size_t wrong = 0;
+	ssize_t done;
+
+	for (size_t i = 0; i < disks_n; i++) {
+		int fd = open_disk(i);
+
+		for (size_t at = 0; at < STORED_BYTES; at += STORED_BYTES / 4) {
+			void *piece = (char *)filled + at;
+
+			done = is_store ? pwrite(fd, piece, STORED_BYTES / 4, offset_bytes + (off_t)at)
+					: pread(fd, piece, STORED_BYTES / 4, offset_bytes + (off_t)at);
+			wrong += done != STORED_BYTES / 4;
+		}
+		close(fd);
+	}
+	printf("%s disks=%zu wrong=%zu\n", order, disks_n, wrong);
+}
+
 /* ---- the rest ---- */
 
 static _Atomic uint64_t longest_us;
@@ -346,6 +371,8 @@ static bool obey(char *line)
 		tag(argument, false);
 	else if (!strcmp(order, "tagged") && argument)
 		tag(argument, true);
+	else if (!strcmp(order, "store") || !strcmp(order, "load"))
+		transfer_filled(order, *order == 's');
 	else if (!strcmp(order, "disk"))
 		set_disk(on);
 	else if (!strcmp(order, "ticks"))

@@ -449,6 +449,7 @@ class RecordingHost:
     [
         ([], ("Attach", "web", 42)),
         (["--force"], ("AttachWithOptions", "web", 42, {"force": True})),
+        (["--qmp", "/run/q.sock"], ("AttachWithOptions", "web", 42, {"qmp": "/run/q.sock"})),
         (
             ["--region", "7f0000000000-7f0000400000", "--region=0x1000-2000", "--force"],
             (
@@ -472,7 +473,9 @@ async def test_attach_and_its_options(bus, words, expected):
     assert host.calls == [expected]
     options = host.calls[0][3] if words else {}
     parsed = parse(attach_message(options).rstrip(), fd_count=1)  # as vmmswapd hands them on
-    assert parsed == Attach(force=bool(words), regions=tuple(options.get("regions", ())))
+    assert parsed == Attach(
+        force="--force" in words, regions=tuple(options.get("regions", ())), qmp=options.get("qmp")
+    )
 
 
 async def test_monitor_follows(bus, publish_vm):

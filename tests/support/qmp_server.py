@@ -31,6 +31,7 @@ class QmpServer:
         self.commands: list[str] = []
         self.on_stop: Callable[[], None] = lambda: None
         self.refuses: dict[str, str] = {}
+        self.answers: dict[str, Callable[[dict[str, Any]], Any]] = {}  # of commands, by their arguments
         self.clients = 0
         self._loop = asyncio.new_event_loop()
         self._one = asyncio.Lock()
@@ -75,11 +76,13 @@ class QmpServer:
             if command == "stop":
                 await asyncio.to_thread(self.on_stop)
             writer.write(_line(EVENT))
-            writer.write(_line({**self._answer(command), "id": request["id"]}))
+            writer.write(_line({**self._answer(command, request.get("arguments", {})), "id": request["id"]}))
 
-    def _answer(self, command: str) -> dict[str, Any]:
+    def _answer(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if command in self.refuses:
             return {"error": {"class": "GenericError", "desc": self.refuses[command]}}
+        if command in self.answers:
+            return {"return": self.answers[command](arguments)}
         if command == "query-status":
             return {"return": {"status": self.state, "running": self.state == "running"}}
         if command == "stop":

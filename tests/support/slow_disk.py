@@ -48,6 +48,11 @@ class SlowDisk:
         self._server.communicate()
 
     @property
+    def pid(self) -> int:
+        """Of the one whose mount namespace has the slow file in place of the file."""
+        return self._server.pid
+
+    @property
     def path(self) -> Path:
         """The slow way to the file, for anybody on this host."""
-        return Path(f"/proc/{self._server.pid}/root{self.file.resolve()}")
+        return Path(f"/proc/{self.pid}/root{self.file.resolve()}")

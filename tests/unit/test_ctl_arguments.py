@@ -47,6 +47,7 @@ def test_every_verb_has_an_example_that_parses(verb):
         ["attach", "web", "-1"],
         ["attach", "web", "4194305"],
         ["attach", "web", "1e3"],
+        ["attach", "web", "1", "--qmp", "q.sock"],
         ["attach", "web", "1", "--region"],
         ["attach", "web", "1", "--region", "7f00aa000"],
         ["attach", "web", "1", "--region", "7f00aa000-7f00aa000"],

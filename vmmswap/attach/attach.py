@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 
 from vmmswap.attach import memory
 from vmmswap.attach import target as target_module
+from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.failpoint import reach
 from vmmswap.attach.kernel import is_same_memory
-from vmmswap.attach.memory import Candidate
+from vmmswap.attach.memory import Candidate, FilePart, Found
 from vmmswap.attach.plant import idle, plant, uproot
 from vmmswap.attach.target import Target, open_target
 from vmmswap.engine import Mapping, mappings_of
@@ -89,6 +90,7 @@ class AttachedVm:
     memfds: tuple[int, ...]
     processes: tuple[AttachedProcess, ...]  # the VMM first
     candidates: tuple[Candidate, ...]
+    options: Options
 
     @property
     def vmm(self) -> AttachedProcess:
@@ -143,7 +145,7 @@ def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
 
 def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
     if not options.force:
-        target_module.check_back_ends(vmm)
+        check_back_ends(vmm, vmm.pid)
     work = _Work(options)
     try:
         found = memory.find(vmm, options.regions)
@@ -161,7 +163,12 @@ def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
             _attach_one(work, targets[pid], regions)
         _attach_late(work, memfds, found.regions)
         return AttachedVm(
-            OwnedFds(work.owned.release()), vmm.uid, memfds, tuple(work.processes), found.candidates
+            OwnedFds(work.owned.release()),
+            vmm.uid,
+            memfds,
+            tuple(work.processes),
+            found.candidates,
+            options,
         )
     except OSError as error:
         work.undo()
@@ -228,17 +235,42 @@ def detach_process(
             raise
 
 
+def find_further_memory(pidfd: int, known: Sequence[FilePart]) -> Found:
+    """What a process that was attached to maps besides: guest memory that was added since, by the same rules.
+
+    BusyError or NotSupportedError if it cannot be served. The memfds are the caller's.
+    """
+    target = target_module.look_again(pidfd)
+    found = memory.find_further(target, known)
+    try:
+        if found.regions:
+            _check(target, found.regions, is_new=False)
+    except BaseException:
+        found.memfds.close()
+        raise
+    return found
+
+
+def check_before_enable(pidfd: int, *, force: bool) -> CommandLine:
+    """What must be true not only when a process is attached to: NotSupportedError if it is not."""
+    target = target_module.look_again(pidfd)
+    target_module.check_devices(target)
+    return read_command_line(target.pid) if force else check_back_ends(target, target.pid)
+
+
 def _look(pidfd: int) -> Target:
     target = target_module.look_at(pidfd)
     target_module.check_devices(target)
     return target
 
 
-def _check(target: Target, regions: Sequence[Region]) -> None:
-    """What can only be said of a process that has guest memory."""
+def _check(target: Target, regions: Sequence[Region], *, is_new: bool = True) -> None:
+    """What can only be said of a process that has guest memory. is_new False: what is registered elsewhere is
+    ours.
+    """
     for start, end, flags in target_module.flags_of_mappings(target):
         is_guest = any(start < item.end and item.addr < end for item in regions)
-        if flags & _REGISTERED:
+        if flags & _REGISTERED and (is_new or is_guest):
             raise BusyError(
                 f"{target} has {'guest ' if is_guest else ''}memory registered with a userfaultfd already, at"
                 f" {start:#x}: another monitor, or the VMM itself (post-copy migration, a snapshot being"

@@ -70,6 +70,15 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class FilePart:
+    """A piece of a file, wherever it is mapped."""
+
+    file: FileId
+    offset_bytes: int
+    end_offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """Guest memory. Region.memfd counts memfds, which the finder's caller owns."""
 
@@ -131,6 +140,46 @@ def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
                 candidates.append(Candidate(area, True, reason))
         _check_found(target, regions, candidates, is_by_hand=bool(by_hand))
         return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
+
+
+def find_further(target: Target, known: Sequence[FilePart]) -> Found:
+    """What looks like guest memory besides the known parts of files, by the same rules; nothing is no error.
+
+    NotSupportedError if any is mapped twice.
+    """
+    candidates: list[Candidate] = []
+    regions: list[Region] = []
+    with OwnedFds() as owned:
+        files: dict[FileId, int] = {}
+        for area in read_areas(target.pid):
+            if area.size_bytes < MIN_BYTES or area.perms[:3] == "---":
+                continue
+            for part in _without(area, known):
+                try:
+                    regions.append(_take(target, part, owned, files, regions))
+                except VmmswapError as error:
+                    candidates.append(Candidate(part, False, error.message))
+                else:
+                    candidates.append(Candidate(part, True, "shared, writable and large, and new"))
+        _check_aliases(target, candidates)
+        return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
+
+
+def _without(area: Area, known: Sequence[FilePart]) -> list[Area]:
+    """What a mapping shows besides these parts of files."""
+    left = [(area.offset_bytes, area.offset_bytes + area.size_bytes)]
+    for part in known:
+        if part.file == area.file:
+            left = [piece for span in left for piece in _difference(*span, part)]
+    to_addr = area.start - area.offset_bytes
+    return [
+        Area(start + to_addr, end + to_addr, area.perms, start, area.file, area.path) for start, end in left
+    ]
+
+
+def _difference(start: int, end: int, part: FilePart) -> list[tuple[int, int]]:
+    pieces = ((start, min(end, part.offset_bytes)), (max(start, part.end_offset), end))
+    return [(first, last) for first, last in pieces if first < last]
 
 
 def _chosen(areas: Iterable[Area], spans: Sequence[tuple[int, int]]) -> list[Area]:
@@ -219,9 +268,7 @@ def _check_found(
     left = [candidate for candidate in candidates if not candidate.taken]
     if is_by_hand and left:
         raise NotSupportedError(f"region {left[0].area.start:#x}-{left[0].area.end:#x}: {left[0].reason}")
-    aliases = [item for item in left if "mapped at" in item.reason]
-    if aliases:
-        raise NotSupportedError(f"{target} maps guest memory twice: {aliases[0]}")
+    _check_aliases(target, left)
     if len(regions) > MAX_REGIONS:
         raise NotSupportedError(
             f"{target} has {len(regions)} mappings of guest memory, at most {MAX_REGIONS} can be"
@@ -236,6 +283,12 @@ def _check_found(
         f"{target} has no shared guest memory. Mappings of {MIN_BYTES >> 20} MiB or more:"
         f" {seen or 'none'}.{advice}"
     )
+
+
+def _check_aliases(target: Target, candidates: Iterable[Candidate]) -> None:
+    for item in candidates:
+        if not item.taken and "mapped at" in item.reason:
+            raise NotSupportedError(f"{target} maps guest memory twice: {item}")
 
 
 def _largest(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,21 @@ def look_at(pidfd: int) -> Target:
     """What process a pidfd is of. NotSupportedError if it cannot be attached to, with the reason."""
     pid = fds.pid_of(pidfd, "pid")
     status = _read_status(pid, pid)
-    target = Target(
+    target = _target_of(pid, pidfd, status)
+    _check(target, status)
+    if not fds.is_alive(pidfd):
+        raise NotSupportedError(f"{target} has ended")
+    return target
+
+
+def look_again(pidfd: int) -> Target:
+    """A process that was attached to. Whether it could be once more does not matter."""
+    pid = fds.pid_of(pidfd, "pid")
+    return _target_of(pid, pidfd, _read_status(pid, pid))
+
+
+def _target_of(pid: int, pidfd: int, status: Mapping[str, str]) -> Target:
+    return Target(
         pid=pid,
         pidfd=pidfd,
         name=status.get("Name", "?"),
@@ -44,10 +58,6 @@ def look_at(pidfd: int) -> Target:
         may_make_uffd=bool(int(status.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1),
         fd_limit=int(status.get("FDSize", "0")),
     )
-    _check(target, status)
-    if not fds.is_alive(pidfd):
-        raise NotSupportedError(f"{target} has ended")
-    return target
 
 
 def open_target(pid: int) -> int:
@@ -197,32 +207,6 @@ def check_devices(target: Target) -> None:
                 f"{target} has {link} open (fd {number}): a device that is passed through to the guest has"
                 f" all of its"
                 " memory pinned, so that none can be swapped out: take the device away from the VM"
-            )
-
-
-def check_back_ends(target: Target) -> None:
-    """NotSupportedError if a vhost-user back-end may come anew at any time: it would read zeros before it is
-    seen.
-
-    From the command line of QEMU: a character device of a vhost-user device that listens, or connects again.
-    """
-    try:
-        raw = Path(f"/proc/{target.pid}/cmdline").read_bytes()
-    except OSError:
-        return
-    words = raw.decode(errors="replace").split("\0")
-    options = [dict(item.partition("=")[::2] for item in word.split(",")) for word in words]
-    users = {
-        option.get("chardev") for word, option in zip(words, options, strict=True) if "vhost-user" in word
-    }
-    for option in options:
-        again = option.get("reconnect", "0") not in ("0", "off") or option.get("reconnect-ms", "0") != "0"
-        listens = "server" in option and option["server"] in ("", "on")
-        if option.get("id") in users and (again or listens):
-            raise NotSupportedError(
-                f"{target} lets a vhost-user back-end connect again (chardev {option['id']}): one that comes"
-                " while memory is out would read zeros. Configure it without reconnect= and server=, or use"
-                " the option force and restart no back-end while memory is out"
             )
 
 

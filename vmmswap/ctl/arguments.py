@@ -171,6 +171,12 @@ def _add_host_verbs(verbs: Verbs) -> None:
         help="guest memory, in hexadecimal as in /proc/PID/maps (default: all that looks like it)",
     )
     verb.add_argument("--force", action="store_true", help="attach also where harm cannot be ruled out")
+    verb.add_argument(
+        "--qmp",
+        type=_absolute_path,
+        metavar="PATH",
+        help="a QMP socket of QEMU's that nobody else uses, to ask it for devices that were added",
+    )
     _add_json(verb, "one JSON object with Name and Path")
 
 
@@ -250,6 +256,12 @@ def _region(text: str) -> str:
         raise argparse.ArgumentTypeError(error.message) from error
     if start >= end:
         raise argparse.ArgumentTypeError(f"region {text!r} ends before it begins")
+    return text
+
+
+def _absolute_path(text: str) -> str:
+    if not text.startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an absolute path")
     return text
 
 

@@ -142,6 +142,8 @@ async def attach(client: Client, args: argparse.Namespace) -> None:
         options["regions"] = Variant("as", args.regions)
     if args.force:
         options["force"] = Variant("b", True)
+    if args.qmp:
+        options["qmp"] = Variant("s", args.qmp)
     if options:
         reply = await client.call_host("AttachWithOptions", "sua{sv}", [args.name, args.pid, options])
     else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -21,18 +22,22 @@ from vmmswap.attach.attach import (
     Options,
     attach_process,
     attach_vm,
+    check_before_enable,
     detach_process,
 )
 from vmmswap.errors import VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.log import fields
 from vmmswap.monitor import coverage
+from vmmswap.monitor.added_back_ends import check_added_back_ends
+from vmmswap.monitor.hotplug import Hotplug
 from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import NewProcess, NewVm, Process, Vm
 
 _log = logging.getLogger("vmmswap.attached")
 
 _WATCH_S = 1.0
+_LET_GO_EVERY = 5  # looks
 
 
 async def attach(pidfd: int, options: Options) -> AttachedVm:
@@ -78,7 +83,16 @@ async def _detach(
 
 def new_vm(attached: AttachedVm, *, pins: bool, qmp: str | None) -> NewVm:
     """To be registered as if it had been handed over; the other processes are added then."""
-    return NewVm(new_process(attached.vmm), attached.memfds, attached.uid, pins, qmp, attached=True)
+    return NewVm(
+        new_process(attached.vmm),
+        attached.memfds,
+        attached.uid,
+        pins,
+        qmp,
+        attached=True,
+        forced=attached.options.force,
+        chosen=bool(attached.options.regions),
+    )
 
 
 def new_process(process: AttachedProcess) -> NewProcess:
@@ -88,31 +102,47 @@ def new_process(process: AttachedProcess) -> NewProcess:
 
 
 class Watch:
-    """Late mappers of an attached VM."""
+    """Late mappers of an attached VM, and what it maps later."""
 
     def __init__(self, vm: Vm, processes: Processes, barrier: Callable[[], Awaitable[None]]) -> None:
         self._vm = vm
         self._processes = processes
         self._barrier = barrier
+        self._hotplug = Hotplug(vm)
         self._late: set[int] = set()  # pids that were told of
         self._lock = asyncio.Lock()
         self._task = asyncio.get_running_loop().create_task(self._watch(), name="late mappers")
 
     def close(self) -> None:
+        self._hotplug.close()
         self._task.cancel()
 
     async def check_before_enable(self) -> None:
-        """Attach to who has begun to map the memory, then as for any VM."""
+        """Follow what the VMM maps now, attach to who has begun to map it too, then as for any VM."""
+        await self._check_back_ends()
+        async with self._lock:
+            await self._hotplug.follow()
+            await self._barrier()
         await self._attach_strangers(self._adopt)
         await self._processes.check_covered()
 
+    async def _check_back_ends(self) -> None:
+        """And devices: both may have been added since."""
+        manifest, vmm = self._vm.manifest, self._vm.vmm
+        given = await asyncio.to_thread(check_before_enable, vmm.pidfd, force=manifest.forced)
+        if manifest.qmp and not manifest.forced:
+            target = f"process {coverage.name_of(vmm.pid)}"
+            await check_added_back_ends(manifest.qmp, vmm.pid, target, given)
+
     async def _watch(self) -> None:
-        while True:
+        for look in itertools.count():
             await asyncio.sleep(_WATCH_S)
-            if not self._vm.engine.stats().tracking:
-                continue
             try:
-                await self._attach_strangers(self._adopt_late)
+                if look % _LET_GO_EVERY == 0:
+                    async with self._lock:
+                        await self._hotplug.let_go()
+                if self._vm.engine.stats().tracking:
+                    await self._attach_strangers(self._adopt_late)
             except VmmswapError as error:
                 _log.warning("cannot look for late mappers of guest memory: %s", error.message)
 

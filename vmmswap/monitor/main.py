@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="with --attach: also where harm cannot be ruled out"
     )
     parser.add_argument(
+        "--qmp",
+        metavar="PATH",
+        type=os.path.abspath,
+        help="with --attach: a QMP socket of QEMU's that nobody else uses, to ask it for devices that were"
+        " added",
+    )
+    parser.add_argument(
         "--swap-dir",
         metavar="DIR",
         type=Path,
@@ -175,6 +182,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     if options.attach is not None and not recovery.is_needed(given):
         setup.attach = open_target(options.attach)
         setup.attach_options = Options(tuple(map(parse_region, options.region)), options.force)
+        setup.attach_qmp = options.qmp
     may_lack = setup.attach is not None or recovery.is_needed(given)
     with _listener(options.listen, given.pop(fdstore.LISTEN, None), may_lack=may_lack) as listener:
         setup.listener = listener

@@ -54,6 +54,7 @@ class Setup:
     keeper: Keeper | None = None
     attach: int | None = None  # the pidfd of a VMM to take over at once
     attach_options: Options = field(default_factory=Options)
+    attach_qmp: str | None = None
 
 
 class Monitor:
@@ -89,7 +90,7 @@ class Monitor:
         else:
             recovery.forget(self._setup.kept, self._store)
             if self._setup.attach is not None:
-                await self._attach(self._setup.attach, self._setup.attach_options)
+                await self._attach(self._setup.attach, self._setup.attach_options, qmp=self._setup.attach_qmp)
         connection: Connection | None = None
         try:
             if not self._ended.done():

@@ -62,13 +62,16 @@ class Qmp:
             raise
         return qmp
 
-    async def execute(self, command: str) -> Any:  # noqa: ANN401  what a command returns is its own
+    async def execute(  # what a command returns is its own
+        self, command: str, arguments: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401
         """Send a command and wait for its answer. The answers of earlier ones are passed over, so a wait that
         was cancelled does no harm. QmpRefusedError if the server says no, QmpError if it is lost.
         """
         self._number += 1
         number = self._number
-        self._writer.write(json.dumps({"execute": command, "id": number}).encode() + b"\n")
+        message = {"execute": command, "id": number} | ({"arguments": arguments} if arguments else {})
+        self._writer.write(json.dumps(message).encode() + b"\n")
         while True:
             message = await self._read()
             if message.get("id") != number:
