@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -272,12 +273,40 @@ sys.stdin.readline()
         ("private", r"mapped privately.*memory-backend-memfd"),
         ("readonly", r"not readable and writable"),
         ("twice", r"maps guest memory twice"),
+        ("hugetlb", r"is a hugetlb file: huge pages cannot be swapped out. Use normal pages"),
     ],
 )
 def test_memory_that_cannot_be_taken(option: str, reason: str) -> None:
+    if option == "hugetlb":
+        try:
+            os.close(os.memfd_create("huge", os.MFD_HUGETLB))
+        except OSError as error:
+            pytest.skip(f"no hugetlb memfd on this kernel: {error.strerror}")
     with Target("nanosleep", option) as target:
         fds, maps = target.fds, target.maps
         with pytest.raises(NotSupportedError, match=reason):
+            attach_vm(target.pidfd)
+        assert (target.fds, target.maps) == (fds, maps)
+
+
+@pytest.fixture
+def vfio_device():
+    """A file by the name of a VFIO group: what counts is what a process has open."""
+    directory = Path("/dev/vfio")
+    was_there = directory.exists()
+    directory.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix="vmmswap-test-") as file:
+        yield file.name
+    if not was_there:
+        directory.rmdir()
+
+
+def test_a_device_that_is_passed_through(vfio_device) -> None:
+    with Target("nanosleep", prefix=("bash", "-c", 'exec 9<"$0"; exec "$@"', vfio_device)) as target:
+        fds, maps = target.fds, target.maps
+        with pytest.raises(
+            NotSupportedError, match=rf"has {vfio_device} open \(fd 9\).*all of its memory pinned"
+        ):
             attach_vm(target.pidfd)
         assert (target.fds, target.maps) == (fds, maps)
 

@@ -4,8 +4,8 @@
  *     attach_target STATS-FD SIZE-MIB KIND[,KIND...] [OPTION...]
  *
  * The first kind is the main thread's. Each thread counts in the shared page STATS-FD what it has done, what was
- * wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, no-fd, twice, fork,
- * seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is killed),
+ * wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, hugetlb (not touched), no-fd,
+ * twice, fork, seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is killed),
  * seccomp-back-end (the same, and what a vhost-user back-end needs is allowed).
  */
 #include <errno.h>
@@ -308,8 +308,9 @@ static void allow_few(bool as_back_end)
 
 static void make_memory(size_t size_bytes, char **options)
 {
-	int fd = memfd_create("guest", MFD_CLOEXEC);
-	int flags = has(options, "private") ? MAP_PRIVATE : MAP_SHARED;
+	bool is_huge = has(options, "hugetlb"); /* hardly any machine has such pages to touch */
+	int fd = memfd_create("guest", MFD_CLOEXEC | (is_huge ? MFD_HUGETLB : 0));
+	int flags = (has(options, "private") ? MAP_PRIVATE : MAP_SHARED) | (is_huge ? MAP_NORESERVE : 0);
 	int fill = has(options, "readonly") ? PROT_READ : PROT_READ | PROT_WRITE;
 
 	if (fd < 0 || ftruncate(fd, (off_t)size_bytes))
@@ -325,7 +326,7 @@ static void make_memory(size_t size_bytes, char **options)
 	if (has(options, "twice") && mmap(NULL, size_bytes, fill, flags, fd, 0) == MAP_FAILED)
 		die("mmap");
 	memory_pages = size_bytes / PAGE_BYTES;
-	if (fill & PROT_WRITE)
+	if ((fill & PROT_WRITE) && !is_huge)
 		for (size_t i = 0; i < size_bytes / 8; i++)
 			memory[i] = 1 + i / (PAGE_BYTES / 8);
 	if (has(options, "no-fd"))

@@ -93,7 +93,7 @@ def check_memfd(fd: int, field: str, end_offset_bytes: int) -> FileId:
     file_system = _file_system(fd)
     if file_system == _HUGETLBFS_MAGIC:
         raise InvalidRegionError(
-            f"{field}: {_target(fd)} is a hugetlb file: huge pages cannot be swapped out"
+            f"{field}: {_target(fd)} is a hugetlb file: huge pages cannot be swapped out. Use normal pages"
         )
     if file_system != _TMPFS_MAGIC:
         raise InvalidRegionError(f"{field}: {_target(fd)} is not a memfd nor a file on tmpfs")
