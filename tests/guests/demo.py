@@ -43,6 +43,15 @@ class Demo:
             f" host's free memory: {mem_available_mib()} MiB"
         )
 
+    def look_inside(self) -> None:
+        """One line: what the guest knows of it all. It answers from a few pages, which come back for that."""
+        ticks, memory = self._vm.order("ticks"), self._vm.order("memory")
+        free_mib, total_mib = memory.free_kib >> 10, memory.total_kib >> 10
+        say(
+            f"    the guest sees {free_mib} MiB free of {total_mib}; a thread of its that sleeps 1 ms"
+            f" at a time slept {ticks.longest_us / 1000:.1f} ms at most"
+        )
+
     def order(self, order: str, what: str) -> None:
         since = time.monotonic()
         answer = self._vm.order(order)
@@ -59,12 +68,13 @@ class Demo:
             raise SystemExit(f"{member} failed: {status['Error']}")
 
     def play(self) -> None:
+        self.look_inside()
         self.order("memory", "attached: nothing has changed")
         for turn in ("first", "second"):
             self.call("Enable", f"swapped out, the {turn} time")
             status = self._monitor.status()
             say(f"    the guest stood still for {status['PauseUs']} us at most; it runs on")
-            self.order("memory", "the guest answers from a few pages")
+            self.look_inside()
             self.order("check", f"the guest has compared {FILLED_MIB} MiB, all right")
             self.order("replay", "and replayed its random writes, all right")
             self.order("scribble on", "it writes again")

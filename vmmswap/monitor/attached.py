@@ -143,8 +143,8 @@ class Watch:
                         await self._hotplug.let_go()
                 if self._vm.engine.stats().tracking:
                     await self._attach_strangers(self._adopt_late)
-            except VmmswapError as error:
-                _log.warning("cannot look for late mappers of guest memory: %s", error.message)
+            except (VmmswapError, OSError) as error:
+                _log.warning("cannot look at who maps guest memory: %s", error)
 
     async def _attach_strangers(self, adopt: Callable[[int], Awaitable[None]]) -> None:
         async with self._lock:
