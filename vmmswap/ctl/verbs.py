@@ -152,7 +152,10 @@ async def attach(client: Client, args: argparse.Namespace) -> None:
     if args.json:
         output.print_json({"Name": args.name, "Path": path})
     else:
-        print(f"attached: `vmmswapctl enable {args.name}` swaps it out")
+        print(
+            f"attached: `journalctl VMMSWAP_VM={args.name}` says what was found,"
+            f" `vmmswapctl enable {args.name}` swaps it out"
+        )
 
 
 VERBS: dict[str, Verb] = {
