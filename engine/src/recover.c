@@ -87,6 +87,8 @@ int recover_pages(struct vm *vm, struct error *err)
 	/* Register again what should be: the predecessor may have died in the middle of it, and a child that it knew as
 	 * forked may be one that it had not registered yet. */
 	for (size_t i = 0; i < vm->spaces.n; i++) {
+		if (vm->snapshot && vm->tracking)
+			continue; /* the VMM did it; what it has mapped anew since has nothing to do with the snapshot */
 		if (vm->tracking || atomic_load(&vm->stored_pages))
 			vm_register_process(vm, vm->spaces.processes[i]);
 		else

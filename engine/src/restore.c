@@ -151,6 +151,14 @@ static int restore_unmapped(struct batch *batch, size_t i)
 	return rc == -ENOMEM || rc == -ENOSPC ? -ENOMEM : 0;
 }
 
+/* Private memory is nowhere else: what could not be put back for any other reason than that it is gone stays out. */
+static bool must_not_be_lost(struct batch *batch, size_t i, enum uffd_outcome outcome)
+{
+	const struct region *region = memory_region_of(&batch->restorer->vm->memory, batch->idx[i]);
+
+	return outcome != UFFD_UNMAPPED && region && region->is_private;
+}
+
 /* Copy the run of n pages at i through the first process that can take it. How many were done: 0 with *rc 0 means that
  * events must pass first. */
 static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
@@ -162,13 +170,15 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 	for (size_t p = 0; p < vm->spaces.n; p++) {
 		struct process *process = vm->spaces.processes[p];
 		uint64_t addr, copied_bytes, run;
+		enum uffd_outcome outcome;
 
 		if (process->gone)
 			continue;
 		run = process_addr_of(process, batch->idx[i], n, &addr);
 		if (!run)
 			continue;
-		switch (uffd_copy(process->uffd, addr, bytes, bytes_of_pages(run), false, &copied_bytes)) {
+		outcome = uffd_copy(process->uffd, addr, bytes, bytes_of_pages(run), false, &copied_bytes);
+		switch (outcome) {
 		case UFFD_DONE:
 		case UFFD_RETRY:
 			return pages_of_bytes(copied_bytes);
@@ -182,6 +192,14 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 			vm_process_gone(vm, process);
 			continue;
 		default:
+			/* The kernel says the same of a run that crosses from one mapping to the next: mprotect(), madvise()
+			 * and a balloon that maps anew split them where they like. */
+			if (run > 1)
+				return copy_run(batch, i, run / 2, rc);
+			if (must_not_be_lost(batch, i, outcome)) {
+				*rc = -EIO;
+				return 0;
+			}
 			continue; /* this process has unmapped it, or mapped something else there */
 		}
 	}
@@ -198,7 +216,7 @@ static size_t hardened_run(struct batch *batch, size_t i, size_t end)
 	return n;
 }
 
-/* One passage of the gate: pages from *next on, a piece at most. 0, -EAGAIN (nothing came on), or -ENOMEM. */
+/* One passage of the gate: pages from *next on, a piece at most. 0, -EAGAIN (nothing came on), -ENOMEM, or -EIO. */
 static int copy_piece(struct batch *batch, size_t *next)
 {
 	struct vm *vm = batch->restorer->vm;
@@ -249,6 +267,8 @@ int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, 
 	if (rc == -EAGAIN)
 		return error_set(err, EAGAIN, "a process of the VM is stuck in the middle of changing its memory mappings; "
 					      "is it stopped (SIGSTOP, a debugger)?");
+	if (rc == -EIO)
+		return error_set(err, EIO, "the kernel does not take pages for the VM's memory: it is as it was, see the journal");
 	return error_set(err, -rc, "no memory left for the VM's pages to come back to: free some on the host, or raise the "
 				   "limits of the VMM's cgroup");
 }
