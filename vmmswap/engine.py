@@ -249,6 +249,10 @@ class Engine:
         """Forget the region that starts at page_idx; BusyError while a page of it is out or a job runs."""
         self._check(lib.engine_remove_region(self._engine, page_idx, self._error))
 
+    def undo_add_region(self, page_idx: int) -> None:
+        """The same for a region that was added just now, whatever job runs."""
+        self._check(lib.engine_undo_add_region(self._engine, page_idx, self._error))
+
     def add_process(self, uffd: int, ranges: Sequence[Range]) -> int:
         """Add a process that maps guest memory; return its id. The uffd must have had UFFDIO_API. While
         memory is tracked it is registered before this returns.
@@ -258,10 +262,19 @@ class Engine:
         self._check(lib.engine_add_process(self._engine, uffd, c_ranges, len(ranges), out, self._error))
         return int(out[0])
 
-    def add_range(self, process_id: int, item: Range) -> None:
-        """A process maps a further region (memory hotplug)."""
-        c_range = ffi.new("struct range *", _c_range(item))
-        self._check(lib.engine_add_range(self._engine, process_id, c_range, self._error))
+    def set_ranges(self, process_id: int, ranges: Sequence[Range]) -> None:
+        """Where a process maps guest memory from now on. While memory is tracked all of it is registered,
+        again where it is already. InvalidRegionError, with nothing changed, if that cannot be or two overlap.
+        """
+        c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
+        self._check(lib.engine_set_ranges(self._engine, process_id, c_ranges, len(ranges), self._error))
+
+    def ranges_of(self, process_id: int) -> tuple[Range, ...]:
+        """Where a process maps guest memory; none for a process that is not known."""
+        room = int(lib.engine_ranges_of(self._engine, process_id, ffi.NULL, 0))
+        found = ffi.new("struct range[]", max(1, room))
+        count = min(room, int(lib.engine_ranges_of(self._engine, process_id, found, room)))
+        return tuple(Range(int(item.addr), int(item.page_idx), int(item.pages)) for item in found[0:count])
 
     def remove_process(self, process_id: int) -> None:
         """Forget a process and close its uffd."""
@@ -368,14 +381,6 @@ class Engine:
     def pin_check(self) -> str:
         """How the last swap-out saw pins: bpf, collapse, qmp, promise, settle, none; "" before that."""
         return _text(lib.engine_pin_check(self._engine))
-
-    def locate(self, page_idx: int) -> tuple[int, int] | None:
-        """(index of the region in the order of add_region, offset in its memfd in bytes) of a page."""
-        region = ffi.new("size_t *")
-        offset = ffi.new("uint64_t *")
-        if not lib.engine_locate(self._engine, page_idx, region, offset):
-            return None
-        return int(region[0]), int(offset[0])
 
     def set_trace(self, on: bool) -> None:
         """Record page faults from now on, or no longer."""

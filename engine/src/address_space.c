@@ -105,6 +105,14 @@ int process_add_range(struct process *process, struct range range)
 	return insert_at(process, place, range);
 }
 
+bool process_has_range(const struct process *process, const struct range *range)
+{
+	for (size_t i = 0; i < process->ranges_n; i++)
+		if (memcmp(&process->ranges[i], range, sizeof *range) == 0)
+			return true;
+	return false;
+}
+
 int process_copy_ranges(struct process *to, const struct process *from)
 {
 	for (size_t i = 0; i < from->ranges_n; i++) {

@@ -45,6 +45,7 @@ struct process *address_space_find(const struct address_spaces *spaces, uint32_t
 
 /* -EEXIST if the range overlaps one that is already there. */
 int process_add_range(struct process *process, struct range range);
+bool process_has_range(const struct process *process, const struct range *range);
 int process_copy_ranges(struct process *to, const struct process *from);
 
 /* Forget what the process unmapped, or follow what it moved (UFFD_EVENT_UNMAP, UFFD_EVENT_REMAP). */

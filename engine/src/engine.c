@@ -207,14 +207,11 @@ static void forget_region(struct vm *vm, uint64_t page_idx, uint64_t pages)
 	page_map_forget(vm->map, page_idx, pages);
 }
 
-int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err)
+static int remove_region(struct vm *vm, uint64_t page_idx, struct error *err)
 {
-	struct vm *vm = &engine->vm;
 	const struct region *region;
 	int rc = 0;
 
-	if (swapper_job(engine->swapper) != JOB_NONE)
-		return error_set(err, EBUSY, "an operation is under way: remove memory when it is done");
 	gate_hold_alone(vm->gate);
 	region = memory_region_of(&vm->memory, page_idx);
 	if (!region || region->page_idx != page_idx)
@@ -225,6 +222,18 @@ int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error 
 		forget_region(vm, page_idx, region->pages);
 	gate_release(vm->gate);
 	return rc;
+}
+
+int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err)
+{
+	if (swapper_job(engine->swapper) != JOB_NONE)
+		return error_set(err, EBUSY, "an operation is under way: remove memory when it is done");
+	return remove_region(&engine->vm, page_idx, err);
+}
+
+int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct error *err)
+{
+	return remove_region(&engine->vm, page_idx, err);
 }
 
 /* Memory may be out: a process that is answered and not watched would read zeros. What a snapshot's VMM registered itself stays
@@ -289,24 +298,72 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 	return rc;
 }
 
-static int register_new_range(struct vm *vm, struct process *process, const struct range *range, struct error *err)
+/* The ranges as a process of their own, to be tried. Pages at two addresses are refused: we would protect and fill them at one. */
+static int check_ranges(struct process *to, const struct range *ranges, size_t ranges_n, struct error *err)
 {
-	enum uffd_outcome outcome =
-		uffd_register(process->uffd, range->addr, bytes_of_pages(range->pages), process->protects);
+	int rc = 0;
 
-	if (outcome == UFFD_DONE)
-		return 0;
-	if (outcome == UFFD_GONE) {
-		vm_process_gone(vm, process);
-		return 0;
+	for (size_t i = 0; i < ranges_n && !rc; i++) {
+		for (size_t other = 0; other < i; other++)
+			if (ranges[i].page_idx < ranges[other].page_idx + ranges[other].pages &&
+			    ranges[other].page_idx < ranges[i].page_idx + ranges[i].pages)
+				return error_set(err, EINVAL,
+						 "process %u: guest memory is mapped twice, at %#llx and %#llx: only one mapping in "
+						 "a process can be followed",
+						 to->id, (unsigned long long)ranges[other].addr,
+						 (unsigned long long)ranges[i].addr);
+		rc = process_add_range(to, ranges[i]);
 	}
-	process_forget_pages(process, range->page_idx, range->pages);
-	return error_set(err, EINVAL, "the range at %#llx cannot be registered with the userfaultfd of process %u: it is not mapped "
-				      "there, or another userfaultfd watches it",
-			 (unsigned long long)range->addr, process->id);
+	return rc ? error_set(err, rc == -EEXIST ? EINVAL : -rc, "cannot take the ranges of process %u: %s", to->id,
+			      rc == -EEXIST ? "two of them overlap" : strerror(-rc)) :
+		    0;
 }
 
-int engine_add_range(struct engine *engine, uint32_t process_id, const struct range *range, struct error *err)
+/* What is registered already, by this userfaultfd, stays so. */
+static int register_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
+{
+	for (size_t i = 0; i < next->ranges_n && !process->gone; i++) {
+		enum uffd_outcome outcome = vm_register_range(next, &next->ranges[i]);
+
+		if (outcome == UFFD_GONE)
+			vm_process_gone(vm, process);
+		else if (outcome != UFFD_DONE) {
+			uint64_t addr = next->ranges[i].addr;
+
+			while (i-- > 0)
+				if (!process_has_range(process, &next->ranges[i]))
+					uffd_unregister(next->uffd, next->ranges[i].addr, bytes_of_pages(next->ranges[i].pages));
+			return error_set(err, EINVAL,
+					 "the range at %#llx cannot be registered with the userfaultfd of process %u: it is not mapped "
+					 "there, or another userfaultfd watches it",
+					 (unsigned long long)addr, process->id);
+		}
+	}
+	return 0;
+}
+
+static int set_ranges(struct vm *vm, struct process *process, const struct range *ranges, size_t ranges_n, struct error *err)
+{
+	struct process next = { .id = process->id, .uffd = process->uffd, .protects = process->protects };
+	struct range *unused;
+	int rc = check_ranges(&next, ranges, ranges_n, err);
+
+	if (!rc && vm->tracking)
+		rc = register_ranges(vm, process, &next, err);
+	unused = next.ranges;
+	if (!rc) {
+		unused = process->ranges;
+		process->ranges = next.ranges;
+		process->ranges_n = next.ranges_n;
+		process->ranges_room = next.ranges_room;
+		process->protects = next.protects;
+		process->unwatched = false;
+	}
+	free(unused);
+	return rc;
+}
+
+int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct range *ranges, size_t ranges_n, struct error *err)
 {
 	struct vm *vm = &engine->vm;
 	struct process *process;
@@ -318,14 +375,34 @@ int engine_add_range(struct engine *engine, uint32_t process_id, const struct ra
 	atomic_store(&vm->keeps, false);
 	vm_drop_kept_copies(vm);
 	process = address_space_find(&vm->spaces, process_id);
-	rc = process ? process_add_range(process, *range) : -ESRCH;
-	if (rc)
-		error_set(err, -rc, "cannot add a range to process %u: %s", process_id, strerror(-rc));
-	else if (vm->tracking)
-		rc = register_new_range(vm, process, range, err);
+	rc = process ? set_ranges(vm, process, ranges, ranges_n, err) : error_set(err, EINVAL, "there is no process %u", process_id);
 	gate_release(vm->gate);
 	pthread_rwlock_unlock(&vm->punching);
 	return rc;
+}
+
+size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range *out, size_t room)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+	size_t n = 0;
+
+	gate_pass(vm->gate, VM_CALLER_LANE(vm));
+	process = address_space_find(&vm->spaces, process_id);
+	for (; process && n < process->ranges_n; n++)
+		if (n < room)
+			out[n] = process->ranges[n];
+	gate_leave(vm->gate, VM_CALLER_LANE(vm));
+	return n;
+}
+
+/* It has ended as a rule. One that lives, and is given up, must not wait for us for ever. */
+static void let_process_go(struct vm *vm, struct process *process)
+{
+	if (vm->tracking)
+		vm_unregister_process(vm, process);
+	if (process->dummy_addr && !process->gone)
+		uffd_unregister(process->uffd, process->dummy_addr, PAGE_BYTES);
 }
 
 int engine_remove_process(struct engine *engine, uint32_t process_id, struct error *err)
@@ -337,6 +414,7 @@ int engine_remove_process(struct engine *engine, uint32_t process_id, struct err
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
 	if (process) {
+		let_process_go(vm, process);
 		faults_unwatch(engine->faults, process);
 		address_space_remove(&vm->spaces, process_id);
 	} else {
@@ -486,18 +564,6 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 const char *engine_pin_check(const struct engine *engine)
 {
 	return swapper_pin_check(engine->swapper);
-}
-
-bool engine_locate(const struct engine *engine, uint64_t page_idx, size_t *region_i, uint64_t *offset_bytes)
-{
-	const struct memory *memory = &engine->vm.memory;
-	const struct region *region = memory_region_of(memory, page_idx);
-
-	if (!region)
-		return false;
-	*region_i = (size_t)(region - memory->regions);
-	*offset_bytes = region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
-	return true;
 }
 
 int engine_set_trace(struct engine *engine, bool on, struct error *err)

@@ -66,11 +66,24 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 /* -EBUSY while a page of the region is out, or a job runs. */
 int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
+/* The same for a region that was added since the running job began, which therefore knows nothing of it. */
+int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct error *err);
+
 /* The uffd must have had UFFDIO_API. While guest memory is tracked the process is registered before this returns, and -EINVAL
  * says that it could not be. */
 int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n, uint32_t *process_id,
 		       struct error *err);
-int engine_add_range(struct engine *engine, uint32_t process_id, const struct range *range, struct error *err);
+
+/* Where a process maps guest memory from now on, in place of what was known. While memory is tracked all of it is registered,
+ * again where it is already: memory that was unmapped and mapped anew at its place has lost that. What is left out is not
+ * unregistered: it is not mapped any more. -EINVAL, with nothing changed: a range cannot be registered, or two overlap, in
+ * addresses or pages. */
+int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct range *ranges, size_t ranges_n, struct error *err);
+
+/* How many there are, of which `room` at most are written. A forked child has those that its parent had then. */
+size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range *out, size_t room);
+
+/* A process that lives is unregistered. */
 int engine_remove_process(struct engine *engine, uint32_t process_id, struct error *err);
 
 /* A page that nobody touches, registered for as long as the process lives: the kernel reports forks only while something is. */
@@ -104,9 +117,6 @@ int engine_take_notice(struct engine *engine, struct notice *out);
 
 void engine_read_stats(struct engine *engine, struct engine_stats *out);
 const char *engine_pin_check(const struct engine *engine);
-
-/* Where the memory of a page is, for messages: false if no region has it. */
-bool engine_locate(const struct engine *engine, uint64_t page_idx, size_t *region_i, uint64_t *offset_bytes);
 
 int engine_set_trace(struct engine *engine, bool on, struct error *err);
 size_t engine_drain_trace(struct engine *engine, struct trace_record *out, size_t room);

@@ -35,6 +35,11 @@ static int reopen(int memfd)
 	return open(path, O_RDWR | O_CLOEXEC);
 }
 
+static int no_place(struct error *err)
+{
+	return error_set(err, E2BIG, "there are %d regions of guest memory, and no more can be", MEMORY_MAX_REGIONS);
+}
+
 int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
 	       struct error *err)
 {
@@ -43,7 +48,7 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 	struct stat status;
 
 	if (memory->regions_n == MEMORY_MAX_REGIONS)
-		return error_set(err, E2BIG, "more than %d regions of guest memory were added", MEMORY_MAX_REGIONS);
+		return no_place(err);
 	if (fstat(memfd, &status) != 0)
 		return error_set(err, errno, "cannot look at the memfd %d: %s", memfd, strerror(errno));
 	if (pages == 0 || (uint64_t)status.st_size < offset_bytes || (uint64_t)status.st_size - offset_bytes < size_bytes)
@@ -68,7 +73,7 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages, struct error *err)
 {
 	if (memory->regions_n == MEMORY_MAX_REGIONS)
-		return error_set(err, E2BIG, "more than %d regions of guest memory were added", MEMORY_MAX_REGIONS);
+		return no_place(err);
 	memory->regions[memory->regions_n++] = (struct region){
 		.fd = -1,
 		.is_private = true,
@@ -81,16 +86,16 @@ int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t pa
 
 void memory_remove(struct memory *memory, uint64_t page_idx)
 {
-	for (size_t i = 0; i < memory->regions_n; i++) {
-		struct region *region = &memory->regions[i];
+	size_t i = 0;
 
-		if (!region_is_there(region) || region->page_idx != page_idx)
-			continue;
-		if (region->fd >= 0)
-			close(region->fd);
-		region->fd = -1;
-		region->is_private = false;
-	}
+	while (i < memory->regions_n && memory->regions[i].page_idx != page_idx)
+		i++;
+	if (i == memory->regions_n)
+		return;
+	if (memory->regions[i].fd >= 0)
+		close(memory->regions[i].fd);
+	memory->regions_n--;
+	memmove(&memory->regions[i], &memory->regions[i + 1], (memory->regions_n - i) * sizeof memory->regions[0]);
 }
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx)
@@ -98,7 +103,7 @@ const struct region *memory_region_of(const struct memory *memory, uint64_t page
 	for (size_t i = 0; i < memory->regions_n; i++) {
 		const struct region *region = &memory->regions[i];
 
-		if (region_is_there(region) && page_idx - region->page_idx < region->pages)
+		if (page_idx - region->page_idx < region->pages)
 			return region;
 	}
 	return NULL;
@@ -182,8 +187,7 @@ uint64_t memory_total_pages(const struct memory *memory)
 	uint64_t pages = 0;
 
 	for (size_t i = 0; i < memory->regions_n; i++)
-		if (region_is_there(&memory->regions[i]))
-			pages += memory->regions[i].pages;
+		pages += memory->regions[i].pages;
 	return pages;
 }
 

@@ -13,10 +13,10 @@
 #include "error.h"
 #include "units.h"
 
-#define MEMORY_MAX_REGIONS 256 /* added over a VM's life, with memory hotplug */
+#define MEMORY_MAX_REGIONS 256
 
 struct region {
-	int fd;		       /* opened anew: its offset and flags are not shared with the VMM; -1: removed, or private */
+	int fd;		       /* opened anew: its offset and flags are not shared with the VMM; -1: private */
 	bool is_private;       /* the VMM's own anonymous memory: no file shows what is in it */
 	uint64_t offset_bytes; /* where in the memfd, or the snapshot's file, the region starts */
 	uint64_t page_idx;     /* the region's first page, counted over all regions */
@@ -26,8 +26,8 @@ struct region {
 };
 
 struct memory {
-	size_t regions_n; /* grows only; removed regions keep their place */
-	struct region regions[MEMORY_MAX_REGIONS];
+	size_t regions_n;
+	struct region regions[MEMORY_MAX_REGIONS]; /* by page_idx: pages are numbered as they are added */
 	bool large_folios; /* shmem may use folios of more than one page here: see memory_detect_large_folios() */
 };
 
@@ -42,11 +42,6 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 /* Add a region of private memory, of which nothing is known but what the page map says. */
 int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages, struct error *err);
 void memory_remove(struct memory *memory, uint64_t page_idx);
-
-static inline bool region_is_there(const struct region *region)
-{
-	return region->fd >= 0 || region->is_private;
-}
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx);
 

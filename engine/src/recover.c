@@ -76,8 +76,7 @@ int recover_pages(struct vm *vm, struct error *err)
 	int rc = 0;
 
 	for (size_t i = 0; i < vm->memory.regions_n && !rc; i++)
-		if (region_is_there(&vm->memory.regions[i]))
-			rc = recover_region(vm, &vm->memory.regions[i], err);
+		rc = recover_region(vm, &vm->memory.regions[i], err);
 	if (rc)
 		return rc;
 	store_ready(vm->store);

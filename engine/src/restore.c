@@ -145,8 +145,12 @@ static int restore_unmapped(struct batch *batch, size_t i)
 	const struct region *region = memory_region_of(&vm->memory, batch->idx[i]);
 	int rc = 0;
 
-	if (region && !region->is_private && memory_is_hole(region, batch->idx[i]))
+	if (!region || region->is_private)
+		return 0;
+	if (memory_is_hole(region, batch->idx[i]))
 		rc = memory_write(region, batch->idx[i], batch->restorer->buffer + i * PAGE_BYTES);
+	else
+		vm_found_present(vm, batch->idx[i]);
 	/* -ERANGE, -EINVAL: the VMM shrank its memfd: the page is given up. */
 	return rc == -ENOMEM || rc == -ENOSPC ? -ENOMEM : 0;
 }

@@ -59,7 +59,7 @@ static const struct region *current_region(const struct memory *memory, struct w
 
 		if (cursor->page_idx < region->page_idx)
 			cursor->page_idx = region->page_idx;
-		if (region_is_there(region) && cursor->page_idx < region->page_idx + region->pages)
+		if (cursor->page_idx < region->page_idx + region->pages)
 			return region;
 	}
 	return NULL;

@@ -163,3 +163,134 @@ TEST(an_error_of_seeking_is_not_the_end_of_the_data)
 	puppet_check_all(&rig, 0);
 	rig_stop(&rig);
 }
+
+static struct range stranger_range(const struct rig *rig, uint64_t addr)
+{
+	return (struct range){ addr ? addr : rig->shared->base_addr[PUPPET_STRANGER][0], rig->first_idx[0], PAGES };
+}
+
+static long map_anew(void *addr, long memfd)
+{
+	if (munmap(addr, PAGES * 4096))
+		return errno;
+	return mmap(addr, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, (int)memfd, 0) == MAP_FAILED ? errno : 0;
+}
+
+/* A vhost-user back-end does so when the VMM gives it its memory table again. The kernel knows nothing of the new mapping, though
+ * it is where the old one was: said again, it is registered. */
+TEST(memory_that_was_mapped_anew_at_its_place)
+{
+	struct error err = { 0 };
+	struct range range;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
+			   (struct puppet_order){ .kind = ORDER_CALL, .run = map_anew, .argument = rig.memfds[0] }),
+		 0);
+	range = stranger_range(&rig, 0);
+	CHECK_OK(engine_set_ranges(rig.engine, rig.process_ids[PUPPET_STRANGER], &range, 1, &err));
+	puppet_check_all(&rig, PUPPET_STRANGER);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	stranger_writes(&rig, 5);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_check_all(&rig, 0);
+	puppet_check_all(&rig, PUPPET_STRANGER);
+	rig_stop(&rig);
+}
+
+TEST(ranges_that_cannot_be_are_refused_and_nothing_is_changed)
+{
+	struct error err = { 0 };
+	struct range ranges[2], found[2];
+	struct rig rig;
+	uint32_t id;
+
+	rig_start(&rig, &layout);
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	id = rig.process_ids[PUPPET_STRANGER];
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	ranges[0] = stranger_range(&rig, 0);
+	ranges[1] = (struct range){ 0x10000, ranges[0].page_idx + PAGES - 1, 1 };
+	CHECK_EQ(engine_set_ranges(rig.engine, id, ranges, 2, &err), -EINVAL);
+	CHECK_CONTAINS(err.message, "mapped twice, at ");
+	ranges[1] = (struct range){ ranges[0].addr + 4096, PAGES, 1 };
+	CHECK_EQ(engine_set_ranges(rig.engine, id, ranges, 2, &err), -EINVAL);
+	CHECK_CONTAINS(err.message, "overlap");
+	ranges[1] = (struct range){ 0x10000, PAGES, 1 };
+	CHECK_EQ(engine_set_ranges(rig.engine, id, ranges, 2, &err), -EINVAL);
+	CHECK_CONTAINS(err.message, "0x10000 cannot be registered");
+	CHECK_EQ(engine_set_ranges(rig.engine, 1000, ranges, 1, &err), -EINVAL);
+	CHECK_EQ(engine_ranges_of(rig.engine, id, found, 2), 1);
+	CHECK_EQ(found[0].addr, ranges[0].addr);
+	CHECK_EQ(found[0].pages, PAGES);
+	CHECK_EQ(engine_ranges_of(rig.engine, 1000, found, 2), 0);
+	puppet_check_all(&rig, PUPPET_STRANGER);
+	rig_stop(&rig);
+}
+
+static long unmap(void *addr, long pages)
+{
+	return munmap(addr, (size_t)pages * 4096) ? errno : 0;
+}
+
+/* What is not mapped cannot be registered in any way; that says nothing of write-protection. */
+TEST(an_unmapped_range_costs_nobody_write_protection)
+{
+	struct error err = { 0 };
+	struct notice done;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
+			   (struct puppet_order){ .kind = ORDER_CALL, .run = unmap, .argument = PAGES }),
+		 0);
+	rig_start_job(&rig, JOB_SWAP_OUT);
+	done = rig_await_job(&rig);
+	CHECK_EQ(done.code, EINVAL);
+	CHECK_CONTAINS(done.message, "cannot be registered");
+	CHECK_OK(engine_set_ranges(rig.engine, rig.process_ids[PUPPET_STRANGER], NULL, 0, &err));
+	rig.options.mode = MODE_LIVE;
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}
+
+/* A process that is given up while memory is out does not wait for ever. */
+TEST(a_process_that_is_removed_and_lives)
+{
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_OK(engine_remove_process(rig.engine, rig.process_ids[PUPPET_STRANGER], &err));
+	puppet_check_all(&rig, 0); /* first: what comes back is there for all */
+	puppet_check_all(&rig, PUPPET_STRANGER);
+	rig_stop(&rig);
+}
+
+/* Memory that was added and cannot be kept is taken back at once, whatever else is going on. */
+TEST(an_added_region_is_undone_during_a_job)
+{
+	struct error err = { 0 };
+	struct rig rig;
+	int memfd = memfd_create("further", MFD_CLOEXEC);
+	uint64_t page_idx;
+
+	CHECK_SYS(ftruncate(memfd, 16 * 4096));
+	rig_start(&rig, &layout);
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.read");
+	CHECK_OK(engine_add_region(rig.engine, memfd, 0, 16 * 4096, &page_idx, &err));
+	CHECK_EQ(engine_remove_region(rig.engine, page_idx, &err), -EBUSY);
+	CHECK_OK(engine_undo_add_region(rig.engine, page_idx, &err));
+	CHECK_EQ(rig_stats(&rig).total_pages, PAGES);
+	rig_disarm("evict.read");
+	rig_end_job(&rig);
+	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}

@@ -249,5 +249,11 @@ TEST(too_many_regions)
 	CHECK_EQ(rc, -E2BIG);
 	CHECK_CONTAINS(err.message, "256 regions");
 	CHECK_EQ(n, 257);
+	page_idx = 0;
+	for (n = 0; n < 1000; n++) { /* that many at a time: what is removed makes room */
+		CHECK_OK(engine_remove_region(engine, page_idx, &err));
+		CHECK_OK(engine_add_region(engine, memfd, 0, PAGE, &page_idx, &err));
+	}
+	CHECK_EQ(engine_add_region(engine, memfd, 0, PAGE, &page_idx, &err), -E2BIG);
 	engine_destroy(engine);
 }

@@ -27,7 +27,7 @@ class Service:
         self._bus, self._directory, self._manager, self._listener = bus, directory, manager, listener
         self.monitor = self.start()
 
-    def start(self, *options: str) -> Monitor:
+    def start(self, *options: str, env: dict[str, str] | None = None) -> Monitor:
         program, fds = self._manager.program(*PROGRAM, listener=self._listener)
         self.monitor = Monitor(
             "web",
@@ -35,7 +35,7 @@ class Service:
             self._directory,
             *options,
             program=program,
-            env=self._manager.environment,
+            env=self._manager.environment | (env or {}),
             listen=False,
             pass_fds=fds,
         )

@@ -230,10 +230,17 @@ def test_a_successor_knows_both(bus, directory, which):
 # What is refused; each refusal ends the connection, so each needs its own VMM.
 
 
-def test_memory_that_is_served_already(vmm, further):
+def test_memory_that_is_mapped_twice(vmm, further):
     region = vmm.map(0)
+    with pytest.raises(InvalidRegionError, match=r"maps this memory already, at .* only one mapping"):
+        vmm.add(region, further)
+
+
+def test_memory_that_is_served_already(vmm, further):
+    vmm.add_region()
+    region = vmm.map(1)
     vmm.add(region, further)
-    half = Region(region.addr, SIZE // 2, 0, 0)
+    half = Region(region.addr, SIZE // 2, 0, 1)
     with pytest.raises(
         InvalidRegionError, match=f"{region.addr:#x}: process {vmm.other.pid} is served there"
     ):

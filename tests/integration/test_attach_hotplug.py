@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from tests.support import programs
 from tests.support.bus import PrivateBus, missing
 from tests.support.monitor import BusError
 from tests.support.notify import ServiceManager
+from vmmswap.attach.failpoint import VARIABLE
+from vmmswap.errors import NoSuchVMError, ProtocolError
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -24,6 +28,10 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missi
 SOURCE = Path(programs.__file__).with_name("hotplug_target.c")
 PIECE_PAGES = (16 << 20) // 4096
 DEADLINE_S = 30.0
+
+
+def links_of(pid):
+    return sorted(str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir())
 
 
 class Target:
@@ -34,7 +42,9 @@ class Target:
             [str(programs.built(SOURCE))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.pid = self.process.pid
-        self._answer("ready")
+        word, device_pid = self._line().split()
+        assert word == "ready"
+        self.device_pid = int(device_pid)
 
     def __enter__(self):
         return self
@@ -53,13 +63,22 @@ class Target:
         """Each byte of these pieces is what was written."""
         self.ask(*(f"check {number}" for number in numbers), answer="right")
 
+    def device(self, *orders):
+        self.ask(*(f"device {order}" for order in orders))
+
+    def check_device(self, *numbers):
+        self.ask(*(f"device check {number}" for number in numbers), answer="right")
+
     def _answer(self, expected):
+        assert self._line() == expected
+
+    def _line(self):
         assert select.select([self.process.stdout], [], [], DEADLINE_S)[0], "the target stands still"
-        assert self.process.stdout.readline().strip() == expected
+        return self.process.stdout.readline().strip()
 
     @property
     def links(self):
-        return sorted(str(path.readlink()) for path in Path(f"/proc/{self.pid}/fd").iterdir())
+        return links_of(self.pid)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +121,9 @@ def all_out(monitor, pieces):
     status = monitor.enable()
     assert (status["State"], status["Error"]) == ("Active", ""), monitor.log
     wanted = pieces * PIECE_PAGES
-    assert (status["TotalPages"], status["SwapPages"], status["ResidentPages"]) == (wanted, wanted, 0)
+    assert (status["TotalPages"], status["SwapPages"], status["ResidentPages"]) == (wanted, wanted, 0), (
+        monitor.log
+    )
 
 
 def test_what_is_plugged_goes_out_and_comes_back(service, target):
@@ -143,7 +164,7 @@ def test_what_is_unplugged_while_it_is_out(service, target):
     service.attach(target.pid)
     all_out(service.monitor, 2)
     target.ask("unplug 1")
-    with pytest.raises(BusError, match=r"no longer mapped there.*Call Disable, then Enable"):
+    with pytest.raises(BusError, match=r"mapped by nobody any more.*Call Disable, then Enable"):
         service.monitor.call("Enable")
     target.check(0)
     assert service.monitor.disable()["State"] == "Ready"
@@ -213,3 +234,187 @@ def test_a_successor_follows_too(service, target):
     all_out(monitor, 2)
     target.check(0, 2)
     service.detach()
+
+
+# --- a device's process
+
+
+def enable_all(monitor, target, pieces, processes=2):
+    all_out(monitor, pieces)
+    assert monitor.status()["Processes"] == processes
+    target.check_device(*range(pieces))
+    target.check(*range(pieces))
+    all_out(monitor, pieces)
+
+
+@pytest.mark.parametrize("is_out", [False, True])
+def test_a_known_process_maps_more_when_it_is_known_already(service, target, is_out):
+    target.device("map 0")
+    service.attach(target.pid)
+    target.ask("plug 1")
+    all_out(service.monitor, 2)  # piece 1 is known, and the device does not have it
+    if not is_out:
+        service.monitor.disable()
+    target.device("map 1")
+    if is_out:
+        service.monitor.wait_log(
+            f"process {target.device_pid} (hotplug-target) has mapped guest memory while"
+        )
+        service.monitor.until(lambda: is_served(target.device_pid, 2), "the device to be served there")
+    enable_all(service.monitor, target, 2)
+    service.detach()
+    target.check_device(0, 1)
+    assert "anon_inode:[userfaultfd]" not in links_of(target.device_pid)
+
+
+def is_served(pid, pieces):
+    """Whether all guest memory in a process is registered with a userfaultfd."""
+    blocks = Path(f"/proc/{pid}/smaps").read_text().split("VmFlags:")
+    flags = [after.split("\n")[0] for before, after in pairwise(blocks) if "memfd:guest" in before]
+    return len(flags) == pieces and all(" um " in item for item in flags)
+
+
+def test_a_device_that_maps_the_memory_twice_is_refused(service, target):
+    target.device("map 0")
+    service.attach(target.pid)
+    target.ask("plug 1")
+    target.device("map 1", "twice 1")
+    with pytest.raises(BusError, match=rf"process {target.device_pid} .*guest memory is mapped twice"):
+        service.monitor.call("Enable")
+    target.device("once 1")
+    enable_all(service.monitor, target, 2)
+
+
+def test_a_device_that_maps_the_memory_anew_at_its_place(service, target):
+    """As a vhost-user back-end does that is given its memory table again: the kernel knows nothing of it."""
+    target.device("map 0")
+    service.attach(target.pid)
+    all_out(service.monitor, 1)
+    target.device("again 0")
+    service.monitor.wait_log(f"process {target.device_pid} (hotplug-target) has mapped guest memory while")
+    service.monitor.until(lambda: is_served(target.device_pid, 1), "the device to be served again")
+    enable_all(service.monitor, target, 1)
+    service.monitor.disable()
+    target.device("again 0")
+    enable_all(service.monitor, target, 1)
+
+
+def test_a_device_lets_go_of_what_was_chosen_by_hand(service, target):
+    target.device("map 0")
+    addr = next(
+        line.split()[0]
+        for line in Path(f"/proc/{target.pid}/maps").read_text().splitlines()
+        if "memfd:guest" in line
+    )
+    service.attach(target.pid, regions=[addr])
+    all_out(service.monitor, 1)
+    service.monitor.disable()
+    target.device("unmap 0")
+    all_out(service.monitor, 1)
+    target.check(0)
+    service.monitor.disable()
+    target.device("map 0")
+    enable_all(service.monitor, target, 1)
+
+
+# --- killed at each step
+
+
+@pytest.fixture
+def doomed(service):
+    """A function that starts the monitor anew, to be killed when it reaches a step."""
+
+    def start(step):
+        service.monitor.kill()
+        service.start(env={VARIABLE: f"{step}:kill"})
+        return service.monitor
+
+    return start
+
+
+def await_death(service):
+    service.monitor.process.wait(DEADLINE_S)
+    service.start()
+    return service.monitor
+
+
+@pytest.mark.parametrize("turn", [1, 2])  # the VMM's new memory, and then the device's
+def test_killed_when_new_memory_is_recorded(service, doomed, target, turn):
+    target.device("map 0")
+    doomed(f"memory.recorded@{turn}")
+    service.attach(target.pid)
+    target.ask("plug 1")
+    target.device("map 1")
+    with suppress(BusError):
+        service.monitor.call("Enable")
+    enable_all(await_death(service), target, 2)
+    service.detach()
+    target.check_device(0, 1)
+
+
+def test_killed_when_memory_is_removed(service, doomed, target):
+    doomed("memory.removed")
+    target.ask("plug 1")
+    service.attach(target.pid)
+    target.ask("unplug 1")
+    monitor = await_death(service)
+    target.ask("plug 1", "plug 2")
+    all_out(monitor, 3)
+    target.check(0, 1, 2)
+    monitor.disable()
+    target.check(0, 1, 2)
+
+
+@pytest.mark.parametrize("step", ["process.stored", "process.added"])
+@pytest.mark.parametrize("is_out", [False, True])
+def test_killed_when_one_more_process_is_added(service, doomed, target, step, is_out):
+    doomed(f"{step}@2")  # the first is the VMM
+    service.attach(target.pid)
+    if is_out:
+        all_out(service.monitor, 1)
+    target.device("map 0")
+    if not is_out:
+        with suppress(BusError):
+            service.monitor.call("Enable")
+    monitor = await_death(service)
+    enable_all(monitor, target, 1)
+    assert monitor.log.count("has mapped guest memory while") == is_out  # its successor knows of it
+    service.detach()
+    target.check_device(0)
+    assert "anon_inode:[userfaultfd]" not in links_of(target.device_pid)
+
+
+@pytest.mark.parametrize("step", ["process.stored", "process.added"])
+def test_killed_when_the_vmm_is_attached_to(service, doomed, target, step):
+    """It is as before: nothing of it waits for anybody."""
+    doomed(step)
+    with suppress(ProtocolError, NoSuchVMError):
+        service.attach(target.pid)
+    await_death(service)
+    service.attach(target.pid)
+    target.device("map 0")
+    enable_all(service.monitor, target, 1)
+
+
+def test_enable_and_detach_at_once(service, target):
+    """A process that is being attached to is let go again."""
+    links = links_of(target.device_pid)
+    target.device("map 0")
+    for _ in range(5):
+        service.attach(target.pid)
+        target.device("unmap 0")
+        all_out(service.monitor, 1)
+        service.monitor.disable()
+        target.device("map 0")
+        with subprocess.Popen(
+            service.monitor.call_command("Enable"), stderr=subprocess.PIPE, text=True
+        ) as enabling:
+            while "userfaultfd" not in str(links_of(target.device_pid)) and enabling.poll() is None:
+                pass  # it is attached to any moment
+            service.detach()
+            _, error = enabling.communicate()
+        assert "bug of vmmswap" not in error
+        assert links_of(target.device_pid) == links
+        assert not is_served(target.device_pid, 1)
+        service.start()
+        target.check(0)

@@ -1,21 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A VMM whose guest gets memory and loses it, as by hotplug: pieces of 16 MiB, numbered from 0, each in a memfd of its
- * own, the first there from the start. Says "ready", then obeys one order a line and answers each with one line:
+/* A VMM whose guest gets memory and loses it, as by hotplug, and a device process of it that maps the memory when it is
+ * told to, as a vhost-user back-end does: pieces of 16 MiB, numbered from 0, each in a memfd of its own, the first there
+ * from the start. Says "ready PID", the device's; then obeys one order a line and answers each with one line:
  *
- *     plug N       map piece N and write it
+ *     plug N       make piece N and write it
  *     unplug N     unmap it and close its memfd
  *     move N       map it elsewhere, and no longer where it was
+ *     again N      map it anew where it is
  *     twice N      map it a second time, too
  *     once N       and no longer
  *     private      map as much private memory
  *     check N      "right" if all of it is what was written
+ *     device map N, device unmap N, device ORDER N
+ *                  the same in the device, which has none from the start
  */
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <signal.h>
 #include <unistd.h>
 
 #define PIECE_BYTES (16ul << 20)
@@ -27,6 +32,7 @@ struct piece {
 };
 
 static struct piece pieces[PIECES_MAX];
+static FILE *to_device;
 
 static void need(int good, const char *what)
 {
@@ -36,10 +42,10 @@ static void need(int good, const char *what)
 	exit(1);
 }
 
-static unsigned char *map(int fd)
+static unsigned char *map(void *addr, int fd)
 {
-	int sharing = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED;
-	void *memory = mmap(NULL, PIECE_BYTES, PROT_READ | PROT_WRITE, sharing, fd, 0);
+	int flags = (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED) | (addr ? MAP_FIXED : 0);
+	void *memory = mmap(addr, PIECE_BYTES, PROT_READ | PROT_WRITE, flags, fd, 0);
 
 	need(memory != MAP_FAILED, "mmap");
 	return memory;
@@ -49,7 +55,7 @@ static void plug(struct piece *piece, size_t number)
 {
 	piece->fd = memfd_create("guest", MFD_CLOEXEC);
 	need(piece->fd >= 0 && ftruncate(piece->fd, PIECE_BYTES) == 0, "memfd");
-	piece->memory = map(piece->fd);
+	piece->memory = map(NULL, piece->fd);
 	memset(piece->memory, 'a' + (int)number, PIECE_BYTES);
 }
 
@@ -63,7 +69,7 @@ static void move(struct piece *piece)
 {
 	unsigned char *old = piece->memory;
 
-	piece->memory = map(piece->fd);
+	piece->memory = map(NULL, piece->fd);
 	munmap(old, PIECE_BYTES);
 }
 
@@ -84,19 +90,59 @@ static const char *obey(const char *order, size_t number)
 		plug(piece, number);
 	else if (!strcmp(order, "unplug"))
 		unplug(piece);
+	else if (!strcmp(order, "unmap"))
+		munmap(piece->memory, PIECE_BYTES);
+	else if (!strcmp(order, "map"))
+		piece->memory = map(NULL, piece->fd);
 	else if (!strcmp(order, "move"))
 		move(piece);
+	else if (!strcmp(order, "again"))
+		munmap(piece->memory, PIECE_BYTES), map(piece->memory, piece->fd);
 	else if (!strcmp(order, "twice"))
-		piece->second = map(piece->fd);
+		piece->second = map(NULL, piece->fd);
 	else if (!strcmp(order, "once"))
 		munmap(piece->second, PIECE_BYTES);
 	else if (!strcmp(order, "private"))
-		memset(map(-1), 1, PIECE_BYTES);
+		memset(map(NULL, -1), 1, PIECE_BYTES);
 	else if (!strcmp(order, "check"))
 		return check(piece, number);
 	else
 		return "unknown";
 	return "done";
+}
+
+/* It keeps no fd of the memory, as back-ends do not. */
+static void be_device(FILE *orders)
+{
+	char order[32], path[64];
+	size_t number;
+	int fd;
+
+	while (fscanf(orders, "%31s %zu %d", order, &number, &fd) == 3) {
+		snprintf(path, sizeof path, "/proc/%d/fd/%d", getppid(), fd);
+		pieces[number].fd = open(path, O_RDWR | O_CLOEXEC);
+		need(pieces[number].fd >= 0, path);
+		puts(obey(order, number));
+		close(pieces[number].fd);
+	}
+	_exit(0);
+}
+
+static pid_t start_device(void)
+{
+	int ends[2];
+	pid_t pid;
+
+	need(pipe2(ends, O_CLOEXEC) == 0, "pipe");
+	pid = fork();
+	need(pid >= 0, "fork");
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		be_device(fdopen(ends[0], "r"));
+	}
+	close(ends[0]);
+	to_device = fdopen(ends[1], "w");
+	return pid;
 }
 
 int main(void)
@@ -105,11 +151,16 @@ int main(void)
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	setvbuf(stdout, NULL, _IOLBF, 0);
+	printf("ready %d\n", start_device());
 	plug(&pieces[0], 0);
-	puts("ready");
 	while (fgets(line, sizeof line, stdin)) {
 		size_t number = 0;
 
+		if (sscanf(line, "device %31s %zu", order, &number) >= 1) {
+			fprintf(to_device, "%s %zu %d\n", order, number, pieces[number].fd);
+			fflush(to_device);
+			continue;
+		}
 		need(sscanf(line, "%31s %zu", order, &number) >= 1, line);
 		puts(obey(order, number));
 	}

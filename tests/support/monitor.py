@@ -124,11 +124,13 @@ class Monitor:
 
     # The bus
 
+    def call_command(self, member: str) -> list[str]:
+        command = ["busctl", f"--address={self.bus.address}", "--timeout=30", "--json=short", "call"]
+        return [*command, bus_name_of(self.name), object_path_of(self.name), MANAGER_INTERFACE, member]
+
     def call(self, member: str) -> Any:
         """The reply's first value, or None. BusError with the error's text."""
-        command = ["busctl", f"--address={self.bus.address}", "--timeout=30", "--json=short", "call"]
-        command += [bus_name_of(self.name), object_path_of(self.name), MANAGER_INTERFACE, member]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        answer = subprocess.run(self.call_command(member), capture_output=True, text=True, check=False)
         if answer.returncode:
             raise BusError(answer.stderr.strip())
         return json.loads(answer.stdout)["data"][0] if answer.stdout.strip() else None

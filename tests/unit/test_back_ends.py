@@ -45,6 +45,20 @@ def test_the_command_line(device: str, chardev: str, may: bool) -> None:
     assert found.reconnectable == ("c0" if may else None)
 
 
+def test_names_of_other_things_are_other_names() -> None:
+    words = [
+        "-chardev",
+        "socket,id=net0,path=/tmp/s,reconnect=1",
+        "-netdev",
+        "vhost-user,id=net0,chardev=net0",
+    ]
+    assert (
+        parse_command_line([*words, "-device", "virtio-net-pci,netdev=net0,id=net0"]).reconnectable == "net0"
+    )
+    words = ["--chardev", "socket,id=c0,path=/tmp/s", "-object", "iothread,id=c0,server=on"]
+    assert parse_command_line([*words, "-device", "vhost-user-fs-pci,chardev=c0"]).reconnectable is None
+
+
 @pytest.mark.parametrize("word", ["{", "[1]", "{}", '{"chardev":"vhost-user"', "{" * 100_000, "=,=,,", ""])
 def test_odd_words(word: str) -> None:
     assert parse_command_line([word]).reconnectable is None

@@ -268,7 +268,7 @@ def _check(target: Target, regions: Sequence[Region], *, is_new: bool = True) ->
     """What can only be said of a process that has guest memory. is_new False: what is registered elsewhere is
     ours.
     """
-    for start, end, flags in target_module.flags_of_mappings(target):
+    for start, end, flags in target_module.flags_of_mappings(target.pid):
         is_guest = any(start < item.end and item.addr < end for item in regions)
         if flags & _REGISTERED and (is_new or is_guest):
             raise BusyError(

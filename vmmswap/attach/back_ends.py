@@ -45,11 +45,15 @@ def read_command_line(pid: int) -> CommandLine:
 def parse_command_line(words: Iterable[str]) -> CommandLine:
     users: set[str] = set()
     again: dict[str, bool] = {}
+    option = ""
     for word in words:
+        if word.startswith("-"):
+            option = word.lstrip("-")
+            continue
         options = _options_of(word)
         if "vhost-user" in word and "chardev" in options:
             users.add(options["chardev"])
-        if "id" in options:
+        if option == "chardev" and "id" in options:
             again[options["id"]] = _may_come_again(options)
     return CommandLine(frozenset(users), again)
 
@@ -61,8 +65,14 @@ def _options_of(word: str) -> dict[str, str]:
             value = json.loads(word)
         except (ValueError, RecursionError):
             value = None
-        return {key: str(item) for key, item in value.items()} if isinstance(value, dict) else {}
+        return {key: _text_of(item) for key, item in value.items()} if isinstance(value, dict) else {}
     return {key: value for key, _, value in (item.partition("=") for item in word.split(","))}
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
 
 
 def _may_come_again(options: Mapping[str, str]) -> bool:

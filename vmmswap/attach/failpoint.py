@@ -26,7 +26,8 @@ STEPS = (
     "fetched",
     "initialised",
 )
-
+# In what a successor finds of an attached VM.
+RECORD_STEPS = ("memory.recorded", "memory.removed", "process.stored", "process.added")
 
 _reached: dict[str, int] = {}
 

@@ -210,15 +210,17 @@ def check_devices(target: Target) -> None:
             )
 
 
-def flags_of_mappings(target: Target) -> Iterator[tuple[int, int, frozenset[bytes]]]:
+def flags_of_mappings(pid: int) -> Iterator[tuple[int, int, frozenset[bytes]]]:
     """Start, end and the kernel's flags (VmFlags of smaps) of each mapping. Walks all page tables."""
     start = end = 0
     try:
-        with Path(f"/proc/{target.pid}/smaps").open("rb") as smaps:
+        with Path(f"/proc/{pid}/smaps").open("rb") as smaps:
             for line in smaps:
                 if line.startswith(b"VmFlags:"):
                     yield start, end, frozenset(line.split()[1:])
                 elif not line[:1].isupper():
                     start, end = (int(addr, 16) for addr in line.split(maxsplit=1)[0].split(b"-"))
+    except PermissionError:
+        raise AccessDeniedError(f"/proc/{pid}/smaps may not be read: run the monitor as root") from None
     except (FileNotFoundError, ProcessLookupError):
-        raise NotSupportedError(f"{target} has ended") from None
+        raise NotSupportedError(f"process {pid} has ended") from None

@@ -13,7 +13,8 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 
 from vmmswap import message_ids
 from vmmswap.attach.attach import (
@@ -25,8 +26,9 @@ from vmmswap.attach.attach import (
     check_before_enable,
     detach_process,
 )
-from vmmswap.errors import VmmswapError
+from vmmswap.errors import NoSuchVMError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.handoff.owned import OwnedFds
 from vmmswap.log import fields
 from vmmswap.monitor import coverage
 from vmmswap.monitor.added_back_ends import check_added_back_ends
@@ -38,6 +40,7 @@ _log = logging.getLogger("vmmswap.attached")
 
 _WATCH_S = 1.0
 _LET_GO_EVERY = 5  # looks
+_FLAGS_REST = 20  # times as long as it took
 
 
 async def attach(pidfd: int, options: Options) -> AttachedVm:
@@ -52,6 +55,21 @@ async def attach(pidfd: int, options: Options) -> AttachedVm:
     for line in attached.explanation.splitlines():
         _log.info("%s", line)
     return attached
+
+
+async def _attach_one(
+    pid: int, memfds: Sequence[int], guest: Sequence[Region], options: Options
+) -> tuple[OwnedFds, AttachedProcess]:
+    """As attach_process(), on a thread."""
+    task = asyncio.ensure_future(asyncio.to_thread(attach_process, pid, memfds, guest, options))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(VmmswapError):
+            owned, process = await task
+            with owned:
+                await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
+        raise
 
 
 async def undo(attached: AttachedVm) -> None:
@@ -108,23 +126,36 @@ class Watch:
         self._vm = vm
         self._processes = processes
         self._barrier = barrier
-        self._hotplug = Hotplug(vm)
+        self._hotplug = Hotplug(vm, self._say_late)
         self._late: set[int] = set()  # pids that were told of
+        self._is_closed = False
         self._lock = asyncio.Lock()
         self._task = asyncio.get_running_loop().create_task(self._watch(), name="late mappers")
 
     def close(self) -> None:
+        self._is_closed = True
         self._hotplug.close()
         self._task.cancel()
 
+    async def stop(self) -> None:
+        """No process is attached to any more; returns when none is about to be."""
+        self.close()
+        async with self._lock:
+            pass
+
     async def check_before_enable(self) -> None:
         """Follow what the VMM maps now, attach to who has begun to map it too, then as for any VM."""
-        await self._check_back_ends()
-        async with self._lock:
-            await self._hotplug.follow()
-            await self._barrier()
-        await self._attach_strangers(self._adopt)
-        await self._processes.check_covered()
+        try:
+            await self._check_back_ends()
+            async with self._lock:
+                await self._hotplug.follow()
+                await self._attach_strangers(self._adopt)
+                await self._barrier()
+            await self._processes.check_covered()
+        except VmmswapError:
+            if self._is_closed:
+                raise NoSuchVMError("the VM has ended") from None
+            raise
 
     async def _check_back_ends(self) -> None:
         """And devices: both may have been added since."""
@@ -135,61 +166,90 @@ class Watch:
             await check_added_back_ends(manifest.qmp, vmm.pid, target, given)
 
     async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        next_flags_s = 0.0  # of looking at the mappings' flags, which costs the more the larger the VM is
         for look in itertools.count():
             await asyncio.sleep(_WATCH_S)
             try:
-                if look % _LET_GO_EVERY == 0:
-                    async with self._lock:
+                async with self._lock:
+                    if look % _LET_GO_EVERY == 0:
                         await self._hotplug.let_go()
-                if self._vm.engine.stats().tracking:
-                    await self._attach_strangers(self._adopt_late)
+                    if not self._vm.engine.stats().tracking:
+                        continue
+                    before = self._vm.manifest
+                    picture = await self._hotplug.look()
+                    self._late &= {piece.pid for piece in picture.pieces}
+                    self._hotplug.follow_known(picture)
+                    await self._attach_strangers(self._try_to_adopt)
+                    if loop.time() >= next_flags_s:
+                        since_s = loop.time()
+                        await self._hotplug.register_anew()
+                        next_flags_s = loop.time() + _FLAGS_REST * (loop.time() - since_s)
+                    if self._vm.manifest is not before:
+                        await self._barrier()
+            except NoSuchVMError:
+                return
             except (VmmswapError, OSError) as error:
                 _log.warning("cannot look at who maps guest memory: %s", error)
 
     async def _attach_strangers(self, adopt: Callable[[int], Awaitable[None]]) -> None:
-        async with self._lock:
-            # A forked child is seen before the kernel's event of it has come: who is a stranger twice is one.
-            if not (first := await self._strangers()):
-                return
-            await asyncio.sleep(_WATCH_S / 10)
-            for pid in sorted(first & await self._strangers()):
-                if pid in await self._strangers():  # else it shares the memory of one that was just attached
-                    await adopt(pid)
+        # A forked child is seen before the kernel's event of it has come: who is a stranger twice is one.
+        if not (first := await self._strangers()):
+            return
+        await asyncio.sleep(_WATCH_S / 10)
+        for pid in sorted(first & await self._strangers()):
+            if pid in await self._strangers():  # else it shares the memory of one that was just attached
+                await adopt(pid)
 
     async def _strangers(self) -> set[int]:
-        picture = await asyncio.to_thread(coverage.look, coverage.question_of(self._vm))
-        return {piece.pid for piece in picture.strangers}
+        known = {process.pid for process in self._vm.processes.values()}
+        return {piece.pid for piece in (await self._hotplug.look()).strangers} - known
 
     async def _adopt(self, pid: int) -> None:
-        question = coverage.question_of(self._vm)
+        if self._vm.is_out():
+            self._say_late(pid)
+        vm = self._vm
+        numbers = sorted(vm.memfds)
         guest = [
-            Region(item.addr, item.pages * PAGE_SIZE, item.offset_bytes, item.memfd)
-            for item in question.regions
+            Region(item.addr, item.pages * PAGE_SIZE, item.offset_bytes, numbers.index(item.memfd))
+            for item in vm.manifest.regions
         ]
-        options = Options(force=self._vm.manifest.forced)
-        owned, process = await asyncio.to_thread(attach_process, pid, question.memfds, guest, options)
+        options = Options(force=vm.manifest.forced)
+        memfds = [vm.memfds[number] for number in numbers]
+        owned, process = await _attach_one(pid, memfds, guest, options)
         with owned:
             try:
-                self._processes.add(new_process(process))
-            except VmmswapError:
+                if self._is_closed:
+                    raise NoSuchVMError("the VM has ended")
+                self._processes.add(_numbered(new_process(process), numbers))
+            except BaseException:
                 await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
                 raise
-            await self._barrier()
 
-    async def _adopt_late(self, pid: int) -> None:
-        """Tried at each look until it works; told of once."""
+    async def _try_to_adopt(self, pid: int) -> None:
+        """At each look until it works; told of once."""
         is_news = pid not in self._late
-        self._late.add(pid)
-        if is_news:
-            _log.error(
-                "process %s has mapped guest memory while it is swapped out: pages that it read before this"
-                " moment are zeros to it, and from then on to the guest. Such a process must map the memory"
-                " before it is swapped out, or not at all",
-                coverage.name_of(pid),
-                extra=fields("", message_ids.LATE_MAPPER, vmmswap_pid=pid),
-            )
         try:
             await self._adopt(pid)
-        except VmmswapError as error:
+        except NoSuchVMError:
+            raise
+        except (VmmswapError, OSError) as error:
             level = logging.ERROR if is_news else logging.DEBUG
-            _log.log(level, "process %s cannot be attached to: %s", coverage.name_of(pid), error.message)
+            _log.log(level, "process %s cannot be attached to: %s", coverage.name_of(pid), error)
+
+    def _say_late(self, pid: int) -> None:
+        if pid in self._late:
+            return
+        self._late.add(pid)
+        _log.error(
+            "process %s has mapped guest memory while it is swapped out: pages that it read before this"
+            " moment are zeros to it, and from then on to the guest. Such a process must map the memory"
+            " before it is swapped out, or not at all",
+            coverage.name_of(pid),
+            extra=fields("", message_ids.LATE_MAPPER, vmmswap_pid=pid),
+        )
+
+
+def _numbered(new: NewProcess, numbers: Sequence[int]) -> NewProcess:
+    """Its regions count the fds that were asked about; the VM has its own numbers of them."""
+    return replace(new, regions=tuple(replace(item, memfd=numbers[item.memfd]) for item in new.regions))

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmswap.attach.target import flags_of_mappings
 from vmmswap.engine import Mapping, mappings_of, registered_buffer_in
-from vmmswap.errors import NotSupportedError
+from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor.manifest import RegionRecord
 from vmmswap.monitor.vm import Process, Vm
@@ -28,6 +29,7 @@ _KCMP_VM = 1
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
 _UFFDIO_ZEROPAGE = 0xC020AA04  # struct uffdio_zeropage: start, len, mode, zeropage
 _NOWHERE = 0x10000  # vm.mmap_min_addr's default: hardly anything is mapped there, and no guest memory
+_REGISTERED = b"um"  # the kernel's flag of a mapping that is registered for missing pages
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,6 +63,11 @@ class Piece:
     pid: int
     addr: int
     end: int
+    page_idx: int = 0  # the engine's number of its first page
+
+    @property
+    def pages(self) -> int:
+        return (self.end - self.addr) // PAGE_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,7 @@ class Picture:
     """pids: of forked children that had none before, by the engine's number."""
 
     pids: dict[int, int]
+    pieces: tuple[Piece, ...]  # all that is mapped
     strangers: tuple[Piece, ...]  # mapped and not served
     unreadable: tuple[int, ...]  # pids whose maps we may not read
 
@@ -94,7 +102,7 @@ def look(question: Question) -> Picture:
     pids = _match(question.known, pieces)
     spans = _spans_by_pid(question.known, pids)
     strangers = tuple(piece for piece in pieces if not _is_served(piece, spans))
-    return Picture(pids, strangers, tuple(unreadable))
+    return Picture(pids, tuple(pieces), strangers, tuple(unreadable))
 
 
 def _spans_by_pid(known: Sequence[Known], pids: dict[int, int]) -> dict[int, Spans]:
@@ -118,7 +126,8 @@ def _pieces(mapping: Mapping, regions: Sequence[RegionRecord]) -> Iterator[Piece
         end = min(mapping.offset_bytes + mapping.size_bytes, region.offset_bytes + region.pages * PAGE_SIZE)
         if start < end:
             to_addr = mapping.addr - mapping.offset_bytes
-            yield Piece(mapping.pid, start + to_addr, end + to_addr)
+            page_idx = region.page_idx + (start - region.offset_bytes) // PAGE_SIZE
+            yield Piece(mapping.pid, start + to_addr, end + to_addr, page_idx)
 
 
 def _match(known: Sequence[Known], pieces: Sequence[Piece]) -> dict[int, int]:
@@ -173,6 +182,26 @@ def _all_covered(pieces: Sequence[Piece], spans: Spans) -> bool:
         if addr < piece.end:
             return False
     return True
+
+
+def find_unregistered(question: Question) -> list[int]:
+    """Processes, by the engine's number, that map guest memory where they should, and have it registered with
+    no userfaultfd. Walks their page tables: some milliseconds for a GiB that is resident.
+    """
+    found = []
+    for item in question.known:
+        if item.pid and any(_REGISTERED not in flags for flags in _flags_of(item)):
+            found.append(item.process_id)
+    return found
+
+
+def _flags_of(known: Known) -> Iterator[frozenset[bytes]]:
+    try:
+        for start, end, flags in flags_of_mappings(known.pid):
+            if any(start < span_end and span_start < end for span_start, span_end in known.spans):
+                yield flags
+    except VmmswapError:
+        return  # it has ended
 
 
 def _same_memory(pid: int, other: int) -> bool:

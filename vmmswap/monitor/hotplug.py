@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory that a VMM which was attached to maps and unmaps later: it tells us nothing, so its mappings do.
+"""What the processes of an attached VM map and unmap later: they tell us nothing, so their mappings do.
 
-What a process no longer maps where it did is forgotten, and then found anew if it is only mapped elsewhere.
-Before Enable all must be as recorded. In between, memory that nobody maps any more is let go, because our own
-fd of it keeps it allocated.
+A process keeps its userfaultfd, and what is known of its memory follows what it maps. Memory that nobody
+maps any more is let go, because our own fd of it keeps it allocated. New memory of the VMM is taken by the
+rules of attach.
 """
 
 from __future__ import annotations
@@ -11,18 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from vmmswap.attach.attach import find_further_memory
 from vmmswap.attach.memory import FilePart, Found
-from vmmswap.engine import Job, Mapping, mappings_of
-from vmmswap.errors import BusyError, NoSuchVMError, NotSupportedError
+from vmmswap.engine import Job, Range
+from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, NotSupportedError
 from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.monitor import coverage
+from vmmswap.monitor.coverage import Piece
 from vmmswap.monitor.manifest import RegionRecord
-from vmmswap.monitor.vm import Process, Vm
+from vmmswap.monitor.placement import joined, kept, uncovered
+from vmmswap.monitor.vm import VMM_KEY, Process, Vm
 
 _log = logging.getLogger("vmmswap.hotplug")
 
@@ -30,24 +32,14 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Expected:
-    """A piece of guest memory where a process had it. file_idx counts the VM's memfds."""
-
-    process_id: int
-    pid: int
-    addr: int
-    size_bytes: int
-    file_idx: int
-    offset_bytes: int
-    page_idx: int  # of its region
-
-
 class Hotplug:
-    """Of one VM. Used from one task at a time."""
+    """Of one VM. Used from one task at a time. on_late is called for a process that has mapped memory while
+    memory was out, before it is served there.
+    """
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: Vm, on_late: Callable[[int], None]) -> None:
         self._vm = vm
+        self._on_late = on_late
         self._is_closed = False
         self._told: set[str] = set()  # candidates that were left, and regions that cannot be forgotten yet
 
@@ -56,8 +48,11 @@ class Hotplug:
 
     async def follow(self) -> None:
         """Before Enable. VmmswapError if memory must not leave."""
-        for record in await self._changed():
+        picture = await self.look()
+        self.follow_known(picture)
+        for record in self._unmapped(picture):
             self._forget(record)
+        await self.register_anew()
         if not self._vm.manifest.chosen:
             await self._add_further()
         if not self._vm.manifest.regions:
@@ -70,49 +65,71 @@ class Hotplug:
         """Forget what nobody maps any more, if that can be done now."""
         if self._vm.engine.stats().job is not Job.NONE:
             return
-        for record in await self._changed(unmapped=True):
+        for record in self._unmapped(await self.look()):
             try:
                 self._forget(record)
             except BusyError as error:
                 self._tell(error.message)
 
-    async def _changed(self, *, unmapped: bool = False) -> list[RegionRecord]:
-        """Regions that a process does not map where it did; or those that no process maps at all."""
-        vm = self._vm
-        numbers = sorted(vm.memfds)
-        expected = [item for process in vm.processes.values() for item in self._expected(process, numbers)]
-        mappings, unreadable = await self._on_thread(mappings_of, tuple(vm.memfds[idx] for idx in numbers))
-        missing = {
-            item.page_idx
-            for item in expected
-            if item.pid not in unreadable and self._is_there(item) and not _is_mapped(item, mappings)
-        }
-        records = [item for item in vm.manifest.regions if item.page_idx in missing]
-        if unmapped:
-            return [item for item in records if not _is_mapped_at_all(item, numbers, mappings)]
-        return records
+    async def look(self) -> coverage.Picture:
+        """Who maps the memory now. NoSuchVMError once the VM has ended."""
+        return await self._on_thread(coverage.look, coverage.question_of(self._vm))
 
-    def _expected(self, process: Process, numbers: Sequence[int]) -> Iterable[_Expected]:
-        if not process.pid or coverage.is_gone(process.uffd):
+    def follow_known(self, picture: coverage.Picture) -> None:
+        """Serve known processes where they map the memory now. NotSupportedError if that cannot be."""
+        mapped = _by_pid(picture.pieces)
+        by_pid: dict[int, list[Process]] = {}
+        for process in self._vm.processes.values():
+            if process.pid and process.pid not in picture.unreadable and not coverage.is_gone(process.uffd):
+                by_pid.setdefault(process.pid, []).append(process)
+        for pid, processes in by_pid.items():
+            self._follow_process(processes, mapped.get(pid, []))
+
+    def _follow_process(self, processes: Sequence[Process], mapped: Sequence[Range]) -> None:
+        """Each userfaultfd keeps what it has and what is still there; the first one gets what is new."""
+        wanted = {process.key: kept(process.ranges, mapped) for process in processes}
+        more = uncovered(mapped, [item for ranges in wanted.values() for item in ranges])
+        first = min(processes, key=lambda process: process.key)
+        if more and self._vm.is_out():
+            self._on_late(first.pid)
+        wanted[first.key] = joined([*wanted[first.key], *more])
+        for process in sorted(processes, key=lambda process: -process.key):
+            if wanted[process.key] != joined(process.ranges):
+                self._set_ranges(process, wanted[process.key])
+
+    def _set_ranges(self, process: Process, ranges: Sequence[Range]) -> None:
+        regions = self._vm.manifest.regions
+        if process.key == VMM_KEY:
+            regions = tuple(_moved(item, ranges) for item in regions)
+        try:
+            self._vm.set_ranges(process, ranges, regions=regions)
+        except InvalidRegionError as error:
+            raise NotSupportedError(f"process {coverage.name_of(process.pid)}: {error.message}") from None
+
+    async def register_anew(self) -> None:
+        """Memory that was unmapped and mapped again at its place looks as before, and is not registered."""
+        if not self._vm.engine.stats().tracking:
             return
-        for piece in process.ranges:
-            for record in self._vm.manifest.regions:
-                if 0 <= piece.page_idx - record.page_idx < record.pages:
-                    offset_bytes = record.offset_bytes + (piece.page_idx - record.page_idx) * PAGE_SIZE
-                    yield _Expected(
-                        process.process_id,
-                        process.pid,
-                        piece.addr,
-                        piece.pages * PAGE_SIZE,
-                        numbers.index(record.memfd),
-                        offset_bytes,
-                        record.page_idx,
-                    )
+        question = coverage.question_of(self._vm)
+        for process_id in await self._on_thread(coverage.find_unregistered, question):
+            process = self._vm.processes.get(process_id)
+            if process is None or coverage.is_gone(process.uffd):
+                continue
+            if self._vm.is_out():
+                self._on_late(process.pid)
+            self._set_ranges(process, process.ranges)
 
-    def _is_there(self, item: _Expected) -> bool:
-        """Whether the process still was when its mappings had been read."""
-        process = self._vm.processes.get(item.process_id)
-        return process is not None and process.pid == item.pid and not coverage.is_gone(process.uffd)
+    def _unmapped(self, picture: coverage.Picture) -> list[RegionRecord]:
+        """Regions that no process maps. One whose maps cannot be read, or that was just forked, may."""
+        if any(
+            not process.pid or process.pid in picture.unreadable for process in self._vm.processes.values()
+        ):
+            return []
+        return [
+            record
+            for record in self._vm.manifest.regions
+            if not any(_overlap(record, piece.page_idx, piece.pages) for piece in picture.pieces)
+        ]
 
     def _forget(self, record: RegionRecord) -> None:
         size_bytes = record.pages * PAGE_SIZE
@@ -121,10 +138,10 @@ class Hotplug:
             self._vm.remove_regions([Region(record.addr, size_bytes, record.offset_bytes, record.memfd)])
         except BusyError as error:
             raise BusyError(
-                f"{what}, is no longer mapped there by all that had it: it cannot be followed now"
-                f" ({error.message}). Call Disable, then Enable"
+                f"{what}, is mapped by nobody any more: it cannot be let go now ({error.message}). Call"
+                " Disable, then Enable"
             ) from None
-        _log.info("%s, is no longer mapped there: forgotten", what)
+        _log.info("%s, is mapped by nobody any more: forgotten", what)
 
     async def _add_further(self) -> None:
         vm = self._vm
@@ -136,41 +153,32 @@ class Hotplug:
         with found.memfds:
             for candidate in found.candidates:
                 self._tell(str(candidate))
-            if found.regions:
-                regions = self._add(found)
-                await self._extend_others(regions)
+            if not found.regions:
+                return
+            self._add(found)
+        self.follow_known(await self.look())  # others may map it too
 
-    def _add(self, found: Found) -> tuple[Region, ...]:
-        """To the VM and its VMM."""
+    def _add(self, found: Found) -> None:
         vm = self._vm
-        sent = tuple(found.memfds)
-        new = [fd for fd in sent if file_id(fd) not in vm.files]
-        vm.add_memfds(new)
-        numbers = [vm.files.index(file_id(fd)) for fd in sent]
-        regions = tuple(
+        new: dict[int, int] = {}  # fds by number
+        numbers = []
+        for fd in found.memfds:
+            file = file_id(fd)
+            if file in vm.files:
+                numbers.append(vm.files.index(file))
+            else:
+                numbers.append(len(vm.files) + len(new))
+                new[numbers[-1]] = fd
+        reopened = {
+            number: fd
+            for number, fd in zip(numbers, found.memfds, strict=True)
+            if number not in vm.memfds and number not in new
+        }
+        regions = [
             Region(item.addr, item.size_bytes, item.offset_bytes, numbers[item.memfd])
             for item in found.regions
-        )
-        try:
-            for number, fd in zip(numbers, sent, strict=True):
-                if number not in vm.memfds:
-                    vm.reopen_memfd(number, fd)
-            vm.add_regions(regions, mapped_by=vm.vmm.process_id)
-        except BaseException:
-            vm.forget_memfds(len(new))
-            raise
-        return regions
-
-    async def _extend_others(self, regions: Sequence[Region]) -> None:
-        """Processes that are known may map it too. The others are found by who looks for strangers."""
-        vm = self._vm
-        numbers = sorted(vm.memfds)
-        mappings, _ = await self._on_thread(mappings_of, tuple(vm.memfds[idx] for idx in numbers))
-        by_pid = {item.pid: item.process_id for item in reversed(vm.processes.values()) if item.pid}
-        for mapping in mappings:
-            process_id = by_pid.get(mapping.pid)
-            if process_id is not None and process_id != vm.vmm.process_id:
-                vm.extend_process(process_id, list(_parts(mapping, numbers, regions)))
+        ]
+        vm.add_memory(list(new.values()), regions, reopened)
 
     def _tell(self, what: str) -> None:
         if what not in self._told:
@@ -178,37 +186,30 @@ class Hotplug:
             _log.info("%s", what)
 
     async def _on_thread(self, work: Callable[_P, _T], *arguments: _P.args, **named: _P.kwargs) -> _T:
+        if self._is_closed:
+            raise NoSuchVMError("the VM has ended")
         result = await asyncio.to_thread(work, *arguments, **named)
         if self._is_closed:
+            if isinstance(result, Found):
+                result.memfds.close()
             raise NoSuchVMError("the VM has ended")
         return result
 
 
-def _is_mapped(item: _Expected, mappings: Iterable[Mapping]) -> bool:
-    """All of it, at its place."""
-    addr, end = item.addr, item.addr + item.size_bytes
-    for mapping in mappings:  # by address in each process
-        if (
-            (mapping.pid, mapping.file_idx) == (item.pid, item.file_idx)
-            and mapping.addr - mapping.offset_bytes == item.addr - item.offset_bytes
-            and mapping.addr <= addr < mapping.addr + mapping.size_bytes
-        ):
-            addr = mapping.addr + mapping.size_bytes
-    return addr >= end
+def _by_pid(pieces: Iterable[Piece]) -> dict[int, list[Range]]:
+    found: dict[int, list[Range]] = {}
+    for piece in pieces:
+        found.setdefault(piece.pid, []).append(Range(piece.addr, piece.page_idx, piece.pages))
+    return {pid: joined(ranges) for pid, ranges in found.items()}
 
 
-def _is_mapped_at_all(record: RegionRecord, numbers: Sequence[int], mappings: Iterable[Mapping]) -> bool:
-    return any(
-        numbers[mapping.file_idx] == record.memfd
-        and mapping.offset_bytes < record.offset_bytes + record.pages * PAGE_SIZE
-        and record.offset_bytes < mapping.offset_bytes + mapping.size_bytes
-        for mapping in mappings
-    )
+def _moved(record: RegionRecord, ranges: Iterable[Range]) -> RegionRecord:
+    """Its address is where the VMM has its first page."""
+    for item in ranges:
+        if 0 <= record.page_idx - item.page_idx < item.pages:
+            return replace(record, addr=item.addr + (record.page_idx - item.page_idx) * PAGE_SIZE)
+    return record
 
 
-def _parts(mapping: Mapping, numbers: Sequence[int], regions: Iterable[Region]) -> Iterable[Region]:
-    for region in regions:
-        start = max(mapping.offset_bytes, region.offset_bytes)
-        end = min(mapping.offset_bytes + mapping.size_bytes, region.end_offset)
-        if numbers[mapping.file_idx] == region.memfd and start < end:
-            yield Region(mapping.addr + start - mapping.offset_bytes, end - start, start, region.memfd)
+def _overlap(record: RegionRecord, page_idx: int, pages: int) -> bool:
+    return page_idx < record.page_idx + record.pages and record.page_idx < page_idx + pages

@@ -42,6 +42,7 @@ class ProcessRecord:
     pid: int  # 0: not known
     ranges: tuple[tuple[int, int, int], ...]
     is_proven: bool = True
+    dummy_page: int = 0  # its address; 0: there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class Manifest:
     snapshot: bool = False  # private memory, filled from a snapshot's memory file, which is the store
     releasing: bool = False  # its connection has ended: all in, and let it go
     memfds: tuple[int, ...] = ()  # the numbers that still have one, as memfd-N
+    files: int = 0  # how many numbers were given
     regions: tuple[RegionRecord, ...] = ()
     processes: tuple[ProcessRecord, ...] = ()
     next_key: int = 0

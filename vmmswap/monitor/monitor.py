@@ -130,6 +130,7 @@ class Monitor:
         vm = register(self.name, new, self._setup.config, self._setup.swap_dir, self._store)
         try:
             await self._store.barrier()
+            vm.register_dummy(vm.vmm)
         except OSError as error:
             vm.close()
             raise InternalError(f"systemd does not confirm what it keeps for us: {error}") from None
@@ -189,15 +190,12 @@ class Monitor:
             raise NotSupportedError(
                 "fds[0]: further memory is served by the userfaultfd that was registered: leave it out"
             )
-        numbers = {region.memfd for region in request.regions}
-        vm.add_memfds(request.memfds)
-        try:
-            for number in numbers - vm.memfds.keys():
-                vm.reopen_memfd(number, _fd_of(request, vm, number))
-            vm.add_regions(request.regions, mapped_by=vm.vmm.process_id)
-        except BaseException:
-            vm.forget_memfds(len(request.memfds))
-            raise
+        self._take_events(
+            vm
+        )  # a child that was forked by now does not have the new memory at its parent's places
+        given_up = {region.memfd for region in request.regions} - vm.memfds.keys()
+        reopened = {number: _fd_of(request, vm, number) for number in given_up if number < len(vm.files)}
+        vm.add_memory(request.memfds, request.regions, reopened)
         await self._barrier()
 
     async def remove_region(self, request: requests.RemoveRegionRequest) -> None:
@@ -321,6 +319,8 @@ class Monitor:
         self._end(0)
 
     async def _detach(self, vm: Vm) -> None:
+        if self._watch is not None:
+            await self._watch.stop()
         await attached.detach(vm.processes.values(), force=vm.manifest.forced)
         if self._controller.vm is vm:
             _log.info("detached: the VMM is as it was", extra=fields("", message_ids.VM_GONE))

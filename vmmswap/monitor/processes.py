@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 
 from vmmswap.attach.kernel import is_same_file
-from vmmswap.engine import ProcessForked
+from vmmswap.engine import ProcessForked, Range
 from vmmswap.errors import (
     InvalidRegionError,
     NoSuchVMError,
@@ -61,12 +61,18 @@ class Processes:
         self._check_not_served(new)
         known = self._with_uffd(new.uffd)
         if known is not None:
-            self._vm.extend_process(known.process_id, new.regions)
-            if new.dummy_page is not None:
+            if new.dummy_page and not known.dummy_page:
                 self._vm.engine.register_dummy(known.process_id, new.dummy_page)
+                known.dummy_page = new.dummy_page
+            self._vm.extend_process(known, new.regions)
             _log.info("process %s shares more of the VM's memory", coverage.name_of(known.pid))
             return
         process = self._vm.add_process(new)
+        try:
+            self._vm.register_dummy(process)
+        except BaseException:
+            self._vm.remove_process(process.process_id)
+            raise
         _log.info("process %s shares the VM's memory", coverage.name_of(process.pid))
         self._watch(process)
 
@@ -83,22 +89,18 @@ class Processes:
         )
 
     def _check_not_served(self, new: NewProcess) -> None:
-        """The kernel would refuse a second userfaultfd there, and only when memory leaves."""
+        """The kernel would refuse a second userfaultfd there, and only when memory leaves; and what is mapped
+        twice would be protected and filled at one of its places.
+        """
+        wanted = [self._vm.range_of(region) for region in new.regions]
         for process in list(self._vm.processes.values()):
             if process.pid != new.pid:
                 continue
             if process.key != VMM_KEY and coverage.is_gone(process.uffd):
                 self.gone(process.process_id)  # it has called exec since
                 continue
-            for idx, region in enumerate(new.regions):
-                if any(
-                    region.addr < item.addr + item.pages * PAGE_SIZE and item.addr < region.end
-                    for item in process.ranges
-                ):
-                    raise InvalidRegionError(
-                        f"regions[{idx}].base_host_virt_addr: {region.addr:#x}: process {new.pid} is served"
-                        " there already: send only the memory that it maps besides"
-                    )
+            for idx, item in enumerate(wanted):
+                _check_apart(f"regions[{idx}]", item, process)
 
     def forked(self, event: ProcessForked) -> None:
         try:
@@ -224,3 +226,20 @@ class Processes:
 
 def is_vmm_alive(vm: Vm) -> bool:
     return is_alive(vm.vmm.pidfd) and not coverage.is_gone(vm.vmm.uffd)
+
+
+def _check_apart(field: str, wanted: Range, process: Process) -> None:
+    for item in process.ranges:
+        if (
+            wanted.addr < item.addr + item.pages * PAGE_SIZE
+            and item.addr < wanted.addr + wanted.pages * PAGE_SIZE
+        ):
+            raise InvalidRegionError(
+                f"{field}.base_host_virt_addr: {wanted.addr:#x}: process {process.pid} is served there"
+                " already: send only the memory that it maps besides"
+            )
+        if wanted.page_idx < item.page_idx + item.pages and item.page_idx < wanted.page_idx + wanted.pages:
+            raise InvalidRegionError(
+                f"{field}.offset: process {process.pid} maps this memory already, at {item.addr:#x}: only one"
+                " mapping in a process can be followed"
+            )

@@ -13,7 +13,7 @@ from pathlib import Path
 from vmmswap import message_ids
 from vmmswap.config import Config
 from vmmswap.engine import Engine, Job, Range
-from vmmswap.errors import StorageFailedError
+from vmmswap.errors import StorageFailedError, VmmswapError
 from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
@@ -87,7 +87,7 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     engine.start()
     interrupted = manifest.interrupted + 1 if found.last_job is not Job.NONE else 0
     vm.change(restarts=manifest.restarts + 1, interrupted=interrupted, config=config.to_json())
-    vm.record_processes()
+    vm.drop_unused_memfds()
     connection = _connection(kept)
     _drop_rest(vm, kept)
     job = found.last_job.name.lower().replace("_", "-")
@@ -117,7 +117,7 @@ def memory_of(vm: Vm) -> Memory:
 def _add_memory(vm: Vm, kept: dict[str, int]) -> None:
     """All memory at the page numbers that it had, with room where regions were removed."""
     numbers = vm.manifest.memfds
-    for number in range(max(numbers, default=-1) + 1):
+    for number in range(max(vm.manifest.files, max(numbers, default=-1) + 1)):
         fd = kept.get(fdstore.memfd_name(number))
         if fd is None or number not in numbers:
             vm.files.append(file_id(vm.file.fd))  # nothing of a VM's equals this one
@@ -160,13 +160,21 @@ def _add_process(vm: Vm, record: ProcessRecord, kept: dict[str, int]) -> None:
             "the userfaultfd of process %s is lost: it ended, or it reads zeros", record.pid or "unknown"
         )
         return
-    ranges = tuple(Range(*item) for item in record.ranges)
+    ranges = tuple(Range(*item) for item in record.ranges if _is_in_a_region(vm, item[1]))
     process_id = vm.engine.add_process(uffd, ranges)
     pidfd = kept.get(fdstore.pidfd_name(record.key), -1)
     pid = record.pid if pidfd >= 0 else 0
-    vm.processes[process_id] = Process(
-        record.key, process_id, pid, pidfd, uffd, True, ranges, record.is_proven
+    process = Process(
+        record.key, process_id, pid, pidfd, uffd, True, ranges, record.is_proven, record.dummy_page
     )
+    vm.processes[process_id] = process
+    with contextlib.suppress(VmmswapError):  # it has ended, or unmapped its page
+        vm.register_dummy(process)
+
+
+def _is_in_a_region(vm: Vm, page_idx: int) -> bool:
+    """A predecessor of an older version could die with ranges left of a region that was gone."""
+    return any(0 <= page_idx - item.page_idx < item.pages for item in vm.manifest.regions)
 
 
 def _add_orphan(vm: Vm, name: str, uffd: int) -> None:

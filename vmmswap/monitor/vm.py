@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vmmswap.attach.failpoint import reach
 from vmmswap.config import Config
 from vmmswap.engine import Engine, EngineConfig, EngineStats, Range
 from vmmswap.errors import BusyError, InvalidRegionError
@@ -71,6 +72,12 @@ class Process:
     owns_uffd: bool  # False: a forked child's, which is the engine's own
     ranges: tuple[Range, ...]
     is_proven: bool = True
+    dummy_page: int = 0  # address; 0: none
+
+    @property
+    def record(self) -> ProcessRecord:
+        ranges = tuple((item.addr, item.page_idx, item.pages) for item in self.ranges)
+        return ProcessRecord(self.key, self.pid, ranges, self.is_proven, self.dummy_page)
 
     def close(self) -> None:
         if self.pidfd >= 0:
@@ -105,6 +112,11 @@ class Vm:
             return stats
         return replace(stats, resident_pages=snapshot.resident_pages(self.vmm.pid, self.vmm.ranges))
 
+    def is_out(self) -> bool:
+        """Whether any page is."""
+        stats = self.engine.stats()
+        return stats.swap_pages + stats.poisoned_pages > 0
+
     def check_may_go_out(self) -> None:
         """NotSupportedError if nothing of this memory can be swapped out."""
         if self.manifest.snapshot:
@@ -116,17 +128,15 @@ class Vm:
         self.file.write(manifest)
         self.manifest = manifest
 
-    def record_processes(self) -> None:
+    def record(self, **values: object) -> None:
+        """All that goes with memory and processes, in one record with these values: a successor must never
+        find the one without the other.
+        """
         self.change(
-            processes=tuple(
-                ProcessRecord(
-                    item.key,
-                    item.pid,
-                    tuple((r.addr, r.page_idx, r.pages) for r in item.ranges),
-                    item.is_proven,
-                )
-                for item in self.processes.values()
-            )
+            memfds=tuple(self.memfds),
+            files=len(self.files),
+            processes=tuple(item.record for item in self.processes.values()),
+            **values,
         )
 
     def handoff_regions(self) -> tuple[Region, ...]:
@@ -137,38 +147,50 @@ class Vm:
         )
 
     def add_process(self, new: NewProcess) -> Process:
-        """Serve one more process. Nothing has changed if this raises."""
-        ranges = tuple(self._range_of(region) for region in new.regions)
+        """Serve one more process, but for its dummy page. Nothing has changed if this raises.
+
+        The record and the fd store have it before the kernel makes it wait for us.
+        """
+        ranges = tuple(self.range_of(region) for region in new.regions)
         key = self.manifest.next_key
         with contextlib.ExitStack() as undo:
-            pidfd = _dup(new.pidfd, undo)
-            process_id = self.engine.add_process(new.uffd, ranges)
-            undo.callback(self.engine.remove_process, process_id)
-            if new.dummy_page is not None:
-                self.engine.register_dummy(process_id, new.dummy_page)
-            process = Process(
-                key, process_id, new.pid, pidfd, _dup(new.uffd, undo), True, ranges, new.is_proven
-            )
-            undo.callback(self.record_processes)
-            undo.callback(self.processes.pop, process_id, None)
-            undo.callback(self.store.remove, fdstore.uffd_name(process.key))
-            undo.callback(self.store.remove, fdstore.pidfd_name(process.key))
-            self._enter(process)
+            pidfd, uffd = _dup(new.pidfd, undo), _dup(new.uffd, undo)
+            process = Process(key, -1, new.pid, pidfd, uffd, True, ranges, new.is_proven, new.dummy_page or 0)
+            undo.callback(self.record)
+            self.change(next_key=key + 1, processes=(*self.manifest.processes, process.record))
+            undo.callback(self._take_out, process)
+            self._store(process)
+            reach("process.stored")
+            process.process_id = self.engine.add_process(uffd, ranges)
+            self.processes[process.process_id] = process
             undo.pop_all()
+        reach("process.added")
         return process
 
-    def extend_process(self, process_id: int, regions: Sequence[Region]) -> None:
-        """A process that is served maps further guest memory. What came before a region that cannot be served
-        stays.
+    def register_dummy(self, process: Process) -> None:
+        """From here on fork() in the process waits for us. InvalidRegionError."""
+        if process.dummy_page:
+            self.engine.register_dummy(process.process_id, process.dummy_page)
+
+    def set_ranges(self, process: Process, ranges: Sequence[Range], **values: object) -> None:
+        """Where a process maps the memory from now on; values: what else of the record changes with it.
+        InvalidRegionError, with nothing changed, if it cannot be served there.
         """
-        process = self.processes[process_id]
+        before = process.ranges
+        undone = {name: getattr(self.manifest, name) for name in values}
+        process.ranges = tuple(ranges)
+        self.record(**values)
         try:
-            for region in regions:
-                item = self._range_of(region)
-                self.engine.add_range(process_id, item)
-                process.ranges = (*process.ranges, item)
-        finally:
-            self.record_processes()
+            reach("memory.recorded")
+            self.engine.set_ranges(process.process_id, process.ranges)
+        except BaseException:
+            process.ranges = before
+            self.record(**undone)
+            raise
+
+    def extend_process(self, process: Process, regions: Sequence[Region]) -> None:
+        """A process that is served maps further guest memory."""
+        self.set_ranges(process, (*process.ranges, *map(self.range_of, regions)))
 
     def add_child(self, process_id: int, parent_id: int, uffd: int) -> Process | None:
         """Take note of a forked child, which the engine serves already. None if its parent is not known.
@@ -178,8 +200,17 @@ class Vm:
         parent = self.processes.get(parent_id)
         if parent is None:
             return None
+        ranges = self.engine.ranges_of(process_id)  # its parent's when it was forked
         child = Process(
-            self.manifest.next_key, process_id, 0, -1, uffd, False, parent.ranges, parent.is_proven
+            self.manifest.next_key,
+            process_id,
+            0,
+            -1,
+            uffd,
+            False,
+            ranges,
+            parent.is_proven,
+            parent.dummy_page,
         )
         self._enter(child)
         return child
@@ -188,21 +219,28 @@ class Vm:
         """Serve a forked child whose uffd, ours from here on, a keeper saved; before the engine recovers."""
         ranges = tuple(Range(*item) for item in parent.ranges)
         process_id = self.engine.add_process(uffd, ranges)
-        self._enter(Process(self.manifest.next_key, process_id, 0, -1, uffd, True, ranges, parent.is_proven))
+        key = self.manifest.next_key
+        self._enter(Process(key, process_id, 0, -1, uffd, True, ranges, parent.is_proven, parent.dummy_page))
 
     def _enter(self, process: Process) -> None:
         """The record first: a uffd in the store that no record speaks of could not be used."""
         self.processes[process.process_id] = process
-        self.change(next_key=process.key + 1)
-        self.record_processes()
+        self.record(next_key=process.key + 1)
+        self._store(process)
+
+    def _store(self, process: Process) -> None:
         self.store.add(fdstore.uffd_name(process.key), process.uffd)
         if process.pidfd >= 0:
             self.store.add(fdstore.pidfd_name(process.key), process.pidfd)
 
+    def _take_out(self, process: Process) -> None:
+        self.store.remove(fdstore.uffd_name(process.key))
+        self.store.remove(fdstore.pidfd_name(process.key))
+
     def found_pid(self, process: Process, pid: int, pidfd: int) -> None:
         """A forked child's pid is known now; the pidfd is the VM's from here on."""
         process.pid, process.pidfd = pid, pidfd
-        self.record_processes()
+        self.record()
         self.store.add(fdstore.pidfd_name(process.key), pidfd)
 
     def lost_pid(self, process: Process) -> None:
@@ -210,7 +248,7 @@ class Vm:
         self.store.remove(fdstore.pidfd_name(process.key))
         os.close(process.pidfd)
         process.pid, process.pidfd = 0, -1
-        self.record_processes()
+        self.record()
 
     def remove_process(self, process_id: int) -> Process | None:
         """Forget a process that has ended. None if it was forgotten before.
@@ -222,10 +260,25 @@ class Vm:
             return None
         self.engine.remove_process(process_id)
         process.close()
-        self.store.remove(fdstore.uffd_name(process.key))
-        self.store.remove(fdstore.pidfd_name(process.key))
-        self.record_processes()
+        self._take_out(process)
+        self.record()
         return process
+
+    def add_memory(
+        self, new: Sequence[int], regions: Sequence[Region], reopened: Mapping[int, int] | None = None
+    ) -> None:
+        """Memory that the VMM maps besides. new: memfds that get the next numbers; reopened: by number, those
+        of files that were given up when their last region went. Nothing has changed if this raises.
+        """
+        self.add_memfds(new)
+        try:
+            for number, fd in (reopened or {}).items():
+                self._reopen_memfd(number, fd)
+            self.add_regions(regions, mapped_by=self.vmm)
+        except BaseException:
+            self._forget_memfds(len(new))
+            self.drop_unused_memfds()
+            raise
 
     def add_memfds(self, fds: Sequence[int]) -> None:
         """Memfds that regions will lie in; they get the next numbers."""
@@ -238,25 +291,24 @@ class Vm:
                 undo.callback(self.memfds.pop, number)
                 self.files.append(file_id(own))
                 undo.callback(self.files.pop)
-            self.change(memfds=tuple(self.memfds))
+            self.record()
             undo.pop_all()
 
-    def forget_memfds(self, count: int) -> None:
+    def _forget_memfds(self, count: int) -> None:
         """Undo the last add_memfds()."""
         for _ in range(count):
             self.files.pop()
             number = len(self.files)
             self.store.remove(fdstore.memfd_name(number))
             os.close(self.memfds.pop(number))
-        self.change(memfds=tuple(self.memfds))
+        self.record()
 
-    def reopen_memfd(self, number: int, fd: int) -> None:
-        """A memfd that was given up when its last region went is in use again."""
+    def _reopen_memfd(self, number: int, fd: int) -> None:
         with contextlib.ExitStack() as undo:
             own = _dup(fd, undo)
             self.store.add(fdstore.memfd_name(number), own)
             self.memfds[number] = own
-            self.change(memfds=tuple(self.memfds))
+            self.record()
             undo.pop_all()
 
     def drop_unused_memfds(self) -> None:
@@ -265,39 +317,30 @@ class Vm:
         for number in [number for number in self.memfds if number not in used]:
             self.store.remove(fdstore.memfd_name(number))
             os.close(self.memfds.pop(number))
-        self.change(memfds=tuple(self.memfds))
+        self.record()
 
-    def add_regions(self, regions: Sequence[Region], *, mapped_by: int | None) -> None:
-        """Add guest memory; mapped_by: the engine's number of the process that maps it already."""
-        before = self.manifest
+    def add_regions(self, regions: Sequence[Region], *, mapped_by: Process | None) -> None:
+        """Add guest memory; mapped_by: the process that maps it already."""
+        added: list[RegionRecord] = []
         with contextlib.ExitStack() as undo:
-            undo.callback(lambda: self.change(regions=before.regions))
             for region in regions:
+                page_idx = self._add_to_engine(region, undo)
                 pages = region.size_bytes // PAGE_SIZE
-                if self.manifest.snapshot:  # registration only, which gives the engine up if it fails
-                    page_idx = self.engine.add_snapshot_region(region.offset_bytes, region.size_bytes)
-                else:
-                    page_idx = self.engine.add_region(
-                        self.memfds[region.memfd], region.offset_bytes, region.size_bytes
-                    )
-                    undo.callback(self.engine.remove_region, page_idx)
-                record = RegionRecord(region.addr, page_idx, pages, region.memfd, region.offset_bytes)
-                self.change(regions=(*self.manifest.regions, record))
-                if mapped_by is not None:
-                    self._add_range(mapped_by, Range(region.addr, page_idx, pages), undo)
+                added.append(RegionRecord(region.addr, page_idx, pages, region.memfd, region.offset_bytes))
+            together = (*self.manifest.regions, *added)
+            if mapped_by is None:
+                self.record(regions=together)
+            else:
+                ranges = [Range(item.addr, item.page_idx, item.pages) for item in added]
+                self.set_ranges(mapped_by, (*mapped_by.ranges, *ranges), regions=together)
             undo.pop_all()
 
-    def _add_range(self, process_id: int, item: Range, undo: contextlib.ExitStack) -> None:
-        process = self.processes[process_id]
-        self.engine.add_range(process_id, item)
-        before, process.ranges = process.ranges, (*process.ranges, item)
-
-        def forget() -> None:  # the engine forgets the range with the region
-            process.ranges = before
-            self.record_processes()
-
-        undo.callback(forget)
-        self.record_processes()
+    def _add_to_engine(self, region: Region, undo: contextlib.ExitStack) -> int:
+        if self.manifest.snapshot:  # registration only, which gives the engine up if it fails
+            return self.engine.add_snapshot_region(region.offset_bytes, region.size_bytes)
+        page_idx = self.engine.add_region(self.memfds[region.memfd], region.offset_bytes, region.size_bytes)
+        undo.callback(self.engine.undo_add_region, page_idx)
+        return page_idx
 
     def remove_regions(self, regions: Sequence[Region]) -> None:
         """Forget whole regions. BusyError, with nothing changed, while a page of one is out or a job runs."""
@@ -308,10 +351,10 @@ class Vm:
         for region in regions:
             record = self._record_at(region.memfd, region.offset_bytes)
             self.engine.remove_region(record.page_idx)
-            self.change(regions=tuple(item for item in self.manifest.regions if item != record))
+            reach("memory.removed")
             for process in self.processes.values():
                 process.ranges = tuple(_without(process.ranges, record))
-        self.record_processes()
+            self.record(regions=tuple(item for item in self.manifest.regions if item != record))
         self.drop_unused_memfds()
 
     def _record_at(self, memfd: int, offset_bytes: int) -> RegionRecord:
@@ -320,7 +363,8 @@ class Vm:
                 return item
         raise InvalidRegionError(f"offset {offset_bytes} of memfd {memfd} is in no registered region")
 
-    def _range_of(self, region: Region) -> Range:
+    def range_of(self, region: Region) -> Range:
+        """A part of guest memory at an address, in the engine's terms. InvalidRegionError."""
         record = self._record_at(region.memfd, region.offset_bytes)
         page_idx = record.page_idx + (region.offset_bytes - record.offset_bytes) // PAGE_SIZE
         return Range(region.addr, page_idx, region.size_bytes // PAGE_SIZE)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where one process has which guest memory: comparing what is known with what is mapped now.
+
+A piece of it is a Range: an address, the engine's number of the page that is there, and how many pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from vmmswap.engine import Range
+from vmmswap.handoff.messages import PAGE_SIZE
+
+
+def kept(known: Iterable[Range], mapped: Sequence[Range]) -> list[Range]:
+    """What of the known is still mapped: the same pages at the same addresses."""
+    return joined(part for item in known for other in mapped for part in _both(item, other))
+
+
+def uncovered(mapped: Iterable[Range], known: Sequence[Range]) -> list[Range]:
+    """What is mapped at addresses that are not known."""
+    left: list[Range] = []
+    for item in mapped:
+        parts = [item]
+        for other in known:
+            parts = [rest for part in parts for rest in _without(part, other)]
+        left += parts
+    return joined(left)
+
+
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """Sorted by address, without the seams that madvise() and mprotect() make."""
+    result: list[Range] = []
+    for item in sorted(ranges, key=lambda item: item.addr):
+        last = result[-1] if result else None
+        if last is not None and (end_of(last), last.page_idx + last.pages) == (item.addr, item.page_idx):
+            result[-1] = Range(last.addr, last.page_idx, last.pages + item.pages)
+        else:
+            result.append(item)
+    return result
+
+
+def end_of(item: Range) -> int:
+    """The address behind it."""
+    return item.addr + item.pages * PAGE_SIZE
+
+
+def _both(one: Range, other: Range) -> Iterable[Range]:
+    start, end = max(one.addr, other.addr), min(end_of(one), end_of(other))
+    if start < end and _page_at(one, start) == _page_at(other, start):
+        yield Range(start, _page_at(one, start), (end - start) // PAGE_SIZE)
+
+
+def _without(item: Range, other: Range) -> Iterable[Range]:
+    for start, end in (
+        (item.addr, min(end_of(item), other.addr)),
+        (max(item.addr, end_of(other)), end_of(item)),
+    ):
+        if start < end:
+            yield Range(start, _page_at(item, start), (end - start) // PAGE_SIZE)
+
+
+def _page_at(item: Range, addr: int) -> int:
+    return item.page_idx + (addr - item.addr) // PAGE_SIZE
