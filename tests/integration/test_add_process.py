@@ -20,9 +20,10 @@ import pytest
 from tests.support.bus import PrivateBus, missing
 from tests.support.monitor import PROGRAM, BusError, Monitor
 from tests.support.notify import ServiceManager
+from tests.support.restarts import Restarted, failing
 from tests.support.sharing_process import SharingProcess
 from vmmswap.errors import InvalidRegionError, ProtocolError
-from vmmswap.handoff import client
+from vmmswap.handoff import client, uffd_api
 from vmmswap.handoff.client import Region, VmmClient
 
 REASON = missing()
@@ -225,6 +226,56 @@ def test_a_successor_knows_both(bus, directory, which):
                 next(made, None)
         finally:
             monitor.kill()
+
+
+@pytest.fixture
+def service(bus, directory):
+    with ServiceManager(directory) as manager:
+        running = Restarted(bus, directory, manager)
+        yield running
+        running.close()
+
+
+def test_the_numbers_of_memfds_outlive_a_restart(service):
+    """Also that of the last one, when its memory is gone."""
+    service.start().wait_on_bus()
+    with Vmm(service.monitor.socket) as vmm:
+        vmm.add_region()
+        vmm.client.remove_region([vmm.memory[1].region(1)])
+        service.monitor.kill()
+        monitor = service.start()
+        monitor.wait_on_bus()
+        third = Memory(2)
+        vmm.memory.append(third)
+        vmm.client.add_region([third.region(0)], [third.fd])
+        vmm.map_and_add(2, vmm.first)
+        assert monitor.enable()["SwapPages"] == 128
+        assert vmm.other.digest() == hashlib.sha256(vmm.memory[0].copy + third.copy).hexdigest()
+        monitor.disable()
+        assert vmm.memory[1].map[:] == vmm.memory[1].copy
+
+
+def test_memory_that_is_refused_during_an_operation_is_forgotten(service):
+    """With the reason of the refusal, not that an operation is under way."""
+    service.start(failing("evict.read=stall")).wait_on_bus()
+    with Vmm(service.monitor.socket) as vmm:
+        memory = vmm.memory[1]
+        uffd = client.open_userfaultfd()
+        uffd_api.api(uffd, uffd_api.Feature(0))
+        uffd_api.register_missing(uffd, memory.region(0).addr, mmap.PAGESIZE)
+        service.monitor.call("Enable")
+        with pytest.raises(InvalidRegionError, match="another userfaultfd watches it"):
+            vmm.add_region()
+        status = service.monitor.status()
+        assert (status["Operation"], status["TotalPages"]) == ("swap-out", 64)
+        links = [str(path.readlink()) for path in Path(f"/proc/{service.monitor.process.pid}/fd").iterdir()]
+        assert not any("guest1" in link for link in links)
+        os.close(uffd)
+        service.monitor.kill()
+        monitor = service.start()
+        monitor.wait_on_bus()
+        assert monitor.settled()["TotalPages"] == 64
+        assert vmm.memory[0].map[:] == vmm.memory[0].copy
 
 
 # What is refused; each refusal ends the connection, so each needs its own VMM.
