@@ -12,7 +12,8 @@ import signal
 
 VARIABLE = "VMMSWAP_ATTACH_FAILPOINT"
 
-# In the order in which an attach reaches them; those of a call once for each call.
+# In the order in which an attach reaches them; those of a call once for each call. The monitor has some too,
+# where it changes what a successor finds (vm.py).
 CALL_STEPS = ("registers", "mask", "entry", "exit")
 STEPS = (
     "seized",
@@ -26,9 +27,6 @@ STEPS = (
     "fetched",
     "initialised",
 )
-# In what a successor finds of an attached VM.
-RECORD_STEPS = ("memory.recorded", "memory.removed", "process.stored", "process.added")
-
 _reached: dict[str, int] = {}
 
 
