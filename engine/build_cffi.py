@@ -63,6 +63,8 @@ int engine_remove_region(struct engine *, uint64_t, struct error *);
 int engine_undo_add_region(struct engine *, uint64_t, struct error *);
 int engine_add_process(struct engine *, int, const struct range *, size_t, uint32_t *, struct error *);
 int engine_set_ranges(struct engine *, uint32_t, const struct range *, size_t, struct error *);
+void engine_register_again(struct engine *, uint32_t);
+bool engine_is_out(struct engine *, uint64_t, uint64_t);
 size_t engine_ranges_of(struct engine *, uint32_t, struct range *, size_t);
 int engine_remove_process(struct engine *, uint32_t, struct error *);
 int engine_register_dummy(struct engine *, uint32_t, uint64_t, struct error *);

@@ -263,11 +263,19 @@ class Engine:
         return int(out[0])
 
     def set_ranges(self, process_id: int, ranges: Sequence[Range]) -> None:
-        """Where a process maps guest memory from now on. While memory is tracked all of it is registered,
-        again where it is already. InvalidRegionError, with nothing changed, if that cannot be or two overlap.
+        """Where a process maps guest memory from now on. While memory is tracked what is new is registered.
+        InvalidRegionError, with nothing changed, if that cannot be, or if two ranges overlap.
         """
         c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
         self._check(lib.engine_set_ranges(self._engine, process_id, c_ranges, len(ranges), self._error))
+
+    def register_again(self, process_id: int) -> None:
+        """Of memory that was unmapped and mapped anew at its place, which loses that."""
+        lib.engine_register_again(self._engine, process_id)
+
+    def is_out(self, page_idx: int, pages: int) -> bool:
+        """Whether any of these pages is."""
+        return bool(lib.engine_is_out(self._engine, page_idx, pages))
 
     def ranges_of(self, process_id: int) -> tuple[Range, ...]:
         """Where a process maps guest memory; none for a process that is not known."""

@@ -176,11 +176,11 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 	return rc;
 }
 
-static bool anything_out(struct vm *vm, const struct region *region)
+static bool anything_out(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
-	uint64_t end_idx = region->page_idx + region->pages;
+	uint64_t end_idx = page_idx + pages;
 
-	for (uint64_t idx = page_map_next_used(vm->map, region->page_idx, end_idx); idx < end_idx; idx++) {
+	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
 		enum page_state state = page_state_of(atomic_load(page_map_word(vm->map, idx)));
 
 		if (state == PAGE_STORED || state == PAGE_POISONED)
@@ -216,7 +216,7 @@ static int remove_region(struct vm *vm, uint64_t page_idx, struct error *err)
 	region = memory_region_of(&vm->memory, page_idx);
 	if (!region || region->page_idx != page_idx)
 		rc = error_set(err, EINVAL, "no region starts at page %llu", (unsigned long long)page_idx);
-	else if (anything_out(vm, region))
+	else if (anything_out(vm, page_idx, region->pages))
 		rc = error_set(err, EBUSY, "pages of the region are swapped out: call Disable first");
 	else
 		forget_region(vm, page_idx, region->pages);
@@ -229,6 +229,11 @@ int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error 
 	if (swapper_job(engine->swapper) != JOB_NONE)
 		return error_set(err, EBUSY, "an operation is under way: remove memory when it is done");
 	return remove_region(&engine->vm, page_idx, err);
+}
+
+bool engine_is_out(struct engine *engine, uint64_t page_idx, uint64_t pages)
+{
+	return anything_out(&engine->vm, page_idx, pages);
 }
 
 int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct error *err)
@@ -265,7 +270,14 @@ static int fill_process(struct engine *engine, struct process *process, const st
 	return vm->tracking ? register_or_refuse(vm, process, err) : 0;
 }
 
-/* A process that joins while a chunk is protected is not protected there: see struct vm. */
+/* Memory joins that is not protected as that of all others is: see struct vm. */
+static void note_join(struct vm *vm)
+{
+	atomic_fetch_add(&vm->joined, 1);
+	atomic_store(&vm->keeps, false);
+	vm_drop_kept_copies(vm);
+}
+
 int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n, uint32_t *process_id,
 		       struct error *err)
 {
@@ -278,9 +290,7 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 		return error_set(err, errno, "cannot dup the userfaultfd: %s", strerror(errno));
 	pthread_rwlock_wrlock(&vm->punching);
 	gate_hold_alone(vm->gate);
-	atomic_fetch_add(&vm->joined, 1);
-	atomic_store(&vm->keeps, false);
-	vm_drop_kept_copies(vm);
+	note_join(vm);
 	process = address_space_add(&vm->spaces, own);
 	if (process) {
 		*process_id = process->id;
@@ -298,58 +308,98 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 	return rc;
 }
 
-/* The ranges as a process of their own, to be tried. Pages at two addresses are refused: we would protect and fill them at one. */
-static int check_ranges(struct process *to, const struct range *ranges, size_t ranges_n, struct error *err)
+/* Of ranges that are to be a process's: pages at two addresses would be protected and filled at one of them; a range over two
+ * regions would not end with one of them. */
+static int check_range(struct vm *vm, const struct range *ranges, size_t i, struct error *err)
 {
-	int rc = 0;
+	const struct range *range = &ranges[i];
+	const struct region *region = memory_region_of(&vm->memory, range->page_idx);
 
-	for (size_t i = 0; i < ranges_n && !rc; i++) {
-		for (size_t other = 0; other < i; other++)
-			if (ranges[i].page_idx < ranges[other].page_idx + ranges[other].pages &&
-			    ranges[other].page_idx < ranges[i].page_idx + ranges[i].pages)
-				return error_set(err, EINVAL,
-						 "process %u: guest memory is mapped twice, at %#llx and %#llx: only one mapping in "
-						 "a process can be followed",
-						 to->id, (unsigned long long)ranges[other].addr,
-						 (unsigned long long)ranges[i].addr);
-		rc = process_add_range(to, ranges[i]);
-	}
-	return rc ? error_set(err, rc == -EEXIST ? EINVAL : -rc, "cannot take the ranges of process %u: %s", to->id,
-			      rc == -EEXIST ? "two of them overlap" : strerror(-rc)) :
-		    0;
+	if (!region || range->pages > region->page_idx + region->pages - range->page_idx)
+		return error_set(err, EINVAL, "the range at %#llx is not of one region of guest memory",
+				 (unsigned long long)range->addr);
+	for (size_t other = 0; other < i; other++)
+		if (range->page_idx < ranges[other].page_idx + ranges[other].pages &&
+		    ranges[other].page_idx < range->page_idx + range->pages)
+			return error_set(err, EINVAL,
+					 "guest memory is mapped twice, at %#llx and %#llx: only one mapping in a process can be "
+					 "followed",
+					 (unsigned long long)ranges[other].addr, (unsigned long long)range->addr);
+	return 0;
 }
 
-/* What is registered already, by this userfaultfd, stays so. */
+/* The ranges as a process of their own, to be tried. */
+static int take_ranges(struct vm *vm, struct process *to, const struct range *ranges, size_t ranges_n, struct error *err)
+{
+	for (size_t i = 0; i < ranges_n; i++) {
+		int rc = check_range(vm, ranges, i, err);
+
+		if (rc)
+			return rc;
+		rc = process_add_range(to, ranges[i]);
+		if (rc == -EEXIST)
+			return error_set(err, EINVAL, "two ranges overlap at %#llx", (unsigned long long)ranges[i].addr);
+		if (rc)
+			return error_set(err, -rc, "no memory for the ranges of process %u", to->id);
+	}
+	return 0;
+}
+
+/* Unregister what lies in the range and in none of those that the process has had. */
+static void unregister_new(const struct process *process, const struct range *range)
+{
+	uint64_t addr = range->addr, end_addr = range->addr + bytes_of_pages(range->pages);
+
+	for (size_t i = 0; i <= process->ranges_n && addr < end_addr; i++) {
+		const struct range *had = i < process->ranges_n ? &process->ranges[i] : NULL; /* by address */
+		uint64_t until = had && had->addr < end_addr ? had->addr : end_addr;
+
+		if (addr < until)
+			uffd_unregister(process->uffd, addr, until - addr);
+		if (had && had->addr + bytes_of_pages(had->pages) > addr)
+			addr = had->addr + bytes_of_pages(had->pages);
+	}
+}
+
+/* What is registered already, by this userfaultfd, stays so, whatever comes of it. */
 static int register_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
 {
 	for (size_t i = 0; i < next->ranges_n && !process->gone; i++) {
 		enum uffd_outcome outcome = vm_register_range(next, &next->ranges[i]);
+		uint64_t addr = next->ranges[i].addr;
 
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
-		else if (outcome != UFFD_DONE) {
-			uint64_t addr = next->ranges[i].addr;
-
-			while (i-- > 0)
-				if (!process_has_range(process, &next->ranges[i]))
-					uffd_unregister(next->uffd, next->ranges[i].addr, bytes_of_pages(next->ranges[i].pages));
-			return error_set(err, EINVAL,
-					 "the range at %#llx cannot be registered with the userfaultfd of process %u: it is not mapped "
-					 "there, or another userfaultfd watches it",
-					 (unsigned long long)addr, process->id);
-		}
+		if (outcome == UFFD_GONE || outcome == UFFD_DONE)
+			continue;
+		while (i-- > 0)
+			unregister_new(process, &next->ranges[i]);
+		return error_set(err, EINVAL,
+				 "the range at %#llx cannot be registered with the userfaultfd: it is not mapped there, or another "
+				 "userfaultfd watches it",
+				 (unsigned long long)addr);
 	}
 	return 0;
+}
+
+static bool has_all(const struct process *process, const struct process *next)
+{
+	for (size_t i = 0; i < next->ranges_n; i++)
+		if (!process_has_range(process, &next->ranges[i]))
+			return false;
+	return true;
 }
 
 static int set_ranges(struct vm *vm, struct process *process, const struct range *ranges, size_t ranges_n, struct error *err)
 {
 	struct process next = { .id = process->id, .uffd = process->uffd, .protects = process->protects };
 	struct range *unused;
-	int rc = check_ranges(&next, ranges, ranges_n, err);
+	int rc = take_ranges(vm, &next, ranges, ranges_n, err);
 
-	if (!rc && vm->tracking)
-		rc = register_ranges(vm, process, &next, err);
+	if (!rc && !has_all(process, &next)) {
+		note_join(vm);
+		rc = vm->tracking ? register_ranges(vm, process, &next, err) : 0;
+	}
 	unused = next.ranges;
 	if (!rc) {
 		unused = process->ranges;
@@ -357,7 +407,6 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 		process->ranges_n = next.ranges_n;
 		process->ranges_room = next.ranges_room;
 		process->protects = next.protects;
-		process->unwatched = false;
 	}
 	free(unused);
 	return rc;
@@ -371,14 +420,27 @@ int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct r
 
 	pthread_rwlock_wrlock(&vm->punching);
 	gate_hold_alone(vm->gate);
-	atomic_fetch_add(&vm->joined, 1);
-	atomic_store(&vm->keeps, false);
-	vm_drop_kept_copies(vm);
 	process = address_space_find(&vm->spaces, process_id);
 	rc = process ? set_ranges(vm, process, ranges, ranges_n, err) : error_set(err, EINVAL, "there is no process %u", process_id);
 	gate_release(vm->gate);
 	pthread_rwlock_unlock(&vm->punching);
 	return rc;
+}
+
+void engine_register_again(struct engine *engine, uint32_t process_id)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+
+	pthread_rwlock_wrlock(&vm->punching);
+	gate_hold_alone(vm->gate);
+	process = address_space_find(&vm->spaces, process_id);
+	if (process && vm->tracking) {
+		note_join(vm);
+		vm_register_process(vm, process);
+	}
+	gate_release(vm->gate);
+	pthread_rwlock_unlock(&vm->punching);
 }
 
 size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range *out, size_t room)
@@ -399,7 +461,7 @@ size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range
 /* It has ended as a rule. One that lives, and is given up, must not wait for us for ever. */
 static void let_process_go(struct vm *vm, struct process *process)
 {
-	if (vm->tracking)
+	if (vm->tracking && !vm->snapshot) /* private memory is nowhere else: better wait than read zeros */
 		vm_unregister_process(vm, process);
 	if (process->dummy_addr && !process->gone)
 		uffd_unregister(process->uffd, process->dummy_addr, PAGE_BYTES);

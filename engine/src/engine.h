@@ -66,7 +66,10 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 /* -EBUSY while a page of the region is out, or a job runs. */
 int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
-/* The same for a region that was added since the running job began, which therefore knows nothing of it. */
+/* Whether any of these pages is. */
+bool engine_is_out(struct engine *engine, uint64_t page_idx, uint64_t pages);
+
+/* Remove a region that was added since the running job began, which therefore knows nothing of it. */
 int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
 /* The uffd must have had UFFDIO_API. While guest memory is tracked the process is registered before this returns, and -EINVAL
@@ -74,11 +77,13 @@ int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct erro
 int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n, uint32_t *process_id,
 		       struct error *err);
 
-/* Where a process maps guest memory from now on, in place of what was known. While memory is tracked all of it is registered,
- * again where it is already: memory that was unmapped and mapped anew at its place has lost that. What is left out is not
- * unregistered: it is not mapped any more. -EINVAL, with nothing changed: a range cannot be registered, or two overlap, in
- * addresses or pages. */
+/* Where a process maps guest memory from now on, in place of what was known. While memory is tracked what is new is registered;
+ * what is left out is not unregistered: it is not mapped any more. -EINVAL, with nothing changed: a range cannot be registered,
+ * is not of one region, or two overlap, in addresses or pages. */
 int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct range *ranges, size_t ranges_n, struct error *err);
+
+/* Register all memory of a process that was unmapped and mapped anew at its place, which loses that. */
+void engine_register_again(struct engine *engine, uint32_t process_id);
 
 /* How many there are, of which `room` at most are written. A forked child has those that its parent had then. */
 size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range *out, size_t room);

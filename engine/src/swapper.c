@@ -37,7 +37,7 @@ struct swapper {
 	bool free_only;
 	uint64_t joined; /* vm->joined when the pass began */
 	struct window_cursor cursor;
-	struct memory memory; /* as it was when the job began; no region is removed while one runs */
+	struct memory memory; /* as it was when the job began; no region of it is removed while one runs */
 	struct error error; /* the first one; ends the job */
 	struct evict_counts counts;
 	uint64_t restored_pages, unreadable_pages;
@@ -293,7 +293,7 @@ static bool all_protect(struct swapper *swapper)
 static int list_mappers(void *ctx, struct pid_list *out)
 {
 	struct swapper *swapper = ctx;
-	struct memory *memory = &swapper->vm->memory;
+	struct memory *memory = &swapper->memory;
 	struct mapped_file files[MEMORY_MAX_REGIONS];
 	struct mapper_list found = { 0 };
 	size_t files_n = 0;
@@ -415,7 +415,7 @@ static void passes_over_memory(struct swapper *swapper)
 		atomic_store(&swapper->progress_pages, 0);
 		pass_over_memory(swapper);
 		if (!go_on(swapper) || swapper->counts.stored_pages + swapper->counts.zero_pages == before ||
-		    memory_resident_pages(&swapper->vm->memory) <= swapper->options.until_resident_pages)
+		    memory_resident_pages(&swapper->memory) <= swapper->options.until_resident_pages)
 			break;
 	}
 }
@@ -503,9 +503,6 @@ static void *run_job(void *argument)
 	struct notice done = { .kind = NOTICE_JOB_DONE, .job = atomic_load(&swapper->job) };
 	uint64_t since_ns = monotonic_ns();
 
-	gate_pass(swapper->vm->gate, VM_JOB_LANE(swapper->vm));
-	swapper->memory = swapper->vm->memory;
-	gate_leave(swapper->vm->gate, VM_JOB_LANE(swapper->vm));
 	atomic_store(&header->job, done.job);
 	switch (done.job) {
 	case JOB_SWAP_OUT:
@@ -584,6 +581,7 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	memset(&swapper->error, 0, sizeof swapper->error);
 	memset(&swapper->counts, 0, sizeof swapper->counts);
 	swapper->restored_pages = swapper->unreadable_pages = 0;
+	swapper->memory = swapper->vm->memory; /* only who calls us changes it */
 	atomic_store(&swapper->cancel, false);
 	atomic_store(&swapper->progress_pages, 0);
 	atomic_store(&swapper->job, job);

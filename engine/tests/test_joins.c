@@ -181,7 +181,6 @@ static long map_anew(void *addr, long memfd)
 TEST(memory_that_was_mapped_anew_at_its_place)
 {
 	struct error err = { 0 };
-	struct range range;
 	struct rig rig;
 
 	rig_start(&rig, &layout);
@@ -190,8 +189,7 @@ TEST(memory_that_was_mapped_anew_at_its_place)
 	CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
 			   (struct puppet_order){ .kind = ORDER_CALL, .run = map_anew, .argument = rig.memfds[0] }),
 		 0);
-	range = stranger_range(&rig, 0);
-	CHECK_OK(engine_set_ranges(rig.engine, rig.process_ids[PUPPET_STRANGER], &range, 1, &err));
+	engine_register_again(rig.engine, rig.process_ids[PUPPET_STRANGER]);
 	puppet_check_all(&rig, PUPPET_STRANGER);
 	rig_run_job(&rig, JOB_SWAP_OUT);
 	stranger_writes(&rig, 5);
@@ -201,10 +199,20 @@ TEST(memory_that_was_mapped_anew_at_its_place)
 	rig_stop(&rig);
 }
 
+static void refuse_ranges(struct rig *rig, struct range first, struct range second, const char *reason)
+{
+	struct range ranges[] = { first, second };
+	struct error err = { 0 };
+
+	CHECK_EQ(engine_set_ranges(rig->engine, rig->process_ids[PUPPET_STRANGER], ranges, 2, &err), -EINVAL);
+	CHECK_CONTAINS(err.message, reason);
+}
+
+/* What was registered before stays so, also where it is a part of what was asked for, or the other way round. */
 TEST(ranges_that_cannot_be_are_refused_and_nothing_is_changed)
 {
 	struct error err = { 0 };
-	struct range ranges[2], found[2];
+	struct range all, half, found[2];
 	struct rig rig;
 	uint32_t id;
 
@@ -212,21 +220,54 @@ TEST(ranges_that_cannot_be_are_refused_and_nothing_is_changed)
 	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
 	id = rig.process_ids[PUPPET_STRANGER];
 	rig_run_job(&rig, JOB_SWAP_OUT);
-	ranges[0] = stranger_range(&rig, 0);
-	ranges[1] = (struct range){ 0x10000, ranges[0].page_idx + PAGES - 1, 1 };
-	CHECK_EQ(engine_set_ranges(rig.engine, id, ranges, 2, &err), -EINVAL);
-	CHECK_CONTAINS(err.message, "mapped twice, at ");
-	ranges[1] = (struct range){ ranges[0].addr + 4096, PAGES, 1 };
-	CHECK_EQ(engine_set_ranges(rig.engine, id, ranges, 2, &err), -EINVAL);
-	CHECK_CONTAINS(err.message, "overlap");
-	ranges[1] = (struct range){ 0x10000, PAGES, 1 };
-	CHECK_EQ(engine_set_ranges(rig.engine, id, ranges, 2, &err), -EINVAL);
-	CHECK_CONTAINS(err.message, "0x10000 cannot be registered");
-	CHECK_EQ(engine_set_ranges(rig.engine, 1000, ranges, 1, &err), -EINVAL);
+	all = half = stranger_range(&rig, 0);
+	half.pages = PAGES / 2;
+	refuse_ranges(&rig, all, (struct range){ 0x10000, all.page_idx + PAGES - 1, 1 }, "mapped twice, at ");
+	refuse_ranges(&rig, half, (struct range){ half.addr + 4096, half.page_idx + PAGES / 2, 1 }, "overlap at ");
+	refuse_ranges(&rig, half, (struct range){ 0x10000, PAGES, 1 }, "is not of one region");
+	refuse_ranges(&rig, half, (struct range){ 0x10000, PAGES - 1, 2 }, "is not of one region");
+	refuse_ranges(&rig, half, (struct range){ 0x10000, PAGES - 1, 1 }, "0x10000 cannot be registered");
+	CHECK_EQ(engine_set_ranges(rig.engine, 1000, &all, 1, &err), -EINVAL);
 	CHECK_EQ(engine_ranges_of(rig.engine, id, found, 2), 1);
-	CHECK_EQ(found[0].addr, ranges[0].addr);
+	CHECK_EQ(found[0].addr, all.addr);
 	CHECK_EQ(found[0].pages, PAGES);
 	CHECK_EQ(engine_ranges_of(rig.engine, 1000, found, 2), 0);
+	puppet_check_all(&rig, PUPPET_STRANGER);
+
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_OK(engine_set_ranges(rig.engine, id, &half, 1, &err));
+	all.pages = PAGES - 1;
+	refuse_ranges(&rig, all, (struct range){ 0x10000, PAGES - 1, 1 }, "0x10000 cannot be registered");
+	for (uint64_t page = 0; page < PAGES / 2; page += 7)
+		CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0, (struct puppet_order){ .kind = ORDER_CHECK, .page = page }), 0);
+	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}
+
+/* What only leaves, or is as it was, disturbs no swap-out and no kept copy. */
+TEST(ranges_that_shrink_cost_nothing)
+{
+	struct error err = { 0 };
+	struct range range;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_check_all(&rig, 0);
+	CHECK(rig_stats(&rig).kept_pages > 0);
+	range = stranger_range(&rig, 0);
+	CHECK_OK(engine_set_ranges(rig.engine, rig.process_ids[PUPPET_STRANGER], &range, 1, &err));
+	refuse_ranges(&rig, range, range, "mapped twice");
+	CHECK_OK(engine_set_ranges(rig.engine, rig.process_ids[PUPPET_STRANGER], NULL, 0, &err));
+	CHECK(rig_stats(&rig).kept_pages > 0);
+	CHECK_OK(engine_set_ranges(rig.engine, rig.process_ids[PUPPET_STRANGER], &range, 1, &err));
+	CHECK_EQ(rig_stats(&rig).kept_pages, 0);
+	CHECK(!engine_is_out(rig.engine, 0, PAGES));
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK(engine_is_out(rig.engine, 5, 1));
 	puppet_check_all(&rig, PUPPET_STRANGER);
 	rig_stop(&rig);
 }

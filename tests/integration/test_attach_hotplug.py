@@ -299,6 +299,66 @@ def test_a_device_that_maps_the_memory_anew_at_its_place(service, target):
     enable_all(service.monitor, target, 1)
 
 
+def test_a_device_maps_what_the_vmm_has_the_other_way_round(service, target):
+    """Neighbours in the file, and not in the guest."""
+    target.ask("split 1")
+    service.attach(target.pid)
+    all_out(service.monitor, 3)
+    service.monitor.disable()
+    target.device("map 0", "whole 1")
+    all_out(service.monitor, 3)
+    target.check_device(0, 1)
+    target.check(0, 1)
+    all_out(service.monitor, 3)
+    target.check(0, 1)
+
+
+def test_neighbours_stay_when_one_of_them_goes(service, target):
+    """Four pieces side by side: of three that are left the lowest goes, while the other two are out."""
+    target.ask("plug 1", "plug 2", "plug 3")
+    service.attach(target.pid)
+    monitor = service.monitor
+    all_out(monitor, 4)
+    monitor.disable()
+    target.ask("unplug 0")
+    all_out(monitor, 3)
+    target.check(3)
+    target.ask("unplug 3")
+    monitor.until(lambda: monitor.status()["TotalPages"] == 2 * PIECE_PAGES, "the piece to be forgotten")
+    service.monitor.kill()
+    monitor = service.start()
+    target.check(1, 2)
+    all_out(monitor, 2)
+    assert "has mapped guest memory while" not in monitor.log
+
+
+def test_one_that_cannot_be_served_does_not_keep_others_from_it(service, target):
+    """The VMM maps a piece twice while all is out; a device that comes then is served and told of."""
+    service.attach(target.pid)
+    monitor = service.monitor
+    all_out(monitor, 1)
+    target.ask("twice 0")
+    monitor.wait_log("guest memory is mapped twice")
+    target.device("map 0")
+    monitor.wait_log(f"process {target.device_pid} (hotplug-target) has mapped guest memory while")
+    monitor.until(lambda: is_served(target.device_pid, 1), "the device to be served")
+    target.check_device(0)
+    assert monitor.log.count("guest memory is mapped twice") == 1
+    target.ask("once 0")
+    enable_all(monitor, target, 1)
+
+
+def test_new_memory_is_nobodys_fault(service, target):
+    """Piece 0 is out; the device and the VMM map piece 1, of which nothing is, and a stranger too."""
+    target.device("map 0")
+    service.attach(target.pid)
+    all_out(service.monitor, 1)
+    target.ask("plug 1")
+    target.device("map 1")
+    enable_all(service.monitor, target, 2)
+    assert "has mapped guest memory while" not in service.monitor.log
+
+
 def test_a_device_lets_go_of_what_was_chosen_by_hand(service, target):
     target.device("map 0")
     addr = next(

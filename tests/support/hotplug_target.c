@@ -10,9 +10,12 @@
  *     twice N      map it a second time, too
  *     once N       and no longer
  *     private      map as much private memory
+ *     split N      make a piece of twice the size, and map its second half below its first
  *     check N      "right" if all of it is what was written
  *     device map N, device unmap N, device ORDER N
  *                  the same in the device, which has none from the start
+ *     device whole N
+ *                  map all of what was split
  */
 #include <fcntl.h>
 #include <signal.h>
@@ -29,6 +32,7 @@
 struct piece {
 	int fd;
 	unsigned char *memory, *second;
+	unsigned char *half; /* of what is split: the second one */
 };
 
 static struct piece pieces[PIECES_MAX];
@@ -59,6 +63,26 @@ static void plug(struct piece *piece, size_t number)
 	memset(piece->memory, 'a' + (int)number, PIECE_BYTES);
 }
 
+static void split(struct piece *piece, size_t number)
+{
+	unsigned char *place = mmap(NULL, 2 * PIECE_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	piece->fd = memfd_create("guest", MFD_CLOEXEC);
+	need(piece->fd >= 0 && ftruncate(piece->fd, 2 * PIECE_BYTES) == 0, "memfd");
+	piece->half = mmap(place, PIECE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, piece->fd, PIECE_BYTES);
+	need(piece->half != MAP_FAILED, "mmap");
+	piece->memory = map(place + PIECE_BYTES, piece->fd);
+	memset(piece->memory, 'a' + (int)number, PIECE_BYTES);
+	memset(piece->half, 'A' + (int)number, PIECE_BYTES);
+}
+
+static void map_whole(struct piece *piece)
+{
+	piece->memory = mmap(NULL, 2 * PIECE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, piece->fd, 0);
+	need(piece->memory != MAP_FAILED, "mmap");
+	piece->half = piece->memory + PIECE_BYTES;
+}
+
 static void unplug(struct piece *piece)
 {
 	munmap(piece->memory, PIECE_BYTES);
@@ -76,7 +100,7 @@ static void move(struct piece *piece)
 static const char *check(const struct piece *piece, size_t number)
 {
 	for (size_t i = 0; i < PIECE_BYTES; i++)
-		if (piece->memory[i] != 'a' + number)
+		if (piece->memory[i] != 'a' + number || (piece->half && piece->half[i] != 'A' + number))
 			return "wrong";
 	return "right";
 }
@@ -104,6 +128,10 @@ static const char *obey(const char *order, size_t number)
 		munmap(piece->second, PIECE_BYTES);
 	else if (!strcmp(order, "private"))
 		memset(map(NULL, -1), 1, PIECE_BYTES);
+	else if (!strcmp(order, "split"))
+		split(piece, number);
+	else if (!strcmp(order, "whole"))
+		map_whole(piece);
 	else if (!strcmp(order, "check"))
 		return check(piece, number);
 	else
@@ -148,11 +176,13 @@ static pid_t start_device(void)
 int main(void)
 {
 	char line[64], order[32];
+	pid_t device;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("ready %d\n", start_device());
+	device = start_device();
 	plug(&pieces[0], 0);
+	printf("ready %d\n", device);
 	while (fgets(line, sizeof line, stdin)) {
 		size_t number = 0;
 

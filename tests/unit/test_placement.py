@@ -49,11 +49,21 @@ def check(ranges: list[Range], expected: dict[int, int]) -> None:
 def test_what_is_kept_and_what_is_new(known: list[Range], mapped: list[Range]) -> None:
     before, now = model(known), model(mapped)
     check(joined(known), before)
-    check(kept(known, mapped), {addr: page for addr, page in before.items() if now.get(addr) == page})
-    check(uncovered(mapped, known), {addr: page for addr, page in now.items() if addr not in before})
+    check(joined(kept(known, mapped)), {addr: page for addr, page in before.items() if now.get(addr) == page})
+    check(joined(uncovered(mapped, known)), {addr: page for addr, page in now.items() if addr not in before})
 
 
 def test_another_page_at_a_known_address_is_not_kept() -> None:
     assert kept([at(0, 0, 4)], [at(0, 8, 4)]) == []
     assert kept([at(0, 0, 4)], [at(0, 0, 2), at(2, 9, 2)]) == [at(0, 0, 2)]
-    assert kept([at(0, 0, 4)], [at(0, 0, 2), at(2, 2, 2)]) == [at(0, 0, 4)]
+    assert joined(kept([at(0, 0, 4)], [at(0, 0, 2), at(2, 2, 2)])) == [at(0, 0, 4)]
+
+
+def test_what_is_listed_twice_is_one() -> None:
+    assert joined([at(0, 0, 2), at(0, 0, 4), at(2, 2, 1)]) == [at(0, 0, 4)]
+    assert joined([at(0, 0, 4), at(1, 1, 1), at(3, 3, 2)]) == [at(0, 0, 5)]
+
+
+def test_what_is_of_two_regions_is_not_joined() -> None:
+    pieces = [at(0, 0, 2), at(2, 2, 2), at(4, 4, 2)]
+    assert joined(pieces, {0, 4}) == [at(0, 0, 4), at(4, 4, 2)]

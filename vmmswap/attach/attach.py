@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -203,7 +203,7 @@ def attach_process(
     options = options or Options()
     work = _Work(options)
     try:
-        regions = _other_mappers(memfds, guest, (), quiet=True).get(pid, ())
+        regions = _other_mappers(memfds, guest, (), only=pid).get(pid, ())
         if not regions:
             raise NotSupportedError(f"process {pid} maps none of the guest's memory")
         _attach_one(work, _open_and_check(work, pid, regions), regions)
@@ -297,20 +297,26 @@ def _open_and_check(work: _Work, pid: int, regions: Sequence[Region]) -> Target:
 
 
 def _other_mappers(
-    memfds: Sequence[int], guest: Sequence[Region], known: Iterable[int], *, quiet: bool = False
+    memfds: Sequence[int],
+    guest: Sequence[Region],
+    known: Iterable[int],
+    *,
+    quiet: bool = False,
+    only: int | None = None,
 ) -> dict[int, tuple[Region, ...]]:
-    """Where processes other than the known ones map guest memory."""
+    """Where processes other than the known ones map guest memory; or only this one."""
     mappings, unreadable = mappings_of(memfds)
-    if unreadable and not quiet:
+    if unreadable and not quiet and only is None:
         _log.warning(
             "whether the processes %s map guest memory is unknown: their maps may not be read", unreadable
         )
     skipped = set(known)
     found: dict[int, list[Region]] = {}
     for mapping in mappings:
-        if mapping.pid not in skipped:
+        if mapping.pid not in skipped and only in (None, mapping.pid):
             found.setdefault(mapping.pid, []).extend(_parts(mapping, guest))
-    return {pid: tuple(_joined(parts)) for pid, parts in found.items() if parts}
+    starts = {(region.memfd, region.offset_bytes) for region in guest}
+    return {pid: tuple(_joined(parts, starts)) for pid, parts in found.items() if parts}
 
 
 def _one_of_each(found: dict[int, tuple[Region, ...]], known: Iterable[int]) -> dict[int, tuple[Region, ...]]:
@@ -340,18 +346,20 @@ def _parts(mapping: Mapping, guest: Sequence[Region]) -> Iterable[Region]:
             yield Region(mapping.addr + start - mapping.offset_bytes, end - start, start, region.memfd)
 
 
-def _joined(parts: Sequence[Region]) -> list[Region]:
-    """Without the seams that madvise() and mprotect() make. NotSupportedError for memory that is mapped
+def _joined(parts: Sequence[Region], starts: Container[tuple[int, int]]) -> list[Region]:
+    """Without the seams that madvise() and mprotect() make, but with those where a region of the guest
+    begins: neighbours in a file need not be so in the guest. NotSupportedError for memory that is mapped
     twice.
     """
     joined: list[Region] = []
     for part in sorted(parts, key=lambda item: item.addr):
         last = joined[-1] if joined else None
-        if last is not None and (last.end, last.end_offset, last.memfd) == (
+        goes_on = last and (last.end, last.end_offset, last.memfd) == (
             part.addr,
             part.offset_bytes,
             part.memfd,
-        ):
+        )
+        if last and goes_on and (part.memfd, part.offset_bytes) not in starts:
             joined[-1] = Region(last.addr, last.size_bytes + part.size_bytes, last.offset_bytes, last.memfd)
         else:
             joined.append(part)

@@ -26,7 +26,7 @@ from vmmswap.attach.attach import (
     check_before_enable,
     detach_process,
 )
-from vmmswap.errors import NoSuchVMError, VmmswapError
+from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.log import fields
@@ -149,7 +149,7 @@ class Watch:
             await self._check_back_ends()
             async with self._lock:
                 await self._hotplug.follow()
-                await self._attach_strangers(self._adopt)
+                await self._attach_strangers(await self._hotplug.look(), self._adopt)
                 await self._barrier()
             await self._processes.check_covered()
         except VmmswapError:
@@ -166,47 +166,62 @@ class Watch:
             await check_added_back_ends(manifest.qmp, vmm.pid, target, given)
 
     async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
         next_flags_s = 0.0  # of looking at the mappings' flags, which costs the more the larger the VM is
         for look in itertools.count():
             await asyncio.sleep(_WATCH_S)
             try:
                 async with self._lock:
-                    if look % _LET_GO_EVERY == 0:
-                        await self._hotplug.let_go()
-                    if not self._vm.engine.stats().tracking:
-                        continue
-                    before = self._vm.manifest
-                    picture = await self._hotplug.look()
-                    self._late &= {piece.pid for piece in picture.pieces}
-                    self._hotplug.follow_known(picture)
-                    await self._attach_strangers(self._try_to_adopt)
-                    if loop.time() >= next_flags_s:
-                        since_s = loop.time()
-                        await self._hotplug.register_anew()
-                        next_flags_s = loop.time() + _FLAGS_REST * (loop.time() - since_s)
-                    if self._vm.manifest is not before:
-                        await self._barrier()
+                    next_flags_s = await self._look(next_flags_s, may_let_go=look % _LET_GO_EVERY == 0)
             except NoSuchVMError:
                 return
             except (VmmswapError, OSError) as error:
-                _log.warning("cannot look at who maps guest memory: %s", error)
+                self._hotplug.tell(f"cannot look at who maps guest memory: {error}")
 
-    async def _attach_strangers(self, adopt: Callable[[int], Awaitable[None]]) -> None:
+    async def _look(self, next_flags_s: float, *, may_let_go: bool) -> float:
+        """Returns when to look at the flags of mappings next."""
+        loop = asyncio.get_running_loop()
+        before = self._vm.manifest
+        is_tracking = self._vm.engine.stats().tracking
+        if not is_tracking and not may_let_go:
+            return next_flags_s
+        picture = await self._hotplug.look()
+        self._late &= {piece.pid for piece in picture.pieces}
+        try:
+            if is_tracking:
+                self._hotplug.follow_known(picture)
+        except NotSupportedError as error:
+            self._hotplug.tell(error.message)
+        if may_let_go:
+            self._hotplug.let_go(picture)
+        if is_tracking:
+            await self._attach_strangers(picture, self._try_to_adopt)
+            if loop.time() >= next_flags_s:
+                since_s = loop.time()
+                await self._hotplug.register_anew()
+                next_flags_s = loop.time() + _FLAGS_REST * (loop.time() - since_s)
+        if self._vm.manifest is not before:
+            await self._barrier()
+        return next_flags_s
+
+    async def _attach_strangers(
+        self, picture: coverage.Picture, adopt: Callable[[int, coverage.Picture], Awaitable[None]]
+    ) -> None:
         # A forked child is seen before the kernel's event of it has come: who is a stranger twice is one.
-        if not (first := await self._strangers()):
+        if not (first := self._strangers(picture)):
             return
         await asyncio.sleep(_WATCH_S / 10)
-        for pid in sorted(first & await self._strangers()):
-            if pid in await self._strangers():  # else it shares the memory of one that was just attached
-                await adopt(pid)
+        for pid in sorted(first & self._strangers(await self._hotplug.look())):
+            picture = await self._hotplug.look()
+            if pid in self._strangers(picture):  # else it shares the memory of one that was just attached
+                await adopt(pid, picture)
 
-    async def _strangers(self) -> set[int]:
+    def _strangers(self, picture: coverage.Picture) -> set[int]:
         known = {process.pid for process in self._vm.processes.values()}
-        return {piece.pid for piece in (await self._hotplug.look()).strangers} - known
+        return {piece.pid for piece in picture.strangers} - known
 
-    async def _adopt(self, pid: int) -> None:
-        if self._vm.is_out():
+    async def _adopt(self, pid: int, picture: coverage.Picture) -> None:
+        own = [piece for piece in picture.strangers if piece.pid == pid]
+        if any(self._vm.engine.is_out(piece.page_idx, piece.pages) for piece in own):
             self._say_late(pid)
         vm = self._vm
         numbers = sorted(vm.memfds)
@@ -226,11 +241,11 @@ class Watch:
                 await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
                 raise
 
-    async def _try_to_adopt(self, pid: int) -> None:
+    async def _try_to_adopt(self, pid: int, picture: coverage.Picture) -> None:
         """At each look until it works; told of once."""
         is_news = pid not in self._late
         try:
-            await self._adopt(pid)
+            await self._adopt(pid, picture)
         except NoSuchVMError:
             raise
         except (VmmswapError, OSError) as error:

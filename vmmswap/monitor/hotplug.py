@@ -23,7 +23,7 @@ from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.monitor import coverage
 from vmmswap.monitor.coverage import Piece
 from vmmswap.monitor.manifest import RegionRecord
-from vmmswap.monitor.placement import joined, kept, uncovered
+from vmmswap.monitor.placement import joined, kept, overlap, uncovered
 from vmmswap.monitor.vm import VMM_KEY, Process, Vm
 
 _log = logging.getLogger("vmmswap.hotplug")
@@ -61,41 +61,62 @@ class Hotplug:
                 " again"
             )
 
-    async def let_go(self) -> None:
+    def let_go(self, picture: coverage.Picture) -> None:
         """Forget what nobody maps any more, if that can be done now."""
         if self._vm.engine.stats().job is not Job.NONE:
             return
-        for record in self._unmapped(await self.look()):
+        for record in self._unmapped(picture):
             try:
                 self._forget(record)
             except BusyError as error:
-                self._tell(error.message)
+                self.tell(error.message)
 
     async def look(self) -> coverage.Picture:
         """Who maps the memory now. NoSuchVMError once the VM has ended."""
         return await self._on_thread(coverage.look, coverage.question_of(self._vm))
 
     def follow_known(self, picture: coverage.Picture) -> None:
-        """Serve known processes where they map the memory now. NotSupportedError if that cannot be."""
+        """Serve known processes where they map the memory now: all that can be. NotSupportedError for the
+        first one that cannot.
+
+        Not forked children: their pids are guesses, and what one unmaps must not be taken from another.
+        """
         mapped = _by_pid(picture.pieces)
         by_pid: dict[int, list[Process]] = {}
         for process in self._vm.processes.values():
-            if process.pid and process.pid not in picture.unreadable and not coverage.is_gone(process.uffd):
+            is_known = process.pid and not process.is_forked and process.pid not in picture.unreadable
+            if is_known and not coverage.is_gone(process.uffd):
                 by_pid.setdefault(process.pid, []).append(process)
+        refusals = []
         for pid, processes in by_pid.items():
-            self._follow_process(processes, mapped.get(pid, []))
+            try:
+                self._follow_process(processes, mapped.get(pid, []))
+            except NotSupportedError as error:
+                refusals.append(error)
+        if refusals:
+            raise refusals[0]
 
     def _follow_process(self, processes: Sequence[Process], mapped: Sequence[Range]) -> None:
         """Each userfaultfd keeps what it has and what is still there; the first one gets what is new."""
-        wanted = {process.key: kept(process.ranges, mapped) for process in processes}
+        starts = {record.page_idx for record in self._vm.manifest.regions}
+        wanted = {process.key: self._kept(process, mapped) for process in processes}
         more = uncovered(mapped, [item for ranges in wanted.values() for item in ranges])
         first = min(processes, key=lambda process: process.key)
-        if more and self._vm.is_out():
+        if any(self._vm.engine.is_out(item.page_idx, item.pages) for item in more):
             self._on_late(first.pid)
-        wanted[first.key] = joined([*wanted[first.key], *more])
+        wanted[first.key] += more
         for process in sorted(processes, key=lambda process: -process.key):
-            if wanted[process.key] != joined(process.ranges):
-                self._set_ranges(process, wanted[process.key])
+            ranges = joined(wanted[process.key], starts)
+            if ranges != joined(process.ranges, starts):
+                self._set_ranges(process, ranges)
+
+    def _kept(self, process: Process, mapped: Sequence[Range]) -> list[Range]:
+        """While memory is out, what seems to be gone harms nobody, unless its pages are elsewhere now."""
+        still = kept(process.ranges, mapped)
+        if not self._vm.is_out():
+            return still
+        gone = uncovered(process.ranges, still)
+        return [*still, *(item for item in gone if not any(overlap(item, new) for new in mapped))]
 
     def _set_ranges(self, process: Process, ranges: Sequence[Range]) -> None:
         regions = self._vm.manifest.regions
@@ -115,9 +136,9 @@ class Hotplug:
             process = self._vm.processes.get(process_id)
             if process is None or coverage.is_gone(process.uffd):
                 continue
-            if self._vm.is_out():
+            if any(self._vm.engine.is_out(item.page_idx, item.pages) for item in process.ranges):
                 self._on_late(process.pid)
-            self._set_ranges(process, process.ranges)
+            self._vm.engine.register_again(process_id)
 
     def _unmapped(self, picture: coverage.Picture) -> list[RegionRecord]:
         """Regions that no process maps. One whose maps cannot be read, or that was just forked, may."""
@@ -128,7 +149,10 @@ class Hotplug:
         return [
             record
             for record in self._vm.manifest.regions
-            if not any(_overlap(record, piece.page_idx, piece.pages) for piece in picture.pieces)
+            if not any(
+                overlap(Range(0, record.page_idx, record.pages), Range(0, piece.page_idx, piece.pages))
+                for piece in picture.pieces
+            )
         ]
 
     def _forget(self, record: RegionRecord) -> None:
@@ -152,7 +176,7 @@ class Hotplug:
         found = await self._on_thread(find_further_memory, vm.vmm.pidfd, known)
         with found.memfds:
             for candidate in found.candidates:
-                self._tell(str(candidate))
+                self.tell(str(candidate))
             if not found.regions:
                 return
             self._add(found)
@@ -180,7 +204,8 @@ class Hotplug:
         ]
         vm.add_memory(list(new.values()), regions, reopened)
 
-    def _tell(self, what: str) -> None:
+    def tell(self, what: str) -> None:
+        """Log what must not be logged at each look."""
         if what not in self._told:
             self._told.add(what)
             _log.info("%s", what)
@@ -209,7 +234,3 @@ def _moved(record: RegionRecord, ranges: Iterable[Range]) -> RegionRecord:
         if 0 <= record.page_idx - item.page_idx < item.pages:
             return replace(record, addr=item.addr + (record.page_idx - item.page_idx) * PAGE_SIZE)
     return record
-
-
-def _overlap(record: RegionRecord, page_idx: int, pages: int) -> bool:
-    return page_idx < record.page_idx + record.pages and record.page_idx < page_idx + pages

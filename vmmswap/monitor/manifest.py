@@ -43,6 +43,7 @@ class ProcessRecord:
     ranges: tuple[tuple[int, int, int], ...]
     is_proven: bool = True
     dummy_page: int = 0  # its address; 0: there is none
+    is_forked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,38 +6,48 @@ A piece of it is a Range: an address, the engine's number of the page that is th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from vmmswap.engine import Range
 from vmmswap.handoff.messages import PAGE_SIZE
 
 
 def kept(known: Iterable[Range], mapped: Sequence[Range]) -> list[Range]:
-    """What of the known is still mapped: the same pages at the same addresses."""
-    return joined(part for item in known for other in mapped for part in _both(item, other))
+    """What of the known is still mapped: the same pages at the same addresses. In pieces."""
+    return [part for item in known for other in mapped for part in _both(item, other)]
 
 
 def uncovered(mapped: Iterable[Range], known: Sequence[Range]) -> list[Range]:
-    """What is mapped at addresses that are not known."""
+    """What is mapped at addresses that are not known. In pieces."""
     left: list[Range] = []
     for item in mapped:
         parts = [item]
         for other in known:
             parts = [rest for part in parts for rest in _without(part, other)]
         left += parts
-    return joined(left)
+    return left
 
 
-def joined(ranges: Iterable[Range]) -> list[Range]:
-    """Sorted by address, without the seams that madvise() and mprotect() make."""
+def joined(ranges: Iterable[Range], starts: Container[int] = ()) -> list[Range]:
+    """Sorted by address, without the seams that madvise() and mprotect() make. What grows together while the
+    kernel lists it is listed twice, and is one all the same. starts: pages at which a region begins, which is
+    never joined with the one before.
+    """
     result: list[Range] = []
     for item in sorted(ranges, key=lambda item: item.addr):
         last = result[-1] if result else None
-        if last is not None and (end_of(last), last.page_idx + last.pages) == (item.addr, item.page_idx):
-            result[-1] = Range(last.addr, last.page_idx, last.pages + item.pages)
+        begins = item.page_idx in starts and (last is None or item.addr == end_of(last))
+        if last is not None and _continues(last, item) and not begins:
+            pages = (max(end_of(last), end_of(item)) - last.addr) // PAGE_SIZE
+            result[-1] = Range(last.addr, last.page_idx, pages)
         else:
             result.append(item)
     return result
+
+
+def overlap(one: Range, other: Range) -> bool:
+    """Whether both show some page, at whatever addresses."""
+    return one.page_idx < other.page_idx + other.pages and other.page_idx < one.page_idx + one.pages
 
 
 def end_of(item: Range) -> int:
@@ -58,6 +68,10 @@ def _without(item: Range, other: Range) -> Iterable[Range]:
     ):
         if start < end:
             yield Range(start, _page_at(item, start), (end - start) // PAGE_SIZE)
+
+
+def _continues(first: Range, second: Range) -> bool:
+    return second.addr <= end_of(first) and _page_at(first, second.addr) == second.page_idx
 
 
 def _page_at(item: Range, addr: int) -> int:

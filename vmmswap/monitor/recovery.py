@@ -165,7 +165,8 @@ def _add_process(vm: Vm, record: ProcessRecord, kept: dict[str, int]) -> None:
     pidfd = kept.get(fdstore.pidfd_name(record.key), -1)
     pid = record.pid if pidfd >= 0 else 0
     process = Process(
-        record.key, process_id, pid, pidfd, uffd, True, ranges, record.is_proven, record.dummy_page
+        *(record.key, process_id, pid, pidfd, uffd, True, ranges),
+        *(record.is_proven, record.dummy_page, record.is_forked),
     )
     vm.processes[process_id] = process
     with contextlib.suppress(VmmswapError):  # it has ended, or unmapped its page

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, Regi
 
 _log = logging.getLogger("vmmswap.vm")
 
+_MAX_RANGES = 1024  # of one process
 VMM_KEY = 0
 
 
@@ -73,11 +74,12 @@ class Process:
     ranges: tuple[Range, ...]
     is_proven: bool = True
     dummy_page: int = 0  # address; 0: none
+    is_forked: bool = False  # its pid is a guess then: children of one parent look the same
 
     @property
     def record(self) -> ProcessRecord:
         ranges = tuple((item.addr, item.page_idx, item.pages) for item in self.ranges)
-        return ProcessRecord(self.key, self.pid, ranges, self.is_proven, self.dummy_page)
+        return ProcessRecord(self.key, self.pid, ranges, self.is_proven, self.dummy_page, self.is_forked)
 
     def close(self) -> None:
         if self.pidfd >= 0:
@@ -176,11 +178,15 @@ class Vm:
         """Where a process maps the memory from now on; values: what else of the record changes with it.
         InvalidRegionError, with nothing changed, if it cannot be served there.
         """
+        if len(ranges) > _MAX_RANGES:
+            raise InvalidRegionError(
+                f"guest memory is mapped in {len(ranges)} pieces: at most {_MAX_RANGES} can be followed"
+            )
         before = process.ranges
         undone = {name: getattr(self.manifest, name) for name in values}
         process.ranges = tuple(ranges)
-        self.record(**values)
         try:
+            self.record(**values)
             reach("memory.recorded")
             self.engine.set_ranges(process.process_id, process.ranges)
         except BaseException:
@@ -190,7 +196,11 @@ class Vm:
 
     def extend_process(self, process: Process, regions: Sequence[Region]) -> None:
         """A process that is served maps further guest memory."""
-        self.set_ranges(process, (*process.ranges, *map(self.range_of, regions)))
+        self._add_ranges(process, map(self.range_of, regions))
+
+    def _add_ranges(self, process: Process, ranges: Iterable[Range], **values: object) -> None:
+        """The engine knows what it had: events of a VMM that moves its memory go there."""
+        self.set_ranges(process, (*self.engine.ranges_of(process.process_id), *ranges), **values)
 
     def add_child(self, process_id: int, parent_id: int, uffd: int) -> Process | None:
         """Take note of a forked child, which the engine serves already. None if its parent is not known.
@@ -211,6 +221,7 @@ class Vm:
             ranges,
             parent.is_proven,
             parent.dummy_page,
+            is_forked=True,
         )
         self._enter(child)
         return child
@@ -219,8 +230,10 @@ class Vm:
         """Serve a forked child whose uffd, ours from here on, a keeper saved; before the engine recovers."""
         ranges = tuple(Range(*item) for item in parent.ranges)
         process_id = self.engine.add_process(uffd, ranges)
-        key = self.manifest.next_key
-        self._enter(Process(key, process_id, 0, -1, uffd, True, ranges, parent.is_proven, parent.dummy_page))
+        key, dummy_page = self.manifest.next_key, parent.dummy_page
+        self._enter(
+            Process(key, process_id, 0, -1, uffd, True, ranges, parent.is_proven, dummy_page, is_forked=True)
+        )
 
     def _enter(self, process: Process) -> None:
         """The record first: a uffd in the store that no record speaks of could not be used."""
@@ -332,7 +345,7 @@ class Vm:
                 self.record(regions=together)
             else:
                 ranges = [Range(item.addr, item.page_idx, item.pages) for item in added]
-                self.set_ranges(mapped_by, (*mapped_by.ranges, *ranges), regions=together)
+                self._add_ranges(mapped_by, ranges, regions=together)
             undo.pop_all()
 
     def _add_to_engine(self, region: Region, undo: contextlib.ExitStack) -> int:
@@ -366,8 +379,10 @@ class Vm:
     def range_of(self, region: Region) -> Range:
         """A part of guest memory at an address, in the engine's terms. InvalidRegionError."""
         record = self._record_at(region.memfd, region.offset_bytes)
-        page_idx = record.page_idx + (region.offset_bytes - record.offset_bytes) // PAGE_SIZE
-        return Range(region.addr, page_idx, region.size_bytes // PAGE_SIZE)
+        into, pages = (region.offset_bytes - record.offset_bytes) // PAGE_SIZE, region.size_bytes // PAGE_SIZE
+        if into + pages > record.pages:
+            raise InvalidRegionError(f"the memory at {region.addr:#x} is of more than one registered region")
+        return Range(region.addr, record.page_idx + into, pages)
 
     def close(self) -> None:
         """Stop serving and give all up, the fd store's part too. Waits for a running job's chunk."""
