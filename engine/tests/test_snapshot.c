@@ -31,7 +31,7 @@
 #define AS_IN_FILE 1	 /* where the file has a hole: zeros too */
 #define FIRST_VERSION 2 /* what the guest wrote */
 
-enum order { NOTHING, CHECK_PAGE, WRITE_PAGE, GIVE_UP_PAGE, END };
+enum order { NOTHING, CHECK_PAGE, WRITE_PAGE, GIVE_UP_PAGE, MAP_ANEW, NOT_TO_BE_DUMPED, FORBID_PAGE, ALLOW_PAGE, END };
 
 struct hand {
 	_Atomic int order;
@@ -106,6 +106,20 @@ static void obey(struct hand *hand)
 	case GIVE_UP_PAGE: /* Firecracker's balloon */
 		CHECK_SYS(madvise((void *)(uintptr_t)at, PAGE_BYTES, MADV_DONTNEED));
 		own->versions[hand->page] = GIVEN_UP;
+		break;
+	case MAP_ANEW: /* the same, before Firecracker's balloon used madvise(): no event tells of it */
+		CHECK(mmap((void *)(uintptr_t)at, PAGE_BYTES, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == (void *)(uintptr_t)at);
+		own->versions[hand->page] = GIVEN_UP;
+		break;
+	case NOT_TO_BE_DUMPED: /* a mapping of its own, that is registered as before */
+		CHECK_SYS(madvise((void *)(uintptr_t)at, PAGE_BYTES, MADV_DONTDUMP));
+		break;
+	case FORBID_PAGE: /* so is this */
+		CHECK_SYS(mprotect((void *)(uintptr_t)at, PAGE_BYTES, PROT_NONE));
+		break;
+	case ALLOW_PAGE:
+		CHECK_SYS(mprotect((void *)(uintptr_t)at, PAGE_BYTES, PROT_READ | PROT_WRITE));
 		break;
 	case NOTHING:
 	case END:
@@ -424,6 +438,50 @@ TEST(swap_in_lets_the_memory_go)
 	rig_end(&rig);
 }
 
+/* The kernel refuses a run of pages that crosses from one mapping to the next as if it were unmapped. */
+TEST(a_swap_in_across_split_mappings)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	for (uint64_t page = 40; page < 44; page++)
+		do_now(&rig, NOT_TO_BE_DUMPED, page, 0);
+	do_now(&rig, NOT_TO_BE_DUMPED, 513, 0); /* in the middle of a piece of 32 pages */
+	for (uint64_t page = 130; page < 133; page++)
+		do_now(&rig, FORBID_PAGE, page, 0);
+	do_now(&rig, FORBID_PAGE, LOW_PAGES, 0);
+	do_now(&rig, ALLOW_PAGE, 131, 0);
+	do_now(&rig, ALLOW_PAGE, LOW_PAGES, 0);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	CHECK_EQ(stats_of(&rig).swap_pages, 0);
+	do_now(&rig, ALLOW_PAGE, 130, 0);
+	do_now(&rig, ALLOW_PAGE, 132, 0);
+	rig_end(&rig);
+}
+
+static void map_some_anew(struct rig *rig)
+{
+	do_now(rig, CHECK_PAGE, 201, 0);
+	do_now(rig, WRITE_PAGE, 202, FIRST_VERSION);
+	for (uint64_t page = 200; page < 205; page++) /* read, written, and never touched */
+		do_now(rig, MAP_ANEW, page, 0);
+	do_now(rig, WRITE_PAGE, 203, FIRST_VERSION);
+	do_now(rig, MAP_ANEW, PAGES - 2, 0);
+}
+
+/* What stands around it comes in, and nothing of the file gets into it. */
+TEST(a_swap_in_around_memory_that_was_mapped_anew)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	map_some_anew(&rig);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	CHECK_EQ(stats_of(&rig).swap_pages, 0);
+	CHECK(!stats_of(&rig).tracking);
+	rig_end(&rig);
+}
+
 TEST(nothing_goes_out)
 {
 	struct swap_out_options options = { .mode = MODE_AUTO, .max_passes = 1 };
@@ -509,6 +567,25 @@ TEST(a_successor_goes_on)
 	rig.engine = engine_for(&rig, map);
 	CHECK_OK(engine_start(rig.engine, &err));
 	await_right(&rig, 1);
+	check_all(&rig);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	rig_end(&rig);
+}
+
+/* What the VMM has mapped anew is not registered, and stays so: to a page fault there a successor would answer with the
+ * file's bytes. */
+TEST(a_successor_leaves_alone_what_was_mapped_anew)
+{
+	struct error err = { 0 };
+	struct rig rig;
+	int map;
+
+	rig_start(&rig);
+	map_some_anew(&rig);
+	map = (int)CHECK_SYS(fcntl(engine_page_map_fd(rig.engine), F_DUPFD_CLOEXEC, 3));
+	engine_destroy(rig.engine);
+	rig.engine = engine_for(&rig, map);
+	CHECK_OK(engine_start(rig.engine, &err));
 	check_all(&rig);
 	CHECK_EQ(run_swap_in(&rig).code, 0);
 	rig_end(&rig);
