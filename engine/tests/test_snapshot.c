@@ -50,7 +50,7 @@ struct rig {
 	struct shared *shared;
 	struct engine *engine;
 	pid_t pid;
-	int file, uffd;
+	int file, uffd, map; /* map: a dup of the page map's, for a successor */
 };
 
 static bool in_hole(uint64_t page)
@@ -657,6 +657,64 @@ TEST(killed_when_a_chunk_is_fetched)
 TEST(killed_when_a_piece_is_copied)
 {
 	killed_at("restore.copied", true);
+}
+
+/* The guest reads page 1, and the monitor dies at that point; its successor has not been started yet. */
+static void rig_begin_after_kill(struct rig *rig, const char *failpoint)
+{
+	struct error err = { 0 };
+	int status;
+	pid_t monitor;
+
+	rig_begin(rig);
+	rig->map = (int)CHECK_SYS(fcntl(engine_page_map_fd(rig->engine), F_DUPFD_CLOEXEC, 3));
+	monitor = fork();
+	if (monitor == 0) {
+		CHECK_OK(engine_start(rig->engine, &err));
+		CHECK_OK(failpoint_arm(failpoint));
+		do_now(rig, CHECK_PAGE, 1, 0);
+		poll(NULL, 0, PATIENCE_MS); /* the page may come before we die */
+		_exit(1);
+	}
+	CHECK_EQ(waitpid(monitor, &status, 0), monitor);
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	engine_destroy(rig->engine); /* never started here */
+	rig->engine = NULL;
+}
+
+/* It had put the page back and not recorded it, and the guest writes to it. From the successor's first moment on the page is
+ * the guest's: if the successor died when it had read that the page was given up, and not recorded it, a third one would
+ * bring back what the file has. */
+TEST(a_page_that_was_put_back_and_not_recorded_is_the_guests)
+{
+	struct error err = { 0 };
+	struct rig rig;
+	uint64_t copied_pages;
+
+	rig_begin_after_kill(&rig, "resolve.copied=kill");
+	await_right(&rig, 0);
+	do_now(&rig, WRITE_PAGE, 1, FIRST_VERSION);
+	rig.engine = engine_for(&rig, rig.map);
+	CHECK_EQ(stats_of(&rig).swap_pages, data_pages() - 1);
+	copied_pages = stats_of(&rig).copied_pages;
+	CHECK_OK(engine_start(rig.engine, &err));
+	do_now(&rig, CHECK_PAGE, 1, 0);
+	CHECK_EQ(stats_of(&rig).copied_pages, copied_pages);
+	rig_end(&rig);
+}
+
+/* It had not put the page back, which nobody can tell: the successor does it before it serves faults. */
+TEST(a_page_that_was_about_to_be_put_back_is_put_back_at_once)
+{
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_begin_after_kill(&rig, "resolve.fetched=kill");
+	rig.engine = engine_for(&rig, rig.map);
+	CHECK_EQ(stats_of(&rig).swap_pages, data_pages() - 1);
+	await_right(&rig, 0);
+	CHECK_OK(engine_start(rig.engine, &err));
+	rig_end(&rig);
 }
 
 /* A region that the VMM did not map there, or that another userfaultfd has: refused, and what is registered stays so. */
