@@ -309,6 +309,25 @@ def test_there_is_no_file(bus, directory, name, error):
         monitor.wait_log(error)
 
 
+def test_the_configuration_is_read_at_each_hand_off(bus, directory, snapshot):
+    options = configuration(directory, directory / "yesterday's")
+    with Monitor("web", bus, directory, *options) as monitor:
+        make_snapshot(directory / "yesterday's", PAGES)
+        configuration(directory, directory / "memory")
+        with served(monitor) as vmm:
+            monitor.wait_log(f"guest memory comes from SnapshotFile={directory}/memory")
+            check_all_right(vmm, snapshot, directory)
+
+
+def test_the_configuration_has_a_mistake_at_the_hand_off(monitor, directory, snapshot):
+    (directory / "vmmswap.conf").write_text("[VM web]\nColour=red\n")
+    with Firecracker(monitor.socket, SIZES_MIB):
+        monitor.wait_log(f"hand-off refused: {directory}/vmmswap.conf:2: 'Colour' is not a key")
+    configuration(directory, directory / "memory")
+    with served(monitor) as vmm:
+        check_all_right(vmm, snapshot, directory)
+
+
 def test_a_message_cut_short_has_no_effect(monitor, directory, snapshot):
     reader, writer = os.pipe()
     with socket.socket(socket.AF_UNIX) as peer:

@@ -162,6 +162,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     setup = Setup(
         name=name,
         config=settings,
+        config_path=options.config,
         swap_dir=_swap_dir(options.swap_dir, settings, name),
         log_dir=options.log_dir or _directory_from("LOGS_DIRECTORY", LOG_DIR / name),
         bus=options.bus,

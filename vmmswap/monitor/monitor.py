@@ -48,6 +48,7 @@ class Setup:
     log_dir: Path
     bus: str | None
     listener: socket.socket | None
+    config_path: Path | None = None  # the configuration to read anew; None: the host's
     kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
     fd_store: bool = False
     journal: bool = False
@@ -150,13 +151,9 @@ class Monitor:
             _log.warning("process %d: %s", new.vmm.pid, limit)
 
     async def register_firecracker(self, request: requests.FirecrackerRequest) -> None:
-        path = self._setup.config.snapshot_file
-        if not path:
-            raise NotSupportedError(
-                "Firecracker's message needs the snapshot's memory file: set SnapshotFile= for this VM, or"
-                " use vmmswap's own message"
-            )
+        path = snapshot.configured_file(self.name, self._setup.config_path)
         file = snapshot.open_file(path, request.regions)
+        _log.info("guest memory comes from SnapshotFile=%s", path)
         try:
             await self.register_vm(
                 NewVm(

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from vmmswap import config
 from vmmswap.engine import Range
 from vmmswap.errors import InvalidRegionError, NotSupportedError, StorageFailedError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
@@ -26,6 +27,19 @@ def refuse_to_go_out() -> None:
         "this VM's memory is private and came from a snapshot: it can be brought in (Disable), but nothing of"
         " it can go out, because no memfd holds it. A VMM with memfd memory sends vmmswap's own register"
     )
+
+
+def configured_file(name: str, config_path: Path | None) -> str:
+    """SnapshotFile=, as it is now: a monitor may have waited for long, and the file that was set when it began
+    may be of another snapshot. NotSupportedError if it is not set, ConfigError if there is a mistake.
+    """
+    path = config.load(name, None if config_path is None else [config_path]).snapshot_file
+    if not path:
+        raise NotSupportedError(
+            "Firecracker's message needs the snapshot's memory file: set SnapshotFile= for this VM, or use"
+            " vmmswap's own message"
+        )
+    return path
 
 
 def open_file(path: str, regions: Sequence[Region]) -> int:
