@@ -138,6 +138,32 @@ def test_what_the_balloon_took_never_comes_back_from_the_file(monitor, directory
         check_all_right(vmm, expected, directory)
 
 
+@pytest.mark.parametrize("version", ["new", "old"])
+def test_what_was_mapped_anew_is_zeros(monitor, directory, snapshot, version):
+    """The balloon of an older Firecracker, of which no event tells."""
+    expected = bytearray(snapshot)
+    with served(monitor, version=version) as vmm:
+        vmm.sum(600, 20)
+        assert vmm.ask("remap 610 30") == "ok"  # pages that were read, and that never were
+        expected[610 * PAGE : 640 * PAGE] = bytes(30 * PAGE)
+        assert vmm.ask("write 630 2 66") == "ok"
+        expected[630 * PAGE : 632 * PAGE] = b"B" * 2 * PAGE
+        assert monitor.disable()["State"] == "Ready"
+        check_all_right(vmm, expected, directory)
+
+
+def test_memory_that_is_not_plugged_in(monitor, directory, snapshot):
+    """Newer Firecrackers forbid all access to it, soon after the hand-off."""
+    with Firecracker(monitor.socket, SIZES_MIB) as vmm:
+        assert vmm.ask("forbid 700 100") == "ok"
+        monitor.wait_log("registered: process")
+        assert vmm.ask("allow 750 10") == "ok"
+        assert vmm.sum(750, 10) == sum_of(snapshot[750 * PAGE : 760 * PAGE])
+        assert monitor.disable()["State"] == "Ready"
+        assert vmm.ask("allow 700 100") == "ok"
+        check_all_right(vmm, snapshot, directory)
+
+
 def test_page_faults_are_logged_with_their_addresses(monitor, directory, snapshot):
     assert snapshot
     with served(monitor) as vmm:
@@ -200,6 +226,20 @@ def test_a_successor_goes_on_from_the_page_map(service, directory, snapshot):
     assert monitor.wait_exit() == 0
 
 
+def test_a_successor_leaves_alone_what_was_mapped_anew(service, directory, snapshot):
+    expected = bytearray(snapshot)
+    with served(service.monitor) as vmm:
+        vmm.sum(0, 10)
+        assert vmm.ask("remap 5 10") == "ok"
+        service.monitor.kill()
+        assert vmm.ask("remap 40 10") == "ok"
+        for start in (5, 40):
+            expected[start * PAGE : (start + 10) * PAGE] = bytes(10 * PAGE)
+        service.start().wait_on_bus()
+        assert vmm.sum(40, 10) == 0
+        check_all_right(vmm, expected, directory)
+
+
 @pytest.mark.parametrize("point", ["resolve.claimed", "resolve.copied", "restore.fetched", "restore.copied"])
 def test_killed_at_each_step_of_bringing_pages_in(service, directory, snapshot, point):
     service.monitor.kill()
@@ -217,6 +257,90 @@ def test_killed_at_each_step_of_bringing_pages_in(service, directory, snapshot, 
         monitor.wait_on_bus()
         check_all_right(vmm, snapshot, directory)
         assert monitor.disable()["State"] == "Ready"
+        check_all_right(vmm, snapshot, directory)
+
+
+# Firecracker says only once where its memory is. Each name is stored at some moment of the registration.
+
+
+def kill_when_kept(service, name):
+    pid = service.monitor.pid
+    service.manager.at(name, lambda: service.manager.kill(pid))
+
+
+@pytest.mark.parametrize("names", [["message"], ["page-map"], ["manifest"], ["message", "page-map"]])
+def test_killed_while_the_vm_registers(service, directory, snapshot, names):
+    kill_when_kept(service, names[0])
+    with Firecracker(service.monitor.socket, SIZES_MIB) as vmm:
+        vmm.say("sum 60 1")
+        for name in names[1:]:
+            assert service.await_death(60)
+            service.manager.at(name, lambda: service.manager.kill(service.monitor.pid))
+            service.start()
+        assert service.await_death(60)
+        assert ("manifest" in service.manager.kept) == (names == ["manifest"])
+        monitor = service.start()
+        assert int(vmm.answer()) == sum_of(snapshot[60 * PAGE : 61 * PAGE])
+        monitor.wait_on_bus()
+        assert monitor.status()["State"] == "Active"
+        assert set(service.manager.kept) == {"manifest", "page-map", "store", "uffd-0", "pidfd-0"}
+        check_all_right(vmm, snapshot, directory)
+        with Firecracker(monitor.socket, SIZES_MIB):
+            monitor.wait_log("a VM is registered here")
+        assert monitor.disable()["State"] == "Ready"
+        check_all_right(vmm, snapshot, directory)
+    assert monitor.wait_exit() == 0
+
+
+def test_the_vmm_ends_while_its_message_is_kept(service, directory, snapshot):
+    kill_when_kept(service, "message")
+    with Firecracker(service.monitor.socket, SIZES_MIB):
+        assert service.await_death(60)
+    monitor = service.start()
+    monitor.wait_log("hand-off refused: the process")
+    monitor.wait_on_bus()
+    assert not service.manager.kept
+    with served(monitor) as vmm:
+        check_all_right(vmm, snapshot, directory)
+
+
+def test_a_kept_message_is_refused(service, directory):
+    kill_when_kept(service, "message")
+    with Firecracker(service.monitor.socket, SIZES_MIB):
+        assert service.await_death(60)
+        (directory / "memory").unlink()
+        monitor = service.start()
+        monitor.wait_log("cannot be opened: No such file")
+        monitor.wait_on_bus()
+        assert not service.manager.kept
+
+
+def test_a_refused_message_is_not_kept(service):
+    with Firecracker(service.monitor.socket, SIZES_MIB, odd="shared"):
+        service.manager.wait_line("FDNAME=message")
+        service.monitor.wait_log("which is not private anonymous memory")
+    service.monitor.until(lambda: not service.manager.kept, "the store to be empty")
+
+
+def test_told_to_stop_while_the_vm_registers(service, directory, snapshot):
+    pid = service.monitor.pid
+    service.manager.at("message", lambda: os.kill(pid, signal.SIGTERM))
+    with Firecracker(service.monitor.socket, SIZES_MIB) as vmm:
+        assert service.monitor.wait_exit() == 0
+        assert "registered: process" in service.monitor.log
+        check_all_right(vmm, snapshot, directory)
+    service.monitor.until(lambda: not service.manager.kept, "the store to be empty")
+
+
+def test_told_to_restart_while_the_vm_registers(service, directory, snapshot):
+    pid = service.monitor.pid
+    service.manager.at("message", lambda: os.kill(pid, signal.SIGUSR2))
+    with Firecracker(service.monitor.socket, SIZES_MIB) as vmm:
+        assert service.monitor.wait_exit() == 75
+        monitor = service.start()
+        monitor.wait_on_bus()
+        status = monitor.status()
+        assert (status["State"], status["Restarts"], status["SwapPages"]) == ("Active", 1, DATA_PAGES)
         check_all_right(vmm, snapshot, directory)
 
 

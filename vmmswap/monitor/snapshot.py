@@ -30,8 +30,8 @@ def refuse_to_go_out() -> None:
 
 
 def configured_file(name: str, config_path: Path | None) -> str:
-    """SnapshotFile=, as it is now: a monitor may have waited for long, and the file that was set when it began
-    may be of another snapshot. NotSupportedError if it is not set, ConfigError if there is a mistake.
+    """SnapshotFile=, as it is now: a monitor may have waited for long, and the file that was set when it
+    began may be of another snapshot. NotSupportedError if it is not set, ConfigError if there is a mistake.
     """
     path = config.load(name, None if config_path is None else [config_path]).snapshot_file
     if not path:

@@ -341,9 +341,11 @@ def engine_config(config: Config, swap_dir: Path, *, is_snapshot: bool) -> Engin
 
 
 def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdStore) -> Vm:
-    """Set a VM up and serve it; the dummy page is registered then. Nothing is left of it if this raises.
+    """Set a VM up; the dummy page is registered then. Nothing is left of it if this raises.
 
-    What is in the fd store is safe there only after store.barrier().
+    What is in the fd store is safe there only after store.barrier(). Then engine.start(), and no earlier: a
+    page that was brought in, or an event that was read, must not be forgotten with a record that was not
+    kept.
     """
     with contextlib.ExitStack() as undo:
         engine = Engine(
@@ -376,7 +378,6 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
         if new.connection is not None:
             store.add(fdstore.CONNECTION, new.connection)
         store.add(fdstore.MANIFEST, file.fd)
-        engine.start()
         undo.pop_all()
     return vm
 
