@@ -25,6 +25,7 @@ SIZES_MIB = (6, 10)  # two regions, as a guest with more than 3 GiB has
 PAGES = sum(SIZES_MIB) * 256
 HOLES = (range(100, 400), range(1400, 2000))  # the second one across both regions
 DATA_PAGES = PAGES - sum(map(len, HOLES))
+INEXACT = 96  # pages: what the VMM's program takes for itself, and older kernels' rounding on each CPU
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,8 @@ def test_pages_come_from_the_file_when_they_are_needed(monitor, directory, snaps
     with served(monitor, version=version, odd=odd) as vmm:
         status = monitor.status()
         assert (status["State"], status["TotalPages"], status["Processes"]) == ("Active", PAGES, 1)
-        assert (status["SwapPages"], status["ResidentPages"]) == (DATA_PAGES, 0)
+        assert status["SwapPages"] == DATA_PAGES
+        assert status["ResidentPages"] <= INEXACT
         assert (status["StoredBytes"], status["WrittenBytes"]) == (0, 0)
 
         assert vmm.sum(500, 20) == sum_of(snapshot[500 * PAGE : 520 * PAGE])
@@ -86,14 +88,17 @@ def test_pages_come_from_the_file_when_they_are_needed(monitor, directory, snaps
         status = monitor.status()
         assert (status["CopiedPages"], status["ZeroedPages"]) == (20, 3)
         assert (status["SwapPages"], status["FaultCount"]) == (DATA_PAGES - 20, 23)
-        assert status["ResidentPages"] in (20, 23)  # whether the kernel counts its page of zeros
         assert status["FaultP50Us"] > 0
+        vmm.sum(2000, 500)
+        assert abs(monitor.status()["ResidentPages"] - 520) <= INEXACT
 
         check_all_right(vmm, snapshot, directory)
         assert vmm.sum(0, PAGES) == sum_of(snapshot)
         status = monitor.status()
         assert (status["SwapPages"], status["CopiedPages"]) == (0, DATA_PAGES)
-        assert status["ResidentPages"] >= DATA_PAGES
+        assert abs(status["ResidentPages"] - DATA_PAGES) <= INEXACT
+        assert vmm.ask("write 100 300 66") == "ok"  # a hole
+        assert abs(monitor.status()["ResidentPages"] - DATA_PAGES - 300) <= INEXACT
 
 
 def test_nothing_goes_out(monitor, directory, snapshot):
@@ -113,7 +118,7 @@ def test_disable_brings_all_in_and_nobody_is_needed_any_more(monitor, directory,
         assert vmm.ask("write 7 1 65") == "ok"
         status = monitor.disable()
         assert (status["State"], status["SwapPages"], status["Error"]) == ("Ready", 0, "")
-        assert DATA_PAGES <= status["ResidentPages"] <= PAGES
+        assert abs(status["ResidentPages"] - DATA_PAGES) <= INEXACT
         assert monitor.error_of("Enable") == "NotSupported"
         monitor.kill()
         assert vmm.ask("balloon 9 1") == "ok"
@@ -215,6 +220,9 @@ def test_a_successor_goes_on_from_the_page_map(service, directory, snapshot):
         monitor.wait_on_bus()
         status = monitor.status()
         assert (status["State"], status["Restarts"], status["SwapPages"]) == ("Active", 1, DATA_PAGES - 51)
+        assert status["ResidentPages"] <= 46 + INEXACT
+        vmm.sum(2000, 500)
+        assert abs(monitor.status()["ResidentPages"] - 546) <= INEXACT
         check_all_right(vmm, expected, directory)
         assert monitor.error_of("Enable") == "NotSupported"
         assert monitor.disable()["State"] == "Ready"

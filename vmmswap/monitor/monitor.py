@@ -301,6 +301,7 @@ class Monitor:
     def _serve(self, vm: Vm, *, error: str = "") -> None:
         self._processes = Processes(vm, self._vmm_gone)
         self._controller.check_before_enable = self._processes.check_covered
+        vm.count_in_process()
         if vm.manifest.attached:
             self._watch = attached.Watch(vm, self._processes, self._barrier)
             self._controller.check_before_enable = self._watch.check_before_enable

@@ -88,6 +88,7 @@ class Vm:
     memfds: dict[int, int] = field(default_factory=dict)  # number: fd, ours
     files: list[FileId] = field(default_factory=list)  # by number
     processes: dict[int, Process] = field(default_factory=dict)  # by the engine's number
+    resident: snapshot.Resident | None = None  # of a snapshot's VM
 
     @property
     def vmm(self) -> Process:
@@ -101,9 +102,12 @@ class Vm:
     def stats(self) -> EngineStats:
         """The engine's counters; what is resident of private memory is counted in the process."""
         stats = self.engine.stats()
-        if not self.manifest.snapshot:
-            return stats
-        return replace(stats, resident_pages=snapshot.resident_pages(self.vmm.pid, self.vmm.ranges))
+        return stats if self.resident is None else replace(stats, resident_pages=self.resident.pages())
+
+    def count_in_process(self) -> None:
+        """From now on, if the memory is private."""
+        if self.manifest.snapshot:
+            self.resident = snapshot.Resident(self.vmm.pid, self.vmm.ranges)
 
     def check_may_go_out(self) -> None:
         """NotSupportedError if nothing of this memory can be swapped out."""
