@@ -593,6 +593,24 @@ TEST(a_successor_leaves_alone_what_was_mapped_anew)
 	rig_end(&rig);
 }
 
+/* The same before anybody served it: since the VMM registered its memory, a monitor may have died. */
+TEST(what_was_mapped_anew_before_we_came_is_left_alone)
+{
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_begin(&rig);
+	engine_destroy(rig.engine);
+	for (uint64_t page = 0; page < 3; page++)
+		do_now(&rig, MAP_ANEW, page, 0);
+	do_now(&rig, MAP_ANEW, 200, 0);
+	rig.engine = engine_for(&rig, -1);
+	CHECK_OK(engine_start(rig.engine, &err));
+	check_all(&rig);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	rig_end(&rig);
+}
+
 /* Killed at each step of a fault and of a swap-in; the guest works meanwhile and waits where it must. */
 static void killed_at(const char *point, bool swapping_in)
 {

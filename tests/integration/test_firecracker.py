@@ -300,6 +300,17 @@ def test_killed_while_the_vm_registers(service, directory, snapshot, names):
     assert monitor.wait_exit() == 0
 
 
+def test_mapped_anew_before_the_vm_is_registered(service, directory, snapshot):
+    kill_when_kept(service, "message")
+    expected = bytearray(snapshot)
+    with Firecracker(service.monitor.socket, SIZES_MIB) as vmm:
+        assert service.await_death(60)
+        assert vmm.ask("remap 0 10") == "ok"
+        expected[: 10 * PAGE] = bytes(10 * PAGE)
+        service.start().wait_on_bus()
+        check_all_right(vmm, expected, directory)
+
+
 def test_the_vmm_ends_while_its_message_is_kept(service, directory, snapshot):
     kill_when_kept(service, "message")
     with Firecracker(service.monitor.socket, SIZES_MIB):
