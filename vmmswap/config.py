@@ -163,7 +163,8 @@ class Config:
         "absolute path",
         _absolute_path,
         "The memory file of the snapshot that a Firecracker VM is restored from. Only where it is set is"
-        " Firecracker's message accepted. Do not change the file while a VM is served from it.",
+        " Firecracker's message accepted. The setting is read at each hand-off. Do not change the file"
+        " while a VM is served from it.",
         "",
     )
 

@@ -241,11 +241,34 @@ int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct erro
 	return remove_region(&engine->vm, page_idx, err);
 }
 
+/* In how many places of a range at most to look for one that is registered. */
+#define LOOKS 64
+
+/* What a snapshot's VMM has registered is not registered again: what it has mapped anew since, as older balloons do, has
+ * nothing to do with the snapshot. The kernel is asked for something that it never does with private memory. */
+static bool is_registered(const struct process *process, const struct range *range)
+{
+	for (uint64_t idx = 0; idx < range->pages; idx += range->pages / LOOKS + 1)
+		if (uffd_continue(process->uffd, range->addr + bytes_of_pages(idx)) != UFFD_UNMAPPED)
+			return true;
+	return false;
+}
+
+static void look_whether_registered(struct process *process)
+{
+	for (size_t i = 0; i < process->ranges_n; i++)
+		process->unwatched = process->unwatched || !is_registered(process, &process->ranges[i]);
+}
+
 /* Memory may be out: a process that is answered and not watched would read zeros. What a snapshot's VMM registered itself stays
  * so in any case. */
 static int register_or_refuse(struct vm *vm, struct process *process, struct error *err)
 {
-	if (!vm_register_process(vm, process) || !process->unwatched)
+	if (vm->snapshot)
+		look_whether_registered(process);
+	else
+		vm_register_process(vm, process);
+	if (process->gone || !process->unwatched)
 		return 0;
 	if (!vm->snapshot)
 		vm_unregister_process(vm, process);

@@ -26,6 +26,26 @@ static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct erro
 	return 0;
 }
 
+/* Private memory shows nobody what is in it. A page that the predecessor was putting back when it died is therefore brought
+ * in at once, before its REMOVE can be read: if we died between that and the record of it, our own successor would take it
+ * for one that never came, and give the guest older contents than it had. False: it stays out; it is not mapped, or an event
+ * must pass first. */
+static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
+{
+	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
+	uint64_t slot_idx = page_slot_of(word), addr, copied_bytes;
+	enum uffd_outcome outcome = UFFD_UNMAPPED;
+
+	if (!vm->snapshot || page_state_of(word) != PAGE_STORED || !(word & PAGE_FILLING) || (word & PAGE_BACKGROUND))
+		return false;
+	if (store_get(vm->store, &slot_idx, 1, page))
+		return false;
+	for (size_t i = 0; i < vm->spaces.n && outcome != UFFD_DONE && outcome != UFFD_EXISTS; i++)
+		if (process_addr_of(vm->spaces.processes[i], page_idx, 1, &addr))
+			outcome = uffd_copy(vm->spaces.processes[i]->uffd, addr, page, PAGE_BYTES, false, &copied_bytes);
+	return outcome == UFFD_DONE || outcome == UFFD_EXISTS;
+}
+
 /* [page_idx, end_idx) are all resident, or all holes. */
 static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool resident, struct error *err)
 {
@@ -38,7 +58,9 @@ static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool 
 		if (idx >= end_idx)
 			break;
 		word = atomic_load(page_map_word(vm->map, idx));
-		if (!resident && (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
+		if (put_back_at_once(vm, idx, word)) {
+			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_IN_MEMFD, 0, 0));
+		} else if (!resident && (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
 			rc = keep_out(vm, idx, word, err);
 			if (rc)
 				return rc;

@@ -229,7 +229,9 @@ static int read_run(const struct store *store, char *bytes, uint64_t size_bytes,
 	return 0;
 }
 
-/* Looked at after a read: a write sets the time before it changes a byte. */
+/* Looked at after a read: write() sets the time before it changes a byte, and truncation changes the length. A writer with a
+ * shared mapping is not noticed: the kernel sets the time at best when a page becomes writable there, and not when it is
+ * written to. */
 static bool is_changed(const struct store *store)
 {
 	struct snapshot_version now;

@@ -71,7 +71,7 @@ static enum store_mode find_mode(int fd)
 	return fcntl(fd, F_GETFL) & O_DIRECT ? DIRECT : CACHED;
 }
 
-static int make_store(int fd, char *place, struct store **out, struct error *err)
+static int make_store(int fd, enum store_mode mode, char *place, struct store **out, struct error *err)
 {
 	struct store *store = calloc(1, sizeof *store);
 
@@ -82,7 +82,7 @@ static int make_store(int fd, char *place, struct store **out, struct error *err
 	}
 	store->fd = fd;
 	store->place = place;
-	store->mode = find_mode(fd);
+	store->mode = mode;
 	pthread_mutex_init(&store->lock, NULL);
 	pthread_mutex_init(&store->write_back, NULL);
 	if (store->mode == CACHED)
@@ -111,7 +111,7 @@ int store_create(const char *dir, struct store **out, struct error *err)
 		close(fd);
 		return error_set(err, ENOMEM, "no memory for the store");
 	}
-	if (make_store(fd, dir_copy, out, err))
+	if (make_store(fd, find_mode(fd), dir_copy, out, err))
 		return -ENOMEM;
 	(*out)->ready = true;
 	return 0;
@@ -153,7 +153,7 @@ int store_adopt(int fd, struct store **out, struct error *err)
 		close(own_fd);
 		return error_set(err, ENOMEM, "no memory for the store");
 	}
-	rc = make_store(own_fd, dir, &store, err);
+	rc = make_store(own_fd, find_mode(own_fd), dir, &store, err);
 	if (rc)
 		return rc;
 	store->marks_n = pages_of_bytes((uint64_t)st.st_size);
@@ -191,11 +191,10 @@ int store_open_snapshot(int fd, struct snapshot_version *version, struct store *
 	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
 	length = readlink(link, path, sizeof path - 1);
 	path[length < 0 ? 0 : length] = '\0';
-	if (make_store(own_fd, strdup(path), out, err))
+	if (make_store(own_fd, SNAPSHOT, strdup(path), out, err))
 		return -ENOMEM;
 	if (!version->size_bytes)
 		*version = snapshot_version_of(&st);
-	(*out)->mode = SNAPSHOT;
 	(*out)->version = *version;
 	return 0;
 }

@@ -31,7 +31,7 @@
 #define AS_IN_FILE 1	 /* where the file has a hole: zeros too */
 #define FIRST_VERSION 2 /* what the guest wrote */
 
-enum order { NOTHING, CHECK_PAGE, WRITE_PAGE, GIVE_UP_PAGE, END };
+enum order { NOTHING, CHECK_PAGE, WRITE_PAGE, GIVE_UP_PAGE, MAP_ANEW, NOT_TO_BE_DUMPED, FORBID_PAGE, ALLOW_PAGE, END };
 
 struct hand {
 	_Atomic int order;
@@ -50,7 +50,7 @@ struct rig {
 	struct shared *shared;
 	struct engine *engine;
 	pid_t pid;
-	int file, uffd;
+	int file, uffd, map; /* map: a dup of the page map's, for a successor */
 };
 
 static bool in_hole(uint64_t page)
@@ -106,6 +106,22 @@ static void obey(struct hand *hand)
 	case GIVE_UP_PAGE: /* Firecracker's balloon */
 		CHECK_SYS(madvise((void *)(uintptr_t)at, PAGE_BYTES, MADV_DONTNEED));
 		own->versions[hand->page] = GIVEN_UP;
+		break;
+	case MAP_ANEW: /* the same, before Firecracker's balloon used madvise(): no event tells of it */
+		/* Not by mmap(), which the thread sanitizer takes for a write; who orders the hands it cannot see. */
+		CHECK_EQ(syscall(SYS_mmap, at, PAGE_BYTES, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0),
+			 (long)(uintptr_t)at);
+		own->versions[hand->page] = GIVEN_UP;
+		break;
+	case NOT_TO_BE_DUMPED: /* a mapping of its own, that is registered as before */
+		CHECK_SYS(madvise((void *)(uintptr_t)at, PAGE_BYTES, MADV_DONTDUMP));
+		break;
+	case FORBID_PAGE: /* so is this */
+		CHECK_SYS(mprotect((void *)(uintptr_t)at, PAGE_BYTES, PROT_NONE));
+		break;
+	case ALLOW_PAGE:
+		CHECK_SYS(mprotect((void *)(uintptr_t)at, PAGE_BYTES, PROT_READ | PROT_WRITE));
 		break;
 	case NOTHING:
 	case END:
@@ -424,6 +440,50 @@ TEST(swap_in_lets_the_memory_go)
 	rig_end(&rig);
 }
 
+/* The kernel refuses a run of pages that crosses from one mapping to the next as if it were unmapped. */
+TEST(a_swap_in_across_split_mappings)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	for (uint64_t page = 40; page < 44; page++)
+		do_now(&rig, NOT_TO_BE_DUMPED, page, 0);
+	do_now(&rig, NOT_TO_BE_DUMPED, 513, 0); /* in the middle of a piece of 32 pages */
+	for (uint64_t page = 130; page < 133; page++)
+		do_now(&rig, FORBID_PAGE, page, 0);
+	do_now(&rig, FORBID_PAGE, LOW_PAGES, 0);
+	do_now(&rig, ALLOW_PAGE, 131, 0);
+	do_now(&rig, ALLOW_PAGE, LOW_PAGES, 0);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	CHECK_EQ(stats_of(&rig).swap_pages, 0);
+	do_now(&rig, ALLOW_PAGE, 130, 0);
+	do_now(&rig, ALLOW_PAGE, 132, 0);
+	rig_end(&rig);
+}
+
+static void map_some_anew(struct rig *rig)
+{
+	do_now(rig, CHECK_PAGE, 201, 0);
+	do_now(rig, WRITE_PAGE, 202, FIRST_VERSION);
+	for (uint64_t page = 200; page < 205; page++) /* read, written, and never touched */
+		do_now(rig, MAP_ANEW, page, 0);
+	do_now(rig, WRITE_PAGE, 203, FIRST_VERSION);
+	do_now(rig, MAP_ANEW, PAGES - 2, 0);
+}
+
+/* What stands around it comes in, and nothing of the file gets into it. */
+TEST(a_swap_in_around_memory_that_was_mapped_anew)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	map_some_anew(&rig);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	CHECK_EQ(stats_of(&rig).swap_pages, 0);
+	CHECK(!stats_of(&rig).tracking);
+	rig_end(&rig);
+}
+
 TEST(nothing_goes_out)
 {
 	struct swap_out_options options = { .mode = MODE_AUTO, .max_passes = 1 };
@@ -514,6 +574,43 @@ TEST(a_successor_goes_on)
 	rig_end(&rig);
 }
 
+/* What the VMM has mapped anew is not registered, and stays so: to a page fault there a successor would answer with the
+ * file's bytes. */
+TEST(a_successor_leaves_alone_what_was_mapped_anew)
+{
+	struct error err = { 0 };
+	struct rig rig;
+	int map;
+
+	rig_start(&rig);
+	map_some_anew(&rig);
+	map = (int)CHECK_SYS(fcntl(engine_page_map_fd(rig.engine), F_DUPFD_CLOEXEC, 3));
+	engine_destroy(rig.engine);
+	rig.engine = engine_for(&rig, map);
+	CHECK_OK(engine_start(rig.engine, &err));
+	check_all(&rig);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	rig_end(&rig);
+}
+
+/* The same before anybody served it: since the VMM registered its memory, a monitor may have died. */
+TEST(what_was_mapped_anew_before_we_came_is_left_alone)
+{
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_begin(&rig);
+	engine_destroy(rig.engine);
+	for (uint64_t page = 0; page < 3; page++)
+		do_now(&rig, MAP_ANEW, page, 0);
+	do_now(&rig, MAP_ANEW, 200, 0);
+	rig.engine = engine_for(&rig, -1);
+	CHECK_OK(engine_start(rig.engine, &err));
+	check_all(&rig);
+	CHECK_EQ(run_swap_in(&rig).code, 0);
+	rig_end(&rig);
+}
+
 /* Killed at each step of a fault and of a swap-in; the guest works meanwhile and waits where it must. */
 static void killed_at(const char *point, bool swapping_in)
 {
@@ -580,6 +677,64 @@ TEST(killed_when_a_chunk_is_fetched)
 TEST(killed_when_a_piece_is_copied)
 {
 	killed_at("restore.copied", true);
+}
+
+/* The guest reads page 1, and the monitor dies at that point; its successor has not been started yet. */
+static void rig_begin_after_kill(struct rig *rig, const char *failpoint)
+{
+	struct error err = { 0 };
+	int status;
+	pid_t monitor;
+
+	rig_begin(rig);
+	rig->map = (int)CHECK_SYS(fcntl(engine_page_map_fd(rig->engine), F_DUPFD_CLOEXEC, 3));
+	monitor = fork();
+	if (monitor == 0) {
+		CHECK_OK(engine_start(rig->engine, &err));
+		CHECK_OK(failpoint_arm(failpoint));
+		do_now(rig, CHECK_PAGE, 1, 0);
+		poll(NULL, 0, PATIENCE_MS); /* the page may come before we die */
+		_exit(1);
+	}
+	CHECK_EQ(waitpid(monitor, &status, 0), monitor);
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	engine_destroy(rig->engine); /* never started here */
+	rig->engine = NULL;
+}
+
+/* It had put the page back and not recorded it, and the guest writes to it. From the successor's first moment on the page is
+ * the guest's: if the successor died when it had read that the page was given up, and not recorded it, a third one would
+ * bring back what the file has. */
+TEST(a_page_that_was_put_back_and_not_recorded_is_the_guests)
+{
+	struct error err = { 0 };
+	struct rig rig;
+	uint64_t copied_pages;
+
+	rig_begin_after_kill(&rig, "resolve.copied=kill");
+	await_right(&rig, 0);
+	do_now(&rig, WRITE_PAGE, 1, FIRST_VERSION);
+	rig.engine = engine_for(&rig, rig.map);
+	CHECK_EQ(stats_of(&rig).swap_pages, data_pages() - 1);
+	copied_pages = stats_of(&rig).copied_pages;
+	CHECK_OK(engine_start(rig.engine, &err));
+	do_now(&rig, CHECK_PAGE, 1, 0);
+	CHECK_EQ(stats_of(&rig).copied_pages, copied_pages);
+	rig_end(&rig);
+}
+
+/* It had not put the page back, which nobody can tell: the successor does it before it serves faults. */
+TEST(a_page_that_was_about_to_be_put_back_is_put_back_at_once)
+{
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_begin_after_kill(&rig, "resolve.fetched=kill");
+	rig.engine = engine_for(&rig, rig.map);
+	CHECK_EQ(stats_of(&rig).swap_pages, data_pages() - 1);
+	await_right(&rig, 0);
+	CHECK_OK(engine_start(rig.engine, &err));
+	rig_end(&rig);
 }
 
 /* A region that the VMM did not map there, or that another userfaultfd has: refused, and what is registered stays so. */

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.support.bus import PrivateBus, missing
+from tests.support.firecracker import Firecracker, make_snapshot, sum_of
 from tests.support.guest import Guest
 from tests.support.monitor import BusError
 from tests.support.restarts import failing, is_alive, keepers, on_its_own, restarted
@@ -129,6 +130,29 @@ def test_killed_again_and_again_without_an_fd_store(bus):
             guest.disconnect()
             wait_until_all_ended(monitor)
             check_all_right(guest, 2)
+
+
+def test_killed_while_a_firecracker_vm_registers_without_an_fd_store(bus, tmp_path):
+    """It stands still where it reads its configuration anew, which is a pipe: it has the message then, and
+    nothing else.
+    """
+    snapshot = make_snapshot(tmp_path / "memory", 256)
+    config = tmp_path / "vmmswap.conf"
+    os.mkfifo(config)
+    settings = f"[VM web]\nSnapshotFile={tmp_path}/memory\n"
+    with on_its_own(bus, {}, "--config", str(config)) as monitor:
+        config.write_text(settings)
+        monitor.wait_on_bus()
+        with Firecracker(monitor.socket, [1]) as vmm:
+            with config.open("w"):
+                monitor.kill()
+            monitor.until(lambda: len(keepers(monitor)) == 2, "the successor")
+            config.write_text(settings)
+            monitor.wait_log("handed its memory over: begun anew")
+            config.write_text(settings)
+            assert vmm.sum(0, 256) == sum_of(snapshot)
+            wait_on_bus_again(monitor)
+            assert monitor.status()["State"] == "Active"
 
 
 def test_a_keeper_leaves_with_its_monitor(bus):

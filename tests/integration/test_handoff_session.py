@@ -391,6 +391,7 @@ async def test_firecracker(guest, private_region, piece_bytes, is_closed):
         (request,) = handler.requests
         assert request.regions == (private_region,)
         assert request.peer.pid == os.getpid()
+        assert handler.messages == [data]
         assert is_closed or await replies(sock) == []
     assert handler.lost.empty()
 

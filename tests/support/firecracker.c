@@ -16,6 +16,9 @@
  *     sum PAGE N           read each byte and answer the sum of all words; "sigbus" if that raises it
  *     write PAGE N BYTE    fill N pages
  *     balloon PAGE N       MADV_DONTNEED: Firecracker's balloon
+ *     remap PAGE N         map anew in their place: the balloon of Firecrackers before PR #5021
+ *     forbid PAGE N        mprotect(PROT_NONE): memory that is not plugged in
+ *     allow PAGE N         and plugged in again
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -197,6 +200,13 @@ static void sum_pages(size_t page, size_t n)
 	printf("%ju\n", (uintmax_t)sum);
 }
 
+static void protect_pages(size_t page, size_t n, int how)
+{
+	for (size_t i = 0; i < n; i++)
+		need(mprotect(page_at(page + i), PAGE_BYTES, how) == 0, "mprotect");
+	puts("ok");
+}
+
 static void obey(const char *line)
 {
 	char path[256] = "";
@@ -215,6 +225,16 @@ static void obey(const char *line)
 		for (size_t i = 0; i < n; i++)
 			need(madvise(page_at(page + i), PAGE_BYTES, MADV_DONTNEED) == 0, "MADV_DONTNEED");
 		puts("ok");
+	} else if (sscanf(line, "remap %zu %zu", &page, &n) == 2) {
+		for (size_t i = 0; i < n; i++)
+			need(mmap(page_at(page + i), PAGE_BYTES, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED,
+			     "mmap");
+		puts("ok");
+	} else if (sscanf(line, "forbid %zu %zu", &page, &n) == 2) {
+		protect_pages(page, n, PROT_NONE);
+	} else if (sscanf(line, "allow %zu %zu", &page, &n) == 2) {
+		protect_pages(page, n, PROT_READ | PROT_WRITE);
 	} else {
 		printf("unknown: %s", line);
 	}

@@ -109,6 +109,7 @@ class RecordingHandler:
 
     def __init__(self):
         self.requests = []
+        self.messages = []
         self.kept = []
         self.lost = asyncio.Queue()
         self.refuse_with = None
@@ -125,6 +126,11 @@ class RecordingHandler:
         self.requests.append(request)
         if self.keeps:
             self.kept.extend(request.fds.release())
+
+    @contextlib.asynccontextmanager
+    async def keeping(self, frame):
+        self.messages.append(frame.data)
+        yield
 
     register = register_firecracker = add_process = add_region = attach = _handle
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import array
 import os
+import select
+import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +38,7 @@ class ServiceManager:
         self.path = directory / "notify"
         self.kept: dict[str, int] = {}
         self.lines: list[str] = []
+        self._at: dict[str, Callable[[], None]] = {}
         self._changed = threading.Condition()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._socket.bind(str(self.path))
@@ -74,17 +78,41 @@ class ServiceManager:
         with self._changed:
             self.lines.clear()
 
-    def _receive(self) -> None:
+    def at(self, name: str, action: Callable[[], None]) -> None:
+        """Do that once, as soon as `name` is kept; the service waits if it asks for a barrier next."""
+        self._at[name] = action
+
+    def kill(self, pid: int) -> None:
+        """In an action: the service dies now, as if it had sent nothing after what was read last."""
+        pidfd = os.pidfd_open(pid)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        select.select([pidfd], [], [])
+        os.close(pidfd)
         while True:
-            room = socket.CMSG_SPACE(253 * 4)
-            data, control, _, _ = self._socket.recvmsg(1 << 16, room, socket.MSG_CMSG_CLOEXEC)
+            try:
+                data, fds = self._read(socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
             if not data:
                 return
-            fds = array.array("i")
-            for _level, _kind, payload in control:
-                fds.frombytes(payload)
+            for fd in fds:
+                os.close(fd)
+
+    def _read(self, flags: int = 0) -> tuple[bytes, list[int]]:
+        room = socket.CMSG_SPACE(253 * 4)
+        data, control, _, _ = self._socket.recvmsg(1 << 16, room, socket.MSG_CMSG_CLOEXEC | flags)
+        fds = array.array("i")
+        for _level, _kind, payload in control:
+            fds.frombytes(payload)
+        return data, list(fds)
+
+    def _receive(self) -> None:
+        while True:
+            data, fds = self._read()
+            if not data:
+                return
             with self._changed:
-                self._take(data.decode().splitlines(), list(fds))
+                self._take(data.decode().splitlines(), fds)
                 self._changed.notify_all()
 
     def _take(self, lines: list[str], fds: list[int]) -> None:
@@ -97,8 +125,13 @@ class ServiceManager:
             assert name not in self.kept, f"{name} is stored twice"
             assert ":" not in name
             self.kept[name] = fds[0]
+            self._at.pop(name, _nothing)()
             return
         if "FDSTOREREMOVE" in fields:
             os.close(self.kept.pop(fields["FDNAME"]))
         for fd in fds:  # BARRIER=1: the end of the pipe
             os.close(fd)
+
+
+def _nothing() -> None:
+    """What is done at most names."""

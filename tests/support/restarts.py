@@ -91,11 +91,13 @@ def restarted(bus: PrivateBus) -> Iterator[Restarted]:
 
 
 @contextmanager
-def on_its_own(bus: PrivateBus, env: Mapping[str, str]) -> Iterator[Monitor]:
-    """A monitor without a service manager: its keepers go on in its place. All are gone afterwards."""
+def on_its_own(bus: PrivateBus, env: Mapping[str, str], *options: str) -> Iterator[Monitor]:
+    """A monitor without a service manager: its keepers go on in its place. All are gone afterwards.
+    options: further ones of the program.
+    """
     directory = Path(tempfile.mkdtemp(prefix="vmmswap-"))
     without = {"NOTIFY_SOCKET": "", "FDSTORE": "0"}
-    monitor = Monitor("web", bus, directory, "--debug", env=without | WITH_FAILPOINTS | env)
+    monitor = Monitor("web", bus, directory, "--debug", *options, env=without | WITH_FAILPOINTS | env)
     monitor.start()
     try:
         yield monitor

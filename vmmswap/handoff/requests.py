@@ -8,6 +8,7 @@ the handler's.
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from vmmswap.handoff.maps import Mapping
 from vmmswap.handoff.messages import Region
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.peer import Peer
+from vmmswap.handoff.receiver import Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,11 @@ class HandoffHandler(Protocol):
     async def register(self, request: RegisterRequest) -> None:
         """Return once everything is in the fd store and the dummy page is registered: `ready` is sent
         then.
+        """
+
+    def keeping(self, frame: Frame) -> AbstractAsyncContextManager[None]:
+        """While Firecracker's message is looked at and its VM registers. It is sent only once: should the
+        monitor die meanwhile, the next one must have it.
         """
 
     async def register_firecracker(self, request: FirecrackerRequest) -> None:

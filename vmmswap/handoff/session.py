@@ -141,7 +141,7 @@ class HandoffSession:
         self._claim.take()
         try:
             if frame.is_firecracker:
-                await self._register_firecracker(frame)
+                await register_firecracker(frame, self._handler)
             else:
                 await self._register_or_attach(frame)
         except BaseException:
@@ -164,12 +164,6 @@ class HandoffSession:
             await self._handler.register(request)
         self._memory = request.memory
         self._is_registered = True
-
-    async def _register_firecracker(self, frame: Frame) -> None:
-        message = messages.parse_firecracker(frame.data, len(frame.fds))
-        request = await _on_thread(lambda: checks.firecracker(message, frame))
-        with request.fds:
-            await self._handler.register_firecracker(request)
 
     async def _attach(self, message: Attach, frame: Frame) -> None:
         request = checks.attach(message, frame)
@@ -208,6 +202,15 @@ class HandoffSession:
             await self._handler.connection_lost(error)
         except Exception:
             _log.exception("%s: the end of the VMM's connection could not be handled", self._handler.name)
+
+
+async def register_firecracker(frame: Frame, handler: HandoffHandler) -> None:
+    """Do what Firecracker's message asks; a successor of the monitor that read it begins here, too."""
+    message = messages.parse_firecracker(frame.data, len(frame.fds))
+    async with handler.keeping(frame):
+        request = await _on_thread(lambda: checks.firecracker(message, frame))
+        with request.fds:
+            await handler.register_firecracker(request)
 
 
 async def _on_thread(work: Callable[[], _T]) -> _T:

@@ -20,6 +20,7 @@ from vmmswap.monitor.keeper import Keeper
 _log = logging.getLogger("vmmswap.fdstore")
 
 MANIFEST = "manifest"
+MESSAGE = "message"  # of a VM that is registering: pending.py
 PAGE_MAP = "page-map"
 STORE = "store"
 CONNECTION = "connection"
@@ -61,8 +62,10 @@ class FdStore:
             self._keeper.keep(name, fd)
 
     def add(self, name: str, fd: int) -> None:
-        """Keep a duplicate of fd. InternalError if systemd cannot be told."""
-        if self.available:
+        """Keep a duplicate of fd. InternalError if systemd cannot be told. A name that is kept already is
+        this file's.
+        """
+        if self.available and name not in self._names:
             try:
                 systemd.daemon.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
             except OSError as error:

@@ -9,7 +9,8 @@ closes this gap, as SIGKILL can come right after read(). So the keeper *shares* 
 is dead, and then
 
 - with an fd store sends there each userfaultfd that is not in it yet, and ends;
-- without one becomes the monitor: it runs the same command again, with all that the dead one had of its VM.
+- without one becomes the monitor: it runs the same command again, with all that the dead one had of its VM,
+  or with the message of one that was registering (pending.py).
 
 systemd sends the signals of stop, restart and watchdog to the whole control group; the keeper ignores all
 that can be ignored. Two things it does not survive: SIGKILL for the whole group in that instant, and that of
@@ -42,6 +43,7 @@ from vmmswap.handoff.uffd_api import is_userfaultfd, register_missing, unregiste
 from vmmswap.monitor.manifest import ProcessRecord
 
 MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
+MESSAGE = "message"  # a VM was registering that will not say so again
 VMM_PIDFD = "pidfd-0"
 ORPHAN = "uffd-orphan-"
 
@@ -218,8 +220,9 @@ def _keep(table: Table, pidfd: int, started_s: float, *, fd_store: bool) -> NoRe
         while not poll.poll():
             pass
         kept = table.entries()
-        if any(entry.name == MANIFEST for entry in kept) and not _is_vmm_gone(kept):
-            orphans = dict(_orphans(kept))
+        names = {entry.name for entry in kept}
+        if names & {MANIFEST, MESSAGE} and not _is_vmm_gone(kept):
+            orphans = dict(_orphans(kept)) if MANIFEST in names else {}
             if fd_store:
                 _store(orphans)
             else:

@@ -24,7 +24,7 @@ from vmmswap.config import Config, ConfigError
 from vmmswap.engine import failpoint_names
 from vmmswap.errors import InvalidNameError, NotSupportedError, StorageFailedError, VmmswapError
 from vmmswap.handoff.uffd_api import open_userfaultfd
-from vmmswap.monitor import fdstore, keeper, recovery, service
+from vmmswap.monitor import fdstore, keeper, pending, recovery, service
 from vmmswap.monitor.monitor import Monitor, Setup
 from vmmswap.names import LOG_DIR, STATE_DIR, check_name
 
@@ -113,11 +113,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the monitor and end the process."""
     options = _parse(arguments)
     kept = _given_fds() | keeper.inherited()
-    has_vm = recovery.is_needed(kept)
+    has_vm = _has_vm(kept)
     try:
         status = _run(options, kept)
     except ConfigError as error:
-        status = _fail(error.message, EXIT_CONFIG, message_ids.CONFIGURATION_ERROR)
+        code = EXIT_FAILURE if has_vm else EXIT_CONFIG
+        status = _fail(error.message, code, message_ids.CONFIGURATION_ERROR)
     except InvalidNameError as error:
         status = _fail(error.message, EXIT_USAGE, "")
     except VmmswapError as error:
@@ -126,6 +127,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     logging.shutdown()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _has_vm(kept: dict[str, int]) -> bool:
+    """Whether a guest waits for us, registered or about to be."""
+    return recovery.is_needed(kept) or pending.is_needed(kept)
 
 
 def _fail(message: str, status: int, message_id: str) -> int:
@@ -162,6 +168,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     setup = Setup(
         name=name,
         config=settings,
+        config_path=options.config,
         swap_dir=_swap_dir(options.swap_dir, settings, name),
         log_dir=options.log_dir or _directory_from("LOGS_DIRECTORY", LOG_DIR / name),
         bus=options.bus,
@@ -171,7 +178,8 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
         keeper=helper,
         journal=journal,
     )
-    if not recovery.is_needed(given):
+    has_vm = _has_vm(given)
+    if not has_vm:
         _check_swap_dir(setup.swap_dir)
         os.close(open_userfaultfd())
     if not setup.fd_store:
@@ -179,11 +187,11 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
             "no service manager keeps fds for us: if the monitor is killed, %s",
             "its keeper goes on in its place" if helper else "the guest hangs where memory is out",
         )
-    if options.attach is not None and not recovery.is_needed(given):
+    if options.attach is not None and not has_vm:
         setup.attach = open_target(options.attach)
         setup.attach_options = Options(tuple(map(parse_region, options.region)), options.force)
         setup.attach_qmp = options.qmp
-    may_lack = setup.attach is not None or recovery.is_needed(given)
+    may_lack = setup.attach is not None or has_vm
     with _listener(options.listen, given.pop(fdstore.LISTEN, None), may_lack=may_lack) as listener:
         setup.listener = listener
         loop = asyncio.new_event_loop()  # never closed: main() ends the process

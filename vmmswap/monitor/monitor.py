@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,10 +23,11 @@ from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapE
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.handoff.receiver import Limits
+from vmmswap.handoff.receiver import Frame, Limits
 from vmmswap.handoff.server import HandoffServer
+from vmmswap.handoff.session import register_firecracker
 from vmmswap.log import fields
-from vmmswap.monitor import attached, coverage, fdstore, recovery, service, snapshot
+from vmmswap.monitor import attached, coverage, fdstore, pending, recovery, service, snapshot
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.keeper import Keeper
@@ -48,6 +49,7 @@ class Setup:
     log_dir: Path
     bus: str | None
     listener: socket.socket | None
+    config_path: Path | None = None  # the configuration to read anew; None: the host's
     kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
     fd_store: bool = False
     journal: bool = False
@@ -72,6 +74,8 @@ class Monitor:
         self._detaching: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._is_keeping = False  # a message that is sent only once, while its VM registers
+        self._put_off: Callable[[], None] | None = None  # what a signal asked for meanwhile
         self._server: HandoffServer | None = None
 
     async def run(self) -> int:
@@ -84,17 +88,18 @@ class Monitor:
         recovered = recovery.is_needed(self._setup.kept)
         patience_s = self._setup.config.handoff_timeout_s
         limits = Limits(silence_s=patience_s, message_s=patience_s, reply_s=patience_s)
-        self._server = HandoffServer(self, limits, is_registered=recovered or self._setup.attach is not None)
+        if not recovered:
+            await self._register_kept()
+        has_vm = recovered or self._controller.vm is not None
+        self._server = HandoffServer(self, limits, is_registered=has_vm or self._setup.attach is not None)
         if recovered:
             self._recover(self._server)
-        else:
-            recovery.forget(self._setup.kept, self._store)
-            if self._setup.attach is not None:
-                await self._attach(self._setup.attach, self._setup.attach_options, qmp=self._setup.attach_qmp)
+        elif self._setup.attach is not None:
+            await self._attach(self._setup.attach, self._setup.attach_options, qmp=self._setup.attach_qmp)
         connection: Connection | None = None
         try:
             if not self._ended.done():
-                connection = await publish(self._controller, self._setup.bus, required=not recovered)
+                connection = await publish(self._controller, self._setup.bus, required=not has_vm)
             service.notify("READY=1")
             self._say_status()
             if self._setup.listener is not None:
@@ -129,11 +134,12 @@ class Monitor:
         self._check_free()
         vm = register(self.name, new, self._setup.config, self._setup.swap_dir, self._store)
         try:
-            await self._store.barrier()
-            vm.register_dummy(vm.vmm)
-        except OSError as error:
-            vm.close()
-            raise InternalError(f"systemd does not confirm what it keeps for us: {error}") from None
+            if new.snapshot is None:
+                await self._must_be_kept()
+            else:
+                await self._barrier()  # refused, it would hang: it has no other way than us
+            vm.engine.start()
+            vm.register_dummy(vm.vmm)  # last: from here on fork() waits for us
         except BaseException:
             vm.close()
             raise
@@ -150,14 +156,53 @@ class Monitor:
         for limit in new.vmm.limits:
             _log.warning("process %d: %s", new.vmm.pid, limit)
 
+    async def _must_be_kept(self) -> None:
+        try:
+            await self._store.barrier()
+        except OSError as error:
+            raise InternalError(f"systemd does not confirm what it keeps for us: {error}") from None
+
+    @contextlib.asynccontextmanager
+    async def keeping(self, frame: Frame) -> AsyncIterator[None]:
+        """If cancelled we are ending: the message is left to a successor."""
+        self._is_keeping = True
+        pending.keep(frame, self._store)
+        try:
+            await self._barrier()
+            yield
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            pending.drop(self._store, has_vm=False)
+            raise
+        else:
+            pending.drop(self._store, has_vm=self._controller.vm is not None)
+        finally:
+            self._is_keeping = False
+            put_off, self._put_off = self._put_off, None
+            if put_off is not None:
+                put_off()
+
+    async def _register_kept(self) -> None:
+        """Of what a predecessor left that died while a VM registered, only a kept message is of use."""
+        frame = pending.take(self._setup.kept, self._store)
+        recovery.forget(self._setup.kept, self._store)
+        if frame is None:
+            return
+        _log.warning("a monitor died while process %d handed its memory over: begun anew", frame.peer.pid)
+        with frame:
+            try:
+                await register_firecracker(frame, self)
+            except (VmmswapError, OSError) as error:
+                _log.warning("%s: hand-off refused: %s", self.name, error)
+            except Exception:
+                _log.exception("%s: hand-off: a bug of vmmswap's, not the VMM's", self.name)
+        pending.drop(self._store, has_vm=self._controller.vm is not None)
+
     async def register_firecracker(self, request: requests.FirecrackerRequest) -> None:
-        path = self._setup.config.snapshot_file
-        if not path:
-            raise NotSupportedError(
-                "Firecracker's message needs the snapshot's memory file: set SnapshotFile= for this VM, or"
-                " use vmmswap's own message"
-            )
+        path = snapshot.configured_file(self.name, self._setup.config_path)
         file = snapshot.open_file(path, request.regions)
+        _log.info("guest memory comes from SnapshotFile=%s", path)
         try:
             await self.register_vm(
                 NewVm(
@@ -254,6 +299,7 @@ class Monitor:
     def _serve(self, vm: Vm, *, error: str = "") -> None:
         self._processes = Processes(vm, self._vmm_gone)
         self._controller.check_before_enable = self._processes.check_covered
+        vm.count_in_process()
         if vm.manifest.attached:
             self._watch = attached.Watch(vm, self._processes, self._barrier)
             self._controller.check_before_enable = self._watch.check_before_enable
@@ -356,7 +402,9 @@ class Monitor:
 
     def _stop(self) -> None:
         """All in first: a stop never takes memory away from a guest."""
-        if self._stopping is not None:
+        if self._is_keeping:
+            self._put_off = self._stop
+        if self._is_keeping or self._stopping is not None:
             return
         self._stopping = asyncio.get_running_loop().create_task(service.extend_stop(), name="stop")
         if self._controller.vm is None:
@@ -367,6 +415,9 @@ class Monitor:
         self._controller.release("the monitor was told to stop", must=True)
 
     def _restart(self) -> None:
+        if self._is_keeping:
+            self._put_off = self._put_off or self._restart
+            return
         if not self._store.available:
             _log.warning(
                 "no service manager keeps the VM's fds: memory is swapped in before the monitor ends"

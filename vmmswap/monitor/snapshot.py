@@ -13,6 +13,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from vmmswap import config
 from vmmswap.engine import Range
 from vmmswap.errors import InvalidRegionError, NotSupportedError, StorageFailedError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
@@ -26,6 +27,19 @@ def refuse_to_go_out() -> None:
         "this VM's memory is private and came from a snapshot: it can be brought in (Disable), but nothing of"
         " it can go out, because no memfd holds it. A VMM with memfd memory sends vmmswap's own register"
     )
+
+
+def configured_file(name: str, config_path: Path | None) -> str:
+    """SnapshotFile=, as it is now: a monitor may have waited for long, and the file that was set when it
+    began may be of another snapshot. NotSupportedError if it is not set, ConfigError if there is a mistake.
+    """
+    path = config.load(name, None if config_path is None else [config_path]).snapshot_file
+    if not path:
+        raise NotSupportedError(
+            "Firecracker's message needs the snapshot's memory file: set SnapshotFile= for this VM, or use"
+            " vmmswap's own message"
+        )
+    return path
 
 
 def open_file(path: str, regions: Sequence[Region]) -> int:
@@ -59,11 +73,35 @@ def _check_file(fd: int, path: str, regions: Sequence[Region]) -> None:
             )
 
 
-def resident_pages(pid: int, ranges: Sequence[Range]) -> int:
-    """Pages of these ranges on RAM, by the kernel's count in /proc/PID/smaps; 0 once the process has ended.
+class Resident:
+    """How much of a process's private guest memory is on RAM, at a cost that does not grow with it.
 
-    The kernel may have joined a range with a mapping next to it, whose pages it then counts too.
+    The kernel counts a process's anonymous pages without looking at them, but only all together. What is not
+    guest memory is found once, page by page, and taken to stay what it is.
     """
+
+    def __init__(self, pid: int, ranges: Sequence[Range]) -> None:
+        """Walks over all that is resident: a successor does that when page faults are served."""
+        self._pid = pid
+        self._total_pages = sum(item.pages for item in ranges)
+        self._besides_kib = _anonymous_kib(pid) - _anonymous_kib_of(pid, ranges)
+
+    def pages(self) -> int:
+        """0 once the process has ended. Before Linux 6.16 the kernel's sum is some pages off for each CPU."""
+        pages = (_anonymous_kib(self._pid) - self._besides_kib) * 1024 // PAGE_SIZE
+        return max(0, min(pages, self._total_pages))
+
+
+def _anonymous_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
+
+
+def _anonymous_kib_of(pid: int, ranges: Sequence[Range]) -> int:
+    """The kernel may have joined a range with a mapping next to it, whose pages it then counts too."""
     spans = [(item.addr, item.addr + item.pages * PAGE_SIZE) for item in ranges]
     counted_kib = 0
     is_guest = False
@@ -73,8 +111,8 @@ def resident_pages(pid: int, ranges: Sequence[Range]) -> int:
                 if match := _VMA.match(line):
                     start, end = (int(text, 16) for text in match.groups())
                     is_guest = any(start < span_end and end > span_start for span_start, span_end in spans)
-                elif is_guest and line.startswith("Rss:"):
+                elif is_guest and line.startswith("Anonymous:"):
                     counted_kib += int(line.split()[1])
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
-    return min(counted_kib * 1024 // PAGE_SIZE, sum(item.pages for item in ranges))
+    return counted_kib

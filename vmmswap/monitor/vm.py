@@ -97,6 +97,7 @@ class Vm:
     memfds: dict[int, int] = field(default_factory=dict)  # number: fd, ours
     files: list[FileId] = field(default_factory=list)  # by number
     processes: dict[int, Process] = field(default_factory=dict)  # by the engine's number
+    resident: snapshot.Resident | None = None  # of a snapshot's VM
 
     @property
     def vmm(self) -> Process:
@@ -110,9 +111,12 @@ class Vm:
     def stats(self) -> EngineStats:
         """The engine's counters; what is resident of private memory is counted in the process."""
         stats = self.engine.stats()
-        if not self.manifest.snapshot:
-            return stats
-        return replace(stats, resident_pages=snapshot.resident_pages(self.vmm.pid, self.vmm.ranges))
+        return stats if self.resident is None else replace(stats, resident_pages=self.resident.pages())
+
+    def count_in_process(self) -> None:
+        """From now on, if the memory is private."""
+        if self.manifest.snapshot:
+            self.resident = snapshot.Resident(self.vmm.pid, self.vmm.ranges)
 
     def is_out(self) -> bool:
         """Whether any page is."""
@@ -400,9 +404,11 @@ def engine_config(config: Config, swap_dir: Path, *, is_snapshot: bool) -> Engin
 
 
 def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdStore) -> Vm:
-    """Set a VM up and serve it; the dummy page is registered then. Nothing is left of it if this raises.
+    """Set a VM up; the dummy page is registered then. Nothing is left of it if this raises.
 
-    What is in the fd store is safe there only after store.barrier().
+    What is in the fd store is safe there only after store.barrier(). Then engine.start(), and no earlier: a
+    page that was brought in, or an event that was read, must not be forgotten with a record that was not
+    kept.
     """
     with contextlib.ExitStack() as undo:
         engine = Engine(
@@ -435,7 +441,6 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
         if new.connection is not None:
             store.add(fdstore.CONNECTION, new.connection)
         store.add(fdstore.MANIFEST, file.fd)
-        engine.start()
         undo.pop_all()
     return vm
 
