@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,17 @@ class Service:
     def detach(self) -> None:
         self.monitor.call("Detach")
         assert self.monitor.wait_exit() == 0, self.monitor.log
+
+
+@contextmanager
+def attaching(bus: PrivateBus, directory: Path) -> Iterator[Service]:
+    """A monitor that waits for a VMM to attach to."""
+    with ServiceManager(directory) as manager, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(directory / "socket"))
+        listener.listen()
+        running = Service(bus, directory, manager, listener)
+        yield running
+        running.monitor.kill()
 
 
 def enabled(monitor: Monitor) -> dict[str, Any]:

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.guests import qemu
-from tests.guests.attached import Service
+from tests.guests.attached import attaching
 from tests.support.bus import PrivateBus
-from tests.support.notify import ServiceManager
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +33,5 @@ def directory():
 
 @pytest.fixture
 def service(bus, directory):
-    with ServiceManager(directory) as manager, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(directory / "socket"))
-        listener.listen()
-        running = Service(bus, directory, manager, listener)
+    with attaching(bus, directory) as running:
         yield running
-        running.monitor.kill()

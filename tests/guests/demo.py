@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def main() -> None:
     if reason := qemu.missing() or bus_missing() or qemu.prepared():
         sys.exit(f"no demo with QEMU here: {reason}")
     accel, why = qemu.accelerator()
-    say(f"QEMU with {accel} ({why.splitlines()[0][:100]}),")
+    say(f"QEMU with {accel} ({textwrap.shorten(why, 120, placeholder=' ...')}),")
     say(f"with {(KERNEL_DIR / 'package').read_text().strip()} as it is; neither knows of vmmswap.")
     with tempfile.TemporaryDirectory(prefix="vmmswap-") as name, PrivateBus() as bus:
         directory = Path(name)

@@ -10,14 +10,12 @@ import ctypes
 import hashlib
 import mmap
 import os
-import shutil
 import socket
-import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.support.bus import PrivateBus, missing
+from tests.support.bus import missing
 from tests.support.monitor import PROGRAM, BusError, Monitor
 from tests.support.notify import ServiceManager
 from tests.support.restarts import Restarted, failing
@@ -30,19 +28,6 @@ REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
 
 SIZE = 64 * mmap.PAGESIZE
-
-
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
-
-
-@pytest.fixture
-def directory():
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture

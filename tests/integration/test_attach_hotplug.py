@@ -4,21 +4,17 @@
 from __future__ import annotations
 
 import select
-import shutil
-import socket
 import subprocess
-import tempfile
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.guests.attached import Service
+from tests.guests.attached import attaching
 from tests.support import programs
-from tests.support.bus import PrivateBus, missing
+from tests.support.bus import missing
 from tests.support.monitor import BusError
-from tests.support.notify import ServiceManager
 from vmmswap.attach.failpoint import VARIABLE
 from vmmswap.errors import NoSuchVMError, ProtocolError
 
@@ -81,27 +77,10 @@ class Target:
         return links_of(self.pid)
 
 
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
-
-
-@pytest.fixture
-def directory():
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    yield path
-    shutil.rmtree(path)
-
-
 @pytest.fixture
 def service(bus, directory):
-    with ServiceManager(directory) as manager, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(directory / "socket"))
-        listener.listen()
-        running = Service(bus, directory, manager, listener)
+    with attaching(bus, directory) as running:
         yield running
-        running.monitor.kill()
 
 
 @pytest.fixture

@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.support.attach import NOBODY, Target
-from tests.support.bus import PrivateBus, missing
+from tests.support.bus import missing
 from tests.support.monitor import Monitor
 from vmmswap.errors import BusyError, InvalidRegionError, NotSupportedError
 from vmmswap.handoff.client import VmmClient
@@ -31,19 +29,6 @@ sys.stdin.readline()
 print(sum(memory[offset] for offset in range(0, 16 << 20, 4096)) > 0, flush=True)
 sys.stdin.readline()
 """
-
-
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
-
-
-@pytest.fixture
-def directory():
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    yield path
-    shutil.rmtree(path)
 
 
 def attach(monitor, pid, **options):

@@ -7,11 +7,9 @@ import contextlib
 import errno
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,6 @@ import pytest
 from tests.support import bus as bus_support
 from tests.support.attach import DEADLINE_S, NOBODY, Target
 from tests.support.attach_odd import OddTarget
-from tests.support.bus import PrivateBus
 from tests.support.monitor import BusError, Monitor
 from tests.support.programs import ROOT
 from vmmswap.attach import attach as attach_module
@@ -326,19 +323,6 @@ def test_a_target_that_ends_in_mid_attach(monkeypatch: pytest.MonkeyPatch, call:
 
 
 # --- the monitor
-
-
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
-
-
-@pytest.fixture
-def directory():
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    yield path
-    shutil.rmtree(path)
 
 
 def attached(bus, directory, target):

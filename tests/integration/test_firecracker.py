@@ -3,16 +3,13 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
-import tempfile
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 
-from tests.support.bus import PrivateBus, missing
+from tests.support.bus import missing
 from tests.support.firecracker import PAGE, Firecracker, make_snapshot, sum_of
 from tests.support.monitor import BusError, Monitor
 from tests.support.notify import ServiceManager
@@ -26,20 +23,6 @@ PAGES = sum(SIZES_MIB) * 256
 HOLES = (range(100, 400), range(1400, 2000))  # the second one across both regions
 DATA_PAGES = PAGES - sum(map(len, HOLES))
 INEXACT = 96  # pages: what the VMM's program takes for itself, and older kernels' rounding on each CPU
-
-
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
-
-
-@pytest.fixture
-def directory():
-    """Short, because a socket's path has 107 bytes at most."""
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture

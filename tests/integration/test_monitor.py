@@ -6,12 +6,10 @@ import json
 import mmap
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,20 +25,6 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missi
 
 PAGES = 24 * 256  # of the guest below
 REGIONS = ("16M", "8M")
-
-
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
-
-
-@pytest.fixture
-def directory():
-    """Short, because a socket's path has 107 bytes at most."""
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture

@@ -11,14 +11,13 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.support.bus import PrivateBus, missing
+from tests.support.bus import missing
 from tests.support.monitor import DEADLINE_S, PROGRAM, Monitor
 from tests.support.notify import ServiceManager
 from tests.support.qmp_server import QmpServer
@@ -32,19 +31,6 @@ PAGE = 4096
 PAGES = 256
 HANDSHAKE = ["qmp_capabilities"]
 DRAIN = ["query-status", "stop", "cont"]
-
-
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
-
-
-@pytest.fixture
-def directory():
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture

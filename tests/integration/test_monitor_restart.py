@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.bus import PrivateBus, missing
+from tests.support.bus import missing
 from tests.support.guest import Guest
 from tests.support.monitor import PROGRAM, Monitor
 from tests.support.notify import ServiceManager
@@ -20,12 +20,6 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missi
 
 REGIONS = ("16M", "8M")
 PAGES = 24 * 256
-
-
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
 
 
 class Service:

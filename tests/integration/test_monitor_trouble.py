@@ -2,15 +2,13 @@
 """A monitor in trouble: a store that cannot be read, memory that does not suffice, VMMs that do harm."""
 
 import contextlib
-import shutil
 import socket
-import tempfile
 import uuid
 from pathlib import Path
 
 import pytest
 
-from tests.support.bus import PrivateBus, missing
+from tests.support.bus import missing
 from tests.support.guest import Guest
 from tests.support.monitor import BusError, Monitor
 from vmmswap.monitor import headroom
@@ -19,19 +17,6 @@ REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-def bus():
-    with PrivateBus() as private:
-        yield private
-
-
-@pytest.fixture
-def directory():
-    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
-    yield path
-    shutil.rmtree(path)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tests with a monitor as a program share."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.bus import PrivateBus
+
+
+@pytest.fixture(scope="module")
+def bus() -> Iterator[PrivateBus]:
+    with PrivateBus() as private:
+        yield private
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """Short, because a socket's path has 107 bytes at most."""
+    path = Path(tempfile.mkdtemp(prefix="vmmswap-"))
+    yield path
+    shutil.rmtree(path)
