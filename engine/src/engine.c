@@ -384,13 +384,16 @@ static void unregister_new(const struct process *process, const struct range *ra
 	}
 }
 
-/* What is registered already, by this userfaultfd, stays so, whatever comes of it. */
+/* What is registered already, by this userfaultfd, stays so, whatever comes of it. What is as it was is left alone: it may be
+ * unmapped by now, and something else be there. */
 static int register_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
 {
 	for (size_t i = 0; i < next->ranges_n && !process->gone; i++) {
-		enum uffd_outcome outcome = vm_register_range(next, &next->ranges[i]);
 		uint64_t addr = next->ranges[i].addr;
+		enum uffd_outcome outcome = UFFD_DONE;
 
+		if (!process_has_range(process, &next->ranges[i]))
+			outcome = vm_register_range(next, &next->ranges[i]);
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 		if (outcome == UFFD_GONE || outcome == UFFD_DONE)

@@ -253,6 +253,20 @@ def is_served(pid, pieces):
     return len(flags) == pieces and all(" um " in item for item in flags)
 
 
+def test_a_device_maps_other_memory_than_before_while_all_is_out(service, target):
+    """What it no longer has cannot be registered, and need not be."""
+    target.device("map 0")
+    target.ask("plug 1")
+    service.attach(target.pid)
+    all_out(service.monitor, 2)
+    target.device("unmap 0", "map 1")
+    service.monitor.until(lambda: is_served(target.device_pid, 1), "the device to be served there")
+    target.check_device(1)
+    target.check(0, 1)
+    target.device("map 0")
+    enable_all(service.monitor, target, 2)
+
+
 def test_a_device_that_maps_the_memory_twice_is_refused(service, target):
     target.device("map 0")
     service.attach(target.pid)

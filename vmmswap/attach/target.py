@@ -212,14 +212,21 @@ def check_devices(target: Target) -> None:
 
 def flags_of_mappings(pid: int) -> Iterator[tuple[int, int, frozenset[bytes]]]:
     """Start, end and the kernel's flags (VmFlags of smaps) of each mapping. Walks all page tables."""
-    start = end = 0
+    for line, flags in lines_of_mappings(pid):
+        start, end = (int(addr, 16) for addr in line.split(maxsplit=1)[0].split(b"-"))
+        yield start, end, flags
+
+
+def lines_of_mappings(pid: int) -> Iterator[tuple[bytes, frozenset[bytes]]]:
+    """The same; each mapping as its line in maps."""
+    line = b""
     try:
         with Path(f"/proc/{pid}/smaps").open("rb") as smaps:
-            for line in smaps:
-                if line.startswith(b"VmFlags:"):
-                    yield start, end, frozenset(line.split()[1:])
-                elif not line[:1].isupper():
-                    start, end = (int(addr, 16) for addr in line.split(maxsplit=1)[0].split(b"-"))
+            for text in smaps:
+                if text.startswith(b"VmFlags:"):
+                    yield line, frozenset(text.split()[1:])
+                elif not text[:1].isupper():
+                    line = text
     except PermissionError:
         raise AccessDeniedError(f"/proc/{pid}/smaps may not be read: run the monitor as root") from None
     except (FileNotFoundError, ProcessLookupError):

@@ -14,11 +14,11 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.attach.target import flags_of_mappings
+from vmmswap.attach.target import lines_of_mappings
 from vmmswap.engine import Mapping, mappings_of, registered_buffer_in
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
@@ -188,20 +188,31 @@ def find_unregistered(question: Question) -> list[int]:
     """Processes, by the engine's number, that map guest memory where they should, and have it registered with
     no userfaultfd. Walks their page tables: some milliseconds for a GiB that is resident.
     """
-    found = []
-    for item in question.known:
-        if item.pid and any(_REGISTERED not in flags for flags in _flags_of(item)):
-            found.append(item.process_id)
-    return found
+    files = {_file_in_maps(fd) for fd in question.memfds}
+    return [item.process_id for item in question.known if item.pid and _has_unregistered(item, files)]
 
 
-def _flags_of(known: Known) -> Iterator[frozenset[bytes]]:
+def _file_in_maps(fd: int) -> tuple[bytes, bytes]:
+    """Device and inode as /proc/PID/maps writes them."""
+    status = os.fstat(fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    return device.encode(), str(status.st_ino).encode()
+
+
+def _has_unregistered(known: Known, files: Container[tuple[bytes, bytes]]) -> bool:
+    """Only of mappings of the guest's files: something else may be there by now."""
     try:
-        for start, end, flags in flags_of_mappings(known.pid):
-            if any(start < span_end and span_start < end for span_start, span_end in known.spans):
-                yield flags
+        for line, flags in lines_of_mappings(known.pid):
+            span, _, _, *file = line.split()[:5]
+            start, end = (int(addr, 16) for addr in span.split(b"-"))
+            is_guest = tuple(file) in files and any(
+                start < stop and first < end for first, stop in known.spans
+            )
+            if is_guest and _REGISTERED not in flags:
+                return True
     except VmmswapError:
-        return  # it has ended
+        pass  # it has ended
+    return False
 
 
 def _same_memory(pid: int, other: int) -> bool:

@@ -99,7 +99,7 @@ class Hotplug:
     def _follow_process(self, processes: Sequence[Process], mapped: Sequence[Range]) -> None:
         """Each userfaultfd keeps what it has and what is still there; the first one gets what is new."""
         starts = {record.page_idx for record in self._vm.manifest.regions}
-        wanted = {process.key: self._kept(process, mapped) for process in processes}
+        wanted = {process.key: kept(process.ranges, mapped) for process in processes}
         more = uncovered(mapped, [item for ranges in wanted.values() for item in ranges])
         first = min(processes, key=lambda process: process.key)
         if any(self._vm.engine.is_out(item.page_idx, item.pages) for item in more):
@@ -109,14 +109,6 @@ class Hotplug:
             ranges = joined(wanted[process.key], starts)
             if ranges != joined(process.ranges, starts):
                 self._set_ranges(process, ranges)
-
-    def _kept(self, process: Process, mapped: Sequence[Range]) -> list[Range]:
-        """While memory is out, what seems to be gone harms nobody, unless its pages are elsewhere now."""
-        still = kept(process.ranges, mapped)
-        if not self._vm.is_out():
-            return still
-        gone = uncovered(process.ranges, still)
-        return [*still, *(item for item in gone if not any(overlap(item, new) for new in mapped))]
 
     def _set_ranges(self, process: Process, ranges: Sequence[Range]) -> None:
         regions = self._vm.manifest.regions
