@@ -435,6 +435,10 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 		process->protects = next.protects;
 	}
 	free(unused);
+	if (!rc && vm->tracking && process->unwatched) { /* of what it had before, perhaps */
+		note_join(vm);
+		vm_register_process(vm, process);
+	}
 	return rc;
 }
 

@@ -8,7 +8,6 @@
 #include "failpoint.h"
 #include "hash.h"
 
-#define PROTECT_TRIES 2000
 #define PROTECT_RETRY_NS 50000
 
 /* The pages of one window on their way out. `n` pages, in ascending order; page i's bytes stand at buffer + i * PAGE_BYTES. */
@@ -119,8 +118,9 @@ static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t pa
 int evict_protect(struct evictor *evictor, const struct window *window, struct error *err)
 {
 	struct vm *vm = evictor->vm;
+	uint64_t until_ns = monotonic_ns() + VM_STUCK_NS;
 
-	for (unsigned tries = 0; tries < PROTECT_TRIES; tries++) {
+	while (monotonic_ns() < until_ns) {
 		enum uffd_outcome outcome = UFFD_DONE;
 		uint64_t first_idx, end_idx;
 

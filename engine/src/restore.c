@@ -10,7 +10,6 @@
 
 /* So many pages are copied in one passage of the gate: whoever reads events waits for no more than that. */
 #define PIECE_PAGES 32
-#define COPY_TRIES 2000
 #define COPY_RETRY_NS 50000
 
 /* The pages of a chunk on their way in; page i's bytes stand at buffer + i * PAGE_BYTES. */
@@ -248,7 +247,7 @@ static int copy_piece(struct batch *batch, size_t *next)
 int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, struct error *err)
 {
 	struct batch batch = { .restorer = restorer };
-	unsigned tries = 0;
+	uint64_t stuck_since_ns = 0;
 	size_t next = 0;
 	int rc = 0;
 
@@ -260,7 +259,10 @@ int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, 
 	while (next < batch.n && !rc) {
 		rc = copy_piece(&batch, &next);
 		FAILPOINT_HERE("restore.copied");
-		if (rc == -EAGAIN && ++tries < COPY_TRIES) {
+		if (rc != -EAGAIN) {
+			stuck_since_ns = 0;
+		} else if (!stuck_since_ns || monotonic_ns() - stuck_since_ns < VM_STUCK_NS) {
+			stuck_since_ns = stuck_since_ns ? stuck_since_ns : monotonic_ns();
 			nanosleep(&(struct timespec){ .tv_nsec = COPY_RETRY_NS }, NULL);
 			rc = 0;
 		}

@@ -61,10 +61,18 @@ static enum uffd_outcome outcome_of(int code)
 	}
 }
 
-/* (Un)register take the mm by mmget_not_zero and answer ENOMEM where the others say ESRCH. */
-static enum uffd_outcome registration_outcome(int code)
+/* Hardly anything is mapped there (vm.mmap_min_addr's default), and no guest memory. */
+#define NOWHERE_ADDR 0x10000
+
+/* (Un)register take the mm by mmget_not_zero and answer ENOMEM where the others say ESRCH, but also where a mapping cannot be
+ * split: the process has as many as it may (vm.max_map_count). A request that is refused otherwise tells which it is. */
+static enum uffd_outcome registration_outcome(int uffd, int code)
 {
-	return code == ENOMEM || code == ESRCH ? UFFD_GONE : UFFD_REFUSED;
+	struct uffdio_zeropage request = { .range = { .start = NOWHERE_ADDR, .len = 4096 } };
+
+	if (code == ENOMEM && ioctl(uffd, UFFDIO_ZEROPAGE, &request) < 0)
+		code = errno;
+	return code == ESRCH ? UFFD_GONE : UFFD_REFUSED;
 }
 
 enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
@@ -76,7 +84,7 @@ enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bo
 
 	if (ioctl(uffd, UFFDIO_REGISTER, &request) == 0)
 		return UFFD_DONE;
-	return registration_outcome(errno);
+	return registration_outcome(uffd, errno);
 }
 
 enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
@@ -85,7 +93,7 @@ enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
 
 	if (ioctl(uffd, UFFDIO_UNREGISTER, &range) == 0)
 		return UFFD_DONE;
-	return registration_outcome(errno);
+	return registration_outcome(uffd, errno);
 }
 
 enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, bool write_protect,

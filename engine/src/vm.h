@@ -63,6 +63,10 @@ struct vm {
 
 uint64_t monotonic_ns(void);
 
+/* How long a process may be in the middle of changing its mappings before a job gives up: by the clock, since on a loaded host
+ * neither it nor the thread that reads its event need run soon. */
+#define VM_STUCK_NS 5000000000ull
+
 /* Note that a process's uffd answered ESRCH; says so once. */
 void vm_process_gone(struct vm *vm, struct process *process);
 

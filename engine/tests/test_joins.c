@@ -335,3 +335,39 @@ TEST(an_added_region_is_undone_during_a_job)
 	puppet_check_all(&rig, 0);
 	rig_stop(&rig);
 }
+
+/* Two for each call: neighbours with other rights are not joined. */
+static long exhaust_mappings(void *unused, long n_max)
+{
+	(void)unused;
+	for (long n = 0; n < n_max; n++) {
+		void *at = mmap(NULL, 2 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+		if (at == MAP_FAILED || mprotect(at, 4096, PROT_READ))
+			return 0;
+	}
+	return -1;
+}
+
+/* The kernel cannot split a mapping of it, and says so with the errno that else stands for its end. */
+TEST(a_process_with_all_the_mappings_that_it_may_have_lives)
+{
+	struct error err = { 0 };
+	struct range range;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	CHECK_OK(engine_add_process(rig.engine, rig.uffds[PUPPET_STRANGER], NULL, 0, &rig.process_ids[PUPPET_STRANGER], &err));
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
+			   (struct puppet_order){ .kind = ORDER_CALL, .run = exhaust_mappings, .argument = 1000000 }),
+		 0);
+	range = stranger_range(&rig, 0);
+	range.pages = PAGES / 2;
+	CHECK_EQ(engine_set_ranges(rig.engine, rig.process_ids[PUPPET_STRANGER], &range, 1, &err), -EINVAL);
+	range.pages = PAGES;
+	CHECK_OK(engine_set_ranges(rig.engine, rig.process_ids[PUPPET_STRANGER], &range, 1, &err));
+	CHECK_EQ(rig.gone, 0);
+	puppet_check_all(&rig, PUPPET_STRANGER);
+	rig_stop(&rig);
+}

@@ -352,6 +352,53 @@ def test_new_memory_is_nobodys_fault(service, target):
     assert "has mapped guest memory while" not in service.monitor.log
 
 
+def test_a_device_maps_several_pieces_side_by_side(service, target):
+    """In the order in which they are in the guest."""
+    target.ask("plug 1", "plug 2")
+    target.device("map 2")
+    service.attach(target.pid)
+    target.device("map 0", "map 1")
+    enable_all(service.monitor, target, 3)
+
+
+# --- forked children
+
+
+def test_a_child_without_the_memory(service, target):
+    """QEMU's guest memory is not inherited. What a child has at its place is the child's own."""
+    target.ask("dontfork 0")
+    service.attach(target.pid)
+    target.ask("fork", "child squat 0")
+    for _ in range(2):
+        all_out(service.monitor, 1)
+        target.ask("child zeros 0", answer="right")
+        target.check(0)
+    target.ask("fork")  # while all is out
+    target.ask("child squat 0")
+    all_out(service.monitor, 1)
+    target.ask("child zeros 0", answer="right")
+    target.check(0)
+    assert "has mapped guest memory while" not in service.monitor.log
+
+
+def test_a_child_that_maps_other_parts_of_the_memory(service, target):
+    target.ask("plug 1")
+    service.attach(target.pid)
+    target.ask("fork")
+    service.monitor.wait_log("forked by the VM, shares its memory")
+    all_out(service.monitor, 2)
+    target.check(0, 1)
+    service.monitor.disable()
+    target.ask("child swap")
+    with pytest.raises(BusError, match="maps guest memory at 0x"):
+        service.monitor.call("Enable")
+    target.ask("child squat 0", "child squat 1")
+    with pytest.raises(BusError, match="forked by the VM, no longer maps all guest memory"):
+        service.monitor.call("Enable")
+    target.ask("child zeros 0", answer="right")
+    target.check(0, 1)
+
+
 def test_a_device_lets_go_of_what_was_chosen_by_hand(service, target):
     target.device("map 0")
     addr = next(
@@ -416,6 +463,26 @@ def test_killed_when_memory_is_removed(service, doomed, target):
     target.check(0, 1, 2)
     monitor.disable()
     target.check(0, 1, 2)
+
+
+def test_killed_when_something_else_is_at_a_place_of_guest_memory(service, target):
+    """Nobody has looked yet, and its successor must not fill it with the guest's bytes."""
+    target.ask("plug 1", "plug 2")
+    target.device("map 0", "map 1", "map 2")
+    service.attach(target.pid)
+    all_out(service.monitor, 3)
+    service.monitor.kill()
+    target.device("unmap 2")
+    target.ask("squat 1")
+    monitor = service.start()
+    target.ask("zeros 1", answer="right")
+    target.check(0, 2)
+    target.check_device(0, 1)
+    all_out(monitor, 3)
+    monitor.disable()
+    target.ask("zeros 1", answer="right")
+    target.check(0, 2)
+    target.check_device(0, 1)
 
 
 @pytest.mark.parametrize("step", ["process.stored", "process.added"])

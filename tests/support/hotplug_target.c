@@ -12,6 +12,13 @@
  *     private      map as much private memory
  *     split N      make a piece of twice the size, and map its second half below its first
  *     check N      "right" if all of it is what was written
+ *     dontfork N   MADV_DONTFORK, as QEMU has it
+ *     squat N      map private memory at its place
+ *     zeros N      "right" if all of it is zeros
+ *     swap         map piece 1 in piece 0's place, and the other way round
+ *     fork         make a child
+ *     child ORDER N
+ *                  the same in that
  *     device map N, device unmap N, device ORDER N
  *                  the same in the device, which has none from the start
  *     device whole N
@@ -36,7 +43,9 @@ struct piece {
 };
 
 static struct piece pieces[PIECES_MAX];
-static FILE *to_device;
+static FILE *to_device, *to_child;
+static pid_t start(void (*be)(FILE *orders), FILE **to);
+static void be_child(FILE *orders);
 
 static void need(int good, const char *what)
 {
@@ -81,6 +90,21 @@ static void map_whole(struct piece *piece)
 	piece->memory = mmap(NULL, 2 * PIECE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, piece->fd, 0);
 	need(piece->memory != MAP_FAILED, "mmap");
 	piece->half = piece->memory + PIECE_BYTES;
+}
+
+static void squat(struct piece *piece)
+{
+	void *memory = mmap(piece->memory, PIECE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+
+	need(memory != MAP_FAILED, "mmap");
+}
+
+static const char *check_zeros(const struct piece *piece)
+{
+	for (size_t i = 0; i < PIECE_BYTES; i++)
+		if (piece->memory[i])
+			return "wrong";
+	return "right";
 }
 
 static void unplug(struct piece *piece)
@@ -128,6 +152,16 @@ static const char *obey(const char *order, size_t number)
 		munmap(piece->second, PIECE_BYTES);
 	else if (!strcmp(order, "private"))
 		memset(map(NULL, -1), 1, PIECE_BYTES);
+	else if (!strcmp(order, "dontfork"))
+		need(madvise(piece->memory, PIECE_BYTES, MADV_DONTFORK) == 0, "madvise");
+	else if (!strcmp(order, "squat"))
+		squat(piece);
+	else if (!strcmp(order, "zeros"))
+		return check_zeros(piece);
+	else if (!strcmp(order, "swap"))
+		map(pieces[0].memory, pieces[1].fd), map(pieces[1].memory, pieces[0].fd);
+	else if (!strcmp(order, "fork"))
+		start(be_child, &to_child);
 	else if (!strcmp(order, "split"))
 		split(piece, number);
 	else if (!strcmp(order, "whole"))
@@ -156,7 +190,18 @@ static void be_device(FILE *orders)
 	_exit(0);
 }
 
-static pid_t start_device(void)
+/* What it has it has from its parent. */
+static void be_child(FILE *orders)
+{
+	char order[32];
+	size_t number;
+
+	while (fscanf(orders, "%31s %zu %*d", order, &number) == 2)
+		puts(obey(order, number));
+	_exit(0);
+}
+
+static pid_t start(void (*be)(FILE *orders), FILE **to)
 {
 	int ends[2];
 	pid_t pid;
@@ -166,10 +211,10 @@ static pid_t start_device(void)
 	need(pid >= 0, "fork");
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		be_device(fdopen(ends[0], "r"));
+		be(fdopen(ends[0], "r"));
 	}
 	close(ends[0]);
-	to_device = fdopen(ends[1], "w");
+	*to = fdopen(ends[1], "w");
 	return pid;
 }
 
@@ -180,15 +225,17 @@ int main(void)
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	device = start_device();
+	device = start(be_device, &to_device);
 	plug(&pieces[0], 0);
 	printf("ready %d\n", device);
 	while (fgets(line, sizeof line, stdin)) {
 		size_t number = 0;
 
-		if (sscanf(line, "device %31s %zu", order, &number) >= 1) {
-			fprintf(to_device, "%s %zu %d\n", order, number, pieces[number].fd);
-			fflush(to_device);
+		if (sscanf(line, "device %31s %zu", order, &number) >= 1 || sscanf(line, "child %31s %zu", order, &number) >= 1) {
+			FILE *to = line[0] == 'd' ? to_device : to_child;
+
+			fprintf(to, "%s %zu %d\n", order, number, pieces[number].fd);
+			fflush(to);
 			continue;
 		}
 		need(sscanf(line, "%31s %zu", order, &number) >= 1, line);

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vmmswap.engine import Range
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.monitor.placement import end_of, joined, kept, uncovered
+from vmmswap.monitor.placement import end_of, has_all, joined, kept, uncovered
 
 ADDR = 0x7F0000000000
 
@@ -50,6 +50,7 @@ def test_what_is_kept_and_what_is_new(known: list[Range], mapped: list[Range]) -
     before, now = model(known), model(mapped)
     check(joined(known), before)
     check(joined(kept(known, mapped)), {addr: page for addr, page in before.items() if now.get(addr) == page})
+    assert has_all(known, mapped) == all(before.get(addr) == page for addr, page in now.items())
     check(joined(uncovered(mapped, known)), {addr: page for addr, page in now.items() if addr not in before})
 
 

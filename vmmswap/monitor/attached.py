@@ -167,8 +167,7 @@ class Watch:
 
     async def _watch(self) -> None:
         next_flags_s = 0.0  # of looking at the mappings' flags, which costs the more the larger the VM is
-        for look in itertools.count():
-            await asyncio.sleep(_WATCH_S)
+        for look in itertools.count():  # at once: a predecessor may be dead for a while
             try:
                 async with self._lock:
                     next_flags_s = await self._look(next_flags_s, may_let_go=look % _LET_GO_EVERY == 0)
@@ -176,6 +175,7 @@ class Watch:
                 return
             except (VmmswapError, OSError) as error:
                 self._hotplug.tell(f"cannot look at who maps guest memory: {error}")
+            await asyncio.sleep(_WATCH_S)
 
     async def _look(self, next_flags_s: float, *, may_let_go: bool) -> float:
         """Returns when to look at the flags of mappings next."""

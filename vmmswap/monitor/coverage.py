@@ -14,16 +14,17 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.target import lines_of_mappings
-from vmmswap.engine import Mapping, mappings_of, registered_buffer_in
+from vmmswap.engine import Mapping, Range, mappings_of, registered_buffer_in
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor.manifest import RegionRecord
-from vmmswap.monitor.vm import Process, Vm
+from vmmswap.monitor.placement import end_of, has_all
+from vmmswap.monitor.vm import Vm
 
 _KCMP_VM = 1
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
@@ -33,18 +34,20 @@ _REGISTERED = b"um"  # the kernel's flag of a mapping that is registered for mis
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-Spans = tuple[tuple[int, int], ...]  # (start, end), sorted
-
-
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A served process, or a part of one: each userfaultfd of a process is one of these. spans: where it has
+    """A served process, or a part of one: each userfaultfd of a process is one of these. ranges: where it has
     guest memory.
     """
 
     process_id: int
     pid: int  # 0: not known
-    spans: Spans
+    ranges: tuple[Range, ...]
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Their addresses: (start, end)."""
+        return tuple((item.addr, end_of(item)) for item in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,15 @@ class Piece:
     pid: int
     addr: int
     end: int
-    page_idx: int = 0  # the engine's number of its first page
+    page_idx: int  # the engine's number of its first page
 
     @property
     def pages(self) -> int:
         return (self.end - self.addr) // PAGE_SIZE
+
+    @property
+    def range(self) -> Range:
+        return Range(self.addr, self.page_idx, self.pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +93,8 @@ def question_of(vm: Vm) -> Question:
         RegionRecord(item.addr, item.page_idx, item.pages, numbers.index(item.memfd), item.offset_bytes)
         for item in vm.manifest.regions
     )
-    known = tuple(_known(process) for process in vm.processes.values())
+    known = tuple(Known(process.process_id, process.pid, process.ranges) for process in vm.processes.values())
     return Question(known, tuple(vm.memfds[number] for number in numbers), regions)
-
-
-def _known(process: Process) -> Known:
-    spans = sorted((item.addr, item.addr + item.pages * PAGE_SIZE) for item in process.ranges)
-    return Known(process.process_id, process.pid, tuple(spans))
 
 
 def look(question: Question) -> Picture:
@@ -100,21 +102,17 @@ def look(question: Question) -> Picture:
     mappings, unreadable = mappings_of(question.memfds)
     pieces = [piece for mapping in mappings for piece in _pieces(mapping, question.regions)]
     pids = _match(question.known, pieces)
-    spans = _spans_by_pid(question.known, pids)
-    strangers = tuple(piece for piece in pieces if not _is_served(piece, spans))
+    served = _served_by_pid(question.known, pids)
+    strangers = tuple(piece for piece in pieces if not _is_served(piece, served))
     return Picture(pids, tuple(pieces), strangers, tuple(unreadable))
 
 
-def _spans_by_pid(known: Sequence[Known], pids: dict[int, int]) -> dict[int, Spans]:
+def _served_by_pid(known: Sequence[Known], pids: dict[int, int]) -> dict[int, list[Range]]:
     """All that a process is served with, by whichever userfaultfds."""
-    together: dict[int, list[Known]] = {}
+    together: dict[int, list[Range]] = {}
     for item in known:
-        together.setdefault(item.pid or pids.get(item.process_id, 0), []).append(item)
-    return {pid: _union(items) for pid, items in together.items()}
-
-
-def _union(items: Iterable[Known]) -> Spans:
-    return tuple(sorted(span for item in items for span in item.spans))
+        together.setdefault(item.pid or pids.get(item.process_id, 0), []).extend(item.ranges)
+    return together
 
 
 def _pieces(mapping: Mapping, regions: Sequence[RegionRecord]) -> Iterator[Piece]:
@@ -153,35 +151,20 @@ def _fitting(nameless: Sequence[Known], pieces: Sequence[Piece]) -> list[Known]:
     """What can be the process that maps these pieces: one, or, where its parent has several userfaultfds, one
     for each of them.
     """
+    own = [piece.range for piece in pieces]
     for item in nameless:
-        if _all_covered(pieces, item.spans):
+        if has_all(item.ranges, own):
             return [item]
-    mapped = tuple(sorted((piece.addr, piece.end) for piece in pieces))
-    parts = {
-        item.spans: item
-        for item in reversed(nameless)
-        if item.spans and _all_covered([Piece(0, *span) for span in item.spans], mapped)
-    }
-    return list(parts.values()) if _all_covered(pieces, _union(parts.values())) else []
+    parts = {item.ranges: item for item in reversed(nameless) if item.ranges and has_all(own, item.ranges)}
+    together = [part for ranges in parts for part in ranges]
+    return list(parts.values()) if has_all(together, own) else []
 
 
-def _is_served(piece: Piece, spans: dict[int, Spans]) -> bool:
-    own = spans.get(piece.pid)
+def _is_served(piece: Piece, served: dict[int, list[Range]]) -> bool:
+    own = served.get(piece.pid)
     if own is not None:
-        return _all_covered([piece], own)
-    return any(_same_memory(piece.pid, pid) and _all_covered([piece], spans[pid]) for pid in spans if pid)
-
-
-def _all_covered(pieces: Sequence[Piece], spans: Spans) -> bool:
-    """Whether each piece lies within spans, which are sorted."""
-    for piece in pieces:
-        addr = piece.addr
-        for start, stop in spans:
-            if start <= addr < stop:
-                addr = stop
-        if addr < piece.end:
-            return False
-    return True
+        return has_all(own, [piece.range])
+    return any(_same_memory(piece.pid, pid) and has_all(served[pid], [piece.range]) for pid in served if pid)
 
 
 def find_unregistered(question: Question) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
@@ -81,7 +81,8 @@ class Hotplug:
 
         Not forked children: their pids are guesses, and what one unmaps must not be taken from another.
         """
-        mapped = _by_pid(picture.pieces)
+        starts = self._starts()
+        mapped = _by_pid(picture.pieces, starts)
         by_pid: dict[int, list[Process]] = {}
         for process in self._vm.processes.values():
             is_known = process.pid and not process.is_forked and process.pid not in picture.unreadable
@@ -90,15 +91,19 @@ class Hotplug:
         refusals = []
         for pid, processes in by_pid.items():
             try:
-                self._follow_process(processes, mapped.get(pid, []))
+                self._follow_process(processes, mapped.get(pid, []), starts)
             except NotSupportedError as error:
                 refusals.append(error)
         if refusals:
             raise refusals[0]
 
-    def _follow_process(self, processes: Sequence[Process], mapped: Sequence[Range]) -> None:
+    def _starts(self) -> set[int]:
+        return {record.page_idx for record in self._vm.manifest.regions}
+
+    def _follow_process(
+        self, processes: Sequence[Process], mapped: Sequence[Range], starts: Container[int]
+    ) -> None:
         """Each userfaultfd keeps what it has and what is still there; the first one gets what is new."""
-        starts = {record.page_idx for record in self._vm.manifest.regions}
         wanted = {process.key: kept(process.ranges, mapped) for process in processes}
         more = uncovered(mapped, [item for ranges in wanted.values() for item in ranges])
         first = min(processes, key=lambda process: process.key)
@@ -107,7 +112,7 @@ class Hotplug:
         wanted[first.key] += more
         for process in sorted(processes, key=lambda process: -process.key):
             ranges = joined(wanted[process.key], starts)
-            if ranges != joined(process.ranges, starts):
+            if ranges != sorted(process.ranges, key=lambda item: item.addr):
                 self._set_ranges(process, ranges)
 
     def _set_ranges(self, process: Process, ranges: Sequence[Range]) -> None:
@@ -135,7 +140,8 @@ class Hotplug:
     def _unmapped(self, picture: coverage.Picture) -> list[RegionRecord]:
         """Regions that no process maps. One whose maps cannot be read, or that was just forked, may."""
         if any(
-            not process.pid or process.pid in picture.unreadable for process in self._vm.processes.values()
+            (process.ranges and not process.pid) or process.pid in picture.unreadable
+            for process in self._vm.processes.values()
         ):
             return []
         return [
@@ -213,11 +219,11 @@ class Hotplug:
         return result
 
 
-def _by_pid(pieces: Iterable[Piece]) -> dict[int, list[Range]]:
+def _by_pid(pieces: Iterable[Piece], starts: Container[int]) -> dict[int, list[Range]]:
     found: dict[int, list[Range]] = {}
     for piece in pieces:
         found.setdefault(piece.pid, []).append(Range(piece.addr, piece.page_idx, piece.pages))
-    return {pid: joined(ranges) for pid, ranges in found.items()}
+    return {pid: joined(ranges, starts) for pid, ranges in found.items()}
 
 
 def _moved(record: RegionRecord, ranges: Iterable[Range]) -> RegionRecord:

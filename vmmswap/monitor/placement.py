@@ -28,6 +28,11 @@ def uncovered(mapped: Iterable[Range], known: Sequence[Range]) -> list[Range]:
     return left
 
 
+def has_all(ranges: Sequence[Range], wanted: Sequence[Range]) -> bool:
+    """Whether the wanted pages are all there, at their addresses."""
+    return not uncovered(wanted, kept(wanted, ranges))
+
+
 def joined(ranges: Iterable[Range], starts: Container[int] = ()) -> list[Range]:
     """Sorted by address, without the seams that madvise() and mprotect() make. What grows together while the
     kernel lists it is listed twice, and is one all the same. starts: pages at which a region begins, which is

@@ -19,6 +19,7 @@ from vmmswap.errors import (
 from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor import coverage
+from vmmswap.monitor.placement import has_all
 from vmmswap.monitor.vm import VMM_KEY, NewProcess, Process, Vm
 
 _log = logging.getLogger("vmmswap.processes")
@@ -136,6 +137,7 @@ class Processes:
             if looked == _LOOKS:
                 raise coverage.stranger_error(picture.strangers[0])
             await asyncio.sleep(_LOOK_AGAIN_S)
+        self._check_children(picture)
         unreadable = set(picture.unreadable) - self._told_unreadable
         if unreadable:
             self._told_unreadable |= unreadable
@@ -150,6 +152,23 @@ class Processes:
                     f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd stops accesses"
                     " of the kernel's (KVM, vhost), which would fail: have the VMM send a dummy_page"
                 )
+
+    def _check_children(self, picture: coverage.Picture) -> None:
+        """What a forked child has given up, something else may be at by now. NotSupportedError.
+
+        One that has none of the memory, as all that QEMU forks (MADV_DONTFORK), is not found by it.
+        """
+        for process in list(self._vm.processes.values()):
+            own = [piece.range for piece in picture.pieces if piece.pid == process.pid]
+            if not process.is_forked or has_all(own, process.ranges):
+                continue
+            if process.pid or self._vm.is_out():
+                name = coverage.name_of(process.pid) if process.pid else "(of unknown pid)"
+                raise NotSupportedError(
+                    f"process {name}, forked by the VM, no longer maps all guest memory that it had, and"
+                    " cannot be followed: wait until it has ended"
+                )
+            self._vm.set_ranges(process, ())
 
     async def _look(self) -> coverage.Picture:
         """Who maps the memory now; pids that were found are noted."""

@@ -18,9 +18,10 @@ from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
 from vmmswap.log import fields
-from vmmswap.monitor import fdstore, keeper
+from vmmswap.monitor import coverage, fdstore, keeper, placement
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
+from vmmswap.monitor.placement import joined
 from vmmswap.monitor.vm import VMM_KEY, Process, Vm, engine_config
 
 _log = logging.getLogger("vmmswap.recovery")
@@ -79,8 +80,9 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     )
     vm = Vm(engine, manifest, file, store)
     _add_memory(vm, kept)
+    mapped = _mapped_now(vm)
     for record in manifest.processes:
-        _add_process(vm, record, kept)
+        _add_process(vm, record, kept, mapped)
     for name, uffd in orphans.items():
         _add_orphan(vm, name, uffd)
     found = engine.recover()
@@ -153,14 +155,27 @@ def _skip_pages(engine: Engine, pages: int) -> None:
         os.close(fd)
 
 
-def _add_process(vm: Vm, record: ProcessRecord, kept: dict[str, int]) -> None:
+def _mapped_now(vm: Vm) -> coverage.Picture | None:
+    """Who maps the memory. None: that cannot be told, or nobody else could."""
+    if vm.manifest.snapshot:
+        return None
+    try:
+        return coverage.look(coverage.question_of(vm))
+    except VmmswapError as error:
+        _log.warning("what is mapped now is unknown: %s", error.message)
+        return None
+
+
+def _add_process(
+    vm: Vm, record: ProcessRecord, kept: dict[str, int], mapped: coverage.Picture | None
+) -> None:
     uffd = kept.get(fdstore.uffd_name(record.key))
     if uffd is None:
         _log.error(
             "the userfaultfd of process %s is lost: it ended, or it reads zeros", record.pid or "unknown"
         )
         return
-    ranges = tuple(Range(*item) for item in record.ranges if _is_in_a_region(vm, item[1]))
+    ranges = tuple(_still_there(vm, record, mapped))
     process_id = vm.engine.add_process(uffd, ranges)
     pidfd = kept.get(fdstore.pidfd_name(record.key), -1)
     pid = record.pid if pidfd >= 0 else 0
@@ -171,6 +186,17 @@ def _add_process(vm: Vm, record: ProcessRecord, kept: dict[str, int]) -> None:
     vm.processes[process_id] = process
     with contextlib.suppress(VmmswapError):  # it has ended, or unmapped its page
         vm.register_dummy(process)
+
+
+def _still_there(vm: Vm, record: ProcessRecord, mapped: coverage.Picture | None) -> list[Range]:
+    """What the process had and still has: something else may be mapped there since, which must not be filled
+    with guest memory. The pid of a forked child is a guess.
+    """
+    ranges = [Range(*item) for item in record.ranges if _is_in_a_region(vm, item[1])]
+    if mapped is None or not record.pid or record.is_forked or record.pid in mapped.unreadable:
+        return ranges
+    own = [piece.range for piece in mapped.pieces if piece.pid == record.pid]
+    return joined(placement.kept(ranges, own), {item.page_idx for item in vm.manifest.regions})
 
 
 def _is_in_a_region(vm: Vm, page_idx: int) -> bool:
