@@ -76,12 +76,14 @@ static void take_over_ranges(struct vm *vm, struct process *child)
 		enum uffd_outcome outcome = vm->tracking ? vm_register_range(child, range) :
 							   uffd_unregister(child->uffd, addr, size_bytes);
 
-		if (outcome == UFFD_GONE)
+		if (outcome == UFFD_GONE) {
 			vm_process_gone(vm, child);
-		else if (outcome == UFFD_REFUSED)
+		} else if (outcome == UFFD_REFUSED) {
 			process_forget(child, addr, addr + size_bytes); /* a whole one: needs no memory */
-		else
+		} else {
+			child->unwatched = child->unwatched || outcome != UFFD_DONE;
 			i++;
+		}
 	}
 }
 

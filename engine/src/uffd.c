@@ -70,8 +70,10 @@ static enum uffd_outcome registration_outcome(int uffd, int code)
 {
 	struct uffdio_zeropage request = { .range = { .start = NOWHERE_ADDR, .len = 4096 } };
 
-	if (code == ENOMEM && ioctl(uffd, UFFDIO_ZEROPAGE, &request) < 0)
-		code = errno;
+	if (code == ENOMEM && ioctl(uffd, UFFDIO_ZEROPAGE, &request) < 0 && errno == ESRCH)
+		code = ESRCH;
+	if (code == ENOMEM)
+		return UFFD_NO_MEMORY;
 	return code == ESRCH ? UFFD_GONE : UFFD_REFUSED;
 }
 

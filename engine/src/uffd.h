@@ -17,7 +17,7 @@ enum uffd_outcome {
 	UFFD_RETRY,	/* EAGAIN: an event is unread, or its process has not run on since: drain, look again */
 	UFFD_GONE,	/* ESRCH, or ENOMEM of (un)register with ESRCH behind it: the process died or called exec */
 	UFFD_UNMAPPED,	/* ENOENT: the range is not mapped, or not registered with this uffd */
-	UFFD_NO_MEMORY, /* ENOMEM of copy and zeropage: the process's cgroup or the host is out of memory */
+	UFFD_NO_MEMORY, /* ENOMEM: the process's cgroup or the host is out of memory; of (un)register: no mapping can be split */
 	UFFD_BEYOND,	/* EFAULT: the memfd is shorter than the range */
 	UFFD_REFUSED,	/* EINVAL and all others: the kernel or this uffd cannot do it */
 };

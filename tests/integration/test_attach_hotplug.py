@@ -96,13 +96,14 @@ def memfds_of(pid):
 
 
 def all_out(monitor, pieces):
-    """Enable leaves nothing of so many pieces on RAM."""
-    status = monitor.enable()
-    assert (status["State"], status["Error"]) == ("Active", ""), monitor.log
+    """Enable leaves nothing of so many pieces on RAM; again, if the kernel held a page just then."""
     wanted = pieces * PIECE_PAGES
-    assert (status["TotalPages"], status["SwapPages"], status["ResidentPages"]) == (wanted, wanted, 0), (
-        monitor.log
-    )
+    for _ in range(5):
+        status = monitor.enable()
+        assert (status["State"], status["Error"], status["TotalPages"]) == ("Active", "", wanted), monitor.log
+        if not status["ResidentPages"]:
+            break
+    assert (status["SwapPages"], status["ResidentPages"]) == (wanted, 0), (status, monitor.log)
 
 
 def test_what_is_plugged_goes_out_and_comes_back(service, target):

@@ -79,8 +79,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """pids: of forked children that had none before, by the engine's number."""
+    """known: who was, when this was looked at. pids: of forked children that had none before, by the engine's
+    number.
+    """
 
+    known: tuple[Known, ...]
     pids: dict[int, int]
     pieces: tuple[Piece, ...]  # all that is mapped
     strangers: tuple[Piece, ...]  # mapped and not served
@@ -104,7 +107,7 @@ def look(question: Question) -> Picture:
     pids = _match(question.known, pieces)
     served = _served_by_pid(question.known, pids)
     strangers = tuple(piece for piece in pieces if not _is_served(piece, served))
-    return Picture(pids, tuple(pieces), strangers, tuple(unreadable))
+    return Picture(question.known, pids, tuple(pieces), strangers, tuple(unreadable))
 
 
 def _served_by_pid(known: Sequence[Known], pids: dict[int, int]) -> dict[int, list[Range]]:
@@ -203,6 +206,15 @@ def _same_memory(pid: int, other: int) -> bool:
     if pid == other or _SYS_KCMP is None:
         return pid == other
     return bool(_libc.syscall(_SYS_KCMP, pid, other, _KCMP_VM, 0, 0) == 0)
+
+
+def shows_mappings(pid: int) -> bool:
+    """Whether what a process maps can be told: else what is not found there may be there all the same."""
+    try:
+        with Path(f"/proc/{pid}/maps").open("rb") as maps:
+            return bool(maps.read(1))
+    except OSError:
+        return False
 
 
 def is_gone(uffd: int) -> bool:

@@ -132,12 +132,14 @@ class Processes:
         vm = self._vm
         for looked in range(1, _LOOKS + 1):
             picture = await self._look()
-            if not picture.strangers:
+            odd = self._odd_child(picture)
+            if not picture.strangers and odd is None:
                 break
-            if looked == _LOOKS:
+            if looked == _LOOKS and picture.strangers:
                 raise coverage.stranger_error(picture.strangers[0])
+            if looked == _LOOKS and odd is not None:
+                raise _odd_error(odd)
             await asyncio.sleep(_LOOK_AGAIN_S)
-        self._check_children(picture)
         unreadable = set(picture.unreadable) - self._told_unreadable
         if unreadable:
             self._told_unreadable |= unreadable
@@ -153,22 +155,20 @@ class Processes:
                     " of the kernel's (KVM, vhost), which would fail: have the VMM send a dummy_page"
                 )
 
-    def _check_children(self, picture: coverage.Picture) -> None:
-        """What a forked child has given up, something else may be at by now. NotSupportedError.
-
-        One that has none of the memory, as all that QEMU forks (MADV_DONTFORK), is not found by it.
-        """
-        for process in list(self._vm.processes.values()):
-            own = [piece.range for piece in picture.pieces if piece.pid == process.pid]
-            if not process.is_forked or has_all(own, process.ranges):
+    def _odd_child(self, picture: coverage.Picture) -> Process | None:
+        """A forked child that does not map all that it is served with: something else may be there by now."""
+        for item in picture.known:
+            process = self._vm.processes.get(item.process_id)
+            if process is None or not process.is_forked or not item.pid or process.pid != item.pid:
                 continue
-            if process.pid or self._vm.is_out():
-                name = coverage.name_of(process.pid) if process.pid else "(of unknown pid)"
-                raise NotSupportedError(
-                    f"process {name}, forked by the VM, no longer maps all guest memory that it had, and"
-                    " cannot be followed: wait until it has ended"
-                )
-            self._vm.set_ranges(process, ())
+            if coverage.is_gone(process.uffd):
+                self.gone(process.process_id)
+                continue
+            own = [piece.range for piece in picture.pieces if piece.pid == item.pid]
+            has_left = not has_all(own, self._vm.engine.ranges_of(item.process_id))
+            if has_left and coverage.shows_mappings(item.pid):
+                return process
+        return None
 
     async def _look(self) -> coverage.Picture:
         """Who maps the memory now; pids that were found are noted."""
@@ -262,3 +262,10 @@ def _check_apart(field: str, wanted: Range, process: Process) -> None:
                 f"{field}.offset: process {process.pid} maps this memory already, at {item.addr:#x}: only one"
                 " mapping in a process can be followed"
             )
+
+
+def _odd_error(child: Process) -> NotSupportedError:
+    return NotSupportedError(
+        f"process {coverage.name_of(child.pid)}, forked by the VM, no longer maps all guest memory that it"
+        " had, and cannot be followed: wait until it has ended"
+    )

@@ -196,6 +196,8 @@ def _still_there(vm: Vm, record: ProcessRecord, mapped: coverage.Picture | None)
     if mapped is None or not record.pid or record.is_forked or record.pid in mapped.unreadable:
         return ranges
     own = [piece.range for piece in mapped.pieces if piece.pid == record.pid]
+    if not own and not coverage.shows_mappings(record.pid):
+        return ranges
     return joined(placement.kept(ranges, own), {item.page_idx for item in vm.manifest.regions})
 
 
@@ -216,7 +218,8 @@ def _add_orphan(vm: Vm, name: str, uffd: int) -> None:
     _log.warning(
         "a child that process %s forked when the monitor died is served", parent.pid or "(of unknown pid)"
     )
-    vm.add_orphan(uffd, parent)
+    processes = [item for item in vm.processes.values() if item.key == parent.key]
+    vm.add_orphan(uffd, processes[0].record if processes else parent)
 
 
 def _connection(kept: dict[str, int]) -> socket.socket | None:
