@@ -46,7 +46,11 @@ static enum uffd_outcome lift_in(struct process *process, uint64_t addr)
 {
 	enum uffd_outcome outcome = uffd_zeropage(process->uffd, addr);
 
-	return outcome == UFFD_EXISTS ? uffd_continue(process->uffd, addr) : outcome;
+	if (outcome != UFFD_EXISTS)
+		return outcome;
+	outcome = uffd_continue(process->uffd, addr);
+	/* The page that was there is gone again: a REMOVE is told before its hole is punched, and markers outlive that. */
+	return outcome == UFFD_BEYOND ? UFFD_RETRY : outcome;
 }
 
 /* EEXIST of CONTINUE: there is no marker, the page is mapped. What a process cannot take (it unmapped the page), it cannot
