@@ -12,6 +12,7 @@
 #include "event.h"
 #include "fault.h"
 #include "recover.h"
+#include "registration.h"
 #include "vm.h"
 
 #define MAX_WORKERS 16
@@ -241,41 +242,6 @@ int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct erro
 	return remove_region(&engine->vm, page_idx, err);
 }
 
-/* In how many places of a range at most to look for one that is registered. */
-#define LOOKS 64
-
-/* What a snapshot's VMM has registered is not registered again: what it has mapped anew since, as older balloons do, has
- * nothing to do with the snapshot. The kernel is asked for something that it never does with private memory. */
-static bool is_registered(const struct process *process, const struct range *range)
-{
-	for (uint64_t idx = 0; idx < range->pages; idx += range->pages / LOOKS + 1)
-		if (uffd_continue(process->uffd, range->addr + bytes_of_pages(idx)) != UFFD_UNMAPPED)
-			return true;
-	return false;
-}
-
-static void look_whether_registered(struct process *process)
-{
-	for (size_t i = 0; i < process->ranges_n; i++)
-		process->unwatched = process->unwatched || !is_registered(process, &process->ranges[i]);
-}
-
-/* Memory may be out: a process that is answered and not watched would read zeros. What a snapshot's VMM registered itself stays
- * so in any case. */
-static int register_or_refuse(struct vm *vm, struct process *process, struct error *err)
-{
-	if (vm->snapshot)
-		look_whether_registered(process);
-	else
-		vm_register_process(vm, process);
-	if (process->gone || !process->unwatched)
-		return 0;
-	if (!vm->snapshot)
-		vm_unregister_process(vm, process);
-	return error_set(err, EINVAL, "a region cannot be registered with the userfaultfd of the process: it is not mapped there, "
-				      "or another userfaultfd watches it");
-}
-
 static int fill_process(struct engine *engine, struct process *process, const struct range *ranges, size_t ranges_n,
 			struct error *err)
 {
@@ -368,46 +334,6 @@ static int take_ranges(struct vm *vm, struct process *to, const struct range *ra
 	return 0;
 }
 
-/* Unregister what lies in the range and in none of those that the process has had. */
-static void unregister_new(const struct process *process, const struct range *range)
-{
-	uint64_t addr = range->addr, end_addr = range->addr + bytes_of_pages(range->pages);
-
-	for (size_t i = 0; i <= process->ranges_n && addr < end_addr; i++) {
-		const struct range *had = i < process->ranges_n ? &process->ranges[i] : NULL; /* by address */
-		uint64_t until = had && had->addr < end_addr ? had->addr : end_addr;
-
-		if (addr < until)
-			uffd_unregister(process->uffd, addr, until - addr);
-		if (had && had->addr + bytes_of_pages(had->pages) > addr)
-			addr = had->addr + bytes_of_pages(had->pages);
-	}
-}
-
-/* What is registered already, by this userfaultfd, stays so, whatever comes of it. What is as it was is left alone: it may be
- * unmapped by now, and something else be there. */
-static int register_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
-{
-	for (size_t i = 0; i < next->ranges_n && !process->gone; i++) {
-		uint64_t addr = next->ranges[i].addr;
-		enum uffd_outcome outcome = UFFD_DONE;
-
-		if (!process_has_range(process, &next->ranges[i]))
-			outcome = vm_register_range(next, &next->ranges[i]);
-		if (outcome == UFFD_GONE)
-			vm_process_gone(vm, process);
-		if (outcome == UFFD_GONE || outcome == UFFD_DONE)
-			continue;
-		while (i-- > 0)
-			unregister_new(process, &next->ranges[i]);
-		return error_set(err, EINVAL,
-				 "the range at %#llx cannot be registered with the userfaultfd: it is not mapped there, or another "
-				 "userfaultfd watches it",
-				 (unsigned long long)addr);
-	}
-	return 0;
-}
-
 static bool has_all(const struct process *process, const struct process *next)
 {
 	for (size_t i = 0; i < next->ranges_n; i++)
@@ -424,7 +350,7 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 
 	if (!rc && !has_all(process, &next)) {
 		note_join(vm);
-		rc = vm->tracking ? register_ranges(vm, process, &next, err) : 0;
+		rc = vm->tracking ? register_new_ranges(vm, process, &next, err) : 0;
 	}
 	unused = next.ranges;
 	if (!rc) {
@@ -437,7 +363,7 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 	free(unused);
 	if (!rc && vm->tracking && process->unwatched) { /* of what it had before, perhaps */
 		note_join(vm);
-		vm_register_process(vm, process);
+		register_process(vm, process);
 	}
 	return rc;
 }
@@ -467,7 +393,7 @@ void engine_register_again(struct engine *engine, uint32_t process_id)
 	process = address_space_find(&vm->spaces, process_id);
 	if (process && vm->tracking) {
 		note_join(vm);
-		vm_register_process(vm, process);
+		register_process(vm, process);
 	}
 	gate_release(vm->gate);
 	pthread_rwlock_unlock(&vm->punching);
@@ -492,7 +418,7 @@ size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range
 static void let_process_go(struct vm *vm, struct process *process)
 {
 	if (vm->tracking && !vm->snapshot) /* private memory is nowhere else: better wait than read zeros */
-		vm_unregister_process(vm, process);
+		unregister_process(vm, process);
 	if (process->dummy_addr && !process->gone)
 		uffd_unregister(process->uffd, process->dummy_addr, PAGE_BYTES);
 }

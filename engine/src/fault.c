@@ -16,6 +16,7 @@
 #include "event.h"
 #include "failpoint.h"
 #include "poison.h"
+#include "registration.h"
 #include "resolve.h"
 
 #define BATCH_MESSAGES 16
@@ -64,29 +65,6 @@ void faults_unwatch(struct faults *faults, const struct process *process)
 		epoll_ctl(faults->servers[i].epoll_fd, EPOLL_CTL_DEL, process->uffd, NULL);
 }
 
-/* What was (un)registered while the event was on its way is made up for. Where the child has no mapping at all it did not get its
- * parent's (MADV_DONTFORK, which QEMU sets on its guest's memory): what it maps there later is its own. */
-static void take_over_ranges(struct vm *vm, struct process *child)
-{
-	size_t i = 0;
-
-	while (i < child->ranges_n && !child->gone) {
-		const struct range *range = &child->ranges[i];
-		uint64_t addr = range->addr, size_bytes = bytes_of_pages(range->pages);
-		enum uffd_outcome outcome = vm->tracking ? vm_register_range(child, range) :
-							   uffd_unregister(child->uffd, addr, size_bytes);
-
-		if (outcome == UFFD_GONE) {
-			vm_process_gone(vm, child);
-		} else if (outcome == UFFD_REFUSED) {
-			process_forget(child, addr, addr + size_bytes); /* a whole one: needs no memory */
-		} else {
-			child->unwatched = child->unwatched || outcome != UFFD_DONE;
-			i++;
-		}
-	}
-}
-
 /* The child maps what its parent maps, and the kernel carried registrations, protection and markers over. */
 static void adopt_child(struct faults *faults, const struct process *parent, int uffd)
 {
@@ -102,7 +80,7 @@ static void adopt_child(struct faults *faults, const struct process *parent, int
 	}
 	notice.process_id = child->id;
 	notices_post(vm->notices, &notice); /* before registering may find it gone */
-	take_over_ranges(vm, child);
+	register_child(vm, child);
 	if (!child->protects) { /* what it writes is not seen */
 		atomic_fetch_add(&vm->joined, 1);
 		atomic_store(&vm->keeps, false);

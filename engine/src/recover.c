@@ -6,6 +6,7 @@
 
 #include "failpoint.h"
 #include "poison.h"
+#include "registration.h"
 
 static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct error *err)
 {
@@ -111,9 +112,9 @@ int recover_pages(struct vm *vm, struct error *err)
 		if (vm->snapshot && vm->tracking)
 			continue; /* the VMM did it; what it has mapped anew since has nothing to do with the snapshot */
 		if (vm->tracking || atomic_load(&vm->stored_pages))
-			vm_register_process(vm, vm->spaces.processes[i]);
+			register_process(vm, vm->spaces.processes[i]);
 		else
-			vm_unregister_process(vm, vm->spaces.processes[i]);
+			unregister_process(vm, vm->spaces.processes[i]);
 	}
 	vm_wake_all(vm);
 	return 0;

@@ -12,6 +12,7 @@
 #include "freeze.h"
 #include "mappers.h"
 #include "poison.h"
+#include "registration.h"
 #include "restore.h"
 
 #define STACK_BYTES ((size_t)256 << 10)
@@ -248,9 +249,9 @@ static void track(struct swapper *swapper, bool on)
 	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		if (on)
-			vm_register_process(vm, vm->spaces.processes[i]);
+			register_process(vm, vm->spaces.processes[i]);
 		else
-			vm_unregister_process(vm, vm->spaces.processes[i]);
+			unregister_process(vm, vm->spaces.processes[i]);
 	}
 	atomic_store(&vm->tracking, on);
 	atomic_store(&page_map_header(vm->map)->tracking, on);

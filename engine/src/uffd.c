@@ -77,16 +77,19 @@ static enum uffd_outcome registration_outcome(int uffd, int code)
 	return code == ESRCH ? UFFD_GONE : UFFD_REFUSED;
 }
 
-enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
+static enum uffd_outcome register_mode(int uffd, uint64_t addr, uint64_t size_bytes, uint64_t mode)
 {
-	struct uffdio_register request = {
-		.range = { .start = addr, .len = size_bytes },
-		.mode = UFFDIO_REGISTER_MODE_MISSING | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0),
-	};
+	struct uffdio_register request = { .range = { .start = addr, .len = size_bytes }, .mode = mode };
 
 	if (ioctl(uffd, UFFDIO_REGISTER, &request) == 0)
 		return UFFD_DONE;
 	return registration_outcome(uffd, errno);
+}
+
+enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
+{
+	return register_mode(uffd, addr, size_bytes,
+			     UFFDIO_REGISTER_MODE_MISSING | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0));
 }
 
 enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
@@ -96,6 +99,42 @@ enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
 	if (ioctl(uffd, UFFDIO_UNREGISTER, &range) == 0)
 		return UFFD_DONE;
 	return registration_outcome(uffd, errno);
+}
+
+/* Minor faults, for pages that the file has and the process has not mapped yet, are granted to shared memory alone (Linux
+ * fs/userfaultfd.c, vma_can_userfault()), and to all of a range or to none. Wanted they are not: each would cost a wake-up. What is
+ * registered with them and then without loses them only if the new mode has something that the old one had not: so nothing else is
+ * asked for first, and this must not be done to what is registered already and may be out. */
+static enum uffd_outcome check_shared(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	return register_mode(uffd, addr, size_bytes, UFFDIO_REGISTER_MODE_MINOR);
+}
+
+enum uffd_outcome uffd_register_shared(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
+{
+	enum uffd_outcome outcome = check_shared(uffd, addr, size_bytes);
+
+	if (outcome != UFFD_DONE)
+		return outcome;
+	outcome = uffd_register(uffd, addr, size_bytes, write_protect);
+	if (outcome != UFFD_DONE)
+		uffd_unregister(uffd, addr, size_bytes);
+	return outcome;
+}
+
+enum uffd_outcome uffd_unregister_shared(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	enum uffd_outcome outcome = check_shared(uffd, addr, size_bytes);
+
+	return outcome == UFFD_DONE ? uffd_unregister(uffd, addr, size_bytes) : outcome;
+}
+
+/* The kernel looks for the registration first, and for the bytes only then: at address 0 there never are any. */
+bool uffd_is_registered(int uffd, uint64_t addr)
+{
+	struct uffdio_copy request = { .dst = addr, .src = 0, .len = 4096 };
+
+	return ioctl(uffd, UFFDIO_COPY, &request) == 0 || errno != ENOENT;
 }
 
 enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, bool write_protect,

@@ -87,52 +87,6 @@ void vm_drop_copy(struct vm *vm, uint64_t old)
 		store_drop(vm->store, &slot_idx, 1);
 }
 
-enum uffd_outcome vm_register_range(struct process *process, const struct range *range)
-{
-	uint64_t size_bytes = bytes_of_pages(range->pages);
-	enum uffd_outcome outcome = uffd_register(process->uffd, range->addr, size_bytes, process->protects);
-
-	/* What is not mapped is refused either way, and says nothing of write-protection. */
-	if (outcome == UFFD_REFUSED && process->protects) {
-		outcome = uffd_register(process->uffd, range->addr, size_bytes, false);
-		process->protects = outcome != UFFD_DONE; /* none to be had on this kernel: missing faults alone */
-	}
-	return outcome;
-}
-
-bool vm_register_process(struct vm *vm, struct process *process)
-{
-	process->unwatched = false;
-	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
-		const struct range *range = &process->ranges[i];
-		enum uffd_outcome outcome = vm_register_range(process, range);
-
-		if (outcome == UFFD_GONE)
-			vm_process_gone(vm, process);
-		else if (outcome != UFFD_DONE) {
-			process->unwatched = true;
-			notices_odd(vm->notices, range->page_idx,
-				    "process %u: cannot register guest memory at %#llx (%llu bytes) with its "
-				    "userfaultfd: it is not mapped there any more, or another userfaultfd watches it",
-				    process->id, (unsigned long long)range->addr,
-				    (unsigned long long)bytes_of_pages(range->pages));
-		}
-	}
-	return !process->gone;
-}
-
-bool vm_unregister_process(struct vm *vm, struct process *process)
-{
-	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
-		const struct range *range = &process->ranges[i];
-
-		/* UFFD_REFUSED: the process unmapped it meanwhile. Nothing is left to unregister. */
-		if (uffd_unregister(process->uffd, range->addr, bytes_of_pages(range->pages)) == UFFD_GONE)
-			vm_process_gone(vm, process);
-	}
-	return !process->gone;
-}
-
 void vm_drop_kept_copies(struct vm *vm)
 {
 	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);

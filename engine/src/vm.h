@@ -99,11 +99,4 @@ void vm_drop_copy(struct vm *vm, uint64_t old);
 /* All kept copies are dropped: their pages are simply resident from here on. */
 void vm_drop_kept_copies(struct vm *vm);
 
-/* Register one range of a process, without write-protection where there is none, which `protects` then says. */
-enum uffd_outcome vm_register_range(struct process *process, const struct range *range);
-
-/* Register or unregister all guest memory of one process. True if it is still alive. With the gate passed or held. */
-bool vm_register_process(struct vm *vm, struct process *process);
-bool vm_unregister_process(struct vm *vm, struct process *process);
-
 #endif
