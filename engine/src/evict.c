@@ -267,21 +267,25 @@ static int read_pages(struct batch *batch, struct error *err)
 }
 
 /* Write-protection says that a page with a kept copy is unchanged. A write that it cannot see (pwrite() on the memfd, a process
- * that maps it without a userfaultfd) must not be undone by that: the bytes have the last word. */
+ * that maps it without a userfaultfd) must not be undone by that: the bytes have the last word. One that was punched since it was
+ * collected is only a hole; whoever fills that takes the page from us. */
 static bool is_unchanged(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->evictor->vm;
 	uint64_t word = batch->claimed[i];
+	bool punched;
 
 	if (page_hash(batch->evictor->buffer + i * PAGE_BYTES) == *page_map_hash(vm->map, batch->idx[i]))
 		return true;
-	if (atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]), &word,
-					   page_word_after(word, PAGE_IN_MEMFD, 0, 0))) {
-		vm_drop_copy(vm, batch->claimed[i]);
+	punched = memory_is_hole(batch->region, batch->idx[i]);
+	if (!atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]), &word,
+					    page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
+		return false;
+	vm_drop_copy(vm, batch->claimed[i]);
+	if (!punched)
 		notices_odd(vm->notices, batch->idx[i],
 			    "a write-protected page changed without an event: something writes to the memfd itself, or maps it "
 			    "without a userfaultfd");
-	}
 	return false;
 }
 
