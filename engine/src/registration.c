@@ -14,33 +14,35 @@ static bool is_registered(const struct process *process, const struct range *ran
 	return false;
 }
 
-static enum uffd_outcome register_as(const struct process *process, const struct range *range, bool write_protect)
+static enum uffd_outcome register_as(const struct process *process, const struct range *range, bool seen, bool write_protect)
 {
 	uint64_t size_bytes = bytes_of_pages(range->pages);
 
-	if (is_registered(process, range)) /* in part, perhaps */
+	if (seen || is_registered(process, range))
 		return uffd_register(process->uffd, range->addr, size_bytes, write_protect);
 	return uffd_register_shared(process->uffd, range->addr, size_bytes, write_protect);
 }
 
-enum uffd_outcome register_range(struct process *process, const struct range *range)
+/* Without write-protection where there is none, which `protects` then says. seen: the process was looked at, and has guest memory
+ * there; a part of it may be registered. */
+static enum uffd_outcome register_range(struct process *process, const struct range *range, bool seen)
 {
-	enum uffd_outcome outcome = register_as(process, range, process->protects);
+	enum uffd_outcome outcome = register_as(process, range, seen, process->protects);
 
 	/* What is not guest memory is refused either way, and says nothing of write-protection. */
 	if (outcome == UFFD_REFUSED && process->protects) {
-		outcome = register_as(process, range, false);
+		outcome = register_as(process, range, seen, false);
 		process->protects = outcome != UFFD_DONE; /* none to be had on this kernel: missing faults alone */
 	}
 	return outcome;
 }
 
-void register_process(struct vm *vm, struct process *process)
+void register_process(struct vm *vm, struct process *process, bool seen)
 {
 	process->unwatched = false;
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		const struct range *range = &process->ranges[i];
-		enum uffd_outcome outcome = register_range(process, range);
+		enum uffd_outcome outcome = register_range(process, range, seen);
 
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
@@ -79,7 +81,7 @@ int register_or_refuse(struct vm *vm, struct process *process, struct error *err
 	if (vm->snapshot)
 		look_whether_registered(process);
 	else
-		register_process(vm, process);
+		register_process(vm, process, false);
 	if (process->gone || !process->unwatched)
 		return 0;
 	if (!vm->snapshot) /* what its VMM registered itself stays so in any case */
@@ -113,7 +115,7 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 		enum uffd_outcome outcome = UFFD_DONE;
 
 		if (!process_has_range(process, &next->ranges[i]))
-			outcome = register_range(next, &next->ranges[i]);
+			outcome = register_range(next, &next->ranges[i], true);
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 		if (outcome == UFFD_GONE || outcome == UFFD_DONE)
@@ -138,7 +140,7 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 		return vm->tracking ? UFFD_DONE : uffd_unregister(child->uffd, range->addr, size_bytes);
 	if (vm->snapshot)
 		return UFFD_REFUSED; /* private: nobody registers it but its VMM */
-	return vm->tracking ? register_range(child, range) : uffd_unregister_shared(child->uffd, range->addr, size_bytes);
+	return vm->tracking ? register_range(child, range, false) : uffd_unregister_shared(child->uffd, range->addr, size_bytes);
 }
 
 void register_child(struct vm *vm, struct process *child)

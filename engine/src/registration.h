@@ -12,18 +12,16 @@
 
 #include "vm.h"
 
-/* One range of a process, without write-protection where there is none, which `protects` then says. */
-enum uffd_outcome register_range(struct process *process, const struct range *range);
-
-/* All ranges of a process, or none any more. What cannot be registered is told of, and the process `unwatched`. */
-void register_process(struct vm *vm, struct process *process);
+/* All ranges of a process, or none any more. seen: that guest memory is there was looked at just now, by the process's mappings.
+ * What cannot be registered is told of, and the process `unwatched`. */
+void register_process(struct vm *vm, struct process *process, bool seen);
 void unregister_process(struct vm *vm, struct process *process);
 
 /* Of a process that joins while memory may be out: one that is answered and not watched would read zeros. */
 int register_or_refuse(struct vm *vm, struct process *process, struct error *err);
 
-/* Those ranges of `next` that `process` does not have yet, or none of them. `next` is the same process, to be. With the gate held
- * alone. */
+/* Those ranges of `next` that `process` does not have yet, or none of them: guest memory that was seen there. `next` is the same
+ * process, to be. With the gate held alone. */
 int register_new_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err);
 
 /* Of a forked child that has its parent's ranges: what was (un)registered while the event was on its way is made up for, and

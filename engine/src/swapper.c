@@ -249,7 +249,7 @@ static void track(struct swapper *swapper, bool on)
 	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		if (on)
-			register_process(vm, vm->spaces.processes[i]);
+			register_process(vm, vm->spaces.processes[i], false);
 		else
 			unregister_process(vm, vm->spaces.processes[i]);
 	}
