@@ -8,8 +8,11 @@
 #ifndef VMMSWAP_TESTS_HARNESS_H
 #define VMMSWAP_TESTS_HARNESS_H
 
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <ftw.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -22,6 +25,7 @@
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -172,6 +176,68 @@ static inline int test_remove_entry(const char *path, const struct stat *st, int
 	return remove(path);
 }
 
+static inline void test_print_file(const char *path)
+{
+	char text[4096];
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+
+	if (fd >= 0)
+		close(fd);
+	if (got > 0)
+		fprintf(stderr, "%s: %.*s%s", path, (int)got, text, text[got - 1] == '\n' ? "" : "\n");
+}
+
+static inline void test_print_tasks(int pid)
+{
+	char path[300];
+	struct dirent *entry;
+	DIR *tasks;
+
+	snprintf(path, sizeof path, "/proc/%d/task", pid);
+	tasks = opendir(path);
+	while (tasks && (entry = readdir(tasks))) {
+		static const char *const files[] = { "comm", "syscall", "stack" };
+
+		for (size_t i = 0; i < sizeof files / sizeof *files && entry->d_name[0] != '.'; i++) {
+			snprintf(path, sizeof path, "/proc/%d/task/%s/%s", pid, entry->d_name, files[i]);
+			test_print_file(path);
+		}
+	}
+	if (tasks)
+		closedir(tasks);
+}
+
+/* Where every thread of the group stands in the kernel. By the runner: a case that hangs cannot say so itself. */
+static inline void test_print_group(pid_t group)
+{
+	DIR *processes = opendir("/proc");
+	struct dirent *entry;
+
+	while (processes && (entry = readdir(processes))) {
+		int pid = atoi(entry->d_name);
+
+		if (pid > 0 && getpgid(pid) == group)
+			test_print_tasks(pid);
+	}
+	if (processes)
+		closedir(processes);
+}
+
+/* A case that takes nearly all of its time hangs, as a rule. */
+static inline void test_watch(const struct test_case *test, pid_t pid)
+{
+	struct pollfd ended = { .fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN };
+
+	if (ended.fd < 0)
+		return;
+	if (poll(&ended, 1, (TEST_TIMEOUT_S - 10) * 1000) == 0) {
+		fprintf(stderr, "%s takes long; its threads:\n", test->name);
+		test_print_group(pid);
+	}
+	close(ended.fd);
+}
+
 static inline int test_run_case(const struct test_case *test)
 {
 	const char *tmp = getenv("TMPDIR");
@@ -195,6 +261,8 @@ static inline int test_run_case(const struct test_case *test)
 		test->run();
 		exit(0);
 	}
+	if (pid > 0)
+		test_watch(test, pid);
 	if (pid < 0 || waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT)) {
 		perror("fork");
 		return 1;
