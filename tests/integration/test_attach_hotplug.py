@@ -15,6 +15,7 @@ from tests.guests.attached import attaching
 from tests.support import programs
 from tests.support.bus import missing
 from tests.support.monitor import BusError
+from tests.support.restarts import failing, keepers, wait_gone
 from vmmswap.attach.failpoint import VARIABLE
 from vmmswap.errors import NoSuchVMError, ProtocolError
 
@@ -484,6 +485,28 @@ def test_killed_when_something_else_is_at_a_place_of_guest_memory(service, targe
     target.ask("zeros 1", answer="right")
     target.check(0, 2)
     target.check_device(0, 1)
+
+
+@pytest.mark.parametrize("dontfork", [0, 1])
+def test_killed_when_a_child_without_a_part_was_forked(service, target, dontfork):
+    """Its userfaultfd is with the keeper. What it did not inherit is not what it is known by."""
+    target.ask("plug 1", f"dontfork {dontfork}")
+    service.attach(target.pid)
+    all_out(service.monitor, 2)
+    service.monitor.kill()
+    monitor = service.start("--debug", env=failing("fault.fork-read=kill"))
+    target.ask("fork", f"child squat {dontfork}")
+    monitor.process.wait(DEADLINE_S)
+    for pid in keepers(monitor):
+        wait_gone(pid)
+    monitor = service.start()
+    inherited = 1 - dontfork
+    target.ask(f"child check {inherited}", f"child zeros {dontfork}", answer="right")
+    assert monitor.status()["Processes"] == 2
+    target.check(0, 1)
+    all_out(monitor, 2)
+    target.ask(f"child check {inherited}", f"child zeros {dontfork}", answer="right")
+    target.check(0, 1)
 
 
 @pytest.mark.parametrize("step", ["process.stored", "process.added"])

@@ -32,7 +32,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -56,7 +56,8 @@ _BARRIER_MS = 10_000
 _CLONE_FILES = 0x400
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 _PR_SET_NAME = 15
-_UFFDIO_CONTINUE = 0xC020AA07  # struct uffdio_continue: start, len, mode, mapped
+_UFFDIO_COPY = 0xC028AA03  # struct uffdio_copy: dst, src, len, mode, copy
+_LOOKS = 64  # at so many places of a range at most
 
 _ENTRIES = 8192
 _ENTRY = struct.Struct("<B47siIQ")  # in use, name, fd or -1, nothing, inode
@@ -156,22 +157,36 @@ def take_orphans(kept: dict[str, int]) -> dict[str, int]:
 
 
 def parent_of(uffd: int, processes: Iterable[ProcessRecord]) -> ProcessRecord | None:
-    """The process that an orphan is a child of, as far as its memory tells: a child has its parent's
-    addresses. None: it has ended, or is none of the VM's.
+    """The process that an orphan is a child of, with that part of its ranges that the child has: at its
+    parent's addresses, and what its parent keeps from children (MADV_DONTFORK) is missing. None: it has
+    ended, or is none of the VM's.
     """
-    return next((item for item in processes if item.ranges and _fits(uffd, item.ranges)), None)
+    known = [item for item in processes if item.ranges]
+    inherited = [
+        replace(item, ranges=tuple(part for part in item.ranges if _is_registered(uffd, part)))
+        for item in known
+    ]
+    likest = max(inherited, key=lambda item: len(item.ranges), default=None)
+    if likest is not None and likest.ranges:
+        return likest
+    return next((item for item in known if _can_register(uffd, item.ranges)), None)
 
 
-def _fits(uffd: int, ranges: Sequence[tuple[int, int, int]]) -> bool:
-    return all(_is_registered(uffd, addr) for addr, _, _ in ranges) or _can_register(uffd, ranges)
+def _is_registered(uffd: int, part: tuple[int, int, int]) -> bool:
+    """Whether some of it is. Asked by a copy of what nobody has, at address 0: the kernel looks whether the
+    place is registered first (ENOENT).
+    """
+    addr, _, pages = part
+    return any(
+        _says_registered(uffd, addr + page * PAGE_SIZE) for page in range(0, pages, pages // _LOOKS + 1)
+    )
 
 
-def _is_registered(uffd: int, addr: int) -> bool:
-    """Asked by a request that maps at most what is in the memfd anyway, and that says ENOENT elsewhere."""
+def _says_registered(uffd: int, addr: int) -> bool:
     try:
-        fcntl.ioctl(uffd, _UFFDIO_CONTINUE, bytearray(struct.pack("QQQQ", addr, PAGE_SIZE, 0, 0)))
+        fcntl.ioctl(uffd, _UFFDIO_COPY, bytearray(struct.pack("QQQQq", addr, 0, PAGE_SIZE, 0, 0)))
     except OSError as error:
-        return error.errno in (errno.EEXIST, errno.EFAULT, errno.EAGAIN)
+        return error.errno not in (errno.ENOENT, errno.ESRCH)
     return True
 
 

@@ -211,15 +211,16 @@ def _add_orphan(vm: Vm, name: str, uffd: int) -> None:
     the old name goes first; until the new one is there, our keeper has it.
     """
     vm.store.remove(name)
-    parent = keeper.parent_of(uffd, vm.manifest.processes)
+    known = {item.key: item for item in vm.manifest.processes}
+    known |= {item.key: item.record for item in vm.processes.values()}
+    parent = keeper.parent_of(uffd, known.values())
     if parent is None:
         os.close(uffd)
         return
     _log.warning(
         "a child that process %s forked when the monitor died is served", parent.pid or "(of unknown pid)"
     )
-    processes = [item for item in vm.processes.values() if item.key == parent.key]
-    vm.add_orphan(uffd, processes[0].record if processes else parent)
+    vm.add_orphan(uffd, parent)
 
 
 def _connection(kept: dict[str, int]) -> socket.socket | None:
