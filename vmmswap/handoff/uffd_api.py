@@ -24,6 +24,7 @@ _UFFDIO_UNREGISTER = 0x8010AA01  # struct uffdio_range: start, len
 _UFFDIO_WAKE = 0x8010AA02
 _USERFAULTFD_IOC_NEW = 0xAA00
 _REGISTER_MODE_MISSING = 1
+_REGISTER_MODE_MINOR = 4
 _USER_MODE_ONLY = 1
 _INITIALISED = 1 << 31  # fdinfo's mark that UFFDIO_API is done; no feature
 _SYSCALL = {"x86_64": 323, "aarch64": 282}
@@ -155,9 +156,18 @@ def features_of(uffd: int) -> Feature | None:
 
 def register_missing(uffd: int, addr: int, size_bytes: int) -> None:
     """UFFDIO_REGISTER for missing pages. Raises OSError."""
-    fcntl.ioctl(
-        uffd, _UFFDIO_REGISTER, bytearray(struct.pack("QQQQ", addr, size_bytes, _REGISTER_MODE_MISSING, 0))
-    )
+    _register(uffd, addr, size_bytes, _REGISTER_MODE_MISSING)
+
+
+def register_minor(uffd: int, addr: int, size_bytes: int) -> None:
+    """UFFDIO_REGISTER for pages that the file has, and not for missing ones: granted to shared memory alone
+    (Linux fs/userfaultfd.c, vma_can_userfault()). Raises OSError.
+    """
+    _register(uffd, addr, size_bytes, _REGISTER_MODE_MINOR)
+
+
+def _register(uffd: int, addr: int, size_bytes: int, mode: int) -> None:
+    fcntl.ioctl(uffd, _UFFDIO_REGISTER, bytearray(struct.pack("QQQQ", addr, size_bytes, mode, 0)))
 
 
 def unregister(uffd: int, addr: int, size_bytes: int) -> None:

@@ -39,7 +39,7 @@ from typing import NoReturn
 import systemd.daemon
 
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.handoff.uffd_api import is_userfaultfd, register_missing, unregister
+from vmmswap.handoff.uffd_api import is_userfaultfd, register_minor, unregister
 from vmmswap.monitor.manifest import ProcessRecord
 
 MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
@@ -191,11 +191,11 @@ def _says_registered(uffd: int, addr: int) -> bool:
 
 
 def _can_register(uffd: int, ranges: Sequence[tuple[int, int, int]]) -> bool:
-    """With nothing out, nothing is registered either."""
+    """With nothing out, nothing is registered either. What the child has there of its own, it keeps."""
     done: list[tuple[int, int]] = []
     try:
         for addr, _, pages in ranges:
-            register_missing(uffd, addr, pages * PAGE_SIZE)
+            register_minor(uffd, addr, pages * PAGE_SIZE)
             done.append((addr, pages * PAGE_SIZE))
     except OSError:
         return False
