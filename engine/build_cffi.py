@@ -22,7 +22,7 @@ struct error { int code; char message[...]; ...; };
 struct range { uint64_t addr; uint64_t page_idx; uint64_t pages; ...; };
 
 enum notice_kind {
-    NOTICE_PROCESS_FORKED, NOTICE_PROCESS_GONE, NOTICE_JOB_DONE,
+    NOTICE_PROCESS_FORKED, NOTICE_PROCESS_GONE, NOTICE_PROCESS_MOVED, NOTICE_JOB_DONE,
     NOTICE_PAGE_POISONED, NOTICE_PAGE_HEALED, NOTICE_PROTECTED, NOTICE_ODD, ...
 };
 struct notice {

@@ -104,6 +104,13 @@ class ProcessGone:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessMoved:
+    """A process has guest memory elsewhere, or less of it: ask for its ranges."""
+
+    process_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobDone:
     """A job ended. cancelled: it was turned back, and has done a part."""
 
@@ -140,7 +147,9 @@ class Notice:
     page_idx: int | None
 
 
-EngineEvent = ProcessForked | ProcessGone | JobDone | PagePoisoned | PageHealed | Protected | Notice
+EngineEvent = (
+    ProcessForked | ProcessGone | ProcessMoved | JobDone | PagePoisoned | PageHealed | Protected | Notice
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +442,8 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
             event: EngineEvent = ProcessForked(int(notice.process_id), int(notice.parent_id), int(notice.fd))
         case lib.NOTICE_PROCESS_GONE:
             event = ProcessGone(int(notice.process_id))
+        case lib.NOTICE_PROCESS_MOVED:
+            event = ProcessMoved(int(notice.process_id))
         case lib.NOTICE_JOB_DONE:
             error = from_errno(int(notice.code), message) if notice.code else None
             event = JobDone(Job(notice.job), error, bool(notice.cancelled))

@@ -407,6 +407,8 @@ size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range
 
 	gate_pass(vm->gate, VM_CALLER_LANE(vm));
 	process = address_space_find(&vm->spaces, process_id);
+	if (process)
+		atomic_store(&process->moved, false);
 	for (; process && n < process->ranges_n; n++)
 		if (n < room)
 			out[n] = process->ranges[n];

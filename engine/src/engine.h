@@ -85,7 +85,8 @@ int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct r
 /* Register all memory of a process that was unmapped and mapped anew at its place, which loses that. */
 void engine_register_again(struct engine *engine, uint32_t process_id);
 
-/* How many there are, of which `room` at most are written. A forked child has those that its parent had then. */
+/* How many there are, of which `room` at most are written. A forked child has those that its parent had then. Asked for anew
+ * after each NOTICE_PROCESS_MOVED. */
 size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range *out, size_t room);
 
 /* A process that lives is unregistered. */

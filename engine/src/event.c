@@ -71,6 +71,15 @@ static void give_up_addresses(struct vm *vm, struct process *process, uint64_t s
 	}
 }
 
+/* Whoever follows us must know. */
+static void tell_moved(struct vm *vm, struct process *process)
+{
+	struct notice notice = { .kind = NOTICE_PROCESS_MOVED, .process_id = process->id };
+
+	if (!atomic_exchange(&process->moved, true))
+		notices_post(vm->notices, &notice);
+}
+
 void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *msg)
 {
 	int rc = 0;
@@ -87,6 +96,8 @@ void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *
 		rc = process_move(process, msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len);
 		break;
 	}
+	if (msg->event != UFFD_EVENT_REMOVE)
+		tell_moved(vm, process);
 	if (rc)
 		notices_odd(vm->notices, UINT64_MAX, "process %u: cannot follow a change of its mappings (%s)", process->id,
 			    rc == -ENOMEM ? "no memory" : "they overlap");

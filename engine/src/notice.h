@@ -10,6 +10,7 @@
 enum notice_kind {
 	NOTICE_PROCESS_FORKED = 1, /* process_id, parent_id, fd */
 	NOTICE_PROCESS_GONE,	   /* process_id */
+	NOTICE_PROCESS_MOVED,	   /* process_id: it has guest memory elsewhere, or less of it; once until that is read */
 	NOTICE_JOB_DONE,	   /* job, code, cancelled, message */
 	NOTICE_PAGE_POISONED,	   /* page_idx, message */
 	NOTICE_PAGE_HEALED,	   /* page_idx */

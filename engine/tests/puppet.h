@@ -97,6 +97,7 @@ struct layout {
 	uint32_t not_started : 1; /* no fault threads before the test says engine_start() */
 	uint32_t huge : 1; /* memory on a tmpfs whose policy is huge=always */
 	uint32_t stranger : 1;
+	uint32_t moves : 1; /* what is moved and unmapped is told */
 };
 
 struct rig {
@@ -309,7 +310,7 @@ static inline void *puppet_map(const struct rig *rig, const struct puppet_region
 		    (off_t)(region->offset_pages * 4096));
 }
 
-static inline int puppet_open_uffd(void)
+static inline int puppet_open_uffd(bool moves)
 {
 	struct uffdio_api api = { .api = UFFD_API,
 				  .features = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMOVE |
@@ -317,6 +318,8 @@ static inline int puppet_open_uffd(void)
 					      UFFD_FEATURE_WP_HUGETLBFS_SHMEM };
 	int uffd = (int)CHECK_SYS(syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
 
+	if (moves)
+		api.features |= UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_UNMAP;
 	CHECK_SYS(ioctl(uffd, UFFDIO_API, &api));
 	return uffd;
 }
@@ -341,7 +344,7 @@ static inline void puppet_be(struct rig *rig, uint32_t process)
 			for (uint32_t half = 0; half < 2 && !rig->layout.empty && (rig->layout.full || page % 8 != 7); half++)
 				puppet_write(rig, 0, page, half, 1);
 	}
-	rig->shared->uffd[process] = puppet_open_uffd();
+	rig->shared->uffd[process] = puppet_open_uffd(rig->layout.moves);
 	for (uint32_t i = 1; i < PUPPET_HANDS; i++) {
 		places[i] = (struct puppet_place){ rig, process, i };
 		CHECK_OK(pthread_create(&thread, NULL, puppet_hand, &places[i]));

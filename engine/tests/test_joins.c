@@ -455,3 +455,61 @@ TEST(a_childs_memory_in_the_place_of_guest_memory_stops_the_swap_out)
 	puppet_check_all(&rig, 0);
 	rig_stop(&rig);
 }
+
+static const struct layout moving = { .memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .moves = 1 };
+
+/* Its new address. */
+static long move_all(void *addr, long unused)
+{
+	(void)unused;
+	return (long)mremap(addr, PAGES * 4096, PAGES * 4096, MREMAP_MAYMOVE | MREMAP_FIXED,
+			    mmap(NULL, PAGES * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+}
+
+static long unmap_half(void *addr, long unused)
+{
+	(void)unused;
+	return munmap((char *)addr + PAGES / 2 * 4096, PAGES / 2 * 4096) ? errno : 0;
+}
+
+static void check_half(struct rig *rig)
+{
+	CHECK_EQ(puppet_do(rig, 0, 0, (struct puppet_order){ .kind = ORDER_CHECK, .pages = PAGES / 2 }), 0);
+}
+
+static void check_told(struct rig *rig, uint64_t addr, uint64_t pages)
+{
+	struct range range;
+
+	rig_await_notice(rig, NOTICE_PROCESS_MOVED);
+	CHECK_EQ(engine_ranges_of(rig->engine, rig->process_ids[0], &range, 1), 1);
+	CHECK_EQ(range.addr, addr);
+	CHECK_EQ(range.page_idx, rig->first_idx[0]);
+	CHECK_EQ(range.pages, pages);
+}
+
+/* All of it while it is out: served at its new place, and told of each time. */
+TEST(memory_that_is_moved_and_unmapped_is_followed)
+{
+	struct puppet_order move = { .kind = ORDER_CALL, .run = move_all };
+	struct rig rig;
+	uint64_t addr;
+
+	rig_start(&rig, &moving);
+	for (unsigned round = 0; round < 2; round++) {
+		rig_run_job(&rig, JOB_SWAP_OUT);
+		addr = puppet_do(&rig, 0, 0, move);
+		rig.shared->base_addr[0][0] = addr;
+		puppet_check_all(&rig, 0);
+		check_told(&rig, addr, PAGES);
+	}
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	call(&rig, 0, unmap_half);
+	check_told(&rig, addr, PAGES / 2);
+	check_half(&rig);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	check_half(&rig);
+	CHECK_EQ(rig.odd, 0);
+	rig_stop(&rig);
+}

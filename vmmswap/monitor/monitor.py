@@ -18,7 +18,16 @@ from vmmswap.attach.attach import Options, parse_region
 from vmmswap.bus.connection import Connection
 from vmmswap.bus.manager import publish
 from vmmswap.config import Config
-from vmmswap.engine import JobDone, Notice, PageHealed, PagePoisoned, ProcessForked, ProcessGone, Protected
+from vmmswap.engine import (
+    JobDone,
+    Notice,
+    PageHealed,
+    PagePoisoned,
+    ProcessForked,
+    ProcessGone,
+    ProcessMoved,
+    Protected,
+)
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import file_id
@@ -330,6 +339,8 @@ class Monitor:
                     self._processes.forked(event)
                 case ProcessGone():
                     self._processes.gone(event.process_id)
+                case ProcessMoved():
+                    vm.note_ranges(event.process_id)
                 case Protected():
                     self._controller.protected()
                 case JobDone():

@@ -206,6 +206,22 @@ class Vm:
         """The engine knows what it had: events of a VMM that moves its memory go there."""
         self.set_ranges(process, (*self.engine.ranges_of(process.process_id), *ranges), **values)
 
+    def note_ranges(self, process_id: int) -> None:
+        """A process has moved or unmapped guest memory, and the engine follows; a successor must too."""
+        process = self.processes.get(process_id)
+        if process is None:
+            return
+        ranges = self.engine.ranges_of(process_id)
+        if len(ranges) > _MAX_RANGES:
+            _log.error(
+                "process %s has guest memory in %d pieces: more than %d cannot be recorded, and would be lost"
+                " if the monitor died",
+                *(process.pid, len(ranges), _MAX_RANGES),
+            )
+            return
+        process.ranges = ranges
+        self.record()
+
     def add_child(self, process_id: int, parent_id: int, uffd: int) -> Process | None:
         """Take note of a forked child, which the engine serves already. None if its parent is not known.
 
