@@ -363,7 +363,7 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 	free(unused);
 	if (!rc && vm->tracking && process->unwatched) { /* of what it had before, perhaps */
 		note_join(vm);
-		register_process(vm, process, true);
+		register_process(vm, process);
 	}
 	return rc;
 }
@@ -393,7 +393,7 @@ void engine_register_again(struct engine *engine, uint32_t process_id)
 	process = address_space_find(&vm->spaces, process_id);
 	if (process && vm->tracking) {
 		note_join(vm);
-		register_process(vm, process, true);
+		register_process(vm, process);
 	}
 	gate_release(vm->gate);
 	pthread_rwlock_unlock(&vm->punching);

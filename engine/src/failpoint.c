@@ -52,6 +52,7 @@ static const char *const names[] = {
 	"store.written",
 	"swapper.done",
 	"uffd.copy",
+	"uffd.minor",
 	"uffd.protect",
 	"uffd.zeropage",
 };

@@ -112,7 +112,7 @@ int recover_pages(struct vm *vm, struct error *err)
 		if (vm->snapshot && vm->tracking)
 			continue; /* the VMM did it; what it has mapped anew since has nothing to do with the snapshot */
 		if (vm->tracking || atomic_load(&vm->stored_pages))
-			register_process(vm, vm->spaces.processes[i], false);
+			register_process(vm, vm->spaces.processes[i]);
 		else
 			unregister_process(vm, vm->spaces.processes[i]);
 	}

@@ -3,46 +3,26 @@
 
 #include <errno.h>
 
-/* In how many places of a range at most to look for one that is registered. */
-#define LOOKS 64
-
-static bool is_registered(const struct process *process, const struct range *range)
-{
-	for (uint64_t idx = 0; idx < range->pages; idx += range->pages / LOOKS + 1)
-		if (uffd_is_registered(process->uffd, range->addr + bytes_of_pages(idx)))
-			return true;
-	return false;
-}
-
-static enum uffd_outcome register_as(const struct process *process, const struct range *range, bool seen, bool write_protect)
+/* Without write-protection where there is none, which `protects` then says. */
+static enum uffd_outcome register_range(struct process *process, const struct range *range)
 {
 	uint64_t size_bytes = bytes_of_pages(range->pages);
-
-	if (seen || is_registered(process, range))
-		return uffd_register(process->uffd, range->addr, size_bytes, write_protect);
-	return uffd_register_shared(process->uffd, range->addr, size_bytes, write_protect);
-}
-
-/* Without write-protection where there is none, which `protects` then says. seen: the process was looked at, and has guest memory
- * there; a part of it may be registered. */
-static enum uffd_outcome register_range(struct process *process, const struct range *range, bool seen)
-{
-	enum uffd_outcome outcome = register_as(process, range, seen, process->protects);
+	enum uffd_outcome outcome = uffd_register_shared(process->uffd, range->addr, size_bytes, process->protects);
 
 	/* What is not guest memory is refused either way, and says nothing of write-protection. */
 	if (outcome == UFFD_REFUSED && process->protects) {
-		outcome = register_as(process, range, seen, false);
+		outcome = uffd_register_shared(process->uffd, range->addr, size_bytes, false);
 		process->protects = outcome != UFFD_DONE; /* none to be had on this kernel: missing faults alone */
 	}
 	return outcome;
 }
 
-void register_process(struct vm *vm, struct process *process, bool seen)
+void register_process(struct vm *vm, struct process *process)
 {
 	process->unwatched = false;
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		const struct range *range = &process->ranges[i];
-		enum uffd_outcome outcome = register_range(process, range, seen);
+		enum uffd_outcome outcome = register_range(process, range);
 
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
@@ -68,12 +48,31 @@ void unregister_process(struct vm *vm, struct process *process)
 	}
 }
 
+/* In how many places of a range at most to look. */
+#define LOOKS 64
+
+/* Whether some of the range is registered: *page_idx of the range's pages, if so. */
+static enum uffd_answer is_registered(const struct process *process, const struct range *range, uint64_t *page_idx)
+{
+	enum uffd_answer answer = UFFD_NO;
+
+	for (*page_idx = 0; answer == UFFD_NO && *page_idx < range->pages; *page_idx += range->pages / LOOKS + 1) {
+		answer = uffd_is_registered(process->uffd, range->addr + bytes_of_pages(*page_idx));
+		if (answer != UFFD_NO)
+			break;
+	}
+	return answer;
+}
+
 /* What a snapshot's VMM has registered is not registered again: what it has mapped anew since, as older balloons do, has nothing to
  * do with the snapshot. */
 static void look_whether_registered(struct process *process)
 {
+	uint64_t page_idx;
+
 	for (size_t i = 0; i < process->ranges_n; i++)
-		process->unwatched = process->unwatched || !is_registered(process, &process->ranges[i]);
+		process->unwatched = process->unwatched ||
+				     is_registered(process, &process->ranges[i], &page_idx) == UFFD_NO;
 }
 
 int register_or_refuse(struct vm *vm, struct process *process, struct error *err)
@@ -81,7 +80,7 @@ int register_or_refuse(struct vm *vm, struct process *process, struct error *err
 	if (vm->snapshot)
 		look_whether_registered(process);
 	else
-		register_process(vm, process, false);
+		register_process(vm, process);
 	if (process->gone || !process->unwatched)
 		return 0;
 	if (!vm->snapshot) /* what its VMM registered itself stays so in any case */
@@ -115,13 +114,13 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 		enum uffd_outcome outcome = UFFD_DONE;
 
 		if (!process_has_range(process, &next->ranges[i]))
-			outcome = register_range(next, &next->ranges[i], true);
+			outcome = register_range(next, &next->ranges[i]);
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 		if (outcome == UFFD_GONE || outcome == UFFD_DONE)
 			continue;
-		while (i-- > 0)
-			unregister_new(process, &next->ranges[i]);
+		for (size_t undone = 0; undone <= i; undone++)
+			unregister_new(process, &next->ranges[undone]);
 		return error_set(err, EINVAL,
 				 "the range at %#llx cannot be registered with the userfaultfd: it is not mapped there, or another "
 				 "userfaultfd watches it",
@@ -130,17 +129,37 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 	return 0;
 }
 
+/* A child that has its parent's registrations has them as the parent had when it forked: in the middle of being registered, too. */
+static enum uffd_outcome complete(struct process *child, const struct range *range, uint64_t registered_idx)
+{
+	uint64_t addr = range->addr + bytes_of_pages(registered_idx);
+
+	/* A page that is protected without need costs one fault. */
+	if (!child->protects || uffd_protect(child->uffd, addr, PAGE_BYTES) == UFFD_DONE)
+		return UFFD_DONE;
+	return uffd_register_more(child->uffd, range->addr, bytes_of_pages(range->pages), true);
+}
+
 /* The child runs on as soon as its event is read. It has what its parent had, but for what that keeps from it by MADV_DONTFORK, as
- * QEMU does with its guest's memory: it may have something of its own there already. */
+ * QEMU does with its guest's memory: it may have something of its own there already, or have forked itself, which keeps us from
+ * telling. UFFD_REFUSED: there is nothing of the guest's. */
 static enum uffd_outcome take_over_range(const struct vm *vm, struct process *child, const struct range *range)
 {
-	uint64_t size_bytes = bytes_of_pages(range->pages);
+	uint64_t size_bytes = bytes_of_pages(range->pages), registered_idx;
+	enum uffd_answer answer;
+	enum uffd_outcome outcome;
 
-	if (is_registered(child, range))
-		return vm->tracking ? UFFD_DONE : uffd_unregister(child->uffd, range->addr, size_bytes);
-	if (vm->snapshot)
-		return UFFD_REFUSED; /* private: nobody registers it but its VMM */
-	return vm->tracking ? register_range(child, range, false) : uffd_unregister_shared(child->uffd, range->addr, size_bytes);
+	if (!vm->tracking)
+		return vm->snapshot ? uffd_unregister(child->uffd, range->addr, size_bytes) :
+				      uffd_unregister_shared(child->uffd, range->addr, size_bytes);
+	answer = is_registered(child, range, &registered_idx);
+	if (vm->snapshot) /* private: nobody registers it but its VMM */
+		return answer == UFFD_NO ? UFFD_REFUSED : UFFD_DONE;
+	if (answer == UFFD_NO)
+		return register_range(child, range);
+	outcome = answer == UFFD_YES ? complete(child, range, registered_idx) :
+				       uffd_register_more(child->uffd, range->addr, size_bytes, child->protects);
+	return outcome == UFFD_REFUSED ? UFFD_UNMAPPED : outcome; /* a part is the guest's: it is served, and nothing else goes out */
 }
 
 void register_child(struct vm *vm, struct process *child)

@@ -95,6 +95,10 @@ static enum resolved fill_zero(struct attempt *attempt)
 	struct page_map_header *header = page_map_header(attempt->vm->map);
 	enum uffd_outcome outcome = uffd_zeropage(attempt->process->uffd, attempt->fault->addr);
 
+	/* A minor fault: see uffd_register_shared(). Whatever protection is lost by that, the page counts as written already. */
+	if (outcome == UFFD_EXISTS && (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR) &&
+	    uffd_continue(attempt->process->uffd, attempt->fault->addr) == UFFD_RETRY)
+		outcome = UFFD_RETRY;
 	release(attempt, PAGE_IN_MEMFD);
 	if (outcome == UFFD_DONE) {
 		atomic_fetch_add(&header->zeroed_pages, 1);
@@ -187,6 +191,10 @@ static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 	FAILPOINT_HERE("resolve.fetched");
 	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, keep, &copied_bytes);
 	FAILPOINT_HERE("resolve.copied");
+	if (outcome == UFFD_DONE && !vm_has_landed(vm, attempt->process, attempt->page_idx)) {
+		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		return RESOLVED;
+	}
 	if (outcome == UFFD_DONE) {
 		if (was_poisoned)
 			healed(attempt);

@@ -184,7 +184,10 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 		switch (outcome) {
 		case UFFD_DONE:
 		case UFFD_RETRY:
-			return pages_of_bytes(copied_bytes);
+			for (uint64_t page = 0; page < pages_of_bytes(copied_bytes) && !*rc; page++)
+				if (!vm_has_landed(vm, process, batch->idx[i + page]))
+					*rc = restore_unmapped(batch, i + page);
+			return *rc ? 0 : pages_of_bytes(copied_bytes);
 		case UFFD_EXISTS:
 			vm_found_present(vm, batch->idx[i]);
 			return 1;

@@ -249,7 +249,7 @@ static void track(struct swapper *swapper, bool on)
 	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		if (on)
-			register_process(vm, vm->spaces.processes[i], false);
+			register_process(vm, vm->spaces.processes[i]);
 		else
 			unregister_process(vm, vm->spaces.processes[i]);
 	}
@@ -504,7 +504,6 @@ static void *run_job(void *argument)
 	struct notice done = { .kind = NOTICE_JOB_DONE, .job = atomic_load(&swapper->job) };
 	uint64_t since_ns = monotonic_ns();
 
-	atomic_store(&header->job, done.job);
 	switch (done.job) {
 	case JOB_SWAP_OUT:
 		swap_out(swapper);
@@ -570,6 +569,7 @@ void swapper_destroy(struct swapper *swapper)
 
 int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options, struct error *err)
 {
+	struct page_map_header *header = page_map_header(swapper->vm->map);
 	int code;
 
 	if (atomic_load(&swapper->job) != JOB_NONE)
@@ -586,8 +586,10 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	atomic_store(&swapper->cancel, false);
 	atomic_store(&swapper->progress_pages, 0);
 	atomic_store(&swapper->job, job);
+	atomic_store(&header->job, job); /* now: once this has returned, a successor must know of the order */
 	code = pthread_create(&swapper->thread, NULL, run_job, swapper);
 	if (code) {
+		atomic_store(&header->job, JOB_NONE);
 		atomic_store(&swapper->job, JOB_NONE);
 		return error_set(err, code, "cannot start a thread: %s", strerror(code));
 	}

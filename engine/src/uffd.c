@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -77,6 +79,8 @@ static enum uffd_outcome registration_outcome(int uffd, int code)
 	return code == ESRCH ? UFFD_GONE : UFFD_REFUSED;
 }
 
+#define MISSING_AND_MINOR (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
+
 static enum uffd_outcome register_mode(int uffd, uint64_t addr, uint64_t size_bytes, uint64_t mode)
 {
 	struct uffdio_register request = { .range = { .start = addr, .len = size_bytes }, .mode = mode };
@@ -101,40 +105,53 @@ enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
 	return registration_outcome(uffd, errno);
 }
 
-/* Minor faults, for pages that the file has and the process has not mapped yet, are granted to shared memory alone (Linux
- * fs/userfaultfd.c, vma_can_userfault()), and to all of a range or to none. Wanted they are not: each would cost a wake-up. What is
- * registered with them and then without loses them only if the new mode has something that the old one had not: so nothing else is
- * asked for first, and this must not be done to what is registered already and may be out. */
-static enum uffd_outcome check_shared(int uffd, uint64_t addr, uint64_t size_bytes)
-{
-	return register_mode(uffd, addr, size_bytes, UFFDIO_REGISTER_MODE_MINOR);
-}
-
+/* Minor faults, for pages that the file has and the process has not mapped yet, are granted to shmem alone, and to all of a range or
+ * to none (Linux fs/userfaultfd.c, vma_can_userfault()): that is how private memory is told from a guest's. Wanted they are not, as
+ * each would cost a wake-up. A mode that adds nothing to what is registered changes nothing, and any other takes its place: so
+ * asking for missing and minor faults, and then for missing and write-protect faults, never loses the missing ones. Where there is
+ * no write-protection, minor faults stay, and are served. */
 enum uffd_outcome uffd_register_shared(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
 {
-	enum uffd_outcome outcome = check_shared(uffd, addr, size_bytes);
+	enum uffd_outcome outcome = register_mode(uffd, addr, size_bytes, MISSING_AND_MINOR);
 
-	if (outcome != UFFD_DONE)
-		return outcome;
-	outcome = uffd_register(uffd, addr, size_bytes, write_protect);
-	if (outcome != UFFD_DONE)
-		uffd_unregister(uffd, addr, size_bytes);
-	return outcome;
+	FAILPOINT_HERE("uffd.minor");
+	return outcome == UFFD_DONE ? uffd_register(uffd, addr, size_bytes, write_protect) : outcome;
+}
+
+enum uffd_outcome uffd_register_more(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
+{
+	return register_mode(uffd, addr, size_bytes, MISSING_AND_MINOR | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0));
 }
 
 enum uffd_outcome uffd_unregister_shared(int uffd, uint64_t addr, uint64_t size_bytes)
 {
-	enum uffd_outcome outcome = check_shared(uffd, addr, size_bytes);
+	enum uffd_outcome outcome = register_mode(uffd, addr, size_bytes, MISSING_AND_MINOR);
+	enum uffd_outcome undone = uffd_unregister(uffd, addr, size_bytes);
 
-	return outcome == UFFD_DONE ? uffd_unregister(uffd, addr, size_bytes) : outcome;
+	uffd_wake(uffd, addr, size_bytes); /* unregistering wakes who waits for missing pages alone */
+	return outcome == UFFD_DONE ? undone : outcome;
 }
 
-/* The kernel looks for the registration first, and for the bytes only then: at address 0 there never are any. */
-bool uffd_is_registered(int uffd, uint64_t addr)
-{
-	struct uffdio_copy request = { .dst = addr, .src = 0, .len = 4096 };
+/* Memory that nobody may read. The kernel looks for the registration first, and for the bytes only then. */
+static void *unreadable;
 
-	return ioctl(uffd, UFFDIO_COPY, &request) == 0 || errno != ENOENT;
+static void map_unreadable(void)
+{
+	unreadable = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+enum uffd_answer uffd_is_registered(int uffd, uint64_t addr)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	struct uffdio_copy request = { .dst = addr, .len = 4096 };
+
+	pthread_once(&once, map_unreadable);
+	request.src = (uint64_t)(uintptr_t)unreadable;
+	if (unreadable == MAP_FAILED || ioctl(uffd, UFFDIO_COPY, &request) == 0)
+		return UFFD_UNKNOWN;
+	if (errno == ENOENT || errno == ESRCH)
+		return UFFD_NO;
+	return errno == EFAULT || errno == EEXIST ? UFFD_YES : UFFD_UNKNOWN;
 }
 
 enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, bool write_protect,

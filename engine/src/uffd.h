@@ -29,13 +29,18 @@ const char *uffd_outcome_text(enum uffd_outcome outcome);
 enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect);
 enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes);
 
-/* The same of shared memory that is not registered, or of which nothing is out. UFFD_REFUSED also if there is anything else in the
- * range, which is not registered then. */
+/* The same of shmem. UFFD_REFUSED also if anything else is mapped in the range, of which nothing has changed then. Write-protection
+ * that was there is off for an instant; missing faults are not. */
 enum uffd_outcome uffd_register_shared(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect);
 enum uffd_outcome uffd_unregister_shared(int uffd, uint64_t addr, uint64_t size_bytes);
 
-/* Whether the page is registered with a userfaultfd; also true if that cannot be told now. */
-bool uffd_is_registered(int uffd, uint64_t addr);
+/* The same, with all that is there left as it is; minor faults come then, too, until the range is unregistered. */
+enum uffd_outcome uffd_register_more(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect);
+
+enum uffd_answer { UFFD_NO, UFFD_YES, UFFD_UNKNOWN };
+
+/* Whether the page is registered with a userfaultfd. Not known while an event of the process is unread. */
+enum uffd_answer uffd_is_registered(int uffd, uint64_t addr);
 
 /* Copy from `from` (page aligned) into the hole at addr, write-protected if wanted, and wake. *copied_bytes tells how far it came, also with
  * UFFD_RETRY and UFFD_EXISTS; a range is then continued from there. UFFD_EXISTS is said only of the first page left. */

@@ -66,6 +66,19 @@ void vm_found_present(struct vm *vm, uint64_t page_idx)
 		    "userfaultfd has touched it, and the guest may read zeros there");
 }
 
+bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx)
+{
+	const struct region *region = memory_region_of(&vm->memory, page_idx);
+
+	/* The VMM itself was looked at when it was registered, and has nothing there but the guest's memory. */
+	if (process->id == 0 || !region || region->is_private || !memory_is_hole(region, page_idx))
+		return true;
+	notices_odd(vm->notices, page_idx,
+		    "process %u has other shared memory in the place of the guest's, and was given the guest's bytes there; the "
+		    "guest keeps them", process->id);
+	return false;
+}
+
 void vm_drop_copy(struct vm *vm, uint64_t old)
 {
 	uint64_t slot_idx = page_slot_of(old);

@@ -93,6 +93,10 @@ bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash);
  * before it could note so. */
 void vm_found_present(struct vm *vm, uint64_t page_idx);
 
+/* Whether a page that was copied to the process is in the guest's memfd now. If not, the process has something else there, and was
+ * given bytes that are not its own: told of. */
+bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx);
+
 /* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
 void vm_drop_copy(struct vm *vm, uint64_t old);
 

@@ -372,90 +372,6 @@ TEST(a_process_with_all_the_mappings_that_it_may_have_lives)
 	rig_stop(&rig);
 }
 
-static long have_it_not_inherited(void *addr, long unused)
-{
-	(void)unused;
-	return madvise(addr, PAGES * 4096, MADV_DONTFORK) ? errno : 0;
-}
-
-static long map_private(void *addr, long unused)
-{
-	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-
-	(void)unused;
-	return mmap(addr, PAGES * 4096, PROT_READ | PROT_WRITE, flags, -1, 0) == MAP_FAILED ? errno : 0;
-}
-
-static long count_non_zero(void *addr, long unused)
-{
-	const unsigned char *bytes = addr;
-	long n = 0;
-
-	(void)unused;
-	for (size_t i = 0; i < PAGES * 4096; i++)
-		n += bytes[i] != 0;
-	return n;
-}
-
-static void call(struct rig *rig, uint32_t process, long (*run)(void *, long))
-{
-	CHECK_EQ(puppet_do(rig, process, 0, (struct puppet_order){ .kind = ORDER_CALL, .run = run }), 0);
-}
-
-/* The child runs as soon as its event is read, and may have private memory in the place of the guest's before it is looked at. */
-static void squat_before_adopted(struct rig *rig, uint32_t child)
-{
-	rig_arm(rig, "fault.fork-read", "stall");
-	puppet_tell(rig, 0, 0, (struct puppet_order){ .kind = ORDER_FORK, .process = child });
-	rig_await_point(rig, "fault.fork-read");
-	puppet_await(rig, 0, 0);
-	call(rig, child, map_private);
-	rig_disarm("fault.fork-read");
-	rig_await_notice(rig, NOTICE_PROCESS_FORKED);
-}
-
-/* Guest memory is not inherited: all that the child maps there is its own, and stays so, whenever it was forked. */
-TEST(a_childs_own_memory_is_left_alone)
-{
-	struct rig rig;
-
-	rig_start(&rig, &layout);
-	call(&rig, 0, have_it_not_inherited);
-	squat_before_adopted(&rig, 1);
-	rig_run_job(&rig, JOB_SWAP_OUT);
-	CHECK_EQ(rig_stats(&rig).swap_pages, PAGES);
-	call(&rig, 1, count_non_zero);
-	squat_before_adopted(&rig, 2); /* while all is out */
-	call(&rig, 2, count_non_zero);
-	puppet_check_all(&rig, 0);
-	rig_run_job(&rig, JOB_SWAP_OUT);
-	call(&rig, 1, count_non_zero);
-	call(&rig, 2, count_non_zero);
-	puppet_check_all(&rig, 0);
-	rig_run_job(&rig, JOB_SWAP_IN);
-	CHECK_EQ(rig.odd, 0);
-	rig_stop(&rig);
-}
-
-/* It had inherited guest memory, and nothing told of its end. */
-TEST(a_childs_memory_in_the_place_of_guest_memory_stops_the_swap_out)
-{
-	struct notice done;
-	struct rig rig;
-
-	rig_start(&rig, &layout);
-	rig_fork(&rig, 1);
-	call(&rig, 1, map_private);
-	rig_start_job(&rig, JOB_SWAP_OUT);
-	done = rig_await_job(&rig);
-	CHECK_EQ(done.code, EINVAL);
-	CHECK_CONTAINS(done.message, "cannot be registered");
-	CHECK_EQ(rig_stats(&rig).swap_pages, 0);
-	call(&rig, 1, count_non_zero);
-	puppet_check_all(&rig, 0);
-	rig_stop(&rig);
-}
-
 static const struct layout moving = { .memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .moves = 1 };
 
 /* Its new address. */
@@ -504,7 +420,7 @@ TEST(memory_that_is_moved_and_unmapped_is_followed)
 		check_told(&rig, addr, PAGES);
 	}
 	rig_run_job(&rig, JOB_SWAP_OUT);
-	call(&rig, 0, unmap_half);
+	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CALL, .run = unmap_half }), 0);
 	check_told(&rig, addr, PAGES / 2);
 	check_half(&rig);
 	rig_run_job(&rig, JOB_SWAP_OUT);
