@@ -159,11 +159,11 @@ def register_missing(uffd: int, addr: int, size_bytes: int) -> None:
     _register(uffd, addr, size_bytes, _REGISTER_MODE_MISSING)
 
 
-def register_minor(uffd: int, addr: int, size_bytes: int) -> None:
-    """UFFDIO_REGISTER for pages that the file has, and not for missing ones: granted to shared memory alone
-    (Linux fs/userfaultfd.c, vma_can_userfault()). Raises OSError.
+def register_shmem(uffd: int, addr: int, size_bytes: int) -> None:
+    """UFFDIO_REGISTER for missing pages, and for those that only the file has: granted to shmem alone, and to
+    all of the range or none (Linux fs/userfaultfd.c, vma_can_userfault()). Raises OSError.
     """
-    _register(uffd, addr, size_bytes, _REGISTER_MODE_MINOR)
+    _register(uffd, addr, size_bytes, _REGISTER_MODE_MISSING | _REGISTER_MODE_MINOR)
 
 
 def _register(uffd: int, addr: int, size_bytes: int, mode: int) -> None:

@@ -218,22 +218,29 @@ class Controller:
     # Inside
 
     def _go_on_out(self) -> None:
+        """What the predecessor had looked at before may have changed since."""
         vm = self._registered()
         action = self._machine.enable()
-        if action is Action.SWAP_OUT and self._drain.may_be_needed(vm, self.config):
-            self._resuming = asyncio.get_running_loop().create_task(self._start_prepared(vm), name="resume")
+        if action is Action.SWAP_OUT:
+            self._resuming = asyncio.get_running_loop().create_task(self._start_checked(vm), name="resume")
             self._changed()
         else:
             self._perform(action)
 
-    async def _start_prepared(self, vm: Vm) -> None:
-        await self._drain.prepare(vm, self.config)
+    async def _start_checked(self, vm: Vm) -> None:
+        error = ""
+        try:
+            await self.check_before_enable()
+            await self._drain.prepare(vm, self.config)
+        except VmmswapError as refusal:
+            error = refusal.message
+            _log.warning("the swap-out that was under way does not go on: %s", error)
         if self.vm is not vm:
             return
-        if self._machine.following is Job.NONE:
+        if error or self._machine.is_turned_back:
+            self._perform(self._machine.job_done(error, vm.engine.stats().tracking))
+        else:
             self._perform(Action.SWAP_OUT)
-        else:  # turned back before it began
-            self._perform(self._machine.job_done("", vm.engine.stats().tracking))
 
     def _drained(self) -> None:
         if self.vm is not None:

@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import mmap
 import os
 import platform
@@ -31,7 +32,7 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -39,7 +40,7 @@ from typing import NoReturn
 import systemd.daemon
 
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.handoff.uffd_api import is_userfaultfd, register_minor, unregister
+from vmmswap.handoff.uffd_api import is_userfaultfd, register_shmem
 from vmmswap.monitor.manifest import ProcessRecord
 
 MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
@@ -57,7 +58,10 @@ _CLONE_FILES = 0x400
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
 _PR_SET_NAME = 15
 _UFFDIO_COPY = 0xC028AA03  # struct uffdio_copy: dst, src, len, mode, copy
+_PROT_NONE = 0
 _LOOKS = 64  # at so many places of a range at most
+
+_Part = tuple[int, int, int]  # address, page, pages
 
 _ENTRIES = 8192
 _ENTRY = struct.Struct("<B47siIQ")  # in use, name, fd or -1, nothing, inode
@@ -156,53 +160,77 @@ def take_orphans(kept: dict[str, int]) -> dict[str, int]:
     return {name: kept.pop(name) for name in names}
 
 
-def parent_of(uffd: int, processes: Iterable[ProcessRecord]) -> ProcessRecord | None:
+def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, is_private: bool) -> ProcessRecord | None:
     """The process that an orphan is a child of, with that part of its ranges that the child has: at its
     parent's addresses, and what its parent keeps from children (MADV_DONTFORK) is missing. None: it has
-    ended, or is none of the VM's.
+    ended, or is none of the VM's. is_private: of a snapshot's memory.
     """
     known = [item for item in processes if item.ranges]
-    inherited = [
-        replace(item, ranges=tuple(part for part in item.ranges if _is_registered(uffd, part)))
-        for item in known
-    ]
-    likest = max(inherited, key=lambda item: len(item.ranges), default=None)
-    if likest is not None and likest.ranges:
-        return likest
-    return next((item for item in known if _can_register(uffd, item.ranges)), None)
+    likest = max(known, key=lambda item: _likeness(uffd, item.ranges), default=None)
+    candidates = [likest] if likest is not None and any(_likeness(uffd, likest.ranges)) else known
+    for item in candidates:
+        has = _has_private if is_private else _has
+        if ranges := tuple(part for part in item.ranges if has(uffd, part)):
+            return replace(item, ranges=ranges)
+    return None
 
 
-def _is_registered(uffd: int, part: tuple[int, int, int]) -> bool:
-    """Whether some of it is. Asked by a copy of what nobody has, at address 0: the kernel looks whether the
-    place is registered first (ENOENT).
+def _likeness(uffd: int, ranges: Iterable[_Part]) -> tuple[int, int]:
+    """How many pages are in ranges that look registered all over, and in others that do so in places: a
+    child of another process may have something registered there, too.
+    """
+    whole = some = 0
+    for part in ranges:
+        looks = _looks(uffd, part)
+        if all(looks):
+            whole += part[2]
+        elif any(looks):
+            some += part[2]
+    return whole, some
+
+
+def _has(uffd: int, part: _Part) -> bool:
+    """Whether guest memory can be there: it is registered from here on, if so. Nothing that is out may be
+    touched unseen in between, so this must not unregister what it finds.
     """
     addr, _, pages = part
-    return any(
-        _says_registered(uffd, addr + page * PAGE_SIZE) for page in range(0, pages, pages // _LOOKS + 1)
-    )
-
-
-def _says_registered(uffd: int, addr: int) -> bool:
     try:
-        fcntl.ioctl(uffd, _UFFDIO_COPY, bytearray(struct.pack("QQQQq", addr, 0, PAGE_SIZE, 0, 0)))
-    except OSError as error:
-        return error.errno not in (errno.ENOENT, errno.ESRCH)
-    return True
-
-
-def _can_register(uffd: int, ranges: Sequence[tuple[int, int, int]]) -> bool:
-    """With nothing out, nothing is registered either. What the child has there of its own, it keeps."""
-    done: list[tuple[int, int]] = []
-    try:
-        for addr, _, pages in ranges:
-            register_minor(uffd, addr, pages * PAGE_SIZE)
-            done.append((addr, pages * PAGE_SIZE))
+        register_shmem(uffd, addr, pages * PAGE_SIZE)
     except OSError:
-        return False
-    finally:
-        for addr, size_bytes in done:
-            unregister(uffd, addr, size_bytes)
+        return any(_looks(uffd, part))  # a part is, and something else is there, too
     return True
+
+
+def _has_private(uffd: int, part: _Part) -> bool:
+    return any(_looks(uffd, part))
+
+
+def _looks(uffd: int, part: _Part) -> list[bool]:
+    addr, _, pages = part
+    step = pages // _LOOKS + 1
+    return [_is_registered(uffd, addr + page * PAGE_SIZE) for page in range(0, pages, step)]
+
+
+def _is_registered(uffd: int, addr: int) -> bool:
+    """Asked by a copy of what may not be read: the kernel looks whether the place is registered first. False
+    also if that cannot be told, while an event of the process is unread.
+    """
+    request = bytearray(struct.pack("QQQQq", addr, _unreadable(), PAGE_SIZE, 0, 0))
+    try:
+        fcntl.ioctl(uffd, _UFFDIO_COPY, request)
+    except OSError as error:
+        return error.errno in (errno.EFAULT, errno.EEXIST)
+    return False
+
+
+@functools.cache
+def _unreadable() -> int:
+    """The address of a page that nobody may read; not 0, which some kernels refuse before they look."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    addr: int = libc.mmap(None, PAGE_SIZE, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    return addr
 
 
 # In the keeper. It is a copy of the monitor as it was before it had threads.

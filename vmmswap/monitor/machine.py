@@ -52,6 +52,11 @@ class Machine:
     def operation(self) -> Operation:
         return _OPERATION.get(self.job, Operation.NONE)
 
+    @property
+    def is_turned_back(self) -> bool:
+        """The job is to end as soon as it can."""
+        return self.following is not Job.NONE or self._is_held
+
     def check_enable(self) -> None:
         """BusyError while the VM is being released."""
         if self.ending:
@@ -99,7 +104,7 @@ class Machine:
     def _want(self, job: Job) -> Action:
         if self.job is Job.NONE:
             return self._start(job)
-        if self.following is not Job.NONE or self._is_held:  # it is being turned back already
+        if self.is_turned_back:
             self.following = job
             return Action.NOTHING
         if self.job is job:

@@ -28,6 +28,8 @@ _log = logging.getLogger("vmmswap.processes")
 # about to exec (posix_spawn) never gets one: look again for a while before refusing.
 _LOOKS = 6
 _LOOK_AGAIN_S = 0.03
+# Its parent may need long to go on with the fork, on a loaded host.
+_SEARCH_PAUSES_S = (*[0.0] * _LOOKS, 0.3, 1.0, 3.0, 10.0)  # besides
 _ALIVE_EVERY_S = 2.0
 
 
@@ -43,6 +45,7 @@ class Processes:
         self._watched: dict[int, int] = {}  # the engine's number: pidfd
         self._told_unreadable: set[int] = set()
         self._search: asyncio.Task[None] | None = None
+        self._search_anew = asyncio.Event()  # one more was forked
         for process in vm.processes.values():
             self._watch(process)
         self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
@@ -193,19 +196,28 @@ class Processes:
         self._watch(process)
 
     def _start_search(self) -> None:
+        self._search_anew.set()
         if self._search is None or self._search.done():
             self._search = self._loop.create_task(self._find_pids(), name="search for pids")
 
     async def _find_pids(self) -> None:
-        for _ in range(_LOOKS):
+        looks = 0
+        while looks < len(_SEARCH_PAUSES_S):
+            self._search_anew.clear()
             try:
                 await self._look()
             except VmmswapError as error:
                 _log.warning("cannot look for the pids of forked children: %s", error.message)
                 return
-            if all(process.pid for process in self._vm.processes.values()):
+            if all(process.pid or not process.ranges for process in self._vm.processes.values()):
                 return
             await asyncio.sleep(_LOOK_AGAIN_S)
+            try:
+                await asyncio.wait_for(self._search_anew.wait(), _SEARCH_PAUSES_S[looks])
+            except TimeoutError:
+                looks += 1
+            else:
+                looks = 0
 
     def _forget_dead_children(self) -> None:
         dead = [

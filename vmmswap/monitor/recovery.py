@@ -213,7 +213,7 @@ def _add_orphan(vm: Vm, name: str, uffd: int) -> None:
     vm.store.remove(name)
     known = {item.key: item for item in vm.manifest.processes}
     known |= {item.key: item.record for item in vm.processes.values()}
-    parent = keeper.parent_of(uffd, known.values())
+    parent = keeper.parent_of(uffd, known.values(), is_private=vm.manifest.snapshot)
     if parent is None:
         os.close(uffd)
         return
