@@ -656,6 +656,7 @@ TEST(two_processes_fault_on_one_page)
 	rig_disarm("resolve.claimed");
 	puppet_await(&rig, 0, 0);
 	puppet_await(&rig, 1, 0);
+	rig_settle(&rig);
 	CHECK_EQ(rig_stats(&rig).copied_pages, 1);
 	puppet_check_all(&rig, 0);
 	puppet_check_all(&rig, 1);

@@ -24,6 +24,7 @@ KILLS = int(os.environ.get("CHAOS_MONITOR_KILLS") or 20)
 SEED = int(os.environ.get("CHAOS_SEED") or time.time_ns())
 REGIONS = ("6M", "3M")
 CHILDREN_MAX = 3
+START_S = 60.0
 LIFE_S = 3.0  # for the failpoint to be reached
 
 # Of which no life of these comes by: pins and poison, and errors that only a test of the engine makes.
@@ -63,16 +64,21 @@ class Tally:
 
 
 def order_until_death(service, dice):
-    """Give orders until the monitor is dead: each may be cut off at any point."""
+    """Give orders until the monitor is dead: each may be cut off at any point. Whether it died by itself."""
     monitor = service.monitor
-    end = time.monotonic() + LIFE_S
+    end = time.monotonic() + START_S
+    has_answered = False
     while monitor.process.poll() is None and time.monotonic() < end:
         try:
             monitor.call(dice.choice(["Enable", "Enable", "Disable", "Trim"]))
         except BusError:
             time.sleep(0.01)  # not on the bus yet, busy, or dead
         else:
+            if not has_answered:
+                end = time.monotonic() + LIFE_S
+            has_answered = True
             time.sleep(dice.random() * 0.05)
+    return service.await_death(0)
 
 
 def change_processes(guest, dice):
@@ -88,10 +94,9 @@ def live_and_die(service, guest, arm, dice, tally):
     service.start(failing(arm) if arm else {})
     forking = change_processes(guest, dice) if "fork" in arm or dice.random() < 0.3 else None
     if arm:
-        order_until_death(service, dice)
+        tally.at_failpoints += order_until_death(service, dice)
     else:
         service.await_death(dice.random() * 2.0)
-    tally.at_failpoints += service.await_death(0)
     tally.kills += 1
     tally.faults_in_flight += guest.status().busy_workers
     return forking

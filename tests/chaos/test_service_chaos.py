@@ -84,7 +84,7 @@ def test_killed_in_the_gap(host: Service, action: str) -> None:
         name,
         "Environment=VMMSWAP_ENGINE=failpoints",
         f"Environment=VMMSWAP_FAILPOINTS=fault.fork-read={action}",
-        "WatchdogSec=2s",  # finds the stopped one
+        *(["WatchdogSec=5s"] if action == "stop" else []),  # finds the stopped one
     )
     with host.guest(name, ("8M", "4M")) as guest:
         host.swap_out(name)

@@ -65,6 +65,13 @@ def accelerator() -> tuple[str, str]:
             return "tcg", f"no guest boots with kvm here: {' '.join(str(error).split())[:300]}"
 
 
+def wait_set_up(path: Path) -> None:
+    """Until the QEMU that listens there for QMP has all that its command line says: it listens first."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(path))
+        qmp(sock, "query-status")
+
+
 def qmp(sock: socket.socket, command: str, **arguments: Any) -> Any:
     """The first command on a connection; what it returns."""
     with sock.makefile("rw") as stream:

@@ -224,6 +224,7 @@ def test_memory_of_the_wrong_kind(service, directory, backend, reason):
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:
         try:
             service.monitor.until((directory / "qmp.sock").exists, "QEMU to listen")
+            qemu.wait_set_up(directory / "qmp.sock")
             with pytest.raises(NotSupportedError, match=reason):
                 service.attach(process.pid)
             assert process.poll() is None

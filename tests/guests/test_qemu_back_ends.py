@@ -217,6 +217,7 @@ def disks(directory):
         yield sockets
 
 
+@contextmanager
 def standing(directory, *options):
     command = ["qemu-system-x86_64", "-S", "-accel", "tcg", "-m", "256M", "-machine", "pc,memory-backend=mem"]
     command += [
@@ -228,7 +229,9 @@ def standing(directory, *options):
     ]
     for name in ("qmp", "other"):  # QEMU talks to one client at a time on each
         command += ["-qmp", f"unix:{directory}/{name}.sock,server=on,wait=off"]
-    return running([*command, *options], directory / "qemu.log", directory / "other.sock")
+    with running([*command, *options], directory / "qemu.log", directory / "other.sock") as process:
+        qemu.wait_set_up(directory / "other.sock")
+        yield process
 
 
 def go_out(monitor):

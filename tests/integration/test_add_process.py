@@ -143,7 +143,7 @@ def test_further_memory_of_a_process_that_is_known(monitor, vmm, further):
         monitor.call("Enable")
     vmm.add(region, further)
     for _ in range(2):
-        assert monitor.enable()["SwapPages"] == 128
+        assert monitor.all_out()["SwapPages"] == 128
         assert vmm.is_out()
         vmm.check()
     assert monitor.disable()["State"] == "Ready"
@@ -156,7 +156,7 @@ def test_further_memory_while_all_is_out(monitor, vmm, further):
     vmm.add_region()
     vmm.map_and_add(1, further)
     vmm.check()
-    assert monitor.enable()["SwapPages"] == 128
+    assert monitor.all_out()["SwapPages"] == 128
     vmm.check()
     assert "no guest memory" not in monitor.log
 
@@ -201,12 +201,12 @@ def test_a_successor_knows_both(bus, directory, which):
                 vmm.add_region()
                 made = further_of(vmm, which)
                 vmm.map_and_add(1, next(made))
-                assert monitor.enable()["State"] == "Active"
+                monitor.all_out()
                 monitor.kill()
                 monitor = start()
                 assert vmm.is_out()
                 vmm.check()
-                assert monitor.enable()["SwapPages"] == 128
+                assert monitor.all_out()["SwapPages"] == 128
                 vmm.check()
                 next(made, None)
         finally:
@@ -234,7 +234,7 @@ def test_the_numbers_of_memfds_outlive_a_restart(service):
         vmm.memory.append(third)
         vmm.client.add_region([third.region(0)], [third.fd])
         vmm.map_and_add(2, vmm.first)
-        assert monitor.enable()["SwapPages"] == 128
+        assert monitor.all_out()["SwapPages"] == 128
         assert vmm.other.digest() == hashlib.sha256(vmm.memory[0].copy + third.copy).hexdigest()
         monitor.disable()
         assert vmm.memory[1].map[:] == vmm.memory[1].copy

@@ -184,13 +184,8 @@ def service(bus, directory, snapshot):
 def test_a_successor_goes_on_from_the_page_map(service, directory, snapshot):
     expected = bytearray(snapshot)
     with served(service.monitor) as vmm:
-        assert set(service.manager.kept) == {
-            "manifest",
-            "page-map",
-            "store",
-            "uffd-0",
-            "pidfd-0",
-        }
+        kept = {"manifest", "page-map", "store", "uffd-0", "pidfd-0"}
+        service.monitor.until(lambda: set(service.manager.kept) == kept, "the message to be taken out")
         vmm.sum(0, 50)
         assert vmm.ask("write 10 5 68") == "ok"
         expected[10 * PAGE : 15 * PAGE] = b"D" * 5 * PAGE

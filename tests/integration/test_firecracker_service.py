@@ -93,7 +93,7 @@ def test_a_snapshot_is_served_by_the_unit(host: Service) -> None:
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "vmmswap@fc.service")
     assert vmm.sum(0, PAGES) == sum_of(snapshot)
     assert host.pid("fc") != pid
-    assert host.status("fc")["Restarts"] == 1
+    assert host.wait_state("fc", "Active")["Restarts"] == 1
     host.swap_in("fc")
     machine.run("systemctl", "stop", "vmmswap@fc.service")
     assert vmm.sum(0, PAGES) == sum_of(snapshot)

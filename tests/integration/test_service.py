@@ -4,9 +4,11 @@
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,18 +31,26 @@ def host(tree: Path) -> Iterator[Service]:
 
 
 @contextmanager
-def signals(host: Service, match: str) -> Iterator[list[dict[str, object]]]:
-    """The signals that match, as busctl prints them; complete after the block."""
-    seen: list[dict[str, object]] = []
+def signals(host: Service, match: str, is_last: Callable[[Any], bool]) -> Iterator[list[Any]]:
+    """The signals that match, as busctl prints them; after the block, all up to the last one."""
+    seen: list[Any] = []
     command = f'exec busctl --json=short --match="type=signal,{match}" monitor'
     unit = "signals.service"
     monitor = host.machine.popen(command, unit=unit, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert monitor.stderr is not None and monitor.stdout is not None
     with monitor:
         assert "Monitoring bus message stream" in monitor.stderr.readline()
-        yield seen
-        host.machine.run("systemctl", "stop", unit)
-        seen.extend(json.loads(line) for line in monitor.stdout if line.startswith("{"))
+        output = monitor.stdout
+        reader = threading.Thread(
+            target=lambda: seen.extend(json.loads(line) for line in output if line.startswith("{"))
+        )
+        reader.start()
+        try:
+            yield seen
+            host.machine.wait_for("the last signal", lambda: seen and is_last(seen[-1]))
+        finally:
+            host.machine.run("systemctl", "stop", unit)
+            reader.join()
 
 
 def test_two_vms_out_and_in_through_both_names(host: Service) -> None:
@@ -71,14 +81,23 @@ def test_strange_names(host: Service, name: str) -> None:
         assert guest.verify().wrong_bytes == 0
 
 
+def state_in(message: dict[str, Any]) -> str:
+    state: str = message["payload"]["data"][0]["State"]["data"]
+    return state
+
+
+def is_active(message: dict[str, Any]) -> bool:
+    return state_in(message) == "Active"
+
+
 @pytest.mark.parametrize("direct", [True, False])
 def test_status_changed_has_path_and_content(host: Service, direct: bool) -> None:
     with host.guest("a") as guest:
         sender = bus_name_of("a") if direct else "org.vmmswap"
-        with signals(host, f"member=StatusChanged,sender={sender}") as seen:
+        with signals(host, f"member=StatusChanged,sender={sender}", is_active) as seen:
             host.swap_out("a")
         assert {message["path"] for message in seen} == {object_path_of("a")}
-        states = [message["payload"]["data"][0]["State"]["data"] for message in seen]
+        states = [state_in(message) for message in seen]
         assert states[0] == "InProgress"
         assert states[-1] == "Active"
         assert seen[-1]["payload"]["data"][0].keys() == host.status("a").keys()

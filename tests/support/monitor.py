@@ -23,6 +23,7 @@ from tests.support.bus import PrivateBus
 from vmmswap.names import MANAGER_INTERFACE, bus_name_of, object_path_of
 
 DEADLINE_S = 60.0
+ENABLES_MAX = 5
 PROGRAM = (sys.executable, "-m", "vmmswap.monitor.main")
 
 
@@ -162,6 +163,15 @@ class Monitor:
     def enable(self) -> dict[str, Any]:
         self.call("Enable")
         return self.settled()
+
+    def all_out(self) -> dict[str, Any]:
+        """Enable leaves nothing on RAM; again, if the kernel held a page just then (reclaim, compaction)."""
+        for _ in range(ENABLES_MAX):
+            status = self.enable()
+            assert (status["State"], status["Error"]) == ("Active", ""), self.log
+            if not status["ResidentPages"]:
+                return status
+        raise AssertionError(f"pages stay on RAM: {status}\n{self.log}")
 
     def disable(self) -> dict[str, Any]:
         self.call("Disable")

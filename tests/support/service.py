@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.support import installation
 from tests.support.guest import Guest, GuestError
-from tests.support.machine import Machine
+from tests.support.machine import Machine, MachineError
 from vmmswap.names import MANAGER_INTERFACE, bus_name_of, object_path_of
 
 GUEST_PROGRAM = "/usr/libexec/vmmswap/vmmswap-guest"
@@ -95,7 +95,10 @@ class Service:
         """Until the VM is in this state and nothing is under way; its status. Failed fails at once."""
 
         def look() -> dict[str, Any] | None:
-            found = self.status(name)
+            try:
+                found = self.status(name)
+            except MachineError:
+                return None  # a successor serves the guest before it is on the bus
             assert found["State"] in (state, "InProgress", "Ready", "Active"), found
             return found if found["State"] == state and not found["Operation"] else None
 
