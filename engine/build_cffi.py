@@ -75,6 +75,7 @@ int engine_start_job(struct engine *, uint32_t, const struct swap_out_options *,
 void engine_cancel_job(struct engine *);
 void engine_set_budget(struct engine *, uint64_t);
 void engine_continue_job(struct engine *);
+void engine_forget_job(struct engine *);
 bool engine_housekeep(struct engine *);
 int engine_notices_fd(const struct engine *);
 int engine_take_notice(struct engine *, struct notice *);

@@ -514,6 +514,11 @@ void engine_set_budget(struct engine *engine, uint64_t pages)
 	swapper_set_budget(engine->swapper, pages);
 }
 
+void engine_forget_job(struct engine *engine)
+{
+	swapper_forget_last(engine->swapper);
+}
+
 void engine_continue_job(struct engine *engine)
 {
 	swapper_continue(engine->swapper);

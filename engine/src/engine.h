@@ -112,6 +112,9 @@ void engine_cancel_job(struct engine *engine);
 /* How many pages a swap-in may bring back from now on: see swapper_set_budget(). */
 void engine_set_budget(struct engine *engine, uint64_t pages);
 
+/* The predecessor's job is not gone on with. */
+void engine_forget_job(struct engine *engine);
+
 /* After NOTICE_PROTECTED: the VMM's block layer was drained and may go on; the swap-out goes on. */
 void engine_continue_job(struct engine *engine);
 

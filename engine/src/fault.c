@@ -80,8 +80,7 @@ static void adopt_child(struct faults *faults, const struct process *parent, int
 	}
 	notice.process_id = child->id;
 	notices_post(vm->notices, &notice); /* before registering may find it gone */
-	register_child(vm, child);
-	if (!child->protects) { /* what it writes is not seen */
+	if (!register_child(vm, child) || !child->protects) { /* what it has written, or writes, is not seen */
 		atomic_fetch_add(&vm->joined, 1);
 		atomic_store(&vm->keeps, false);
 		vm_drop_kept_copies(vm);

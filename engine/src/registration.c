@@ -143,7 +143,7 @@ static enum uffd_outcome complete(struct process *child, const struct range *ran
 /* The child runs on as soon as its event is read. It has what its parent had, but for what that keeps from it by MADV_DONTFORK, as
  * QEMU does with its guest's memory: it may have something of its own there already, or have forked itself, which keeps us from
  * telling. UFFD_REFUSED: there is nothing of the guest's. */
-static enum uffd_outcome take_over_range(const struct vm *vm, struct process *child, const struct range *range)
+static enum uffd_outcome take_over_range(const struct vm *vm, struct process *child, const struct range *range, bool *inherited)
 {
 	uint64_t size_bytes = bytes_of_pages(range->pages), registered_idx;
 	enum uffd_answer answer;
@@ -155,6 +155,7 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 	answer = is_registered(child, range, &registered_idx);
 	if (vm->snapshot) /* private: nobody registers it but its VMM */
 		return answer == UFFD_NO ? UFFD_REFUSED : UFFD_DONE;
+	*inherited = *inherited && answer == UFFD_YES;
 	if (answer == UFFD_NO)
 		return register_range(child, range);
 	outcome = answer == UFFD_YES ? complete(child, range, registered_idx) :
@@ -162,13 +163,14 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 	return outcome == UFFD_REFUSED ? UFFD_UNMAPPED : outcome; /* a part is the guest's: it is served, and nothing else goes out */
 }
 
-void register_child(struct vm *vm, struct process *child)
+bool register_child(struct vm *vm, struct process *child)
 {
+	bool inherited_all = true;
 	size_t i = 0;
 
 	while (i < child->ranges_n && !child->gone) {
 		struct range range = child->ranges[i];
-		enum uffd_outcome outcome = take_over_range(vm, child, &range);
+		enum uffd_outcome outcome = take_over_range(vm, child, &range, &inherited_all);
 
 		if (outcome == UFFD_GONE) {
 			vm_process_gone(vm, child);
@@ -179,4 +181,5 @@ void register_child(struct vm *vm, struct process *child)
 			i++;
 		}
 	}
+	return inherited_all;
 }

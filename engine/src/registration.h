@@ -23,8 +23,8 @@ int register_or_refuse(struct vm *vm, struct process *process, struct error *err
 /* Those ranges of `next` that `process` does not have yet, or none of them. `next` is the same process, to be. */
 int register_new_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err);
 
-/* Of a forked child that has its parent's ranges: what was (un)registered while the event was on its way is made up for, and
- * what it did not get is forgotten. With the gate held alone. */
-void register_child(struct vm *vm, struct process *child);
+/* Of a forked child that has its parent's ranges: what was (un)registered while the event was on its way is made up for, and what
+ * it did not get is forgotten. What it inherited stays protected; true if that is all that it has. */
+bool register_child(struct vm *vm, struct process *child);
 
 #endif

@@ -93,12 +93,15 @@ static enum resolved unfilled(struct attempt *attempt, enum uffd_outcome outcome
 static enum resolved fill_zero(struct attempt *attempt)
 {
 	struct page_map_header *header = page_map_header(attempt->vm->map);
-	enum uffd_outcome outcome = uffd_zeropage(attempt->process->uffd, attempt->fault->addr);
+	enum uffd_outcome outcome = UFFD_BEYOND;
 
 	/* A minor fault: see uffd_register_shared(). Whatever protection is lost by that, the page counts as written already. */
-	if (outcome == UFFD_EXISTS && (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR) &&
-	    uffd_continue(attempt->process->uffd, attempt->fault->addr) == UFFD_RETRY)
-		outcome = UFFD_RETRY;
+	if (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR)
+		outcome = uffd_continue(attempt->process->uffd, attempt->fault->addr);
+	if (outcome == UFFD_DONE)
+		outcome = UFFD_EXISTS;
+	if (outcome == UFFD_BEYOND) /* nothing is there, or no more */
+		outcome = uffd_zeropage(attempt->process->uffd, attempt->fault->addr);
 	release(attempt, PAGE_IN_MEMFD);
 	if (outcome == UFFD_DONE) {
 		atomic_fetch_add(&header->zeroed_pages, 1);
@@ -169,10 +172,26 @@ static void keep_copy(struct attempt *attempt)
 	release(attempt, PAGE_KEPT);
 }
 
+/* A process has memory of its own in the page's place, which it may use; the guest's page stays out. The claim is held, so that no
+ * marker is lifted that a page of the guest's needs. */
+static void leave_other_memory(struct attempt *attempt)
+{
+	if (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR)
+		uffd_continue(attempt->process->uffd, attempt->fault->addr);
+	if (attempt->process->protects)
+		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
+	release(attempt, page_state_of(attempt->claimed));
+	wake_own(attempt);
+}
+
 /* We hold the claim on a page that is out, and yet it is present. What is there now is the truth from here on; the stored
  * copy would only hide what happened. */
 static enum resolved found_present(struct attempt *attempt)
 {
+	if (!vm_has_landed(attempt->vm, attempt->process, attempt->page_idx)) {
+		leave_other_memory(attempt);
+		return RESOLVED;
+	}
 	vm_found_present(attempt->vm, attempt->page_idx);
 	leave_store(attempt);
 	if (attempt->process->protects)
@@ -271,6 +290,18 @@ static enum resolved missing(struct attempt *attempt)
 	}
 }
 
+/* What is mapped there (CONTINUE says EEXIST) is none of the guest's. Else the thread finds the hole. */
+static enum resolved written_in_a_hole(struct attempt *attempt)
+{
+	if (uffd_continue(attempt->process->uffd, attempt->fault->addr) == UFFD_EXISTS) {
+		leave_other_memory(attempt);
+		return RESOLVED;
+	}
+	release(attempt, page_state_of(attempt->claimed));
+	wake_own(attempt);
+	return RESOLVED;
+}
+
 /* A write to a page that is protected. If the page went out meanwhile, the thread only has to try again: it then finds the
  * hole. */
 static enum resolved written(struct attempt *attempt)
@@ -287,12 +318,14 @@ static enum resolved written(struct attempt *attempt)
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
 			const struct region *region = memory_region_of(&vm->memory, attempt->page_idx);
 
-			if (!region || memory_is_hole(region, attempt->page_idx)) {
+			bool hole = !region || memory_is_hole(region, attempt->page_idx);
+
+			if (hole && attempt->process->id == 0) {
 				wake_own(attempt);
 				return RESOLVED;
 			}
 			if (claim(attempt, word, state))
-				return found_present(attempt);
+				return hole ? written_in_a_hole(attempt) : found_present(attempt);
 		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
 			enum uffd_outcome outcome =
 				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);

@@ -162,6 +162,18 @@ static bool must_not_be_lost(struct batch *batch, size_t i, enum uffd_outcome ou
 	return outcome != UFFD_UNMAPPED && region && region->is_private;
 }
 
+/* So many of the n pages at i, copied to the process, are the guest's now. */
+static size_t landed_run(struct batch *batch, const struct process *process, size_t i, size_t n, int *rc)
+{
+	for (size_t page = 0; page < n; page++) {
+		if (!vm_has_landed(batch->restorer->vm, process, batch->idx[i + page]))
+			*rc = restore_unmapped(batch, i + page);
+		if (*rc)
+			return page;
+	}
+	return n;
+}
+
 /* Copy the run of n pages at i through the first process that can take it. How many were done: 0 with *rc 0 means that
  * events must pass first. */
 static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
@@ -184,11 +196,12 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 		switch (outcome) {
 		case UFFD_DONE:
 		case UFFD_RETRY:
-			for (uint64_t page = 0; page < pages_of_bytes(copied_bytes) && !*rc; page++)
-				if (!vm_has_landed(vm, process, batch->idx[i + page]))
-					*rc = restore_unmapped(batch, i + page);
-			return *rc ? 0 : pages_of_bytes(copied_bytes);
+			return landed_run(batch, process, i, pages_of_bytes(copied_bytes), rc);
 		case UFFD_EXISTS:
+			if (!vm_has_landed(vm, process, batch->idx[i])) {
+				*rc = restore_unmapped(batch, i);
+				return *rc ? 0 : 1;
+			}
 			vm_found_present(vm, batch->idx[i]);
 			return 1;
 		case UFFD_NO_MEMORY:

@@ -597,6 +597,12 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	return 0;
 }
 
+void swapper_forget_last(struct swapper *swapper)
+{
+	if (atomic_load(&swapper->job) == JOB_NONE)
+		atomic_store(&page_map_header(swapper->vm->map)->job, JOB_NONE);
+}
+
 void swapper_continue(struct swapper *swapper)
 {
 	pthread_mutex_lock(&swapper->lock);

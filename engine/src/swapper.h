@@ -37,6 +37,9 @@ void swapper_destroy(struct swapper *swapper);
  * poisoned. */
 int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options, struct error *err);
 
+/* What a predecessor was doing is not gone on with: a successor need not know of it. */
+void swapper_forget_last(struct swapper *swapper);
+
 /* A swap-out that waits after NOTICE_PROTECTED goes on. */
 void swapper_continue(struct swapper *swapper);
 
