@@ -366,6 +366,10 @@ class Engine:
         """After Protected: the VMM's block layer was drained and may go on; the swap-out goes on."""
         lib.engine_continue_job(self._engine)
 
+    def forget_job(self) -> None:
+        """What the predecessor was doing is not gone on with."""
+        lib.engine_forget_job(self._engine)
+
     def housekeep(self) -> bool:
         """Give disk space of dropped pages back, a little at a time; True while there is more."""
         return bool(lib.engine_housekeep(self._engine))

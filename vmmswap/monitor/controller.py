@@ -231,16 +231,23 @@ class Controller:
         error = ""
         try:
             await self.check_before_enable()
-            await self._drain.prepare(vm, self.config)
+            if self.vm is vm:
+                await self._drain.prepare(vm, self.config)
         except VmmswapError as refusal:
             error = refusal.message
-            _log.warning("the swap-out that was under way does not go on: %s", error)
+        except Exception as bug:
+            _log.exception("bug in what is looked at before a swap-out goes on")
+            error = f"an internal error: {bug!r}"
         if self.vm is not vm:
             return
-        if error or self._machine.is_turned_back:
-            self._perform(self._machine.job_done(error, vm.engine.stats().tracking))
-        else:
+        if not error and not self._machine.is_turned_back:
             self._perform(Action.SWAP_OUT)
+            return
+        if error:
+            _log.warning("the swap-out that was under way does not go on: %s", error)
+        vm.engine.forget_job()
+        vm.change(interrupted=0)
+        self._perform(self._machine.not_begun(error, vm.engine.stats().tracking))
 
     def _drained(self) -> None:
         if self.vm is not None:

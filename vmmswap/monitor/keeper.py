@@ -169,7 +169,7 @@ def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, is_private: bool
     likest = max(known, key=lambda item: _likeness(uffd, item.ranges), default=None)
     candidates = [likest] if likest is not None and any(_likeness(uffd, likest.ranges)) else known
     for item in candidates:
-        has = _has_private if is_private else _has
+        has = _may_be_registered if is_private else _has
         if ranges := tuple(part for part in item.ranges if has(uffd, part)):
             return replace(item, ranges=ranges)
     return None
@@ -197,30 +197,33 @@ def _has(uffd: int, part: _Part) -> bool:
     try:
         register_shmem(uffd, addr, pages * PAGE_SIZE)
     except OSError:
-        return any(_looks(uffd, part))  # a part is, and something else is there, too
+        return _may_be_registered(uffd, part)  # a part is, and something else is there, too
     return True
 
 
-def _has_private(uffd: int, part: _Part) -> bool:
-    return any(_looks(uffd, part))
+def _may_be_registered(uffd: int, part: _Part) -> bool:
+    """Also if that cannot be told: it must not be given up then."""
+    return any(look is not False for look in _looks(uffd, part))
 
 
-def _looks(uffd: int, part: _Part) -> list[bool]:
+def _looks(uffd: int, part: _Part) -> list[bool | None]:
     addr, _, pages = part
     step = pages // _LOOKS + 1
     return [_is_registered(uffd, addr + page * PAGE_SIZE) for page in range(0, pages, step)]
 
 
-def _is_registered(uffd: int, addr: int) -> bool:
-    """Asked by a copy of what may not be read: the kernel looks whether the place is registered first. False
-    also if that cannot be told, while an event of the process is unread.
+def _is_registered(uffd: int, addr: int) -> bool | None:
+    """Asked by a copy of what may not be read: the kernel looks whether the place is registered first. None
+    if that cannot be told, as while an event of the process is unread.
     """
     request = bytearray(struct.pack("QQQQq", addr, _unreadable(), PAGE_SIZE, 0, 0))
     try:
         fcntl.ioctl(uffd, _UFFDIO_COPY, request)
     except OSError as error:
-        return error.errno in (errno.EFAULT, errno.EEXIST)
-    return False
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return False
+        return True if error.errno in (errno.EFAULT, errno.EEXIST) else None
+    return None
 
 
 @functools.cache

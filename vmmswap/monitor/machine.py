@@ -95,6 +95,12 @@ class Machine:
             return self.disable()
         return self._start(following) if following is not Job.NONE else Action.NOTHING
 
+    def not_begun(self, error: str, tracking: bool) -> Action:
+        """The job was not begun. One of its kind that was ordered meanwhile is refused with it."""
+        if error and self.following is self.job:
+            self.following = Job.NONE
+        return self.job_done(error, tracking)
+
     def hold(self) -> Action:
         """Turn the running job back with nothing to follow."""
         self.following = Job.NONE

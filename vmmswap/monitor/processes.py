@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import os
 from collections.abc import Callable
@@ -29,6 +31,7 @@ _log = logging.getLogger("vmmswap.processes")
 _LOOKS = 6
 _LOOK_AGAIN_S = 0.03
 # Its parent may need long to go on with the fork, on a loaded host.
+_LOOKS_FOR_PIDS = 40
 _SEARCH_PAUSES_S = (*[0.0] * _LOOKS, 0.3, 1.0, 3.0, 10.0)  # besides
 _ALIVE_EVERY_S = 2.0
 
@@ -133,14 +136,14 @@ class Processes:
     async def check_covered(self) -> None:
         """NotSupportedError if memory must not leave: somebody would read zeros, or holds pages for good."""
         vm = self._vm
-        for looked in range(1, _LOOKS + 1):
+        for looked in itertools.count(1):
             picture = await self._look()
             odd = self._odd_child(picture)
             if not picture.strangers and odd is None:
                 break
-            if looked == _LOOKS and picture.strangers:
+            if looked >= _LOOKS and picture.strangers:
                 raise coverage.stranger_error(picture.strangers[0])
-            if looked == _LOOKS and odd is not None:
+            if odd is not None and looked >= (_LOOKS if odd.pid else _LOOKS_FOR_PIDS):
                 raise _odd_error(odd)
             await asyncio.sleep(_LOOK_AGAIN_S)
         unreadable = set(picture.unreadable) - self._told_unreadable
@@ -159,17 +162,21 @@ class Processes:
                 )
 
     def _odd_child(self, picture: coverage.Picture) -> Process | None:
-        """A forked child that does not map all that it is served with: something else may be there by now."""
+        """A forked child that does not map all that it is served with: something else may be there by now.
+        One whose pid is not known maps none of it, unless it is one of those whose maps may not be read.
+        """
         for item in picture.known:
             process = self._vm.processes.get(item.process_id)
-            if process is None or not process.is_forked or not item.pid or process.pid != item.pid:
+            pid = item.pid or picture.pids.get(item.process_id, 0)
+            if process is None or not process.is_forked or process.pid != pid:
                 continue
             if coverage.is_gone(process.uffd):
                 self.gone(process.process_id)
                 continue
-            own = [piece.range for piece in picture.pieces if piece.pid == item.pid]
+            own = [piece.range for piece in picture.pieces if piece.pid == pid]
             has_left = not has_all(own, self._vm.engine.ranges_of(item.process_id))
-            if has_left and coverage.shows_mappings(item.pid):
+            can_tell = coverage.shows_mappings(pid) if pid else not picture.unreadable
+            if has_left and can_tell:
                 return process
         return None
 
@@ -202,7 +209,7 @@ class Processes:
 
     async def _find_pids(self) -> None:
         looks = 0
-        while looks < len(_SEARCH_PAUSES_S):
+        while True:
             self._search_anew.clear()
             try:
                 await self._look()
@@ -212,12 +219,15 @@ class Processes:
             if all(process.pid or not process.ranges for process in self._vm.processes.values()):
                 return
             await asyncio.sleep(_LOOK_AGAIN_S)
-            try:
-                await asyncio.wait_for(self._search_anew.wait(), _SEARCH_PAUSES_S[looks])
-            except TimeoutError:
+            if looks < len(_SEARCH_PAUSES_S):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._search_anew.wait(), _SEARCH_PAUSES_S[looks])
+            if self._search_anew.is_set():
+                looks = 0
+            elif looks < len(_SEARCH_PAUSES_S):
                 looks += 1
             else:
-                looks = 0
+                return
 
     def _forget_dead_children(self) -> None:
         dead = [
@@ -277,7 +287,8 @@ def _check_apart(field: str, wanted: Range, process: Process) -> None:
 
 
 def _odd_error(child: Process) -> NotSupportedError:
+    name = f"process {coverage.name_of(child.pid)}" if child.pid else "a process of unknown pid"
     return NotSupportedError(
-        f"process {coverage.name_of(child.pid)}, forked by the VM, no longer maps all guest memory that it"
+        f"{name}, forked by the VM, no longer maps all guest memory that it"
         " had, and cannot be followed: wait until it has ended"
     )
