@@ -176,3 +176,25 @@ def test_a_swap_out_that_failed_before_anything_was_registered_is_forgotten_by_d
     assert machine.state is State.FAILED
     assert machine.disable() is Action.NOTHING
     assert machine.state is State.READY
+
+
+def test_what_is_refused_before_it_begins_takes_the_same_order_of_meanwhile_with_it():
+    machine = Machine()
+    assert machine.enable() is Action.SWAP_OUT
+    assert machine.disable() is Action.TURN
+    assert machine.is_turned_back
+    assert machine.enable() is Action.NOTHING
+    assert machine.not_begun("a stranger maps the memory", tracking=True) is Action.NOTHING
+    assert (machine.state, machine.error) == (State.FAILED, "a stranger maps the memory")
+
+
+def test_what_is_turned_back_before_it_begins_is_followed_by_the_last_order():
+    machine = Machine()
+    machine.enable()
+    machine.disable()
+    assert machine.not_begun("a stranger maps the memory", tracking=True) is Action.SWAP_IN
+    machine = Machine()
+    machine.enable()
+    machine.disable()
+    machine.enable()
+    assert machine.not_begun("", tracking=True) is Action.SWAP_OUT
