@@ -260,7 +260,8 @@ def test_the_successor_of_a_monitor_that_died_lets_the_vm_go_on(undo, bus, direc
     successor = start()
     vmm.monitor = successor
     until(lambda: successor.status()["State"] == "Active", successor, "the swap-out to be done")
-    assert server.commands == [*HANDSHAKE, "query-status", "stop", *HANDSHAKE, "cont", *DRAIN]
+    told = [command for command in server.commands if command not in HANDSHAKE]
+    assert told == ["query-status", "stop", "cont", *DRAIN], "in one session or two: letting go may end first"
     assert server.state == "running"
     vmm.check()
 
