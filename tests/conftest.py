@@ -8,6 +8,7 @@ a tool or a right that CI should have and lacks must not hide tests. The summary
 import collections
 import fnmatch
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from tests.support import installation
 from tests.support.machine import Machine
 
 EXPECTED_SKIPS = Path(__file__).with_name("expected-skips")
+
+# A shell that runs the suite in the background has it ignore Ctrl-C, and so all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="module")
