@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vmmswap.errors import InternalError, VmmswapError, from_errno
+from vmmswap.errors import InternalError, NoSuchVMError, VmmswapError, from_errno
 
 if os.environ.get("VMMSWAP_ENGINE") == "failpoints":
     from vmmswap._engine_failpoints import ffi, lib
@@ -207,7 +207,7 @@ def _text(chars: Any) -> str:  # noqa: ANN401 - cffi's objects have no static ty
 
 
 class Engine:
-    """The engine of one VM. Use from one thread at a time."""
+    """The engine of one VM. Use from one thread at a time. Once closed, its calls raise NoSuchVMError."""
 
     def __init__(
         self, config: EngineConfig, *, page_map_fd: int | None = None, store_fd: int | None = None
@@ -232,9 +232,16 @@ class Engine:
         self._error = ffi.new("struct error *")
         out = ffi.new("struct engine **")
         self._check(lib.engine_create(c_config, out, self._error))
-        self._engine = out[0]
+        self._open = out[0]
         self._trace_buffer = ffi.NULL
         self._trace_room = 0
+
+    @property
+    def _engine(self) -> Any:  # noqa: ANN401 - cffi's objects have no static types
+        """Who waited for something may find the VM gone: a call must not reach what is freed."""
+        if not self._open:
+            raise NoSuchVMError("the VM has ended")
+        return self._open
 
     def _check(self, rc: int) -> None:
         if rc < 0:
@@ -431,7 +438,7 @@ class Engine:
 
     def close(self) -> None:
         """Stop all threads. Touches nothing of the guest: what is out stays out."""
-        engine, self._engine = self._engine, ffi.NULL
+        engine, self._open = self._open, ffi.NULL
         lib.engine_destroy(engine)
 
 

@@ -41,9 +41,9 @@ class Daemon:
         await self.connection.start()
         background = []
         try:
-            await self.connection.own_name(BUS_NAME)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+            await self.connection.own_name(BUS_NAME)
             background = [asyncio.create_task(self._watch_idle()), asyncio.create_task(self._feed_watchdog())]
             notify("READY=1")
             await self._stop.wait()

@@ -92,9 +92,8 @@ class Controller:
         order = self._orders
         self._machine.check_enable()
         if self._machine.job is not Job.SWAP_OUT:
-            await self.check_before_enable()
-            await self._drain.prepare(vm, self.config)
-        if order == self._orders and self.vm is vm:
+            await self._look_before_swap_out(vm)
+        if order == self._orders:
             self._is_short_of_memory = False
             self._perform(self._machine.enable())
         elif self._machine.job is Job.NONE:
@@ -227,12 +226,22 @@ class Controller:
         else:
             self._perform(action)
 
-    async def _start_checked(self, vm: Vm) -> None:
-        error = ""
+    async def _look_before_swap_out(self, vm: Vm) -> None:
+        """NoSuchVMError if the VM ends meanwhile: what is looked at is closed then."""
         try:
             await self.check_before_enable()
             if self.vm is vm:
                 await self._drain.prepare(vm, self.config)
+        except Exception:
+            if self.vm is vm:
+                raise
+        if self.vm is not vm:
+            raise NoSuchVMError("the VM has ended")
+
+    async def _start_checked(self, vm: Vm) -> None:
+        error = ""
+        try:
+            await self._look_before_swap_out(vm)
         except VmmswapError as refusal:
             error = refusal.message
         except Exception as bug:

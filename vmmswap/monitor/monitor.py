@@ -417,6 +417,7 @@ class Monitor:
             self._put_off = self._stop
         if self._is_keeping or self._stopping is not None:
             return
+        service.ask_for_time()  # first of all: the limit may be short, and the loop busy
         self._stopping = asyncio.get_running_loop().create_task(service.extend_stop(), name="stop")
         if self._controller.vm is None:
             self._end(0)

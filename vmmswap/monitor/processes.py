@@ -111,12 +111,9 @@ class Processes:
 
     def forked(self, event: ProcessForked) -> None:
         try:
-            child = self._vm.add_child(event.process_id, event.parent_id, event.uffd)
+            self._vm.add_child(event.process_id, event.parent_id, event.uffd)
         except VmmswapError as error:
             _log.error("a forked child is served, but would be lost if the monitor died: %s", error.message)
-            return
-        if child is None:
-            _log.error("a child of the unknown process %d is served", event.parent_id)
             return
         self._start_search()
 

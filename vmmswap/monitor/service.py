@@ -49,10 +49,15 @@ async def feed_watchdog() -> None:
         await asyncio.sleep(interval_s)
 
 
+def ask_for_time() -> None:
+    """A stop may take as long as memory is out."""
+    notify(f"EXTEND_TIMEOUT_USEC={round(_EXTEND_S * 1e6)}")
+
+
 async def extend_stop() -> None:
-    """For ever: a stop may take as long as memory is out."""
+    """For ever."""
     while True:
-        notify(f"EXTEND_TIMEOUT_USEC={round(_EXTEND_S * 1e6)}")
+        ask_for_time()
         await asyncio.sleep(_EXTEND_EVERY_S)
 
 

@@ -222,14 +222,14 @@ class Vm:
         process.ranges = ranges
         self.record()
 
-    def add_child(self, process_id: int, parent_id: int, uffd: int) -> Process | None:
-        """Take note of a forked child, which the engine serves already. None if its parent is not known.
+    def add_child(self, process_id: int, parent_id: int, uffd: int) -> None:
+        """Take note of a forked child, which the engine serves already.
 
         If this raises, the child is known all the same, but a successor will not have its userfaultfd.
         """
-        parent = self.processes.get(parent_id)
-        if parent is None:
-            return None
+        parent = self.processes.get(parent_id)  # None: it ended before its child was told of
+        is_proven = parent.is_proven if parent else all(item.is_proven for item in self.processes.values())
+        dummy_page = parent.dummy_page if parent else 0
         ranges = self.engine.ranges_of(process_id)  # its parent's when it was forked
         child = Process(
             self.manifest.next_key,
@@ -239,12 +239,11 @@ class Vm:
             uffd,
             False,
             ranges,
-            parent.is_proven,
-            parent.dummy_page,
+            is_proven,
+            dummy_page,
             is_forked=True,
         )
         self._enter(child)
-        return child
 
     def add_orphan(self, uffd: int, parent: ProcessRecord) -> None:
         """Serve a forked child whose uffd, ours from here on, a keeper saved; before the engine recovers."""
