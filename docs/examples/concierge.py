@@ -56,8 +56,11 @@ class Concierge:
         socket = await self.host.call_prepare(self.name)
         say(f"prepared {socket}: start the VMM of {self.name} now")
         while True:
-            await self.look()
-            await self.decide()
+            try:
+                await self.look()
+                await self.decide()
+            except DBusError as error:
+                say(f"{self.name}: {error.type}: {error.text}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.events.get(), self.period_s)
 
@@ -102,14 +105,11 @@ class Concierge:
         if self.manager is None:
             return
         idle = await self.is_idle()
-        try:
-            # A Failed VM may be told again: what stood in the way, a full disk for example, may be gone.
-            if idle and self.state in ("Ready", "Failed"):
-                await self.manager.call_enable()
-            elif not idle and self.state in ("Active", "Failed"):
-                await self.manager.call_disable()
-        except DBusError as error:
-            say(f"{self.name}: {error.type}: {error.text}")
+        # A Failed VM may be told again: what stood in the way, a full disk for example, may be gone.
+        if idle and self.state in ("Ready", "Failed"):
+            await self.manager.call_enable()
+        elif not idle and self.state in ("Active", "Failed"):
+            await self.manager.call_disable()
 
     async def is_idle(self) -> bool:
         process = await asyncio.create_subprocess_shell(self.idle_command)
