@@ -67,9 +67,14 @@ def accelerator() -> tuple[str, str]:
 
 def wait_set_up(path: Path) -> None:
     """Until the QEMU that listens there for QMP has all that its command line says: it listens first."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(str(path))
-        qmp(sock, "query-status")
+    end_s = time.monotonic() + BOOT_S
+    while True:
+        with socket.socket(socket.AF_UNIX) as sock:
+            if sock.connect_ex(str(path)) == 0:
+                qmp(sock, "query-status")
+                return
+        assert time.monotonic() < end_s, f"nobody listens on {path}"
+        time.sleep(0.01)  # it is bound first
 
 
 def qmp(sock: socket.socket, command: str, **arguments: Any) -> Any:

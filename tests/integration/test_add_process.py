@@ -18,7 +18,7 @@ import pytest
 from tests.support.bus import missing
 from tests.support.monitor import PROGRAM, BusError, Monitor
 from tests.support.notify import ServiceManager
-from tests.support.restarts import Restarted, failing
+from tests.support.restarts import Restarted, failing, memfds_of
 from tests.support.sharing_process import SharingProcess
 from vmmswap.errors import InvalidRegionError, ProtocolError
 from vmmswap.handoff import client, uffd_api
@@ -249,12 +249,12 @@ def test_memory_that_is_refused_during_an_operation_is_forgotten(service):
         uffd_api.api(uffd, uffd_api.Feature(0))
         uffd_api.register_missing(uffd, memory.region(0).addr, mmap.PAGESIZE)
         service.monitor.call("Enable")
+        service.monitor.until(lambda: service.monitor.status()["Mode"], "guest memory to be registered")
         with pytest.raises(InvalidRegionError, match="another userfaultfd watches it"):
             vmm.add_region()
         status = service.monitor.status()
         assert (status["Operation"], status["TotalPages"]) == ("swap-out", 64)
-        links = [str(path.readlink()) for path in Path(f"/proc/{service.monitor.process.pid}/fd").iterdir()]
-        assert not any("guest1" in link for link in links)
+        assert not memfds_of(service.monitor.pid, "guest1")
         os.close(uffd)
         service.monitor.kill()
         monitor = service.start()

@@ -15,7 +15,7 @@ from tests.guests.attached import attaching
 from tests.support import programs
 from tests.support.bus import missing
 from tests.support.monitor import BusError
-from tests.support.restarts import failing, keepers, wait_gone
+from tests.support.restarts import failing, keepers, memfds_of, wait_gone
 from vmmswap.attach.failpoint import VARIABLE
 from vmmswap.errors import NoSuchVMError, ProtocolError
 
@@ -90,12 +90,6 @@ def target():
         yield running
 
 
-def memfds_of(pid):
-    """Inodes of the guest memory that a process keeps open."""
-    found = Path(f"/proc/{pid}/fd").iterdir()
-    return {path.stat().st_ino for path in found if "memfd:guest" in str(path.readlink())}
-
-
 def all_out(monitor, pieces):
     """Enable leaves nothing of so many pieces on RAM."""
     status = monitor.all_out()
@@ -127,7 +121,7 @@ def test_what_is_unplugged_is_let_go(service, target):
     monitor.disable()
     target.ask("unplug 0")
     monitor.until(lambda: monitor.status()["TotalPages"] == PIECE_PAGES, "the piece to be forgotten")
-    assert memfds_of(monitor.process.pid) == memfds_of(target.pid)
+    assert memfds_of(monitor.pid, "guest") == memfds_of(target.pid, "guest")
     all_out(monitor, 1)
     target.check(1)
     target.ask("plug 0")

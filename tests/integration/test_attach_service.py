@@ -82,8 +82,10 @@ def test_from_attach_to_detach(host: Service) -> None:
     with target(host, "plain", KNOWN) as running:
         host.machine.run("vmmswapctl", "attach", "web", str(running.pid))
         assert "userfaultfd" in running.links()
+        host.machine.run("systemctl", "kill", "--signal=STOP", "plain")  # it soon has all back, at work
         status = host.swap_out("web")
         assert status["SwapPages"] > 0, host.log("web")
+        host.machine.run("systemctl", "kill", "--signal=CONT", "plain")
         running.run_on()
         host.swap_out("web")
         host.machine.run("systemctl", "kill", "--signal=KILL", "vmmswap@web.service")

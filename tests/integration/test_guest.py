@@ -43,7 +43,7 @@ def write_page(fd, page, data):
 def is_alive(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # reaped before it was opened, or before it was read
         return False
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from hypothesis import strategies as st
 
 from tests.support.handoff import GuestMemory, RecordingHandler, open_fds, refused, replies, send, serving
 from vmmswap.errors import AccessDeniedError, ProtocolError
-from vmmswap.handoff import ancillary, peer, uffd_api
+from vmmswap.handoff import ancillary, peer, proof
 from vmmswap.handoff.ancillary import Credentials, receive_piece
 from vmmswap.handoff.client import VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import MAX_MESSAGE_BYTES, PAGE_SIZE, encode
 from vmmswap.handoff.owned import OwnedFds
+from vmmswap.handoff.probe import probe
 from vmmswap.handoff.receiver import Limits
 from vmmswap.handoff.session import Claim, HandoffSession
 
@@ -81,11 +83,11 @@ async def test_peer_that_says_nothing_and_goes():
 
 async def test_registered_vm_may_be_silent_for_longer(guest):
     handler = RecordingHandler()
-    async with serving(handler, silence_s=SHORT_S, message_s=5) as connect:
+    async with serving(handler, silence_s=1.0, message_s=5) as connect:
         client = VmmClient(connect())
         await asyncio.to_thread(client.register, [guest.region], [guest.memfd], guest.uffd)
         silent = asyncio.create_task(handler.lost.get())
-        done, _ = await asyncio.wait([silent], timeout=4 * SHORT_S)
+        done, _ = await asyncio.wait([silent], timeout=1.5)
         assert not done
         client.close()
         assert await silent is None
@@ -284,15 +286,31 @@ def test_sender_whose_name_is_no_text():
         comm.write_bytes(name)
 
 
-async def test_server_closed_while_a_hand_off_is_checked(guest):
+async def test_server_closed_while_a_hand_off_is_checked(guest, monkeypatch):
     """The check runs on a thread and ends there; what it came to is closed."""
+    begun, end = threading.Event(), threading.Event()
+
+    def held(*arguments):
+        begun.set()
+        end.wait()
+        return probe(*arguments)
+
+    monkeypatch.setattr(proof, "probe", held)
     handler = RecordingHandler()
     async with serving(handler) as connect:
         sock = connect()
         send(sock, encode("register", [guest.region]), [guest.uffd, guest.memfd])
-        while uffd_api.features_of(guest.uffd) is None:  # until the check has begun
-            await asyncio.sleep(0)
+        await asyncio.to_thread(begun.wait)
+        (session,) = (task for task in asyncio.all_tasks() if task.get_name() == "hand-off session")
+        release = asyncio.create_task(once_cancelled(session, end.set))
+    await release
     assert handler.requests == []
+
+
+async def once_cancelled(task, action):
+    while not task.cancelling():
+        await asyncio.sleep(0)
+    action()
 
 
 # Thousands of malformed hand-offs.

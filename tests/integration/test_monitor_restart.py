@@ -215,7 +215,7 @@ def test_bad_configuration_with_memory_out_means_the_last_good_one(service, gues
 
 
 def test_page_fault_logging_goes_on(service, guest):
-    service.monitor.enable()
+    service.monitor.all_out()
     service.monitor.call("StartPageFaultLogging")
     monitor = service.kill_and_start()
     assert monitor.status()["PageFaultLogging"] is True

@@ -38,7 +38,7 @@ def pair(bus, directory, regions=("16M", "8M"), env=None, group=None, **options)
 def test_pages_that_cannot_be_read_are_never_zeros_and_keep_the_vm(bus, directory):
     env = {"VMMSWAP_ENGINE": "failpoints", "VMMSWAP_FAILPOINTS": "store.read=EIO"}
     with pair(bus, directory, env=env, mix="random=100") as (monitor, guest):
-        assert monitor.enable()["State"] == "Active"
+        monitor.all_out()
         done = guest.touch(5)
         assert (done.bus_errors, done.wrong_bytes) == (1, 0)
         monitor.wait_log("cannot be read back")

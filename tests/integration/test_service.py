@@ -94,6 +94,7 @@ def is_active(message: dict[str, Any]) -> bool:
 def test_status_changed_has_path_and_content(host: Service, direct: bool) -> None:
     with host.guest("a") as guest:
         sender = bus_name_of("a") if direct else "org.vmmswap"
+        host.status("a", direct=direct)  # all that came before this has been passed on
         with signals(host, f"member=StatusChanged,sender={sender}", is_active) as seen:
             host.swap_out("a")
         assert {message["path"] for message in seen} == {object_path_of("a")}

@@ -9,8 +9,10 @@ with Monitor("web", bus, directory) as monitor, Guest(socket=monitor.socket) as 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,7 +69,17 @@ class Monitor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._kill_keepers()
         self.kill()
+
+    def _kill_keepers(self) -> None:
+        """They would go on in its place: it has no service manager, and its VMM may be the test."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for child in map(int, children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
 
     def start(self) -> None:
         with self._log.open("ab") as log:

@@ -63,10 +63,23 @@ class ServiceManager:
 
     def program(self, *argv: str, listener: socket.socket) -> tuple[list[str], list[int]]:
         """How to start the service with its listening socket and all kept fds: command, fds to pass."""
-        names = ["listen", *self.kept]
-        fds = [listener.fileno(), *self.kept.values()]
+        self._settle()
+        with self._changed:
+            kept = dict(self.kept)
+        names = ["listen", *kept]
+        fds = [listener.fileno(), *kept.values()]
         command = [sys.executable, "-c", _LAUNCHER, ",".join(map(str, fds)), ":".join(names)]
         return [*command, *argv], fds
+
+    def _settle(self) -> None:
+        """Work off what an earlier life has sent, as systemd does before it starts the next one."""
+        reader, writer = os.pipe()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect(str(self.path))
+            socket.send_fds(sock, [b"BARRIER=1"], [writer])
+        os.close(writer)
+        os.read(reader, 1)
+        os.close(reader)
 
     def wait_line(self, text: str, deadline_s: float = 60.0) -> None:
         with self._changed:

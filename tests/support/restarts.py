@@ -11,7 +11,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.bus import PrivateBus
@@ -104,7 +104,8 @@ def on_its_own(bus: PrivateBus, env: Mapping[str, str], *options: str) -> Iterat
     finally:
         while living := [pid for pid in [monitor.pid, *keepers(monitor)] if is_alive(monitor, pid)]:
             for pid in reversed(living):  # the last keeper first: it has none itself, and starts nothing
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         monitor.kill()
     shutil.rmtree(directory)
 
@@ -127,6 +128,23 @@ def is_alive(monitor: Monitor, pid: int) -> bool:
 
 def wait_gone(pid: int, deadline_s: float = 60.0) -> None:
     end = time.monotonic() + deadline_s
-    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+    while _has_memory(pid):
         assert time.monotonic() < end, f"process {pid} goes on"
         time.sleep(0.002)
+
+
+def memfds_of(pid: int, name: str) -> set[int]:
+    """Inodes of the memfds of that name that a process keeps open."""
+    found = set()
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            if f"memfd:{name}" in str(path.readlink()):
+                found.add(path.stat().st_ino)
+    return found
+
+
+def _has_memory(pid: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:  # reaped before it was opened, or before it was read
+        return False
