@@ -264,7 +264,7 @@ async def test_attach_and_its_connections_end(guest):
         assert (request.pid, request.force, request.pins) == (other.pid, True, True)
         assert await refused(connect, register_message(guest), [guest.uffd, guest.memfd]) == (
             "Busy",
-            "a VM is registered here, or is registering: one VM per socket: use a socket of its own",
+            "a VM is registered here, or is registering: use another name, with a socket of its own",
         )
     assert handler.lost.empty()
 

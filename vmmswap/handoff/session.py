@@ -42,7 +42,7 @@ class Claim:
     def take(self) -> None:
         if self.taken:
             raise BusyError(
-                "a VM is registered here, or is registering: one VM per socket: use a socket of its own"
+                "a VM is registered here, or is registering: use another name, with a socket of its own"
             )
         self.taken = True
 
