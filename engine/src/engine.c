@@ -64,7 +64,8 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	pthread_rwlockattr_destroy(&waiting_writers_first);
 	pthread_mutex_init(&vm->lift_lock, NULL);
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
-	if (!vm->latencies || gate_create(VM_LANES(vm), &vm->gate) != 0 || notices_create(&vm->notices) != 0 ||
+	vm->given_up_ms = calloc(PAGE_MAP_MAX_PAGES / CHUNK_PAGES, sizeof *vm->given_up_ms); /* what is not used takes no memory */
+	if (!vm->latencies || !vm->given_up_ms || gate_create(VM_LANES(vm), &vm->gate) != 0 || notices_create(&vm->notices) != 0 ||
 	    trace_create(vm->fault_threads_n, &vm->trace) != 0)
 		return error_set(err, ENOMEM, "no memory for the engine");
 	rc = config->page_map_fd < 0 ? page_map_create(&vm->map, err) :
@@ -117,6 +118,7 @@ void engine_destroy(struct engine *engine)
 	pthread_rwlock_destroy(&vm->punching);
 	pthread_mutex_destroy(&vm->lift_lock);
 	free(vm->latencies);
+	free(vm->given_up_ms);
 	free(engine);
 }
 
@@ -182,8 +184,13 @@ static bool anything_out(struct vm *vm, uint64_t page_idx, uint64_t pages)
 	uint64_t end_idx = page_idx + pages;
 
 	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
-		enum page_state state = page_state_of(atomic_load(page_map_word(vm->map, idx)));
+		enum page_state state;
 
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx >= end_idx)
+			break;
+		state = page_state_of(atomic_load(page_map_word(vm->map, idx)));
 		if (state == PAGE_STORED || state == PAGE_POISONED)
 			return true;
 	}

@@ -38,7 +38,7 @@ static uint64_t give_up_page(struct vm *vm, uint64_t page_idx)
 
 		if (seen == 0)
 			return 0;
-		next = page_word_after(seen, PAGE_IN_MEMFD, 0, kept);
+		next = page_word_after(seen, PAGE_IN_MEMFD, vm_now_ms(), kept | PAGE_GIVEN_UP);
 	} while (!atomic_compare_exchange_weak(word, &seen, next));
 
 	if ((seen & PAGE_WAITER) && !(seen & PAGE_PUNCHING))
@@ -50,6 +50,8 @@ void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
 	uint64_t end_idx = page_idx + pages;
 
+	for (uint64_t chunk = page_idx / CHUNK_PAGES; chunk * CHUNK_PAGES < end_idx; chunk++)
+		atomic_store(&vm->given_up_ms[chunk], vm_now_ms());
 	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
 		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
 			idx = page_map_next_used(vm->map, idx, end_idx);

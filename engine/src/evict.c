@@ -65,7 +65,7 @@ static void select_resident(struct evictor *evictor, const struct window *window
 		word = atomic_load(at);
 		/* PROTECTED: left over from a pass that was turned back; its protection may be gone since. */
 		if ((page_state_of(word) != PAGE_IN_MEMFD && page_state_of(word) != PAGE_PROTECTED) ||
-		    (word & PAGE_FLAGS) ||
+		    (word & PAGE_FLAGS) || vm_may_be_punched_yet(evictor->vm, idx, word) ||
 		    !atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_PROTECTED, 0, 0)))
 			continue;
 		if (*first_idx == *end_idx)
@@ -391,6 +391,14 @@ static void finish_page(struct batch *batch, size_t i, bool out)
 	batch->marked[i] = false;
 }
 
+/* Waking looks at the processes. */
+static void finish_in_gate(struct batch *batch, size_t i)
+{
+	gate_pass(batch->evictor->vm->gate, batch->evictor->lane);
+	finish_page(batch, i, false);
+	gate_leave(batch->evictor->vm->gate, batch->evictor->lane);
+}
+
 static void finish_all(struct batch *batch, bool out)
 {
 	struct vm *vm = batch->evictor->vm;
@@ -440,7 +448,7 @@ static void repair(struct batch *batch, size_t from, size_t n)
 		if (memory_is_hole(batch->region, batch->idx[i]))
 			continue;
 		memory_write(batch->region, batch->idx[i], batch->evictor->buffer + i * PAGE_BYTES);
-		finish_page(batch, i, false);
+		finish_in_gate(batch, i);
 		notices_odd(batch->evictor->vm->notices, batch->idx[i],
 			    "a page was still there after its hole was punched; its bytes were put back, but the guest may "
 			    "have read zeros: please report this with the kernel's version");
@@ -462,7 +470,7 @@ static int punch_all(struct batch *batch, struct error *err)
 			/* Nothing was punched here or later; what is marked and has its data goes back. */
 			for (size_t k = i; k < batch->n; k++)
 				if (batch->marked[k] && !memory_is_hole(batch->region, batch->idx[k]))
-					finish_page(batch, k, false);
+					finish_in_gate(batch, k);
 			return error_set(err, -rc, "cannot punch guest memory out of its memfd: %s%s", strerror(-rc),
 					 rc == -EPERM ? " (is it sealed against writing?)" : "");
 		}

@@ -48,6 +48,9 @@ enum page_state {
 #define PAGE_WAITER ((uint64_t)1 << 39)
 #define PAGE_FLAGS (PAGE_FILLING | PAGE_BACKGROUND | PAGE_PUNCHING | PAGE_WAITER)
 
+/* Of a page IN_MEMFD that was given up: its hole may come later. The slot says when that was, in ms. */
+#define PAGE_GIVEN_UP ((uint64_t)1 << 40)
+
 #define PAGE_STATE_SHIFT 32
 #define PAGE_GENERATION_SHIFT 44
 #define PAGE_GENERATION_ONE ((uint64_t)1 << PAGE_GENERATION_SHIFT)

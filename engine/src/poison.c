@@ -22,7 +22,7 @@ bool poison_mark(struct vm *vm, uint64_t page_idx)
 		}
 		if (outcome == UFFD_EXISTS) /* marked before: whoever waits must run into it */
 			uffd_wake(process->uffd, addr, PAGE_BYTES);
-		done = done && outcome != UFFD_RETRY;
+		done = done && outcome != UFFD_RETRY && outcome != UFFD_NO_MEMORY;
 	}
 	return done;
 }

@@ -181,5 +181,5 @@ bool register_child(struct vm *vm, struct process *child)
 			i++;
 		}
 	}
-	return inherited_all;
+	return inherited_all || child->gone; /* who is dead writes nothing */
 }

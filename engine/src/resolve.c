@@ -341,6 +341,10 @@ static enum resolved written(struct attempt *attempt)
  * ever taken from there, so the kernel may serve it as if there were no userfaultfd. */
 static enum resolved stray(struct attempt *attempt)
 {
+	if (attempt->fault->addr != attempt->process->dummy_addr &&
+	    monotonic_ns() - attempt->fault->read_ns < VM_STUCK_NS &&
+	    uffd_is_registered(attempt->process->uffd, attempt->fault->addr) == UFFD_UNKNOWN)
+		return later(attempt, FIRST_RETRY_NS); /* an event is on its way, which may tell what is there */
 	/* A fault at a new address is delivered before the REMAP that explains it: read all events, then look again. */
 	if (attempt->fault->addr != attempt->process->dummy_addr && attempt->fault->strays++ < STRAY_TRIES)
 		return attempt->fault->strays == 1 ? RETRY_SOON : later(attempt, FIRST_RETRY_NS);

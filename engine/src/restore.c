@@ -19,6 +19,7 @@ struct batch {
 	uint64_t idx[CHUNK_PAGES];
 	uint64_t claimed[CHUNK_PAGES]; /* 0: no longer ours */
 	uint64_t slots[CHUNK_PAGES];
+	bool bad[CHUNK_PAGES];
 	enum page_state states[CHUNK_PAGES]; /* STORED, or POISONED: that may read well by now */
 };
 
@@ -79,16 +80,15 @@ static void fetch(struct batch *batch)
 	int all = store_get(vm->store, batch->slots, batch->n, restorer->buffer);
 
 	FAILPOINT_HERE("restore.fetched");
+	for (size_t i = 0; i < batch->n; i++) { /* a disk that fails takes its time: every fault would wait for it in the gate */
+		batch->bad[i] = all || !reads_right(batch, i);
+		if (batch->bad[i])
+			batch->bad[i] = store_get(vm->store, &batch->slots[i], 1, restorer->buffer + i * PAGE_BYTES) ||
+					!reads_right(batch, i);
+	}
 	gate_pass(vm->gate, restorer->lane);
 	for (size_t i = 0; i < batch->n; i++) {
-		bool good = !all && reads_right(batch, i);
-
-		if (!good) {
-			int rc = store_get(vm->store, &batch->slots[i], 1, restorer->buffer + i * PAGE_BYTES);
-
-			good = !rc && reads_right(batch, i);
-		}
-		if (good)
+		if (!batch->bad[i])
 			continue;
 		if (is_claim(atomic_load(page_map_word(vm->map, batch->idx[i])), batch->claimed[i]))
 			restorer->unreadable_pages++;
@@ -151,7 +151,9 @@ static int restore_unmapped(struct batch *batch, size_t i)
 	else
 		vm_found_present(vm, batch->idx[i]);
 	/* -ERANGE, -EINVAL: the VMM shrank its memfd: the page is given up. */
-	return rc == -ENOMEM || rc == -ENOSPC ? -ENOMEM : 0;
+	if (rc == -ERANGE || rc == -EINVAL)
+		rc = 0;
+	return rc == -ENOSPC || rc == -EDQUOT ? -ENOMEM : rc && rc != -ENOMEM ? -EIO : rc;
 }
 
 /* Private memory is nowhere else: what could not be put back for any other reason than that it is gone stays out. */

@@ -2,6 +2,7 @@
 #include "vm.h"
 
 #include <time.h>
+#include <unistd.h>
 
 #include "hash.h"
 
@@ -66,17 +67,41 @@ void vm_found_present(struct vm *vm, uint64_t page_idx)
 		    "userfaultfd has touched it, and the guest may read zeros there");
 }
 
+/* lseek() waits for the lock of the memfd's inode, which our own SEEK_HOLE holds for 12 ms a GiB, and a thread of the VMM that writes
+ * to the file until its bytes come; all faults would wait with us. read() does not, and what was out is not zeros, as a hole is. */
+static bool reads_as_zeros(const struct region *region, uint64_t page_idx)
+{
+	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
+	off_t offset = (off_t)(region->offset_bytes + bytes_of_pages(page_idx - region->page_idx));
+
+	return pread(region->fd, page, sizeof page, offset) != (ssize_t)sizeof page || page_is_zero(page);
+}
+
 bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx)
 {
 	const struct region *region = memory_region_of(&vm->memory, page_idx);
 
 	/* The VMM itself was looked at when it was registered, and has nothing there but the guest's memory. */
-	if (process->id == 0 || !region || region->is_private || !memory_is_hole(region, page_idx))
+	if (process->id == 0 || !region || region->is_private || !reads_as_zeros(region, page_idx) ||
+	    !memory_is_hole(region, page_idx))
 		return true;
 	notices_odd(vm->notices, page_idx,
 		    "process %u has other shared memory in the place of the guest's, and was given the guest's bytes there; the "
 		    "guest keeps them", process->id);
 	return false;
+}
+
+uint32_t vm_now_ms(void)
+{
+	return (uint32_t)(monotonic_ns() / 1000000) | 1; /* 0 is never */
+}
+
+bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word)
+{
+	uint32_t since_ms = word & PAGE_GIVEN_UP ? (uint32_t)page_slot_of(word) :
+			    word == 0 ? atomic_load(&vm->given_up_ms[page_idx / CHUNK_PAGES]) : 0;
+
+	return since_ms && vm_now_ms() - since_ms < VM_GIVEN_UP_MS;
 }
 
 void vm_drop_copy(struct vm *vm, uint64_t old)

@@ -43,6 +43,8 @@ struct vm {
 	pthread_mutex_t lift_lock;
 	uint64_t lift_from_idx, lift_end_idx;
 	_Atomic bool lift_wanted;
+	/* When pages were last given up, in ms, 0 for never: of those that the page map has no record of, so one for each chunk. */
+	_Atomic uint32_t *given_up_ms;
 	_Atomic uint64_t writes_seen; /* write-protect faults served: pages that the guest wrote to after they were protected */
 
 	/* Pages that are out are write-protected, by bits or markers, in every process: all can protect, and none joined
@@ -96,6 +98,12 @@ void vm_found_present(struct vm *vm, uint64_t page_idx);
 /* Whether a page that was copied to the process is in the guest's memfd now. If not, the process has something else there, and was
  * given bytes that are not its own: told of. */
 bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx);
+
+/* MADV_REMOVE raises its event before it punches, and the kernel does not say when it has: for so long what was given up does not
+ * go out, or it would come back. A fault at the page ends that: it is new. */
+#define VM_GIVEN_UP_MS 10000u
+uint32_t vm_now_ms(void);
+bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word);
 
 /* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
 void vm_drop_copy(struct vm *vm, uint64_t old);

@@ -582,7 +582,7 @@ static inline void rig_fork(struct rig *rig, uint32_t child)
 static inline int rig_open_memory(const struct rig *rig, uint64_t pages)
 {
 	int fd = rig->layout.huge ? open(test_dir(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600) :
-				    memfd_create("test guest", MFD_CLOEXEC);
+				    memfd_create("test guest", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
 	CHECK_SYS(fd);
 	CHECK_SYS(ftruncate(fd, (off_t)(pages * 4096)));

@@ -66,6 +66,14 @@ static void rig_stop(struct rig *rig)
 	engine_destroy(rig->engine);
 }
 
+/* A page is there a little before the engine has noted that; whoever changes the set of processes waits for it. */
+static void settle(struct rig *rig)
+{
+	struct error err = { 0 };
+
+	CHECK(engine_remove_process(rig->engine, UINT32_MAX, &err) == -ESRCH);
+}
+
 /* Wait for the job's end, noting forks on the way. */
 static struct notice wait_job(struct rig *rig)
 {
@@ -92,6 +100,7 @@ static void run_job(struct rig *rig, uint32_t job, enum swap_mode mode)
 	struct error err = { 0 };
 	struct notice done;
 
+	settle(rig);
 	if (engine_start_job(rig->engine, job, &options, &err))
 		FAIL("engine_start_job: %s", err.message);
 	done = wait_job(rig);
@@ -114,6 +123,7 @@ static struct engine_stats stats_of(struct rig *rig)
 {
 	struct engine_stats stats;
 
+	settle(rig);
 	engine_read_stats(rig->engine, &stats);
 	return stats;
 }

@@ -429,3 +429,29 @@ TEST(memory_that_is_moved_and_unmapped_is_followed)
 	CHECK_EQ(rig.odd, 0);
 	rig_stop(&rig);
 }
+
+static uint64_t map_bytes(const struct rig *rig)
+{
+	struct stat status;
+
+	CHECK_SYS(fstat(engine_page_map_fd(rig->engine), &status));
+	return (uint64_t)status.st_blocks * 512;
+}
+
+/* Whoever plugs memory asks whether anything is out, of all that there is. */
+TEST(asking_whether_anything_is_out_costs_no_memory)
+{
+	static const struct layout sparse = { .memfd_pages = { 8192 }, .regions = { { 0, 0, 8192 } }, .empty = 1 };
+	struct puppet_order write = { .kind = ORDER_WRITE, .page = 3 };
+	struct rig rig;
+	uint64_t before;
+
+	rig_start(&rig, &sparse);
+	puppet_do(&rig, 0, 0, write);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	before = map_bytes(&rig);
+	CHECK(!engine_is_out(rig.engine, 0, 8192));
+	CHECK_EQ(map_bytes(&rig), before);
+	rig_stop(&rig);
+}

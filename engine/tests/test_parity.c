@@ -276,6 +276,8 @@ TEST(remove_outside_of_the_region)
 	struct process *process = address_space_add(&vm.spaces, (int)CHECK_SYS(eventfd(0, EFD_CLOEXEC)));
 	uint64_t base = 0x10003000, first_idx, end = base + 3 * PAGE_BYTES;
 
+	vm.given_up_ms = calloc(1, sizeof *vm.given_up_ms);
+	CHECK(vm.given_up_ms);
 	CHECK_OK(page_map_create(&vm.map, &err));
 	CHECK_OK(page_map_add_pages(vm.map, 5, &first_idx, &err));
 	CHECK_OK(process_add_range(process, (struct range){ base, 1, 3 }));
@@ -290,6 +292,7 @@ TEST(remove_outside_of_the_region)
 	CHECK_EQ(protected_pages(&vm), 2);
 	address_spaces_destroy(&vm.spaces);
 	page_map_destroy(vm.map);
+	free(vm.given_up_ms);
 }
 
 /* --- swap-out and swap-in */

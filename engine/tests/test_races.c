@@ -207,7 +207,8 @@ static void give_up_and_write(struct rig *rig, const struct point *point, enum o
 		settle(rig, 0, 0, written);
 	else
 		puppet_do(rig, 0, 0, write_half(PAGE, 1));
-	CHECK(rig_resident(rig, PAGE));
+	if (!point->in_gate) /* else the protect may come after the write, and the page has gone out by now */
+		CHECK(rig_resident(rig, PAGE));
 }
 
 static void play_remove(struct rig *rig, const struct point *point)
@@ -471,6 +472,7 @@ TEST(the_second_pass_takes_what_was_written)
 	rig.options.max_passes = 2;
 	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.read");
 	puppet_do(&rig, 0, 0, write_half(PAGE, 0));
+	rig_settle(&rig);
 	rig_disarm("evict.read");
 	rig_end_job(&rig);
 	CHECK_EQ(rig_resident_pages(&rig, 0, 1000), 0);
