@@ -28,3 +28,15 @@ def directory() -> Iterator[Path]:
     end_s = time.monotonic() + 10
     while path.exists():  # a killed monitor's successor may come and go in there
         shutil.rmtree(path, ignore_errors=time.monotonic() < end_s)
+
+
+@pytest.fixture
+def vfio_device() -> Iterator[str]:
+    """A file by the name of a VFIO group: what counts is what a process has open."""
+    directory = Path("/dev/vfio")
+    was_there = directory.exists()
+    directory.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=directory, prefix="vmmswap-test-") as file:
+        yield file.name
+    if not was_there:
+        directory.rmdir()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.attach import NOBODY, Target
 from tests.support.bus import missing
-from tests.support.monitor import Monitor
+from tests.support.monitor import BusError, Monitor
 from vmmswap.errors import BusyError, InvalidRegionError, NotSupportedError
 from vmmswap.handoff.client import VmmClient
 
@@ -25,7 +25,8 @@ import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
 memory = mmap.mmap(fd, 16 << 20)
 print("mapped", flush=True)
-sys.stdin.readline()
+path = sys.stdin.readline().strip()
+device = open(path) if path else None
 print(sum(memory[offset] for offset in range(0, 16 << 20, 4096)) > 0, flush=True)
 sys.stdin.readline()
 """
@@ -66,8 +67,9 @@ class Mapper:
         self.process.stdin.close()
         self.process.stdout.close()
 
-    def read_all(self):
-        self.process.stdin.write(b"\n")
+    def read_all(self, device=""):
+        """All of the memory, once it has opened a device."""
+        self.process.stdin.write(f"{device}\n".encode())
         self.process.stdin.flush()
         return self.process.stdout.readline() == b"True\n"
 
@@ -129,6 +131,47 @@ def test_refused_from_the_command_line(bus, directory):
         assert f"cannot attach to pid {pid}" in monitor.log
 
 
+def test_who_cannot_be_on_the_bus_leaves_the_vmm_as_it_was(bus, directory):
+    with Target("memory,nanosleep") as target:
+        target.run_on(1)
+        fds, maps = target.fds, target.maps
+        monitor = attached(bus, directory, target, "--bus", f"unix:path={directory}/nowhere")
+        monitor.start()
+        assert monitor.wait_exit() == 69
+        assert "registered: process" in monitor.log
+        assert (target.fds, target.maps) == (fds, maps)
+        target.run_on(20)
+        assert target.wrong == 0
+        with attached(bus, directory, target) as another:
+            assert another.enable()["State"] == "Active"
+            another.call("Detach")
+            assert another.wait_exit() == 0
+
+
+def test_a_monitor_is_no_vmm(bus, directory):
+    with Target("memory") as target, attached(bus, directory, target) as monitor:
+        for pid in (monitor.pid, *children_of(monitor.pid)):
+            other = Monitor("other", bus, directory, f"--attach={pid}", listen=False)
+            other.start()
+            assert other.wait_exit() == 69
+            assert "vmmswap's own: this is a monitor, and no VMM" in other.log
+        assert monitor.enable()["State"] == "Active"
+        target.run_on(20)
+        assert target.wrong == 0
+
+
+def children_of(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def test_options_of_attach_without_attach(bus, directory):
+    for option in (("--region", "1000-2000"), ("--force",), ("--qmp", "/x")):
+        monitor = Monitor("web", bus, directory, *option)
+        monitor.start()
+        assert monitor.wait_exit() == 2
+        assert "go with --attach" in monitor.log
+
+
 def test_a_region_by_hand(bus, directory):
     with Target("memory", size_mib=32) as target:
         region = f"{target.addr:x}-{target.addr + (16 << 20):x}"
@@ -152,6 +195,16 @@ def test_who_maps_the_memory_later_is_attached_before_enable(bus, directory):
             links = [str(path.readlink()) for path in Path(f"/proc/{mapper.pid}/fd").iterdir()]
             assert UFFD not in links
         assert target.wrong == 0
+
+
+def test_a_device_that_another_mapper_was_given_since(bus, directory, vfio_device):
+    with Target("nanosleep") as target, attached(bus, directory, target) as monitor, Mapper(target) as mapper:
+        assert monitor.enable()["State"] == "Active"
+        assert monitor.status()["Processes"] == 2
+        assert monitor.disable()["State"] == "Ready"
+        assert mapper.read_all(vfio_device)
+        with pytest.raises(BusError, match=rf"{mapper.pid} .* has {vfio_device} open.*memory pinned"):
+            monitor.call("Enable")
 
 
 def test_who_maps_the_memory_too_late_is_reported_and_attached(bus, directory):

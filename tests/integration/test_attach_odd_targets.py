@@ -27,6 +27,7 @@ from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
 from vmmswap.attach.failpoint import CALL_STEPS, VARIABLE
 from vmmswap.attach.inject import HeldThread
+from vmmswap.attach.kernel import read_memory
 from vmmswap.attach.target import look_at
 from vmmswap.errors import BusyError, NotSupportedError
 from vmmswap.handoff import uffd_api
@@ -35,6 +36,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it traces
 
 needs_bus = pytest.mark.skipif(bool(bus_support.missing()), reason=bus_support.missing() or "it is there")
 
+ARENA_BYTES, SMALL_BYTES, IN_USE = 64 << 10, 2048, b"\x5a"  # as in attach_odd_target.c
 SI_USER = 0  # the C library's word for raise(); the kernel's own for a fault are positive
 
 
@@ -126,6 +128,24 @@ def test_many_threads() -> None:
 
 
 # --- who shares the memory
+
+
+def test_no_frame_is_written_where_a_small_stack_ends() -> None:
+    """A thread that waits comes first, but what lies below its stack is not stack."""
+    with OddTarget("small") as target:
+        what, addr = target.hear()
+        assert what == "arena"
+        until(lambda: "S" in states_of(target), "the other thread to wait")
+        before = read_memory(target.pid, addr, ARENA_BYTES)
+        assert before.count(IN_USE) > ARENA_BYTES - SMALL_BYTES
+        vm = attach_vm(target.pidfd)
+        detach(vm)
+        assert read_memory(target.pid, addr, ARENA_BYTES) == before
+
+
+def states_of(target: OddTarget) -> list[str]:
+    tasks = Path(f"/proc/{target.pid}/task").iterdir()
+    return [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
 
 
 def test_while_a_thread_is_in_vfork() -> None:

@@ -101,6 +101,7 @@ def test_the_message_holds_the_options() -> None:
         "qmp": "/run/q",
     }
     assert attach_message({}).endswith(b"\n")
+    assert json.loads(attach_message({}, 1000)) == {"vmmswap": 1, "type": "attach", "uid": 1000}
 
 
 @pytest.mark.parametrize(

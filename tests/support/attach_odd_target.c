@@ -17,6 +17,7 @@
  * files  may open NUMBER files more
  * held   blocks all signals and has SIGSEGV pending, sent by itself; told to, takes it and says who sent it
  * threads NUMBER threads that wait
+ * small  a thread waits on a stack of its own making, cut from memory that is used: says where; the main thread computes
  */
 #include <errno.h>
 #include <linux/seccomp.h>
@@ -34,13 +35,17 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #define SIZE_BYTES (16u << 20)
 #define PAGE_BYTES 4096
 #define STACK_BYTES (64 << 10)
+#define ARENA_BYTES (64 << 10)
+#define SMALL_BYTES 2048
+#define IN_USE 0x5a
 
-static unsigned char *memory;
+static unsigned char *memory, *arena;
 
 static void die(const char *what)
 {
@@ -72,6 +77,32 @@ static void *in_vfork(void *unused)
 	if (vfork() == 0)
 		wait_in_child(NULL);
 	return unused;
+}
+
+static void on_small_stack(void)
+{
+	wait_for_ever(NULL);
+}
+
+static void *switch_stacks(void *unused)
+{
+	ucontext_t here, there;
+
+	getcontext(&there);
+	there.uc_stack.ss_sp = arena + ARENA_BYTES - SMALL_BYTES;
+	there.uc_stack.ss_size = SMALL_BYTES;
+	makecontext(&there, on_small_stack, 0);
+	swapcontext(&here, &there);
+	return unused;
+}
+
+/* What is below it may be read only, so that it is no guard, and no neighbour is joined to it. */
+static void make_arena(void)
+{
+	arena = mmap(NULL, PAGE_BYTES + ARENA_BYTES, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (arena == MAP_FAILED || mprotect(arena += PAGE_BYTES, ARENA_BYTES, PROT_READ | PROT_WRITE))
+		die("arena");
+	memset(arena, IN_USE, ARENA_BYTES);
 }
 
 static void start_thread(void *(*run)(void *))
@@ -157,6 +188,9 @@ static void set_up(const char *kind, int number)
 		limit_files(number);
 	} else if (!strcmp(kind, "held")) {
 		block_and_raise();
+	} else if (!strcmp(kind, "small")) {
+		make_arena();
+		start_thread(switch_stacks);
 	} else if (!strcmp(kind, "threads")) {
 		while (number--)
 			start_thread(wait_for_ever);
@@ -224,7 +258,9 @@ int main(int argc, char **argv)
 
 		say("paused", rc == -1 ? errno : 0);
 	}
-	if (!strcmp(kind, "vfork"))
+	if (!strcmp(kind, "small"))
+		say("arena", (long)arena);
+	if (!strcmp(kind, "vfork") || !strcmp(kind, "small"))
 		for (volatile unsigned long count = 0;;)
 			count++;
 	while (read(0, &byte, 1) == 1)

@@ -45,6 +45,19 @@ def test_the_command_line(device: str, chardev: str, may: bool) -> None:
     assert found.reconnectable == ("c0" if may else None)
 
 
+@pytest.mark.parametrize(
+    ("words", "may"),
+    [
+        (["--net", "vhost_user=true,socket=/run/n,vhost_mode=server"], True),
+        (["--disk", "vhost_user=true,socket=/run/d"], True),
+        (["--fs", "tag=share,socket=/run/f"], True),
+        (["--disk", "path=/disk", "--net", "tap=t0"], False),
+    ],
+)
+def test_cloud_hypervisor_connects_again(words: list[str], may: bool) -> None:
+    assert bool(parse_command_line(["cloud-hypervisor", *words]).reconnectable) is may
+
+
 def test_names_of_other_things_are_other_names() -> None:
     words = [
         "-chardev",

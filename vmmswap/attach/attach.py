@@ -25,7 +25,13 @@ from vmmswap.attach.memory import Candidate, FilePart, Found
 from vmmswap.attach.plant import idle, plant, uproot
 from vmmswap.attach.target import Target, open_target
 from vmmswap.engine import Mapping, mappings_of
-from vmmswap.errors import BusyError, InvalidRegionError, NotSupportedError, VmmswapError
+from vmmswap.errors import (
+    AccessDeniedError,
+    BusyError,
+    InvalidRegionError,
+    NotSupportedError,
+    VmmswapError,
+)
 from vmmswap.handoff import fds
 from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.messages import Region
@@ -45,11 +51,13 @@ _MAX_ROUNDS = 5  # of looking whether somebody has mapped the memory meanwhile
 class Options:
     """regions: (start, end) addresses in the VMM, instead of all that looks like guest memory.
 
-    force: attach also where we cannot know that it is harmless.
+    force: attach also where we cannot know that it is harmless. uid: who wants it; other users' processes
+    that map the memory are attached to for root only.
     """
 
     regions: tuple[tuple[int, int], ...] = ()
     force: bool = False
+    uid: int = 0
 
 
 def parse_region(text: str) -> tuple[int, int]:
@@ -126,7 +134,7 @@ class _Work:
 def _undo_one(process: AttachedProcess, force: bool) -> None:
     try:
         uproot(target_module.look_at(process.pidfd), [process.uffd], [process.dummy_page], force=force)
-    except (VmmswapError, OSError) as error:
+    except Exception as error:  # whatever it is: the others must be left too
         _log.warning("process %d keeps an idle userfaultfd: %s", process.pid, error)
 
 
@@ -238,7 +246,7 @@ def detach_process(
 def find_further_memory(pidfd: int, known: Sequence[FilePart]) -> Found:
     """What a process that was attached to maps besides: guest memory that was added since, by the same rules.
 
-    BusyError or NotSupportedError if it cannot be served. The memfds are the caller's.
+    NotSupportedError if it cannot be served. The memfds are the caller's.
     """
     target = target_module.look_again(pidfd)
     found = memory.find_further(target, known)
@@ -258,6 +266,12 @@ def check_before_enable(pidfd: int, *, force: bool) -> CommandLine:
     return read_command_line(target.pid) if force else check_back_ends(target, target.pid)
 
 
+def check_devices_of(pidfd: int) -> None:
+    """The same of any other process that maps the memory; one that has ended has none."""
+    if fds.is_alive(pidfd):
+        target_module.check_devices(target_module.look_again(pidfd))
+
+
 def _look(pidfd: int) -> Target:
     target = target_module.look_at(pidfd)
     target_module.check_devices(target)
@@ -271,7 +285,7 @@ def _check(target: Target, regions: Sequence[Region], *, is_new: bool = True) ->
     for start, end, flags in target_module.flags_of_mappings(target.pid):
         is_guest = any(start < item.end and item.addr < end for item in regions)
         if flags & _REGISTERED and (is_new or is_guest):
-            raise BusyError(
+            raise NotSupportedError(
                 f"{target} has {'guest ' if is_guest else ''}memory registered with a userfaultfd already, at"
                 f" {start:#x}: another monitor, or the VMM itself (post-copy migration, a snapshot being"
                 " restored), serves it"
@@ -288,12 +302,21 @@ def _open_and_check(work: _Work, pid: int, regions: Sequence[Region]) -> Target:
     work.owned.add(pidfd)
     try:
         target = _look(pidfd)
+        _check_owner(target, work.options.uid)
         _check(target, regions)
     except (NotSupportedError, BusyError) as error:
         raise type(error)(
             f"process {pid} maps guest memory too, and cannot be attached to: {error}"
         ) from None
     return target
+
+
+def _check_owner(target: Target, uid: int) -> None:
+    if uid and target.uids != {uid}:
+        raise AccessDeniedError(
+            f"{target} maps guest memory too, and is not uid {uid}'s (its uids are {sorted(target.uids)}):"
+            " only root may attach to it"
+        )
 
 
 def _other_mappers(
@@ -392,10 +415,10 @@ def _attach_one(work: _Work, target: Target, regions: Sequence[Region]) -> None:
     """
     planted = plant(target, force=work.options.force)
     work.owned.add(planted.uffd)
-    own_pidfd = os.dup(target.pidfd)
-    work.owned.add(own_pidfd)
     with ExitStack() as undo:
         undo.callback(uproot, target, [planted.uffd], [planted.dummy_page], force=work.options.force)
+        own_pidfd = os.dup(target.pidfd)
+        work.owned.add(own_pidfd)
         info = fds.check_uffd(planted.uffd, str(target))
         reach("initialised")
         undo.pop_all()

@@ -2,7 +2,8 @@
 """vhost-user back-ends that may come anew at any time: one that comes while memory is out reads zeros before
 anybody sees it.
 
-Here from the command line of QEMU: a character device of a vhost-user device that listens, or connects again.
+Here from the command line of QEMU: a character device of a vhost-user device that listens, or connects again;
+and of cloud-hypervisor: any vhost-user device.
 What was added since is asked of QEMU itself (monitor/added_back_ends.py).
 """
 
@@ -53,6 +54,9 @@ def parse_command_line(words: Iterable[str]) -> CommandLine:
         options = _options_of(word)
         if "vhost-user" in word and "chardev" in options:
             users.add(options["chardev"])
+        if options.get("vhost_user") == "true" or (option == "fs" and "socket" in options):
+            users.add(word)  # cloud-hypervisor's, which connects again whatever one says
+            again[word] = True
         if option == "chardev" and "id" in options:
             again[options["id"]] = _may_come_again(options)
     return CommandLine(frozenset(users), again)

@@ -100,7 +100,15 @@ class HeldThread:
             self._registers, self._arch.extended(self._tid), self._sigmask, self._place.gadgets
         )
         top = self._arch.stack_addr(self._registers)
-        if not any(area.start <= home.addr and top <= area.end and area.perms[:2] == "rw" for area in areas):
+        stack = next(
+            (
+                area
+                for area in areas
+                if area.start <= home.addr and top <= area.end and area.perms[:2] == "rw"
+            ),
+            None,
+        )
+        if stack is None or not (self._place.force or _is_guarded(stack, areas)):
             return False
         self._read_filters()
         kernel.write_memory(self.target.pid, home.addr, home.data)
@@ -296,6 +304,16 @@ class HeldThread:
         reach("detached")
 
 
+def _is_guarded(stack: Area, areas: Sequence[Area]) -> bool:
+    """Whether what lies below the thread's stack is stack, too, and not somebody's data: a program may have
+    its threads run on stacks as small as it likes (Go's, and others that switch stacks themselves), cut from
+    memory that it uses otherwise. One that ends in a guard was made for the kernel's signal frames.
+    """
+    return stack.path == "[stack]" or any(
+        area.end == stack.start and area.perms[:3] == "---" for area in areas
+    )
+
+
 def run(target: Target, work: Callable[[HeldThread], T], *, force: bool = False) -> T:
     """Hold a thread of the target, and give it to `work`, which runs on an OS thread of its own.
 
@@ -396,7 +414,7 @@ def _try(place: _Place, tid: int, takes_any: bool, problems: list[str], stuck: s
             if takes_any or thread.is_in_syscall():
                 if thread.prepare(read_areas(place.target.pid)):
                     return thread
-                problems.append(f"thread {tid} has no room on its stack")
+                problems.append(f"thread {tid} has no room on its stack, or no guard below it")
         except BaseException:
             with suppress(OSError):
                 thread.release()
@@ -444,7 +462,7 @@ def _status_of(pid: int, tid: int, key: str) -> str:
 def _not_permitted(target: Target, tid: int) -> VmmswapError:
     with suppress(OSError):
         if tracer := int(_status_of(target.pid, tid, "TracerPid")):
-            return BusyError(
+            return NotSupportedError(
                 f"{target} is traced already, by process {tracer}: end that debugger, then try again"
             )
     return AccessDeniedError(

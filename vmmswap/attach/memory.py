@@ -25,6 +25,7 @@ from vmmswap.handoff.owned import OwnedFds
 MIN_BYTES = 16 << 20  # smaller shared mappings are rings, logs, video memory
 _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(.*)")
 _SHOWN = 12  # mappings in a message
+_PAGE_MAP = "/memfd:vmmswap page map"
 
 _AS_ROOT = "run `vmmswap-monitor NAME --attach PID` as root"
 QEMU_ADVICE = (
@@ -201,6 +202,8 @@ def _take(
     target: Target, area: Area, owned: OwnedFds, files: dict[FileId, int], regions: Sequence[Region]
 ) -> Region:
     """The region that a mapping makes. VmmswapError with the reason why it cannot be."""
+    if area.path.startswith(_PAGE_MAP):
+        raise NotSupportedError("vmmswap's own: this is a monitor, and no VMM")
     if area.perms[3] != "s":
         raise NotSupportedError(
             "private memory cannot be served" if area.is_anonymous else "mapped privately"
@@ -231,8 +234,10 @@ def _open_file(target: Target, area: Area) -> int:
     """The file behind a mapping, with a file position of our own if that can be had."""
     # needs CAP_CHECKPOINT_RESTORE; the link is named after one line of maps, of which this may be several
     try:
-        for path in Path(f"/proc/{target.pid}/map_files").glob(f"{area.start:x}-*"):
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        for path in Path(f"/proc/{target.pid}/map_files").iterdir():
+            start, end = (int(addr, 16) for addr in path.name.split("-"))
+            if start <= area.start < end:
+                return os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         pass
     for number in fd_numbers(target):
@@ -267,7 +272,10 @@ def _check_found(
 ) -> None:
     left = [candidate for candidate in candidates if not candidate.taken]
     if is_by_hand and left:
-        raise NotSupportedError(f"region {left[0].area.start:#x}-{left[0].area.end:#x}: {left[0].reason}")
+        advice = f". {QEMU_ADVICE}" if left[0].area.perms[3] == "p" else ""
+        raise NotSupportedError(
+            f"region {left[0].area.start:#x}-{left[0].area.end:#x}: {left[0].reason}{advice}"
+        )
     _check_aliases(target, left)
     if len(regions) > MAX_REGIONS:
         raise NotSupportedError(

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.kernel import pidfd_getfd
-from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError, VmmswapError
+from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
 
 _ELF_CLASS_64 = 2
 _CAP_SYS_PTRACE = 19
-_PINNING = ("/dev/vfio/", "/dev/vhost-vdpa", "/dev/iommu", "anon_inode:[vfio")
+_PINNING = ("/dev/vfio/", "/dev/vhost-vdpa", "/dev/iommu", "/dev/infiniband/uverbs", "anon_inode:[vfio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Target:
     pidfd: int
     name: str
     uid: int
+    uids: frozenset[int]  # real, effective, saved and of the file system
     may_make_uffd: bool  # has CAP_SYS_PTRACE, so that userfaultfd(2) may be allowed to it
     fd_limit: int  # all its fd numbers are below
 
@@ -34,6 +35,8 @@ class Target:
 
 def look_at(pidfd: int) -> Target:
     """What process a pidfd is of. NotSupportedError if it cannot be attached to, with the reason."""
+    if not fds.is_alive(pidfd):
+        raise NotSupportedError("the process has ended: it is gone, or a zombie that its parent leaves there")
     pid = fds.pid_of(pidfd, "pid")
     status = _read_status(pid, pid)
     target = _target_of(pid, pidfd, status)
@@ -55,6 +58,7 @@ def _target_of(pid: int, pidfd: int, status: Mapping[str, str]) -> Target:
         pidfd=pidfd,
         name=status.get("Name", "?"),
         uid=int(status.get("Uid", "0").split()[0]),
+        uids=frozenset(map(int, status.get("Uid", "0").split())),
         may_make_uffd=bool(int(status.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1),
         fd_limit=int(status.get("FDSize", "0")),
     )
@@ -92,7 +96,10 @@ def _check(target: Target, status: dict[str, str]) -> None:
     if target.pid == os.getpid():
         raise NotSupportedError(f"{target} is this monitor itself")
     if status.get("State", "")[:1] in ("Z", "X"):
-        raise NotSupportedError(f"{target} is a zombie: it has ended, and its parent has not noticed yet")
+        raise NotSupportedError(
+            f"{target} goes on without its first thread, which has ended: such a process"
+            " cannot be attached to"
+        )
     if "VmSize" not in status:
         raise NotSupportedError(f"{target} is a kernel thread: it has no memory of its own")
     _check_namespace(target)
@@ -129,7 +136,7 @@ def _check_tracers(target: Target) -> None:
         except NotSupportedError:
             continue  # this thread has ended
         if tracer:
-            raise BusyError(
+            raise NotSupportedError(
                 f"{target} is traced already, by process {tracer} ({_name_of(tracer)}): end that debugger,"
                 f" then"
                 " try again"
@@ -148,7 +155,7 @@ def _check_64_bit(target: Target) -> None:
 
 def _name_of(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
     except OSError:
         return "gone"
 

@@ -175,7 +175,8 @@ def _add_host_verbs(verbs: Verbs) -> None:
         "--qmp",
         type=_absolute_path,
         metavar="PATH",
-        help="a QMP socket of QEMU's that nobody else uses, to ask it for devices that were added",
+        help="a QMP socket of QEMU's that nobody else uses, to ask it for devices that were added, and to"
+        " have it drain its I/O",
     )
     _add_json(verb, "one JSON object with Name and Path")
 

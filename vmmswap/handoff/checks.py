@@ -131,7 +131,15 @@ def attach(message: Attach, frame: Frame) -> AttachRequest:
     if pid == os.getpid():
         raise ProtocolError("fds[0]: the pidfd is of the monitor itself")
     return AttachRequest(
-        _all_fds(frame), frame.peer, pid, pidfd, message.pins, message.qmp, message.force, message.regions
+        _all_fds(frame),
+        frame.peer,
+        pid,
+        pidfd,
+        message.pins,
+        message.qmp,
+        message.force,
+        message.regions,
+        message.uid,
     )
 
 

@@ -89,9 +89,9 @@ class Fields:
             raise ProtocolError(f"{self.name_of(key)}: missing")
         return self._values[key]
 
-    def integer(self, key: str) -> int:
-        """An integer that fits 64 bits, signed or not. A bool or 1.0 is none."""
-        value = self._get(key)
+    def integer(self, key: str, default: int | None = None) -> int:
+        """An integer that fits 64 bits, signed or not. A bool or 1.0 is none. default None: it is needed."""
+        value = self._get(key) if default is None else self._values.get(key, default)
         if isinstance(value, _HugeNumber) or (type(value) is int and not -(1 << 63) <= value < 1 << 64):
             raise ProtocolError(f"{self.name_of(key)}: {show(value)} does not fit 64 bits")
         if type(value) is not int:

@@ -82,12 +82,15 @@ class RemoveRegion:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """fds: the pidfd of the process to attach to. regions: START-END, as in /proc/PID/maps; none: all."""
+    """fds: the pidfd of the process to attach to. regions: START-END, as in /proc/PID/maps; none: all. uid:
+    who wants it.
+    """
 
     pins: bool = True
     qmp: str | None = None
     force: bool = False
     regions: tuple[str, ...] = ()
+    uid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,7 @@ def parse(data: bytes, fd_count: int) -> Message:
                 _qmp(message),
                 message.boolean("force", False),
                 message.strings("regions", MAX_REGIONS),
+                message.integer("uid", 0),
             )
     raise ProtocolError(
         f"type: {show(kind)} is none of register, add-process, add-region, remove-region, attach"

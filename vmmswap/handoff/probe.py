@@ -138,7 +138,7 @@ def _is_in_fault(pid: int) -> bool:
     """Whether the process sleeps in a userfault; where the kernel hides the function, whether it sleeps
     unkillably.
     """
-    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "D":
+    if Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] != "D":
         return False
     try:
         waits_in = Path(f"/proc/{pid}/wchan").read_text()

@@ -128,6 +128,7 @@ class AttachRequest:
     qmp: str | None
     force: bool
     regions: tuple[str, ...] = ()  # START-END in hexadecimal; none: all that looks like guest memory
+    uid: int = 0  # who wants it: but for root, no other user's process may be attached to
 
 
 @dataclass(frozen=True, slots=True)

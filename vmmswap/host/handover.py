@@ -18,13 +18,14 @@ _REPLY_TIMEOUT_S = 120.0
 _OPTIONS = ("regions", "force", "pins", "qmp")
 
 
-def attach_message(options: dict[str, Any]) -> bytes:
-    """The message's line; ProtocolError for options that the message cannot carry."""
+def attach_message(options: dict[str, Any], uid: int = 0) -> bytes:
+    """The message's line; ProtocolError for options that the message cannot carry. uid: the caller's."""
     for key in options:
         if key not in _OPTIONS:  # one that was meant, and spelled wrong, must not be left out silently
             raise ProtocolError(f"options[{key!r}] is not known: there are {', '.join(_OPTIONS)}")
     try:
-        text = json.dumps({"vmmswap": 1, "type": "attach", **options}, allow_nan=False)
+        caller = {"uid": uid} if uid else {}
+        text = json.dumps({"vmmswap": 1, "type": "attach", **options, **caller}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"options cannot be written as JSON: {error}") from error
     return text.encode() + b"\n"
@@ -41,12 +42,12 @@ async def send_attach(path: Path, message: bytes, pidfd: int) -> None:
                 sent_bytes = socket.send_fds(stream, [message], [pidfd])
                 await loop.sock_sendall(stream, message[sent_bytes:])
                 reply = await _read_line(loop, stream)
-        except OSError as error:
-            raise NotSupportedError(f"no monitor answers at {path}: {error.strerror or error}") from error
-        except TimeoutError:
+        except TimeoutError:  # which is an OSError
             raise NotSupportedError(
                 f"the monitor at {path} has not attached in {_REPLY_TIMEOUT_S:g} s"
             ) from None
+        except OSError as error:
+            raise NotSupportedError(f"no monitor answers at {path}: {error.strerror or error}") from error
     raise_reply(reply)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class HostObject:
         self._registry = registry
         self._units = units
         self._authority = authority
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
     async def call(self, _interface: Interface, call: Call) -> list[Any]:
         match call.method.name:
@@ -76,8 +78,13 @@ class HostObject:
         return await self._start_socket(name, caller, owner_uid)
 
     async def _attach(self, name: str, pid: int, options: dict[str, Any], caller: Caller) -> str:
-        message = attach_message(options)
+        message = attach_message(options, caller.uid)
         check_name(name)
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            return await self._attach_in_turn(name, pid, message, caller)
+
+    async def _attach_in_turn(self, name: str, pid: int, message: bytes, caller: Caller) -> str:
+        """One at a time: who is refused ends the monitor that he has started."""
         with Target(pid) as target:
             self._check_owned(target, caller, name)
             await self._authority.check(caller, ATTACH, name, caller.uid)
@@ -116,7 +123,8 @@ class HostObject:
     async def _owner_uid(self, name: str) -> int | None:
         """Whose VM this is, if there is one."""
         try:
-            return await self._registry.get(name).owner_uid()
+            vm = self._registry.get(name)
+            return await vm.owner_uid() if await vm.is_taken() else None
         except NoSuchVMError:
             return None
 

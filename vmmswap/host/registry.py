@@ -81,9 +81,13 @@ class Vm:
         """The uid whose VM this is."""
         return int(await self.get(MANAGER, "OwnerUid"))
 
+    async def is_taken(self) -> bool:
+        """Whether the monitor has a VM."""
+        return bool(await self.get(MANAGER, "TotalPages"))
+
     async def dismiss(self) -> None:
         """End the monitor if it has no VM. Its socket stays: whoever connects starts it again."""
-        if await self.get(MANAGER, "TotalPages") == 0:
+        if not await self.is_taken():
             await self._forward(MANAGER.name, "Exit", "", [], _CHANGE_TIMEOUT_S)
 
     async def _change(self, interface: Interface, call: Call) -> list[Any]:

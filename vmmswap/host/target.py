@@ -39,7 +39,7 @@ class Target:
     def uids(self) -> set[int]:
         """Its real, effective, saved and file system uids."""
         try:
-            text = Path(f"/proc/{self.pid}/status").read_text()
+            text = Path(f"/proc/{self.pid}/status").read_text(errors="replace")
         except OSError as error:
             raise NotSupportedError(f"cannot attach to pid {self.pid}: {error.strerror}") from error
         self._check_alive()

@@ -24,6 +24,7 @@ from vmmswap.attach.attach import (
     attach_process,
     attach_vm,
     check_before_enable,
+    check_devices_of,
     detach_process,
 )
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
@@ -34,7 +35,7 @@ from vmmswap.monitor import coverage
 from vmmswap.monitor.added_back_ends import check_added_back_ends
 from vmmswap.monitor.hotplug import Hotplug
 from vmmswap.monitor.processes import Processes
-from vmmswap.monitor.vm import NewProcess, NewVm, Process, Vm
+from vmmswap.monitor.vm import VMM_KEY, NewProcess, NewVm, Process, Vm
 
 _log = logging.getLogger("vmmswap.attached")
 
@@ -77,7 +78,13 @@ async def undo(attached: AttachedVm) -> None:
     with attached.fds:
         uffds = [process.uffd for process in attached.processes]
         for process in attached.processes:
-            await _detach(process.pid, process.pidfd, [process.uffd, *uffds], process.dummy_page)
+            await _detach(
+                process.pid,
+                process.pidfd,
+                [process.uffd, *uffds],
+                process.dummy_page,
+                force=attached.options.force,
+            )
 
 
 async def detach(processes: Iterable[Process], *, force: bool = False) -> None:
@@ -95,7 +102,7 @@ async def _detach(
     """uffds: the process's own first."""
     try:
         await asyncio.to_thread(detach_process, pidfd, uffds, dummy_page, force=force)
-    except (VmmswapError, OSError) as error:
+    except Exception as error:  # whatever it is: the VM must be let go
         _log.warning("process %s keeps an idle userfaultfd: %s", coverage.name_of(pid), error)
 
 
@@ -110,6 +117,7 @@ def new_vm(attached: AttachedVm, *, pins: bool, qmp: str | None) -> NewVm:
         attached=True,
         forced=attached.options.force,
         chosen=bool(attached.options.regions),
+        ordered_by=attached.options.uid,
     )
 
 
@@ -149,7 +157,7 @@ class Watch:
             await self._check_back_ends()
             async with self._lock:
                 await self._hotplug.follow()
-                await self._attach_strangers(await self._hotplug.look(), self._adopt)
+                await self._attach_strangers(await self._hotplug.look(), self._adopt_if_there)
                 await self._barrier()
             await self._processes.check_covered()
         except VmmswapError:
@@ -161,12 +169,23 @@ class Watch:
         """And devices: both may have been added since."""
         manifest, vmm = self._vm.manifest, self._vm.vmm
         given = await asyncio.to_thread(check_before_enable, vmm.pidfd, force=manifest.forced)
+        for process in list(self._vm.processes.values()):
+            if process.key != VMM_KEY and process.pidfd >= 0:
+                await self._check_devices(process)
         if manifest.qmp and not manifest.forced:
             target = f"process {coverage.name_of(vmm.pid)}"
             await check_added_back_ends(manifest.qmp, vmm.pid, target, given)
 
+    async def _check_devices(self, process: Process) -> None:
+        try:
+            await asyncio.to_thread(check_devices_of, process.pidfd)
+        except (VmmswapError, OSError):
+            if self._vm.processes.get(process.process_id) is process:
+                raise
+
     async def _watch(self) -> None:
         next_flags_s = 0.0  # of looking at the mappings' flags, which costs the more the larger the VM is
+        bugs: set[str] = set()
         for look in itertools.count():  # at once: a predecessor may be dead for a while
             try:
                 async with self._lock:
@@ -175,6 +194,10 @@ class Watch:
                 return
             except (VmmswapError, OSError) as error:
                 self._hotplug.tell(f"cannot look at who maps guest memory: {error}")
+            except Exception as bug:  # memory is out, and somebody must go on looking
+                if repr(bug) not in bugs:
+                    bugs.add(repr(bug))
+                    _log.exception("bug in the watch for who maps guest memory; it goes on")
             await asyncio.sleep(_WATCH_S)
 
     async def _look(self, next_flags_s: float, *, may_let_go: bool) -> float:
@@ -229,7 +252,7 @@ class Watch:
             Region(item.addr, item.pages * PAGE_SIZE, item.offset_bytes, numbers.index(item.memfd))
             for item in vm.manifest.regions
         ]
-        options = Options(force=vm.manifest.forced)
+        options = Options(force=vm.manifest.forced, uid=vm.manifest.ordered_by)
         memfds = [vm.memfds[number] for number in numbers]
         owned, process = await _attach_one(pid, memfds, guest, options)
         with owned:
@@ -239,6 +262,16 @@ class Watch:
                 self._processes.add(_numbered(new_process(process), numbers))
             except BaseException:
                 await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
+                raise
+
+    async def _adopt_if_there(self, pid: int, picture: coverage.Picture) -> None:
+        """One that ends meanwhile is no reason to refuse anything."""
+        try:
+            await self._adopt(pid, picture)
+        except NoSuchVMError:
+            raise
+        except VmmswapError:
+            if pid in self._strangers(await self._hotplug.look()):
                 raise
 
     async def _try_to_adopt(self, pid: int, picture: coverage.Picture) -> None:

@@ -232,7 +232,7 @@ def is_gone(uffd: int) -> bool:
 def name_of(pid: int) -> str:
     """A process for people: pid and command."""
     try:
-        return f"{pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+        return f"{pid} ({Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()})"
     except OSError:
         return str(pid)
 

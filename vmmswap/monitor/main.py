@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         type=os.path.abspath,
         help="with --attach: a QMP socket of QEMU's that nobody else uses, to ask it for devices that were"
-        " added",
+        " added, and to have it drain its I/O",
     )
     parser.add_argument(
         "--swap-dir",
@@ -154,6 +154,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if options.name is None:
         parser.error("which VM? NAME is missing")
+    if options.attach is None and (options.region or options.force or options.qmp):
+        parser.error("--region, --force and --qmp go with --attach")
     return options
 
 

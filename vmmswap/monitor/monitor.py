@@ -30,7 +30,7 @@ from vmmswap.engine import (
 )
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
-from vmmswap.handoff.fds import file_id
+from vmmswap.handoff.fds import file_id, is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.receiver import Frame, Limits
 from vmmswap.handoff.server import HandoffServer
@@ -108,7 +108,11 @@ class Monitor:
         connection: Connection | None = None
         try:
             if not self._ended.done():
-                connection = await publish(self._controller, self._setup.bus, required=not has_vm)
+                try:
+                    connection = await publish(self._controller, self._setup.bus, required=not has_vm)
+                except BaseException:
+                    await self._undo_attach()
+                    raise
             service.notify("READY=1")
             self._say_status()
             if self._setup.listener is not None:
@@ -256,7 +260,7 @@ class Monitor:
         self._registered()[0].remove_regions(request.regions)
 
     async def attach(self, request: requests.AttachRequest) -> None:
-        options = Options(tuple(map(parse_region, request.regions)), request.force)
+        options = Options(tuple(map(parse_region, request.regions)), request.force, request.uid)
         await self._attach(request.pidfd, options, pins=request.pins, qmp=request.qmp)
 
     async def _attach(
@@ -268,13 +272,28 @@ class Monitor:
         try:
             await self.register_vm(attached.new_vm(found, pins=pins, qmp=qmp))
             for process in found.processes[1:]:
-                self._registered()[1].add(attached.new_process(process))
-        except BaseException:
+                try:
+                    self._registered()[1].add(attached.new_process(process))
+                except VmmswapError:
+                    if is_alive(process.pidfd):
+                        raise
+        except BaseException as error:
+            has_ended = isinstance(error, VmmswapError) and not is_alive(found.vmm.pidfd)
             self._forget_vm()
             await attached.undo(found)
+            if has_ended:
+                raise NotSupportedError(f"process {found.vmm.pid} has ended") from None
             raise
         found.fds.close()
         await self._barrier()
+
+    async def _undo_attach(self) -> None:
+        """The monitor cannot be: a VM that nobody could give orders for must not be left to its keeper."""
+        vm = self._controller.vm
+        if vm is None or self._setup.attach is None:
+            return
+        await self._leave(vm)
+        self._forget_vm()
 
     async def connection_lost(self, error: VmmswapError | None) -> None:
         self._store.remove(fdstore.CONNECTION)
@@ -376,12 +395,15 @@ class Monitor:
         self._end(0)
 
     async def _detach(self, vm: Vm) -> None:
-        if self._watch is not None:
-            await self._watch.stop()
-        await attached.detach(vm.processes.values(), force=vm.manifest.forced)
+        await self._leave(vm)
         if self._controller.vm is vm:
             _log.info("detached: the VMM is as it was", extra=fields("", message_ids.VM_GONE))
             self._end(0)
+
+    async def _leave(self, vm: Vm) -> None:
+        if self._watch is not None:
+            await self._watch.stop()
+        await attached.detach(vm.processes.values(), force=vm.manifest.forced)
 
     def _end(self, status: int) -> None:
         """Free all and end."""

@@ -59,6 +59,7 @@ class NewVm:
     attached: bool = False
     forced: bool = False
     chosen: bool = False
+    ordered_by: int = 0
 
 
 @dataclass(slots=True)
@@ -442,6 +443,7 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
             wants_out=new.snapshot is not None,  # until Disable: what the guest has not had stays out
             forced=new.forced,
             chosen=new.chosen,
+            ordered_by=new.ordered_by,
             config=config.to_json(),
         )
         vm = Vm(engine, manifest, file, store)
