@@ -36,8 +36,6 @@ static uint64_t give_up_page(struct vm *vm, uint64_t page_idx)
 	do {
 		uint64_t kept = seen & PAGE_PUNCHING ? seen & (PAGE_PUNCHING | PAGE_WAITER) : 0;
 
-		if (seen == 0)
-			return 0;
 		next = page_word_after(seen, PAGE_IN_MEMFD, vm_now_ms(), kept | PAGE_GIVEN_UP);
 	} while (!atomic_compare_exchange_weak(word, &seen, next));
 
@@ -50,12 +48,29 @@ void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
 	uint64_t end_idx = page_idx + pages;
 
-	for (uint64_t chunk = page_idx / CHUNK_PAGES; chunk * CHUNK_PAGES < end_idx; chunk++)
-		atomic_store(&vm->given_up_ms[chunk], vm_now_ms());
 	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
 		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
 			idx = page_map_next_used(vm->map, idx, end_idx);
 		if (idx < end_idx)
+			vm_drop_copy(vm, give_up_page(vm, idx));
+	}
+}
+
+/* By the guest, whose hole may come later, vm.h. A whole chunk of which nothing is known yet is not written to: that would take
+ * memory for all that a balloon takes at first. */
+static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	uint64_t end_idx = page_idx + pages, next_idx;
+
+	for (uint64_t idx = page_idx; idx < end_idx; idx = next_idx) {
+		next_idx = (idx / CHUNK_PAGES + 1) * CHUNK_PAGES;
+		if (next_idx > end_idx)
+			next_idx = end_idx;
+		if (next_idx - idx == CHUNK_PAGES && page_map_next_used(vm->map, idx, next_idx) >= next_idx) {
+			atomic_store(&vm->given_up_ms[idx / CHUNK_PAGES], vm_now_ms());
+			continue;
+		}
+		for (; idx < next_idx; idx++)
 			vm_drop_copy(vm, give_up_page(vm, idx));
 	}
 }
@@ -69,7 +84,8 @@ static void give_up_addresses(struct vm *vm, struct process *process, uint64_t s
 		uint64_t to = end_addr < range_end_addr ? end_addr : range_end_addr;
 
 		if (from < to)
-			event_give_up(vm, range->page_idx + pages_of_bytes(from - range->addr), pages_of_bytes(to - from));
+			give_up_before_the_hole(vm, range->page_idx + pages_of_bytes(from - range->addr),
+						pages_of_bytes(to - from));
 	}
 }
 

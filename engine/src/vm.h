@@ -43,7 +43,7 @@ struct vm {
 	pthread_mutex_t lift_lock;
 	uint64_t lift_from_idx, lift_end_idx;
 	_Atomic bool lift_wanted;
-	/* When pages were last given up, in ms, 0 for never: of those that the page map has no record of, so one for each chunk. */
+	/* When whole chunks were given up that the page map had no record of, in ms; 0: never. */
 	_Atomic uint32_t *given_up_ms;
 	_Atomic uint64_t writes_seen; /* write-protect faults served: pages that the guest wrote to after they were protected */
 
