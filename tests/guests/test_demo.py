@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.slow
 def test_the_demo_plays_to_its_end() -> None:
     command = [sys.executable, "-m", "tests.guests.demo"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     told = done.stdout.splitlines()
     assert sum("swapped out, the " in line for line in told) == 2

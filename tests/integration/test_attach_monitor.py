@@ -150,11 +150,18 @@ def test_who_cannot_be_on_the_bus_leaves_the_vmm_as_it_was(bus, directory):
 
 def test_a_monitor_is_no_vmm(bus, directory):
     with Target("memory") as target, attached(bus, directory, target) as monitor:
-        for pid in (monitor.pid, *children_of(monitor.pid)):
-            other = Monitor("other", bus, directory, f"--attach={pid}", listen=False)
+        (keeper,) = children_of(monitor.pid)
+        reasons = {
+            monitor.pid: "vmmswap's own: this is a monitor, and no VMM",
+            keeper: "no shared guest memory",
+        }
+        for pid, reason in reasons.items():
+            place = directory / str(pid)
+            place.mkdir()
+            other = Monitor("other", bus, place, f"--attach={pid}", listen=False)
             other.start()
             assert other.wait_exit() == 69
-            assert "vmmswap's own: this is a monitor, and no VMM" in other.log
+            assert reason in other.log
         assert monitor.enable()["State"] == "Active"
         target.run_on(20)
         assert target.wrong == 0

@@ -78,8 +78,9 @@ class ServiceManager:
             sock.connect(str(self.path))
             socket.send_fds(sock, [b"BARRIER=1"], [writer])
         os.close(writer)
-        os.read(reader, 1)
+        ended = select.select([reader], [], [], 60)[0]
         os.close(reader)
+        assert ended, "nobody reads the notify socket any more"
 
     def wait_line(self, text: str, deadline_s: float = 60.0) -> None:
         with self._changed:

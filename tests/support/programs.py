@@ -20,6 +20,16 @@ def built(source: Path, *flags: str) -> Path:
     with (build / f".{source.stem}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-            command = ["gcc", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", *flags]
+            command = [
+                "gcc",
+                "-D_GNU_SOURCE",
+                "-O1",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-pthread",
+                "-Wl,-z,now",
+                *flags,
+            ]
             subprocess.run([*command, "-o", str(program), str(source)], check=True)
     return program

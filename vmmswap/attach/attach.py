@@ -143,8 +143,10 @@ def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
     caller's.
     """
     vmm = _look(pidfd)
+    options = options or Options()
+    _check_owner(vmm, options.uid)
     try:
-        return _attach_vm(vmm, options or Options())
+        return _attach_vm(vmm, options)
     except VmmswapError:
         if target_module.is_ending(pidfd):
             raise NotSupportedError(f"{vmm} has ended") from None
@@ -314,8 +316,8 @@ def _open_and_check(work: _Work, pid: int, regions: Sequence[Region]) -> Target:
 def _check_owner(target: Target, uid: int) -> None:
     if uid and target.uids != {uid}:
         raise AccessDeniedError(
-            f"{target} maps guest memory too, and is not uid {uid}'s (its uids are {sorted(target.uids)}):"
-            " only root may attach to it"
+            f"{target} maps the guest's memory and is not uid {uid}'s (its uids are {sorted(target.uids)}):"
+            " attach as root"
         )
 
 

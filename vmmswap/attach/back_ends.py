@@ -49,12 +49,15 @@ def parse_command_line(words: Iterable[str]) -> CommandLine:
     option = ""
     for word in words:
         if word.startswith("-"):
-            option = word.lstrip("-")
-            continue
+            option, _, word = word.lstrip("-").partition("=")  # noqa: PLW2901 - --net=VALUE is cloud-hypervisor's
+            if not word:
+                continue
         options = _options_of(word)
         if "vhost-user" in word and "chardev" in options:
             users.add(options["chardev"])
-        if options.get("vhost_user") == "true" or (option == "fs" and "socket" in options):
+        if options.get("vhost_user", "").lower() in ("on", "true") or (
+            option == "fs" and "socket" in options
+        ):
             users.add(word)  # cloud-hypervisor's, which connects again whatever one says
             again[word] = True
         if option == "chardev" and "id" in options:
@@ -87,8 +90,8 @@ def _may_come_again(options: Mapping[str, str]) -> bool:
 def refusal(target: object, chardev: str) -> NotSupportedError:
     return NotSupportedError(
         f"{target} lets a vhost-user back-end connect again (chardev {chardev}): one that comes while memory"
-        " is out would read zeros. Configure it without reconnect= and server=, or attach with the option"
-        " force and restart no back-end while memory is out"
+        " is out would read zeros. Configure it without reconnect= and server= (QEMU), or attach with the"
+        " option force and restart no back-end while memory is out"
     )
 
 

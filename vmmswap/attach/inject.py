@@ -62,6 +62,18 @@ class _Place:
     force: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """takes_any: also a thread in user code. needs_guard: of its stack; see _is_guarded()."""
+
+    takes_any: bool
+    needs_guard: bool
+
+
+_GUARDED = (_Choice(takes_any=False, needs_guard=True), _Choice(takes_any=True, needs_guard=True))
+_UNGUARDED = (_Choice(takes_any=False, needs_guard=False), _Choice(takes_any=True, needs_guard=False))
+
+
 class HeldThread:
     """A thread that stands still and works for us."""
 
@@ -93,8 +105,8 @@ class HeldThread:
     def is_in_syscall(self) -> bool:
         return self._arch.is_in_syscall(self._tid, self._registers)
 
-    def prepare(self, areas: Sequence[Area]) -> bool:
-        """Write the way home below the thread's stack. False: there is no room."""
+    def prepare(self, areas: Sequence[Area], *, needs_guard: bool) -> bool:
+        """Write the way home below the thread's stack. False: there is no room, or no guard."""
         self._sigmask = kernel.get_sigmask(self._tid)
         home = self._arch.way_home(
             self._registers, self._arch.extended(self._tid), self._sigmask, self._place.gadgets
@@ -108,7 +120,7 @@ class HeldThread:
             ),
             None,
         )
-        if stack is None or not (self._place.force or _is_guarded(stack, areas)):
+        if stack is None or (needs_guard and not _is_guarded(stack, areas)):
             return False
         self._read_filters()
         kernel.write_memory(self.target.pid, home.addr, home.data)
@@ -380,10 +392,14 @@ def _hold_one(place: _Place) -> HeldThread:
     """
     problems: list[str] = []
     stuck: set[int] = set()  # seized, and yet to stop or to be gone
-    ranked = sorted(thread_ids(place.target.pid), key=lambda tid: _rank(place, tid))[:_MAX_TRIES]
-    for takes_any in (False, True):
+    all_ranked = sorted(thread_ids(place.target.pid), key=lambda tid: _rank(place, tid))
+    ranked = all_ranked[:_MAX_TRIES]
+    ranked += [
+        tid for tid in all_ranked[_MAX_TRIES:] if tid == place.target.pid
+    ]  # its stack is known for one
+    for choice in (*_GUARDED, *(_UNGUARDED if place.force else ())):
         for tid in (tid for tid in ranked if tid not in stuck):
-            thread = _try(place, tid, takes_any, problems, stuck)
+            thread = _try(place, tid, choice, problems, stuck)
             if thread is not None:
                 return thread
     raise BusyError(f"{place.target}: no thread of it can be held: {'; '.join(problems) or 'it has ended'}")
@@ -401,7 +417,7 @@ def _rank(place: _Place, tid: int) -> int:
     return 2 if int(text) == place.arch.ioctl else 1
 
 
-def _try(place: _Place, tid: int, takes_any: bool, problems: list[str], stuck: set[int]) -> HeldThread | None:
+def _try(place: _Place, tid: int, choice: _Choice, problems: list[str], stuck: set[int]) -> HeldThread | None:
     """None: not this thread, which runs on."""
     try:
         if not _stop(place, tid):
@@ -411,8 +427,8 @@ def _try(place: _Place, tid: int, takes_any: bool, problems: list[str], stuck: s
         thread = HeldThread(place, tid)
         try:
             thread.check()
-            if takes_any or thread.is_in_syscall():
-                if thread.prepare(read_areas(place.target.pid)):
+            if choice.takes_any or thread.is_in_syscall():
+                if thread.prepare(read_areas(place.target.pid), needs_guard=choice.needs_guard):
                     return thread
                 problems.append(f"thread {tid} has no room on its stack, or no guard below it")
         except BaseException:

@@ -75,33 +75,36 @@ class HostObject:
     async def _prepare(self, name: str, caller: Caller) -> Path:
         owner_uid = await self._owner_uid(name)
         await self._authority.check(caller, ATTACH, name, owner_uid)
-        return await self._start_socket(name, caller, owner_uid)
+        path = await self._start_socket(name, caller, owner_uid)
+        if caller.uid != 0:
+            self._give(path, name, caller)
+        return path
 
     async def _attach(self, name: str, pid: int, options: dict[str, Any], caller: Caller) -> str:
         message = attach_message(options, caller.uid)
         check_name(name)
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            return await self._attach_in_turn(name, pid, message, caller)
-
-    async def _attach_in_turn(self, name: str, pid: int, message: bytes, caller: Caller) -> str:
-        """One at a time: who is refused ends the monitor that he has started."""
         with Target(pid) as target:
             self._check_owned(target, caller, name)
             await self._authority.check(caller, ATTACH, name, caller.uid)
-            owner_uid = await self._owner_uid(name)
-            path = await self._start_socket(name, caller, owner_uid)
-            self._check_owned(target, caller, name)  # once more: it may have run a set-uid program meanwhile
-            try:
-                await send_attach(path, message, target.pidfd)
-            except VmmswapError:
-                if owner_uid is None:
-                    await self._dismiss(name)
-                raise
+            async with self._turns.setdefault(name, asyncio.Lock()):
+                await self._attach_in_turn(name, target, message, caller)
         log.info("attached pid %d as %s for uid %d", pid, name, caller.uid)
         try:
             return (await self._registry.wait_for(name, _APPEAR_TIMEOUT_S)).path
         except NoSuchVMError:
             return object_path_of(name)  # attached, but its monitor is not on this bus yet
+
+    async def _attach_in_turn(self, name: str, target: Target, message: bytes, caller: Caller) -> None:
+        """One at a time: who is refused ends the monitor that he has started."""
+        is_new = not self._registry.has(name)
+        path = await self._start_socket(name, caller, await self._owner_uid(name))
+        self._check_owned(target, caller, name)  # once more: it may have run a set-uid program meanwhile
+        try:
+            await send_attach(path, message, target.pidfd)
+        except VmmswapError:
+            if is_new:
+                await self._dismiss(name)
+            raise
 
     async def _dismiss(self, name: str) -> None:
         """End the monitor that a refused attach has started: it would be listed as a VM."""
@@ -129,7 +132,7 @@ class HostObject:
             return None
 
     async def _start_socket(self, name: str, caller: Caller, owner_uid: int | None) -> Path:
-        """Start vmmswap@NAME.socket and give the socket to the caller's uid, unless it is another user's."""
+        """Start vmmswap@NAME.socket, unless the VM or the socket is another user's."""
         if caller.uid != 0 and owner_uid not in (None, caller.uid):
             raise self._denied(
                 caller, name, f"the VM {name!r} belongs to uid {owner_uid}: choose another name"
@@ -138,17 +141,22 @@ class HostObject:
         path = socket_path_of(name)
         try:
             holder = path.stat(follow_symlinks=False).st_uid
-            if caller.uid not in (0, holder):
-                if holder != 0:
-                    raise self._denied(
-                        caller, name, f"{path} was prepared for uid {holder}: choose another name"
-                    )
-                os.chown(path, caller.uid, -1, follow_symlinks=False)
         except OSError as error:
-            raise NotSupportedError(
-                f"vmmswap@{name}.socket is started, yet {path}: {error.strerror}"
-            ) from error
+            raise _no_socket(path, name, error) from error
+        if caller.uid not in (0, holder) and holder != 0:
+            raise self._denied(caller, name, f"{path} was prepared for uid {holder}: choose another name")
         return path
+
+    def _give(self, path: Path, name: str, caller: Caller) -> None:
+        """The socket is the caller's to connect to."""
+        try:
+            os.chown(path, caller.uid, -1, follow_symlinks=False)
+        except OSError as error:
+            raise _no_socket(path, name, error) from error
+
+
+def _no_socket(path: Path, name: str, error: OSError) -> NotSupportedError:
+    return NotSupportedError(f"vmmswap@{name}.socket is started, yet {path}: {error.strerror}")
 
 
 async def _values_or_nothing(vm: Vm) -> dict[str, Any]:

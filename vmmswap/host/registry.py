@@ -158,6 +158,10 @@ class Registry:
         """All VMs, by name."""
         return sorted(self._vms.values(), key=lambda vm: vm.name)
 
+    def has(self, name: str) -> bool:
+        """Whether a monitor of that name is on the bus."""
+        return VM_PATH_PREFIX + label_of(name) in self._vms
+
     def get(self, name: str) -> Vm:
         """The VM of this name; InvalidNameError or NoSuchVMError."""
         found = self._vms.get(VM_PATH_PREFIX + label_of(name))

@@ -28,6 +28,7 @@ from vmmswap.attach.attach import (
     detach_process,
 )
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
+from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.log import fields
@@ -180,7 +181,7 @@ class Watch:
         try:
             await asyncio.to_thread(check_devices_of, process.pidfd)
         except (VmmswapError, OSError):
-            if self._vm.processes.get(process.process_id) is process:
+            if self._vm.processes.get(process.process_id) is process and is_alive(process.pidfd):
                 raise
 
     async def _watch(self) -> None:

@@ -72,7 +72,12 @@ class Manifest:
 
 
 def _from_json(value: dict[str, Any]) -> Manifest:
-    manifest = Manifest(**value)
+    try:
+        manifest = Manifest(**value)
+    except TypeError as error:  # fields that a newer one has
+        raise StorageFailedError(
+            f"the record of the VM was written by another version of vmmswap ({error}): go on with that one"
+        ) from None
     return replace(
         manifest,
         memfds=tuple(manifest.memfds),

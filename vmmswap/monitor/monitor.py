@@ -292,8 +292,9 @@ class Monitor:
         vm = self._controller.vm
         if vm is None or self._setup.attach is None:
             return
-        await self._leave(vm)
-        self._forget_vm()
+        if self._detaching is None:
+            self._detaching = asyncio.get_running_loop().create_task(self._detach(vm), name="detach")
+        await self._detaching
 
     async def connection_lost(self, error: VmmswapError | None) -> None:
         self._store.remove(fdstore.CONNECTION)
@@ -395,15 +396,12 @@ class Monitor:
         self._end(0)
 
     async def _detach(self, vm: Vm) -> None:
-        await self._leave(vm)
-        if self._controller.vm is vm:
-            _log.info("detached: the VMM is as it was", extra=fields("", message_ids.VM_GONE))
-            self._end(0)
-
-    async def _leave(self, vm: Vm) -> None:
         if self._watch is not None:
             await self._watch.stop()
         await attached.detach(vm.processes.values(), force=vm.manifest.forced)
+        if self._controller.vm is vm:
+            _log.info("detached: the VMM is as it was", extra=fields("", message_ids.VM_GONE))
+            self._end(0)
 
     def _end(self, status: int) -> None:
         """Free all and end."""
