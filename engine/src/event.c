@@ -23,7 +23,7 @@ static void heal_page(struct vm *vm, uint64_t page_idx)
 
 /* A hole that is being punched stays marked: whoever faults there must wait until it is done, or the punch would take
  * what the guest writes next. Everything else about the page is forgotten. */
-static uint64_t give_up_page(struct vm *vm, uint64_t page_idx)
+static uint64_t give_up_page(struct vm *vm, uint64_t page_idx, uint32_t now_ms)
 {
 	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
 	uint64_t seen = atomic_load(word), next;
@@ -36,7 +36,7 @@ static uint64_t give_up_page(struct vm *vm, uint64_t page_idx)
 	do {
 		uint64_t kept = seen & PAGE_PUNCHING ? seen & (PAGE_PUNCHING | PAGE_WAITER) : 0;
 
-		next = page_word_after(seen, PAGE_IN_MEMFD, vm_now_ms(), kept | PAGE_GIVEN_UP);
+		next = page_word_after(seen, PAGE_IN_MEMFD, now_ms, kept | PAGE_GIVEN_UP);
 	} while (!atomic_compare_exchange_weak(word, &seen, next));
 
 	if ((seen & PAGE_WAITER) && !(seen & PAGE_PUNCHING))
@@ -47,12 +47,13 @@ static uint64_t give_up_page(struct vm *vm, uint64_t page_idx)
 void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
 	uint64_t end_idx = page_idx + pages;
+	uint32_t now_ms = vm_now_ms();
 
 	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
 		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
 			idx = page_map_next_used(vm->map, idx, end_idx);
 		if (idx < end_idx)
-			vm_drop_copy(vm, give_up_page(vm, idx));
+			vm_drop_copy(vm, give_up_page(vm, idx, now_ms));
 	}
 }
 
@@ -61,17 +62,18 @@ void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
 	uint64_t end_idx = page_idx + pages, next_idx;
+	uint32_t now_ms = vm_now_ms();
 
 	for (uint64_t idx = page_idx; idx < end_idx; idx = next_idx) {
 		next_idx = (idx / CHUNK_PAGES + 1) * CHUNK_PAGES;
 		if (next_idx > end_idx)
 			next_idx = end_idx;
 		if (next_idx - idx == CHUNK_PAGES && page_map_next_used(vm->map, idx, next_idx) >= next_idx) {
-			atomic_store(&vm->given_up_ms[idx / CHUNK_PAGES], vm_now_ms());
+			atomic_store(&vm->given_up_ms[idx / CHUNK_PAGES], now_ms);
 			continue;
 		}
 		for (; idx < next_idx; idx++)
-			vm_drop_copy(vm, give_up_page(vm, idx));
+			vm_drop_copy(vm, give_up_page(vm, idx, now_ms));
 	}
 }
 

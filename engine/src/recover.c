@@ -71,7 +71,10 @@ static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool 
 			atomic_fetch_add(&vm->poisoned_pages, 1);
 			poison_lift_later(vm, idx, 1);
 		} else if (word) {
-			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_IN_MEMFD, 0, 0));
+			uint64_t given_up = page_state_of(word) == PAGE_IN_MEMFD ? word & PAGE_GIVEN_UP : 0;
+
+			atomic_store(page_map_word(vm->map, idx),
+				     page_word_after(word, PAGE_IN_MEMFD, given_up ? page_slot_of(word) : 0, given_up));
 		}
 	}
 	return 0;

@@ -290,16 +290,18 @@ static enum resolved missing(struct attempt *attempt)
 	}
 }
 
-/* What is mapped there (CONTINUE says EEXIST) is none of the guest's. Else the thread finds the hole. */
-static enum resolved written_in_a_hole(struct attempt *attempt)
+/* CONTINUE tells whether the file has the page, and waits for no lock of its inode. In a hole the thread finds that. */
+static enum resolved written_while_out(struct attempt *attempt)
 {
-	if (uffd_continue(attempt->process->uffd, attempt->fault->addr) == UFFD_EXISTS) {
-		leave_other_memory(attempt);
-		return RESOLVED;
-	}
+	enum uffd_outcome outcome = uffd_continue(attempt->process->uffd, attempt->fault->addr);
+	const struct region *region = memory_region_of(&attempt->vm->memory, attempt->page_idx);
+
+	/* EEXIST is also what the kernel says of a page table that somebody else frees just then. */
+	if ((outcome == UFFD_DONE || outcome == UFFD_EXISTS) &&
+	    (attempt->process->id != 0 || (region && !memory_is_hole(region, attempt->page_idx))))
+		return found_present(attempt);
 	release(attempt, page_state_of(attempt->claimed));
-	wake_own(attempt);
-	return RESOLVED;
+	return unfilled(attempt, outcome);
 }
 
 /* A write to a page that is protected. If the page went out meanwhile, the thread only has to try again: it then finds the
@@ -316,21 +318,16 @@ static enum resolved written(struct attempt *attempt)
 			if (ask_for_wake(attempt, word))
 				return RESOLVED;
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
-			const struct region *region = memory_region_of(&vm->memory, attempt->page_idx);
-
-			bool hole = !region || memory_is_hole(region, attempt->page_idx);
-
-			if (hole && attempt->process->id == 0) {
-				wake_own(attempt);
-				return RESOLVED;
-			}
 			if (claim(attempt, word, state))
-				return hole ? written_in_a_hole(attempt) : found_present(attempt);
+				return written_while_out(attempt);
 		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
 			enum uffd_outcome outcome =
 				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 
-			release(attempt, PAGE_IN_MEMFD);
+			/* Given up, and written to before its hole is there: that is to come yet. */
+			vm_release(vm, attempt->page_idx, attempt->claimed,
+				   page_word_after(attempt->claimed, PAGE_IN_MEMFD,
+						   word & PAGE_GIVEN_UP ? page_slot_of(word) : 0, word & PAGE_GIVEN_UP));
 			atomic_fetch_add_explicit(&vm->writes_seen, 1, memory_order_relaxed);
 			return outcome == UFFD_DONE ? RESOLVED : unfilled(attempt, outcome);
 		}

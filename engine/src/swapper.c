@@ -469,7 +469,7 @@ static void swap_in(struct swapper *swapper)
 		rewind_cursor(swapper);
 		run_workers(swapper, restore_worker);
 		poison_lift(vm, VM_JOB_LANE(vm));
-		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm))
+		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) && pages_out(vm) >= before)
 			break; /* else a demand fault has some, and will let go of them */
 		if (pages_out(vm) >= before)
 			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);

@@ -22,6 +22,24 @@ static long pin_and_tell_tid(void *addr, long cpu)
 	return syscall(SYS_gettid);
 }
 
+/* One of them is taken from the guest's thread. */
+static void need_two_cpus(void)
+{
+	struct sched_param fifo = { .sched_priority = 1 }, other = { 0 };
+	cpu_set_t both, mine;
+
+	CPU_ZERO(&both);
+	CPU_SET(0, &both);
+	CPU_SET(1, &both);
+	CHECK_SYS(sched_getaffinity(0, sizeof mine, &mine));
+	CPU_AND(&mine, &mine, &both);
+	if (!CPU_EQUAL(&mine, &both))
+		test_skip("needs CPUs 0 and 1");
+	if (sched_setscheduler(0, SCHED_FIFO, &fifo))
+		test_skip("needs SCHED_FIFO: %s", strerror(errno));
+	CHECK_SYS(sched_setscheduler(0, SCHED_OTHER, &other));
+}
+
 static _Atomic bool hog_runs, hog_stop;
 
 /* Nobody else gets CPU 0. */
@@ -48,8 +66,7 @@ TEST(remove_whose_hole_comes_late)
 	pthread_t hogging;
 	pid_t tid;
 
-	if (sysconf(_SC_NPROCESSORS_ONLN) < 2)
-		test_skip("needs two CPUs: one is taken from the guest's thread");
+	need_two_cpus();
 	pin(1);
 	rig_start(&rig, &layout);
 	tid = (pid_t)puppet_do(&rig, 0, 1, tell_tid);
@@ -75,5 +92,74 @@ TEST(remove_whose_hole_comes_late)
 	CHECK_OK(pthread_join(hogging, NULL));
 	puppet_await(&rig, 0, 1);
 	CHECK_EQ(puppet_do(&rig, 0, 0, look), 0);
+	rig_stop(&rig);
+}
+
+static long second_half(void *addr, long unused)
+{
+	(void)unused;
+	return ((long *)addr)[511];
+}
+
+/* The same; another thread writes to the page meanwhile, which is protected: that shows nothing of the hole. */
+TEST(written_while_it_is_given_up)
+{
+	struct puppet_order tell_tid = { .kind = ORDER_CALL, .run = pin_and_tell_tid, .argument = 0 };
+	struct puppet_order give_up = { .kind = ORDER_REMOVE, .page = GIVEN_UP };
+	struct inode_lock lock;
+	struct rig rig;
+	pthread_t hogging;
+	pid_t tid;
+
+	need_two_cpus();
+	pin(1);
+	rig_start(&rig, &layout);
+	tid = (pid_t)puppet_do(&rig, 0, 1, tell_tid);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CHECK, .pages = 512 }), 0); /* kept, protected */
+	for (uint64_t p = 100; p < 120; p++)
+		puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = p });
+	rig_settle(&rig);
+	rig.options.check_pins = true;
+	rig.options.pins.allow_settle = true; /* so that each pass waits to be told to go on */
+	rig.options.pins.settle_ms = 60000;
+	CHECK_OK(failpoint_arm("uffd.protect=once:EAGAIN;evict.protected=stall")); /* as if an event had been unread */
+	rig.hits = failpoint_hits("evict.protected");
+	rig_start_job(&rig, JOB_SWAP_OUT);
+	rig_await_point(&rig, "evict.protected");
+	inode_lock_take(&lock, rig.memfds[0], 510);
+	puppet_tell(&rig, 0, 1, give_up);
+	await_wchan(tid, "shmem_fallocate");
+	puppet_do(&rig, 0, 2, (struct puppet_order){ .kind = ORDER_WRITE, .page = GIVEN_UP });
+	rig_settle(&rig);
+	rig_arm(&rig, "evict.protected", "count");
+	rig_await_point(&rig, "evict.protected");
+	CHECK_OK(pthread_create(&hogging, NULL, hog, NULL));
+	while (!hog_runs)
+		sched_yield();
+	inode_lock_release(&lock);
+	engine_continue_job(rig.engine);
+	rig_end_job(&rig);
+	hog_stop = true;
+	CHECK_OK(pthread_join(hogging, NULL));
+	puppet_await(&rig, 0, 1);
+	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CALL, .page = GIVEN_UP, .run = second_half }), 0);
+	rig_stop(&rig);
+}
+
+static const struct layout two_chunks = { .memfd_pages = { 1024 }, .regions = { { 0, 0, 1024 } }, .full = 1 };
+
+TEST(one_page_given_up_during_the_first_swap_out)
+{
+	struct rig rig;
+
+	rig_start(&rig, &two_chunks);
+	rig.options.max_passes = 5;
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.protected");
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_DISCARD, .page = 600 });
+	rig_disarm("evict.protected");
+	rig_end_job(&rig);
+	CHECK_EQ(rig_resident_pages(&rig, 0, 512), 0);
+	CHECK_EQ(rig_resident_pages(&rig, 512, 512), 0);
 	rig_stop(&rig);
 }

@@ -30,3 +30,20 @@ TEST(unmapped_and_sealed)
 	CHECK_EQ(rig_stats(&rig).swap_pages + rig_resident_pages(&rig, 0, 512), 512);
 	rig_stop(&rig);
 }
+
+/* Bad twice in one round, good afterwards. */
+TEST(a_read_error_that_passes)
+{
+	struct notice done;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_OK(failpoint_arm("store.read.corrupt=EIO"));
+	rig_start_job_until(&rig, JOB_SWAP_IN, "restore.copied");
+	rig_disarm("store.read.corrupt");
+	rig_disarm("restore.copied");
+	done = rig_await_job(&rig);
+	CHECK_EQ(done.code, 0);
+	rig_stop(&rig);
+}

@@ -74,6 +74,35 @@ TEST(the_vmm_writes_to_its_memfd_while_a_childs_page_comes_back)
 	rig_stop(&rig);
 }
 
+/* It was raised before the page went out, and is looked at when it is: the same, of the VMM's own page. */
+TEST(a_wp_fault_of_a_page_that_went_out)
+{
+	struct puppet_order who = { .kind = ORDER_CALL, .run = tell_tid };
+	struct rig rig;
+	pid_t tid2, tid3;
+
+	rig_start(&rig, &layout);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = 10 });
+	tid2 = (pid_t)puppet_do(&rig, 0, 2, who);
+	tid3 = (pid_t)puppet_do(&rig, 0, 3, who);
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.stored");
+	rig_arm(&rig, "resolve.copied", "stall");
+	puppet_tell(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = 1 });
+	rig_await_point(&rig, "resolve.copied");
+	puppet_tell(&rig, 0, 2, (struct puppet_order){ .kind = ORDER_WRITE, .page = 10 });
+	await_wchan(tid2, "userfault");
+	rig_disarm("evict.stored");
+	rig_end_job(&rig);
+	puppet_tell(&rig, 0, 3, (struct puppet_order){ .kind = ORDER_CALL, .page = 3, .run = write_from_guest_memory,
+						       .argument = rig.memfds[0] });
+	await_wchan(tid3, "userfault");
+	rig_disarm("resolve.copied");
+	CHECK(puppet_done_in(&rig, 0, 3, DEADLINE_MS));
+	CHECK(puppet_done_in(&rig, 0, 2, DEADLINE_MS));
+	rig_stop(&rig);
+}
+
 TEST(a_swap_in_that_reads_a_page_again)
 {
 	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = ZERO };
