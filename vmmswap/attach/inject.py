@@ -392,11 +392,9 @@ def _hold_one(place: _Place) -> HeldThread:
     """
     problems: list[str] = []
     stuck: set[int] = set()  # seized, and yet to stop or to be gone
-    all_ranked = sorted(thread_ids(place.target.pid), key=lambda tid: _rank(place, tid))
-    ranked = all_ranked[:_MAX_TRIES]
-    ranked += [
-        tid for tid in all_ranked[_MAX_TRIES:] if tid == place.target.pid
-    ]  # its stack is known for one
+    first = place.target.pid  # of its stack it is known that it ends in a guard
+    ranked = sorted(thread_ids(first), key=lambda tid: _rank(place, tid))
+    ranked = ranked[:_MAX_TRIES] + [tid for tid in ranked[_MAX_TRIES:] if tid == first]
     for choice in (*_GUARDED, *(_UNGUARDED if place.force else ())):
         for tid in (tid for tid in ranked if tid not in stuck):
             thread = _try(place, tid, choice, problems, stuck)
