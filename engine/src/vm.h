@@ -100,7 +100,7 @@ void vm_found_present(struct vm *vm, uint64_t page_idx);
 bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx);
 
 /* MADV_REMOVE raises its event before it punches, and the kernel does not say when it has: for so long what was given up does not
- * go out, or it would come back. A fault at the page ends that: it is new. */
+ * go out, or it would come back. A fault for a missing page ends that: the hole was there. */
 #define VM_GIVEN_UP_MS 10000u
 uint32_t vm_now_ms(void);
 bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word);

@@ -56,41 +56,57 @@ static void *hog(void *unused)
 }
 
 /* The guest's thread stands between its event and its hole, for the lock of the inode and then for want of a CPU, while a pass of
- * a swap-out begins and ends. */
-TEST(remove_whose_hole_comes_late)
+ * a swap-out begins and ends. written: another thread writes to the page meanwhile. */
+static void swap_out_before_the_hole(struct rig *rig, pid_t tid, bool written)
 {
-	struct puppet_order tell_tid = { .kind = ORDER_CALL, .run = pin_and_tell_tid, .argument = 0 };
-	struct puppet_order give_up = { .kind = ORDER_REMOVE, .page = GIVEN_UP }, look = { .kind = ORDER_CHECK, .page = GIVEN_UP };
+	struct puppet_order give_up = { .kind = ORDER_REMOVE, .page = GIVEN_UP }, write = { .kind = ORDER_WRITE, .page = GIVEN_UP };
 	struct inode_lock lock;
-	struct rig rig;
 	pthread_t hogging;
-	pid_t tid;
 
-	need_two_cpus();
-	pin(1);
-	rig_start(&rig, &layout);
-	tid = (pid_t)puppet_do(&rig, 0, 1, tell_tid);
-	rig.options.check_pins = true;
-	rig.options.pins.allow_settle = true; /* so that each pass waits to be told to go on */
-	rig.options.pins.settle_ms = 60000;
+	rig->options.check_pins = true;
+	rig->options.pins.allow_settle = true; /* so that each pass waits to be told to go on */
+	rig->options.pins.settle_ms = 60000;
 	CHECK_OK(failpoint_arm("uffd.protect=once:EAGAIN;evict.protected=stall")); /* as if an event had been unread */
-	rig.hits = 0;
-	rig_start_job(&rig, JOB_SWAP_OUT);
-	rig_await_point(&rig, "evict.protected");
-	inode_lock_take(&lock, rig.memfds[0], 510);
-	puppet_tell(&rig, 0, 1, give_up);
+	rig->hits = failpoint_hits("evict.protected");
+	rig_start_job(rig, JOB_SWAP_OUT);
+	rig_await_point(rig, "evict.protected");
+	inode_lock_take(&lock, rig->memfds[0], 510);
+	puppet_tell(rig, 0, 1, give_up);
 	await_wchan(tid, "shmem_fallocate");
-	rig_arm(&rig, "evict.protected", "count");
-	rig_await_point(&rig, "evict.protected");
+	if (written) {
+		puppet_do(rig, 0, 2, write);
+		rig_settle(rig);
+	}
+	rig_arm(rig, "evict.protected", "count");
+	rig_await_point(rig, "evict.protected");
 	CHECK_OK(pthread_create(&hogging, NULL, hog, NULL));
 	while (!hog_runs)
 		sched_yield();
 	inode_lock_release(&lock);
-	engine_continue_job(rig.engine);
-	rig_end_job(&rig);
+	engine_continue_job(rig->engine);
+	rig_end_job(rig);
 	hog_stop = true;
 	CHECK_OK(pthread_join(hogging, NULL));
-	puppet_await(&rig, 0, 1);
+	puppet_await(rig, 0, 1);
+}
+
+/* Returns the thread that gives up. */
+static pid_t start(struct rig *rig)
+{
+	struct puppet_order tell_tid = { .kind = ORDER_CALL, .run = pin_and_tell_tid, .argument = 0 };
+
+	need_two_cpus();
+	pin(1);
+	rig_start(rig, &layout);
+	return (pid_t)puppet_do(rig, 0, 1, tell_tid);
+}
+
+TEST(remove_whose_hole_comes_late)
+{
+	struct puppet_order look = { .kind = ORDER_CHECK, .page = GIVEN_UP };
+	struct rig rig;
+
+	swap_out_before_the_hole(&rig, start(&rig), false);
 	CHECK_EQ(puppet_do(&rig, 0, 0, look), 0);
 	rig_stop(&rig);
 }
@@ -101,49 +117,21 @@ static long second_half(void *addr, long unused)
 	return ((long *)addr)[511];
 }
 
-/* The same; another thread writes to the page meanwhile, which is protected: that shows nothing of the hole. */
+/* A write to a page that is protected shows nothing of the hole. */
 TEST(written_while_it_is_given_up)
 {
-	struct puppet_order tell_tid = { .kind = ORDER_CALL, .run = pin_and_tell_tid, .argument = 0 };
-	struct puppet_order give_up = { .kind = ORDER_REMOVE, .page = GIVEN_UP };
-	struct inode_lock lock;
+	struct puppet_order all = { .kind = ORDER_CHECK, .pages = 512 };
+	struct puppet_order look = { .kind = ORDER_CALL, .page = GIVEN_UP, .run = second_half };
 	struct rig rig;
-	pthread_t hogging;
-	pid_t tid;
+	pid_t tid = start(&rig);
 
-	need_two_cpus();
-	pin(1);
-	rig_start(&rig, &layout);
-	tid = (pid_t)puppet_do(&rig, 0, 1, tell_tid);
 	rig_run_job(&rig, JOB_SWAP_OUT);
-	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CHECK, .pages = 512 }), 0); /* kept, protected */
-	for (uint64_t p = 100; p < 120; p++)
-		puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = p });
+	CHECK_EQ(puppet_do(&rig, 0, 0, all), 0); /* kept, and protected */
+	for (uint64_t page = 100; page < 120; page++)
+		puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = page });
 	rig_settle(&rig);
-	rig.options.check_pins = true;
-	rig.options.pins.allow_settle = true; /* so that each pass waits to be told to go on */
-	rig.options.pins.settle_ms = 60000;
-	CHECK_OK(failpoint_arm("uffd.protect=once:EAGAIN;evict.protected=stall")); /* as if an event had been unread */
-	rig.hits = failpoint_hits("evict.protected");
-	rig_start_job(&rig, JOB_SWAP_OUT);
-	rig_await_point(&rig, "evict.protected");
-	inode_lock_take(&lock, rig.memfds[0], 510);
-	puppet_tell(&rig, 0, 1, give_up);
-	await_wchan(tid, "shmem_fallocate");
-	puppet_do(&rig, 0, 2, (struct puppet_order){ .kind = ORDER_WRITE, .page = GIVEN_UP });
-	rig_settle(&rig);
-	rig_arm(&rig, "evict.protected", "count");
-	rig_await_point(&rig, "evict.protected");
-	CHECK_OK(pthread_create(&hogging, NULL, hog, NULL));
-	while (!hog_runs)
-		sched_yield();
-	inode_lock_release(&lock);
-	engine_continue_job(rig.engine);
-	rig_end_job(&rig);
-	hog_stop = true;
-	CHECK_OK(pthread_join(hogging, NULL));
-	puppet_await(&rig, 0, 1);
-	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CALL, .page = GIVEN_UP, .run = second_half }), 0);
+	swap_out_before_the_hole(&rig, tid, true);
+	CHECK_EQ(puppet_do(&rig, 0, 0, look), 0);
 	rig_stop(&rig);
 }
 
