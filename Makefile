@@ -4,6 +4,7 @@
 #                   GUEST=qemu: an unmodified QEMU with the distribution's kernel, attached to while it runs
 #   make test       install what is missing, then run the whole test suite
 #   make chaos      only the tests that kill and starve things
+#   make format     C and Python as .clang-format and ruff have them
 #   make bench      the figures of docs/performance.md on this machine
 #   make install    PREFIX=/usr DESTDIR=   programs, units, bus and polkit files; as root without DESTDIR
 #   make uninstall  PREFIX=/usr DESTDIR=   the opposite; stops what runs, which brings swapped memory in first
@@ -30,7 +31,7 @@ export PIP_ROOT_USER_ACTION := ignore
 ENGINE := $(wildcard engine/src/*.c engine/src/*.h) engine/build_cffi.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
-.PHONY: help bootstrap demo test chaos bench clean wheelhouse
+.PHONY: help bootstrap demo test chaos bench format clean wheelhouse
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -80,6 +81,10 @@ chaos: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
 
 bench: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/python -m benchmarks
+
+format: bootstrap
+	tools/check-format $(VENV) --write
+	$(VENV)/bin/ruff format --quiet .
 
 clean:
 	rm -rf build vmmswap.egg-info vmmswap/_engine*.so vmmswap/_engine*.[co]
