@@ -124,7 +124,8 @@ static int fetch_uffd(struct shared *shared, pid_t pid)
 static void serve(int uffd, int file, uint64_t guest_addr, size_t pages)
 {
 	struct pollfd waiting = { uffd, POLLIN, 0 };
-	char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	char *page =
+		mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	uint32_t sum = 0;
 
 	for (size_t served = 0; served < pages;) {
@@ -144,7 +145,8 @@ static void serve(int uffd, int file, uint64_t guest_addr, size_t pages)
 	fprintf(stderr, "%s", sum == 1 ? "" : ""); /* keeps the hash from being optimised away */
 }
 
-static void run_small_handler(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir, bool bound)
+static void run_small_handler(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir,
+			      bool bound)
 {
 	int uffd = fetch_uffd(shared, pid), file = open(dir, O_TMPFILE | O_RDWR, 0600);
 	struct uffdio_register registration = { .range = { shared->guest_addr, pages * PAGE },
@@ -153,10 +155,12 @@ static void run_small_handler(struct shared *shared, pid_t pid, int memfd, size_
 
 	need(file >= 0 && block, "swap file");
 	for (size_t done = 0; done < pages * PAGE; done += 1 << 20)
-		need(pread(memfd, block, 1 << 20, (off_t)done) > 0 && pwrite(file, block, 1 << 20, (off_t)done) > 0,
+		need(pread(memfd, block, 1 << 20, (off_t)done) > 0 &&
+			     pwrite(file, block, 1 << 20, (off_t)done) > 0,
 		     "copy to the swap file");
 	need(ioctl(uffd, UFFDIO_REGISTER, &registration) == 0, "UFFDIO_REGISTER");
-	need(fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(pages * PAGE)) == 0, "punch");
+	need(fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(pages * PAGE)) == 0,
+	     "punch");
 	if (bound)
 		bind_to_cpu(0);
 	shared->go = true;
@@ -200,7 +204,8 @@ static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages
 	int uffd = fetch_uffd(shared, pid);
 
 	need(engine_create(&config, &engine, &err) == 0, "engine_create");
-	need(engine_add_region(engine, memfd, 0, pages * PAGE, &range.page_idx, &err) == 0, "engine_add_region");
+	need(engine_add_region(engine, memfd, 0, pages * PAGE, &range.page_idx, &err) == 0,
+	     "engine_add_region");
 	range.addr = shared->guest_addr;
 	need(engine_add_process(engine, uffd, &range, 1, &id, &err) == 0, "engine_add_process");
 	need(engine_start(engine, &err) == 0, "engine_start");
@@ -232,8 +237,9 @@ static void report(double *latency_us, size_t pages)
 	for (size_t i = 0; i < pages; i++)
 		sum += latency_us[i];
 	qsort(latency_us, pages, sizeof *latency_us, by_value);
-	printf("{\"p50_us\": %.2f, \"p90_us\": %.2f, \"p99_us\": %.2f, \"mean_us\": %.2f}\n", latency_us[pages / 2],
-	       latency_us[pages * 9 / 10], latency_us[pages * 99 / 100], sum / (double)pages);
+	printf("{\"p50_us\": %.2f, \"p90_us\": %.2f, \"p99_us\": %.2f, \"mean_us\": %.2f}\n",
+	       latency_us[pages / 2], latency_us[pages * 9 / 10], latency_us[pages * 99 / 100],
+	       sum / (double)pages);
 }
 
 int main(int argc, char **argv)
@@ -245,13 +251,14 @@ int main(int argc, char **argv)
 	pid_t pid;
 
 	if (!pages || pages % 256) {
-		fprintf(stderr, "usage: fault_latency engine|poll|samecpu PAGES seq|rnd SWAP_DIR (PAGES: a multiple of 256)\n");
+		fprintf(stderr,
+			"usage: fault_latency engine|poll|samecpu PAGES seq|rnd SWAP_DIR (PAGES: a multiple of 256)\n");
 		return 2;
 	}
 	bound = strcmp(argv[1], "samecpu") == 0;
 	random = strcmp(argv[3], "rnd") == 0;
-	shared = mmap(NULL, sizeof *shared + pages * sizeof(double), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-		      0);
+	shared = mmap(NULL, sizeof *shared + pages * sizeof(double), PROT_READ | PROT_WRITE,
+		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	memfd = memfd_create("guest", MFD_CLOEXEC);
 	need(shared != MAP_FAILED && memfd >= 0 && ftruncate(memfd, (off_t)(pages * PAGE)) == 0, "memory");
 	pid = fork();
@@ -262,7 +269,8 @@ int main(int argc, char **argv)
 		run_engine(shared, pid, memfd, pages, argv[4]);
 	else
 		run_small_handler(shared, pid, memfd, pages, argv[4], bound);
-	need(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0, "the guest's end");
+	need(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0,
+	     "the guest's end");
 	report(shared->latency_us, pages);
 	return 0;
 }

@@ -3,6 +3,7 @@
 #ifndef VMMSWAP_BENCHMARK_RIG_H
 #define VMMSWAP_BENCHMARK_RIG_H
 
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sched.h>
@@ -17,7 +18,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-#include <fcntl.h>
 
 #include "engine.h"
 
@@ -74,15 +74,19 @@ static inline int fetch_fd(pid_t pid, int fd)
 }
 
 /* An engine that serves one process's mapping of all of memfd. */
-static inline struct engine *engine_for(int memfd, size_t pages, int uffd, uint64_t addr, const char *swap_dir)
+static inline struct engine *engine_for(int memfd, size_t pages, int uffd, uint64_t addr,
+					const char *swap_dir)
 {
-	struct engine_config config = { .swap_dir = swap_dir, .workers = 3, .page_map_fd = -1, .store_fd = -1 };
+	struct engine_config config = {
+		.swap_dir = swap_dir, .workers = 3, .page_map_fd = -1, .store_fd = -1
+	};
 	struct range range = { .addr = addr, .pages = pages };
 	struct engine *engine;
 	struct error err;
 	uint32_t id;
 
-	if (engine_create(&config, &engine, &err) || engine_add_region(engine, memfd, 0, pages * PAGE, &range.page_idx, &err) ||
+	if (engine_create(&config, &engine, &err) ||
+	    engine_add_region(engine, memfd, 0, pages * PAGE, &range.page_idx, &err) ||
 	    engine_add_process(engine, uffd, &range, 1, &id, &err) || engine_start(engine, &err)) {
 		fprintf(stderr, "engine: %s\n", err.message);
 		exit(1);

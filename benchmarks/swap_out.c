@@ -101,7 +101,9 @@ static void *copy(void *argument)
 	char *buffer = malloc(piece);
 
 	for (size_t at = self->start; at < self->end; at += piece)
-		need(pread(self->from, buffer, piece, (off_t)at) > 0 && pwrite(self->to, buffer, piece, (off_t)at) > 0, "copy");
+		need(pread(self->from, buffer, piece, (off_t)at) > 0 &&
+			     pwrite(self->to, buffer, piece, (off_t)at) > 0,
+		     "copy");
 	free(buffer);
 	return NULL;
 }
@@ -127,7 +129,8 @@ static double run_staging(pid_t pid, int memfd, size_t pages)
 	}
 	for (int i = 0; i < cpus; i++)
 		pthread_join(threads[i], NULL);
-	need(fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(pages * PAGE)) == 0, "punch");
+	need(fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(pages * PAGE)) == 0,
+	     "punch");
 	since_us = now_us() - since_us;
 	kill(pid, SIGKILL);
 	freeze_destroy(freeze);
@@ -144,7 +147,8 @@ static double rate_of(struct shared *shared, double span_us)
 	return (double)(shared->hot_rounds - before) / (now_us() - since_us);
 }
 
-static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir, uint32_t mode, bool idle)
+static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir,
+		       uint32_t mode, bool idle)
 {
 	struct engine *engine = engine_for(memfd, pages, fetch_fd(pid, shared->uffd), shared->addr, dir);
 	struct engine_stats stats;
@@ -166,7 +170,8 @@ static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages
 	       "\"pause_us\": %llu, \"resident_pages\": %llu, \"swap_in_ms\": %.1f, \"swap_in_mib_per_s\": %.0f}\n",
 	       took_us / 1e3, (double)pages / 256 / took_us * 1e6, (unsigned long long)hot_gap_us,
 	       (unsigned long long)all_gap_us, idle ? 1 : during / before, (unsigned long long)stats.pause_us,
-	       (unsigned long long)stats.resident_pages, in_us / 1e3, (double)stats.swap_pages / 256 / in_us * 1e6);
+	       (unsigned long long)stats.resident_pages, in_us / 1e3,
+	       (double)stats.swap_pages / 256 / in_us * 1e6);
 	engine_destroy(engine);
 }
 
@@ -194,11 +199,11 @@ int main(int argc, char **argv)
 	if (strcmp(argv[1], "staging") == 0) {
 		double took_us = run_staging(pid, memfd, pages);
 
-		printf("{\"total_ms\": %.1f, \"mib_per_s\": %.0f, \"hot_gap_us\": %.0f, \"all_gap_us\": %.0f}\n", took_us / 1e3,
-		       (double)pages / 256 / took_us * 1e6, took_us, took_us);
+		printf("{\"total_ms\": %.1f, \"mib_per_s\": %.0f, \"hot_gap_us\": %.0f, \"all_gap_us\": %.0f}\n",
+		       took_us / 1e3, (double)pages / 256 / took_us * 1e6, took_us, took_us);
 	} else {
-		run_engine(shared, pid, memfd, pages, argv[3], strcmp(argv[1], "live") ? MODE_FREEZE : MODE_LIVE,
-			   idle);
+		run_engine(shared, pid, memfd, pages, argv[3],
+			   strcmp(argv[1], "live") ? MODE_FREEZE : MODE_LIVE, idle);
 		kill(pid, SIGKILL);
 	}
 	need(waitpid(pid, &status, 0) == pid, "the guest's end");

@@ -8,8 +8,8 @@
 #include "device.h"
 #include "report.h"
 
-#define MAX_WORDS     16
-#define CHUNK_PAGES   256
+#define MAX_WORDS 16
+#define CHUNK_PAGES 256
 #define ALL_PROCESSES (-1)
 
 const char command_help[] =
@@ -55,7 +55,7 @@ struct command {
 	char *option[MAX_WORDS]; /* key=value */
 	int options;
 	const char *wrong; /* why it cannot be obeyed */
-	int err;           /* or its errno */
+	int err;	   /* or its errno */
 	uint64_t job_id;   /* started */
 };
 
@@ -217,7 +217,7 @@ static void run_kernel_io(struct command *command)
 
 static void run_remove(struct command *command)
 {
-	static const char *const how_names[] = {"madvise", "dontneed", "fallocate", "balloon"};
+	static const char *const how_names[] = { "madvise", "dontneed", "fallocate", "balloon" };
 	struct job *job = new_job(command, JOB_REMOVE);
 	int how = 0;
 
@@ -230,8 +230,8 @@ static void run_remove(struct command *command)
 		return;
 	}
 	job->remove_how = how;
-	job->is_either = command->words > 4 ? has_word(command, 4, "either")
-					    : how == REMOVE_DONTNEED || how == REMOVE_FALLOCATE;
+	job->is_either = command->words > 4 ? has_word(command, 4, "either") :
+					      how == REMOVE_DONTNEED || how == REMOVE_FALLOCATE;
 	start(command, job);
 }
 
@@ -311,7 +311,7 @@ static void run_fork(struct command *command)
 
 static bool request_backend(struct guest *guest, enum backend_mode mode, uint64_t job_id)
 {
-	struct zygote_request request = {.mode = mode};
+	struct zygote_request request = { .mode = mode };
 
 	request.process = device_slot(guest, KIND_BACKEND, 0, job_id);
 	if (request.process < 0)
@@ -430,28 +430,28 @@ static const struct {
 	const char *name;
 	void (*run)(struct command *command);
 } commands[] = {
-	{"status", run_status},
-	{"processes", run_processes},
-	{"threads", run_threads},
-	{"memory", run_memory},
-	{"reset-stats", run_reset},
-	{"fill", run_fill},
-	{"verify", run_verify},
-	{"work", run_work},
-	{"hot", run_hot},
-	{"touch", run_touch},
-	{"remove", run_remove},
-	{"kernel-io", run_kernel_io},
-	{"corrupt", run_corrupt},
-	{"fork", run_fork},
-	{"backend", run_backend_command},
-	{"kill-device", run_kill_device},
-	{"exec-device", run_exec_device},
-	{"register", run_register},
-	{"disconnect", run_disconnect},
-	{"hostile", run_hostile},
-	{"help", run_help},
-	{"quit", run_quit},
+	{ "status", run_status },
+	{ "processes", run_processes },
+	{ "threads", run_threads },
+	{ "memory", run_memory },
+	{ "reset-stats", run_reset },
+	{ "fill", run_fill },
+	{ "verify", run_verify },
+	{ "work", run_work },
+	{ "hot", run_hot },
+	{ "touch", run_touch },
+	{ "remove", run_remove },
+	{ "kernel-io", run_kernel_io },
+	{ "corrupt", run_corrupt },
+	{ "fork", run_fork },
+	{ "backend", run_backend_command },
+	{ "kill-device", run_kill_device },
+	{ "exec-device", run_exec_device },
+	{ "register", run_register },
+	{ "disconnect", run_disconnect },
+	{ "hostile", run_hostile },
+	{ "help", run_help },
+	{ "quit", run_quit },
 };
 
 static void split(struct command *command, char *line)
@@ -486,7 +486,7 @@ static void dispatch(struct command *command)
 /* The members of a reply gather in control->out while the order runs. */
 void command_run(struct control *control, char *line)
 {
-	struct command command = {.control = control};
+	struct command command = { .control = control };
 
 	text_clear(&control->out);
 	text_add(&control->out, "{\"reply\":%llu", (unsigned long long)control->lines);

@@ -14,9 +14,9 @@
 #define PAGE_BYTES 4096u
 #define PAGE_WORDS (PAGE_BYTES / 8u)
 
-#define MAX_REGIONS   64
+#define MAX_REGIONS 64
 #define MAX_PROCESSES 256 /* process 0 is the VMM itself */
-#define MAX_WORKERS   8   /* threads a process */
+#define MAX_WORKERS 8	  /* threads a process */
 
 static inline uint64_t now_ns(void)
 {

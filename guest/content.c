@@ -5,12 +5,12 @@
 #include <string.h>
 
 #define HEADER_WORDS 4u
-#define BLOCKS       8u
-#define BLOCK_WORDS  (PAGE_WORDS / BLOCKS)
+#define BLOCKS 8u
+#define BLOCK_WORDS (PAGE_WORDS / BLOCKS)
 #define HEADER_MAGIC UINT64_C(0x7473657567776d76)
-#define GOLDEN       UINT64_C(0x9e3779b97f4a7c15)
+#define GOLDEN UINT64_C(0x9e3779b97f4a7c15)
 
-const char *const class_names[CLASS_COUNT] = {"random", "text", "same", "zero", "untouched"};
+const char *const class_names[CLASS_COUNT] = { "random", "text", "same", "zero", "untouched" };
 
 uint64_t content_mix(uint64_t value)
 {
@@ -137,7 +137,7 @@ static int class_by_name(const char *name, size_t length)
 
 bool content_parse_mix(struct content *content, const char *text)
 {
-	unsigned percent[CLASS_COUNT] = {0};
+	unsigned percent[CLASS_COUNT] = { 0 };
 	unsigned long sum = 0;
 
 	for (;;) {

@@ -11,10 +11,10 @@
 #include "common.h"
 
 enum page_class {
-	CLASS_RANDOM,    /* does not compress */
-	CLASS_TEXT,      /* compresses about 3:1 */
-	CLASS_SAME,      /* one 64-bit word repeated */
-	CLASS_ZERO,      /* zeros after fill, random after the next write, zeros after the next, ... */
+	CLASS_RANDOM,	 /* does not compress */
+	CLASS_TEXT,	 /* compresses about 3:1 */
+	CLASS_SAME,	 /* one 64-bit word repeated */
+	CLASS_ZERO,	 /* zeros after fill, random after the next write, zeros after the next, ... */
 	CLASS_UNTOUCHED, /* left alone by fill; random once something else writes it */
 	CLASS_COUNT,
 };

@@ -11,8 +11,8 @@
 #include "device.h"
 #include "report.h"
 
-#define LINE_BYTES        4096
-#define FIXED_FDS         4
+#define LINE_BYTES 4096
+#define FIXED_FDS 4
 #define RECOVERY_RETRY_MS 10
 
 struct text *control_event(struct control *control, const char *name)
@@ -102,7 +102,7 @@ static void process_ended(struct control *control, int process)
 {
 	struct guest *guest = control->guest;
 	struct process_slot *slot = &guest->shared->process[process];
-	siginfo_t info = {0};
+	siginfo_t info = { 0 };
 
 	waitid(P_PIDFD, (id_t)guest->pidfd[process], &info, WEXITED | WNOHANG);
 	close(guest->pidfd[process]);
@@ -117,12 +117,12 @@ static void process_ended(struct control *control, int process)
 static void hear_zygote(struct control *control)
 {
 	struct backend_hello hello;
-	struct iovec iov = {.iov_base = &hello, .iov_len = sizeof(hello)};
+	struct iovec iov = { .iov_base = &hello, .iov_len = sizeof(hello) };
 	union {
 		struct cmsghdr header;
 		char bytes[CMSG_SPACE(sizeof(int))];
 	} ancillary;
-	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
 	int uffd;
 
 	message.msg_control = ancillary.bytes;
@@ -202,19 +202,19 @@ void control_run(struct control *control)
 		tell_handoff(control);
 	while (!control->has_ended) {
 		struct pollfd fds[FIXED_FDS + MAX_PROCESSES] = {
-			{.fd = 0, .events = POLLIN},
-			{.fd = guest->notify_fd, .events = POLLIN},
-			{.fd = guest->zygote_fd, .events = POLLIN},
-			{.fd = atomic_load(&guest->socket_fd), .events = POLLIN},
+			{ .fd = 0, .events = POLLIN },
+			{ .fd = guest->notify_fd, .events = POLLIN },
+			{ .fd = guest->zygote_fd, .events = POLLIN },
+			{ .fd = atomic_load(&guest->socket_fd), .events = POLLIN },
 		};
-		int process_of[FIXED_FDS + MAX_PROCESSES] = {0};
+		int process_of[FIXED_FDS + MAX_PROCESSES] = { 0 };
 		nfds_t count = FIXED_FDS;
 
 		for (int i = 1; i < MAX_PROCESSES; i++) {
 			if (guest->pidfd[i] <= 0)
 				continue;
 			process_of[count] = i;
-			fds[count++] = (struct pollfd){.fd = guest->pidfd[i], .events = POLLIN};
+			fds[count++] = (struct pollfd){ .fd = guest->pidfd[i], .events = POLLIN };
 		}
 		if (poll(fds, count, timeout_ms(control)) < 0 && errno != EINTR)
 			die(errno, "poll");

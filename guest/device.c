@@ -189,7 +189,7 @@ void device_kill_all(struct guest *guest)
 		if (guest->pidfd[process] > 0)
 			device_kill(guest, process);
 	for (int process = 1; process < MAX_PROCESSES; process++) {
-		struct pollfd gone = {.fd = guest->pidfd[process], .events = POLLIN};
+		struct pollfd gone = { .fd = guest->pidfd[process], .events = POLLIN };
 
 		if (gone.fd > 0)
 			poll(&gone, 1, 5000);
@@ -198,18 +198,19 @@ void device_kill_all(struct guest *guest)
 
 static void send_hello(struct guest *guest, int socket, int uffd)
 {
-	struct backend_hello hello = {.process = guest->process};
-	struct iovec iov = {.iov_base = &hello, .iov_len = sizeof(hello)};
+	struct backend_hello hello = { .process = guest->process };
+	struct iovec iov = { .iov_base = &hello, .iov_len = sizeof(hello) };
 	union {
 		struct cmsghdr header;
 		char bytes[CMSG_SPACE(sizeof(int))];
-	} control = {0};
-	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+	} control = { 0 };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
 
 	message.msg_control = control.bytes;
 	message.msg_controllen = sizeof(control.bytes);
-	control.header = (struct cmsghdr){
-		.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+	control.header = (struct cmsghdr){ .cmsg_len = CMSG_LEN(sizeof(int)),
+					   .cmsg_level = SOL_SOCKET,
+					   .cmsg_type = SCM_RIGHTS };
 	memcpy(CMSG_DATA(&control.header), &uffd, sizeof(int));
 	if (sendmsg(socket, &message, MSG_NOSIGNAL) < 0)
 		fail_device(guest, errno);

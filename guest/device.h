@@ -13,9 +13,9 @@
 #include "page.h"
 
 enum backend_mode {
-	BACKEND_PLAIN,    /* there is no monitor */
+	BACKEND_PLAIN,	  /* there is no monitor */
 	BACKEND_ANNOUNCE, /* make a userfaultfd and wait for `ok` */
-	BACKEND_SILENT,   /* map, say nothing, touch nothing */
+	BACKEND_SILENT,	  /* map, say nothing, touch nothing */
 };
 
 struct zygote_request {

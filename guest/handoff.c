@@ -9,11 +9,11 @@
 
 #include "device.h"
 
-#define RETRY_NS      100000000u
+#define RETRY_NS 100000000u
 #define MESSAGE_BYTES 16384 /* 64 regions of less than 200 bytes */
-#define MAX_FDS       (2 + MAX_MEMFDS)
+#define MAX_FDS (2 + MAX_MEMFDS)
 
-const char *const handoff_state_names[] = {"none", "connecting", "registering", "ready", "refused", "lost"};
+const char *const handoff_state_names[] = { "none", "connecting", "registering", "ready", "refused", "lost" };
 
 /* As much of it as there is room for. */
 static void copy_text(char *to, size_t size, const char *from)
@@ -47,17 +47,18 @@ static void refuse_errno(struct handoff *handoff, int err, const char *what, con
 /* All bytes and all fds in one sendmsg, or nothing that counts. 0 or -errno. */
 static int send_with_fds(int socket, const struct text *text, const int *fds, unsigned count)
 {
-	struct iovec iov = {.iov_base = text->data, .iov_len = text->length};
+	struct iovec iov = { .iov_base = text->data, .iov_len = text->length };
 	union {
 		struct cmsghdr header;
 		char bytes[CMSG_SPACE(MAX_FDS * sizeof(int))];
-	} control = {0};
-	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+	} control = { 0 };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
 
 	message.msg_control = control.bytes;
 	message.msg_controllen = CMSG_SPACE(count * sizeof(int));
-	control.header = (struct cmsghdr){
-		.cmsg_len = CMSG_LEN(count * sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
+	control.header = (struct cmsghdr){ .cmsg_len = CMSG_LEN(count * sizeof(int)),
+					   .cmsg_level = SOL_SOCKET,
+					   .cmsg_type = SCM_RIGHTS };
 	memcpy(CMSG_DATA(&control.header), fds, count * sizeof(int));
 	ssize_t sent = sendmsg(socket, &message, MSG_NOSIGNAL);
 	if (sent < 0)
@@ -86,8 +87,8 @@ static int send_register(struct handoff *handoff, int socket)
 	struct guest *guest = handoff->guest;
 	const struct memory *memory = &guest->memory;
 	char buffer[MESSAGE_BYTES];
-	struct text text = {.data = buffer, .size = sizeof(buffer)};
-	int fds[MAX_FDS] = {atomic_load(&guest->uffd)};
+	struct text text = { .data = buffer, .size = sizeof(buffer) };
+	int fds[MAX_FDS] = { atomic_load(&guest->uffd) };
 
 	memcpy(fds + 1, memory->memfd, memory->memfds * sizeof(int));
 	text_add(&text, "{\"vmmswap\":1,\"type\":\"register\",");
@@ -107,11 +108,11 @@ static int send_add_process(struct handoff *handoff, int process)
 	struct process_slot *slot = &guest->shared->process[process];
 	int pidfd = (int)syscall(SYS_pidfd_open, atomic_load(&slot->pid), 0);
 	char buffer[MESSAGE_BYTES];
-	struct text text = {.data = buffer, .size = sizeof(buffer)};
+	struct text text = { .data = buffer, .size = sizeof(buffer) };
 
 	if (pidfd < 0)
 		return -errno;
-	int fds[2] = {handoff->uffd_of[process], pidfd};
+	int fds[2] = { handoff->uffd_of[process], pidfd };
 	text_add(&text, "{\"vmmswap\":1,\"type\":\"add-process\",");
 	add_regions(&text, &guest->memory, slot->base);
 	if (atomic_load(&slot->dummy_page))
@@ -148,7 +149,7 @@ static void plan_retry(struct handoff *handoff)
 
 static void connect_and_register(struct handoff *handoff)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0) {

@@ -8,13 +8,13 @@
 #include "text.h"
 
 enum handoff_state {
-	HANDOFF_NONE,        /* not asked for */
+	HANDOFF_NONE,	     /* not asked for */
 	HANDOFF_CONNECTING,  /* nobody listens, or the peer went away before `ready`: tried again at
 				retry_at_ns */
 	HANDOFF_REGISTERING, /* register was sent */
 	HANDOFF_READY,
 	HANDOFF_REFUSED, /* error and message say why */
-	HANDOFF_LOST,    /* the connection ended after `ready` */
+	HANDOFF_LOST,	 /* the connection ended after `ready` */
 };
 
 extern const char *const handoff_state_names[];
@@ -29,10 +29,10 @@ struct handoff {
 	uint64_t retry_at_ns; /* 0: no retry planned */
 	char name[128], error[128], message[512];
 
-	int asked;                  /* process whose reply is awaited; 0: register; -1: none */
+	int asked;		    /* process whose reply is awaited; 0: register; -1: none */
 	bool to_add[MAX_PROCESSES]; /* add-process has to be sent */
 	int uffd_of[MAX_PROCESSES]; /* of announced back-ends; 0: none */
-	char received[4096];        /* start of a line */
+	char received[4096];	    /* start of a line */
 	size_t received_length;
 };
 

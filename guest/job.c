@@ -277,15 +277,24 @@ static void recover_all(struct worker *worker)
 static void run_page(struct worker *worker, struct job *job, uint64_t page_idx)
 {
 	switch (atomic_load(&job->kind)) {
-	case JOB_FILL: fill_page(worker, page_idx); break;
-	case JOB_TOUCH: touch_page(worker, job, page_idx); break;
-	case JOB_KERNEL_IO: kernel_io_page(worker, job, page_idx); break;
+	case JOB_FILL:
+		fill_page(worker, page_idx);
+		break;
+	case JOB_TOUCH:
+		touch_page(worker, job, page_idx);
+		break;
+	case JOB_KERNEL_IO:
+		kernel_io_page(worker, job, page_idx);
+		break;
 	case JOB_VERIFY:
 		if (!job->skip_untouched || !is_untouched(worker->guest, page_idx))
 			page_check(worker, page_idx);
 		break;
-	case JOB_CORRUPT: page_corrupt(worker, page_idx, job->offset_bytes); break;
-	default: break;
+	case JOB_CORRUPT:
+		page_corrupt(worker, page_idx, job->offset_bytes);
+		break;
+	default:
+		break;
 	}
 	atomic_fetch_add(&job->done_pages, 1);
 }
@@ -293,11 +302,21 @@ static void run_page(struct worker *worker, struct job *job, uint64_t page_idx)
 static void run_piece(struct worker *worker, struct job *job, uint64_t first_page, uint64_t pages)
 {
 	switch (atomic_load(&job->kind)) {
-	case JOB_REMOVE: remove_pages(worker, job, first_page, pages); break;
-	case JOB_MUNMAP: unmap_region(worker, job); break;
-	case JOB_RECOVER: recover_all(worker); break;
-	case JOB_FORK: set_error(job, device_fork(worker->guest, job->id)); break;
-	case JOB_EXEC: set_error(job, device_exec(worker->guest)); break;
+	case JOB_REMOVE:
+		remove_pages(worker, job, first_page, pages);
+		break;
+	case JOB_MUNMAP:
+		unmap_region(worker, job);
+		break;
+	case JOB_RECOVER:
+		recover_all(worker);
+		break;
+	case JOB_FORK:
+		set_error(job, device_fork(worker->guest, job->id));
+		break;
+	case JOB_EXEC:
+		set_error(job, device_exec(worker->guest));
+		break;
 	default:
 		for (uint64_t i = 0; i < pages; i++)
 			run_page(worker, job, first_page + i);

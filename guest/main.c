@@ -101,7 +101,7 @@ int main(int argc, char **argv)
 	start_main_process(&guest);
 
 	control.guest = &guest;
-	control.out = (struct text){.data = out, .size = sizeof(out)};
+	control.out = (struct text){ .data = out, .size = sizeof(out) };
 	control.handoff.guest = &guest;
 	control.handoff.asked = -1;
 	report_regions(control_event(&control, "started"), &guest);

@@ -20,10 +20,17 @@ bool parse_size(const char *text, uint64_t *bytes)
 	errno = 0;
 	unsigned long long value = strtoull(text, &end, 10);
 	switch (*end) {
-	case 'K': shift = 10; break;
-	case 'M': shift = 20; break;
-	case 'G': shift = 30; break;
-	default: break;
+	case 'K':
+		shift = 10;
+		break;
+	case 'M':
+		shift = 20;
+		break;
+	case 'G':
+		shift = 30;
+		break;
+	default:
+		break;
 	}
 	if (shift)
 		end++;
@@ -60,7 +67,7 @@ const char *memory_add(struct memory *memory, const char *text)
 {
 	char copy[128];
 	char *rest = copy;
-	struct region region = {0};
+	struct region region = { 0 };
 	bool has_memfd = false;
 
 	if (memory->regions == MAX_REGIONS)

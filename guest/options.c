@@ -63,22 +63,22 @@ enum {
 };
 
 static const struct option long_options[] = {
-	{"region", required_argument, NULL, OPT_REGION},
-	{"socket", required_argument, NULL, OPT_SOCKET},
-	{"no-handoff", no_argument, NULL, OPT_NO_HANDOFF},
-	{"tries", required_argument, NULL, OPT_TRIES},
-	{"api", required_argument, NULL, OPT_API},
-	{"uffd", required_argument, NULL, OPT_UFFD},
-	{"user-mode-only", no_argument, NULL, OPT_USER_MODE},
-	{"no-dummy", no_argument, NULL, OPT_NO_DUMMY},
-	{"pins", required_argument, NULL, OPT_PINS},
-	{"workers", required_argument, NULL, OPT_WORKERS},
-	{"device-workers", required_argument, NULL, OPT_DEVICE_WORKERS},
-	{"seed", required_argument, NULL, OPT_SEED},
-	{"mix", required_argument, NULL, OPT_MIX},
-	{"huge", no_argument, NULL, OPT_HUGE},
-	{"help", no_argument, NULL, OPT_HELP},
-	{0},
+	{ "region", required_argument, NULL, OPT_REGION },
+	{ "socket", required_argument, NULL, OPT_SOCKET },
+	{ "no-handoff", no_argument, NULL, OPT_NO_HANDOFF },
+	{ "tries", required_argument, NULL, OPT_TRIES },
+	{ "api", required_argument, NULL, OPT_API },
+	{ "uffd", required_argument, NULL, OPT_UFFD },
+	{ "user-mode-only", no_argument, NULL, OPT_USER_MODE },
+	{ "no-dummy", no_argument, NULL, OPT_NO_DUMMY },
+	{ "pins", required_argument, NULL, OPT_PINS },
+	{ "workers", required_argument, NULL, OPT_WORKERS },
+	{ "device-workers", required_argument, NULL, OPT_DEVICE_WORKERS },
+	{ "seed", required_argument, NULL, OPT_SEED },
+	{ "mix", required_argument, NULL, OPT_MIX },
+	{ "huge", no_argument, NULL, OPT_HUGE },
+	{ "help", no_argument, NULL, OPT_HELP },
+	{ 0 },
 };
 
 static void __attribute__((noreturn, format(printf, 1, 2))) usage(const char *format, ...)
@@ -156,29 +156,52 @@ static const char *socket_path(const char *path)
 static void set(int name, const char *value, struct guest *guest, struct handoff *handoff)
 {
 	switch (name) {
-	case OPT_REGION: add_region(&guest->memory, value); break;
-	case OPT_SOCKET: handoff->path = socket_path(value); break;
-	case OPT_TRIES: handoff->tries = (unsigned)number("--tries", value, 0, 1000000); break;
-	case OPT_API: set_api(&guest->uffd_options, value); break;
-	case OPT_UFFD: guest->uffd_options.source = uffd_source(value); break;
-	case OPT_USER_MODE: guest->uffd_options.user_mode_only = true; break;
-	case OPT_NO_DUMMY: guest->has_dummy = false; break;
-	case OPT_PINS: handoff->pins = pins(value); break;
-	case OPT_WORKERS: guest->workers = (unsigned)number("--workers", value, 1, MAX_WORKERS); break;
+	case OPT_REGION:
+		add_region(&guest->memory, value);
+		break;
+	case OPT_SOCKET:
+		handoff->path = socket_path(value);
+		break;
+	case OPT_TRIES:
+		handoff->tries = (unsigned)number("--tries", value, 0, 1000000);
+		break;
+	case OPT_API:
+		set_api(&guest->uffd_options, value);
+		break;
+	case OPT_UFFD:
+		guest->uffd_options.source = uffd_source(value);
+		break;
+	case OPT_USER_MODE:
+		guest->uffd_options.user_mode_only = true;
+		break;
+	case OPT_NO_DUMMY:
+		guest->has_dummy = false;
+		break;
+	case OPT_PINS:
+		handoff->pins = pins(value);
+		break;
+	case OPT_WORKERS:
+		guest->workers = (unsigned)number("--workers", value, 1, MAX_WORKERS);
+		break;
 	case OPT_DEVICE_WORKERS:
 		guest->device_workers = (unsigned)number("--device-workers", value, 1, MAX_WORKERS);
 		break;
-	case OPT_SEED: guest->content.seed = number("--seed", value, 0, UINT64_MAX); break;
+	case OPT_SEED:
+		guest->content.seed = number("--seed", value, 0, UINT64_MAX);
+		break;
 	case OPT_MIX:
 		if (!content_parse_mix(&guest->content, value))
 			usage("--mix: '%s' is not like random=40,zero=60 with a sum of 100", value);
 		break;
-	case OPT_HUGE: guest->memory.huge = true; break;
+	case OPT_HUGE:
+		guest->memory.huge = true;
+		break;
 	case OPT_HELP:
 		fputs(help, stdout);
 		fputs(command_help, stdout);
 		exit(0);
-	default: exit(2); /* getopt has said why */
+	default:
+		exit(2); /* getopt has said why */
 	}
 }
 

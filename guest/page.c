@@ -9,7 +9,7 @@
 
 #include "job.h"
 
-#define WRITER_SHIFT    40
+#define WRITER_SHIFT 40
 #define LOCK_RECHECK_NS 100000000u /* a writer that was killed wakes nobody */
 
 static _Atomic uint64_t *guest_words(struct worker *worker, uint64_t page_idx)
@@ -112,9 +112,9 @@ static void record_first(struct mismatch *first, struct worker *worker, uint64_t
 	first->expected = ((const uint8_t *)worker->expected)[at];
 	first->actual = ((const uint8_t *)worker->got)[at];
 	first->expected_version =
-		word_contents(word) == CONTENTS_VERSION || word_contents(word) == CONTENTS_EITHER
-			? word_version(word)
-			: 0;
+		word_contents(word) == CONTENTS_VERSION || word_contents(word) == CONTENTS_EITHER ?
+			word_version(word) :
+			0;
 	first->actual_version = content_claimed_version(&worker->guest->content, page_idx, worker->got);
 	first->process = worker->guest->process;
 	first->worker = worker->index;

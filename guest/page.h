@@ -19,7 +19,7 @@ typedef uint64_t page_word;
 enum contents {
 	CONTENTS_UNTOUCHED, /* zeros: never written */
 	CONTENTS_VERSION,   /* what content_expect() says for the version */
-	CONTENTS_ZEROS,     /* given up, or all given back */
+	CONTENTS_ZEROS,	    /* given up, or all given back */
 	CONTENTS_EITHER, /* given up by a way that may keep the contents: zeros or the version, decided by the
 			    first read */
 };
@@ -47,14 +47,14 @@ struct guest {
 	struct content content;
 	struct shared *shared;
 	_Atomic page_word *words; /* one for each page */
-	int notify_fd;            /* eventfd: something changed that the control thread may wait for */
-	int zygote_fd;            /* control's end of the socket to the zygote */
+	int notify_fd;		  /* eventfd: something changed that the control thread may wait for */
+	int zygote_fd;		  /* control's end of the socket to the zygote */
 	int pidfd[MAX_PROCESSES]; /* of the other processes, 0: none; the control thread's */
-	_Atomic int uffd;         /* the VMM's own; -1: none */
-	_Atomic int socket_fd;    /* to the monitor; -1: not connected */
+	_Atomic int uffd;	  /* the VMM's own; -1: none */
+	_Atomic int socket_fd;	  /* to the monitor; -1: not connected */
 	struct uffd_options uffd_options;
 	bool has_dummy; /* processes with a uffd of their own send a dummy page */
-	int process;    /* our index in shared->process */
+	int process;	/* our index in shared->process */
 	unsigned workers, device_workers;
 };
 

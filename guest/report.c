@@ -8,11 +8,11 @@
 
 #define ULL(value) ((unsigned long long)(value))
 
-const char *const job_names[] = {"fill",   "verify",  "touch", "remove",      "kernel-io", "corrupt",
-				 "munmap", "recover", "fork",  "exec-device", "backend",   "work stop"};
+const char *const job_names[] = { "fill",   "verify",  "touch", "remove",      "kernel-io", "corrupt",
+				  "munmap", "recover", "fork",	"exec-device", "backend",   "work stop" };
 
-static const char *const state_names[] = {"free", "starting", "running", "silent", "dying", "dead"};
-static const char *const kind_names[] = {"main", "fork", "backend"};
+static const char *const state_names[] = { "free", "starting", "running", "silent", "dying", "dead" };
+static const char *const kind_names[] = { "main", "fork", "backend" };
 
 struct totals {
 	uint64_t reads, writes, kernel_ios, verified_bytes, wrong_bytes, wrong_pages, bus_errors;
@@ -110,7 +110,7 @@ void report_regions(struct text *text, struct guest *guest)
 void report_status(struct text *text, struct guest *guest, const struct handoff *handoff)
 {
 	struct shared *shared = guest->shared;
-	struct totals totals = {0};
+	struct totals totals = { 0 };
 	uint64_t now = now_ns();
 	unsigned processes = 0;
 
@@ -172,7 +172,7 @@ void report_processes(struct text *text, struct guest *guest)
 	text_add(text, ",\"processes\":[");
 	for (int i = 0; i < MAX_PROCESSES; i++) {
 		struct process_slot *process = &guest->shared->process[i];
-		struct totals totals = {0};
+		struct totals totals = { 0 };
 		int state = atomic_load(&process->state);
 
 		if (state == PROCESS_FREE)
@@ -197,7 +197,7 @@ void report_threads(struct text *text, struct guest *guest)
 	for (int i = 0; i < MAX_PROCESSES; i++) {
 		for (int j = 0; j < MAX_WORKERS; j++) {
 			struct worker_slot *slot = &guest->shared->process[i].worker[j];
-			struct totals totals = {0};
+			struct totals totals = { 0 };
 
 			add_worker(&totals, slot, now);
 			if (!totals.reads && !totals.writes && !totals.kernel_ios && !totals.stuck_ns)

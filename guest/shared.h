@@ -6,18 +6,18 @@
 
 #include "content.h"
 
-#define MAX_JOBS      8 /* at a time; one more slot is the control's own, for recovery */
-#define JOB_SLOTS     (MAX_JOBS + 1)
+#define MAX_JOBS 8 /* at a time; one more slot is the control's own, for recovery */
+#define JOB_SLOTS (MAX_JOBS + 1)
 #define RECOVERY_SLOT MAX_JOBS
 #define STALL_BUCKETS 32
 
 /* A wrong page as it was found. */
 struct mismatch {
 	_Atomic uint32_t claimed; /* 0: none yet; 1: being filled in */
-	_Atomic uint32_t ready;   /* the rest is valid */
+	_Atomic uint32_t ready;	  /* the rest is valid */
 	uint64_t page_idx;
-	uint64_t addr;             /* in the process that read it */
-	unsigned offset_bytes;     /* of the first wrong byte in the page */
+	uint64_t addr;		   /* in the process that read it */
+	unsigned offset_bytes;	   /* of the first wrong byte in the page */
 	unsigned expected, actual; /* that byte */
 	uint32_t expected_version; /* 0: zeros expected */
 	uint32_t actual_version;   /* what the page's header claims; 0: none */
@@ -32,11 +32,11 @@ struct worker_slot {
 	_Atomic uint64_t longest_ns; /* longest operation */
 	_Atomic uint64_t
 		stall_count[STALL_BUCKETS]; /* [i]: operations of 2^i to 2^(i+1)-1 us; [0] also those below */
-	_Atomic uint64_t op_start_ns;       /* 0: between operations */
-	_Atomic uint64_t op_page;           /* what it works on, or did last */
+	_Atomic uint64_t op_start_ns;	    /* 0: between operations */
+	_Atomic uint64_t op_page;	    /* what it works on, or did last */
 	_Atomic uint64_t held_page, held_pages; /* what it locks, or did last, and what for: */
-	_Atomic uint32_t held_how;              /* enum write_how, or OP_REMOVE */
-	_Atomic uint32_t busy;                  /* 0: waits for orders */
+	_Atomic uint32_t held_how;		/* enum write_how, or OP_REMOVE */
+	_Atomic uint32_t busy;			/* 0: waits for orders */
 } __attribute__((aligned(64)));
 
 #define OP_REMOVE 100u
@@ -46,8 +46,8 @@ enum process_state {
 	PROCESS_STARTING,
 	PROCESS_RUNNING,
 	PROCESS_SILENT, /* a back-end that maps guest memory and never touches it, or a process after exec */
-	PROCESS_DYING,  /* ended; what it held is not yet set right */
-	PROCESS_DEAD,   /* its slot may be used again */
+	PROCESS_DYING,	/* ended; what it held is not yet set right */
+	PROCESS_DEAD,	/* its slot may be used again */
 };
 
 enum process_kind { KIND_MAIN, KIND_FORK, KIND_BACKEND };
@@ -56,9 +56,9 @@ struct process_slot {
 	_Atomic int state;
 	_Atomic int kind;
 	_Atomic int pid;
-	_Atomic int parent;      /* index of the process that forked it */
-	_Atomic int error;       /* errno why it could not start */
-	_Atomic uint32_t go;     /* a back-end may touch guest memory */
+	_Atomic int parent;	 /* index of the process that forked it */
+	_Atomic int error;	 /* errno why it could not start */
+	_Atomic uint32_t go;	 /* a back-end may touch guest memory */
 	_Atomic uint64_t job_id; /* job that asked for it */
 	_Atomic uint64_t base[MAX_REGIONS];
 	_Atomic uint64_t dummy_page; /* 0: none */
@@ -92,14 +92,14 @@ struct job {
 	uint64_t first_page, pages, chunk_pages;
 	bool cursor_is_shared; /* processes share the work; else each does all of it */
 	bool skip_untouched;
-	bool is_write;  /* touch: write; kernel-io: the kernel writes to guest memory */
+	bool is_write;	/* touch: write; kernel-io: the kernel writes to guest memory */
 	bool is_either; /* remove: pages may keep their contents */
 	int remove_how; /* enum remove_how */
 	unsigned offset_bytes;
 	uint64_t start_ns;
 	bool participates[MAX_PROCESSES];
 
-	_Atomic bool has_more[MAX_PROCESSES];   /* until somebody found nothing left to take */
+	_Atomic bool has_more[MAX_PROCESSES];	/* until somebody found nothing left to take */
 	_Atomic uint64_t cursor[MAX_PROCESSES]; /* next page to take, from 0; [0] if shared */
 	_Atomic uint32_t active[MAX_PROCESSES]; /* workers inside */
 

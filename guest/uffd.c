@@ -56,7 +56,7 @@ static int open_bare(const struct uffd_options *options)
 
 static int try_api(int fd, uint64_t features)
 {
-	struct uffdio_api api = {.api = UFFD_API, .features = features};
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
 
 	return ioctl(fd, UFFDIO_API, &api) < 0 ? -errno : 0;
 }
@@ -90,13 +90,18 @@ int uffd_open(const struct uffd_options *options)
 const char *uffd_advice(int err)
 {
 	switch (err) {
-	case ENOSYS: return "this kernel has no userfaultfd: CONFIG_USERFAULTFD is off";
+	case ENOSYS:
+		return "this kernel has no userfaultfd: CONFIG_USERFAULTFD is off";
 	case EPERM:
 		return "needs root, CAP_SYS_PTRACE, sysctl vm.unprivileged_userfaultfd=1, or access to "
 		       "/dev/userfaultfd";
-	case EACCES: return "/dev/userfaultfd may not be opened: be in its group (vmmswap) or root";
-	case ENOENT: return "there is no /dev/userfaultfd: use --uffd syscall";
-	case EINVAL: return "the kernel lacks a feature that was asked for";
-	default: return "see userfaultfd(2)";
+	case EACCES:
+		return "/dev/userfaultfd may not be opened: be in its group (vmmswap) or root";
+	case ENOENT:
+		return "there is no /dev/userfaultfd: use --uffd syscall";
+	case EINVAL:
+		return "the kernel lacks a feature that was asked for";
+	default:
+		return "see userfaultfd(2)";
 	}
 }

@@ -10,7 +10,7 @@ enum uffd_source { UFFD_AUTO, UFFD_DEVICE, UFFD_SYSCALL };
 
 struct uffd_options {
 	enum uffd_source source;
-	bool does_api;         /* do UFFDIO_API ourselves; else the monitor will */
+	bool does_api;	       /* do UFFDIO_API ourselves; else the monitor will */
 	uint64_t api_features; /* asked for if does_api; 0: all that the monitor can use and the kernel has */
 	bool user_mode_only;   /* wrong on purpose */
 };

@@ -11,8 +11,8 @@
 #include "job.h"
 
 #define STACK_BYTES (256u << 10)
-#define RETRY_NS    10000000u /* nothing to work on: look again */
-#define PAGE_TRIES  16
+#define RETRY_NS 10000000u /* nothing to work on: look again */
+#define PAGE_TRIES 16
 
 static _Thread_local struct worker *this_worker;
 
@@ -27,7 +27,7 @@ static void on_bus_error(int signal_number)
 
 void workers_catch_bus_errors(void)
 {
-	struct sigaction action = {.sa_handler = on_bus_error, .sa_flags = SA_NODEFER};
+	struct sigaction action = { .sa_handler = on_bus_error, .sa_flags = SA_NODEFER };
 
 	sigaction(SIGBUS, &action, NULL);
 }

@@ -13,11 +13,11 @@ struct worker {
 	struct guest *guest;
 	struct worker_slot *slot;
 	struct job *job; /* that the operation belongs to; NULL: free work */
-	int index;       /* in its process; -1: the process's first thread, which only forks */
-	uint32_t id;     /* of the writer in page words */
+	int index;	 /* in its process; -1: the process's first thread, which only forks */
+	uint32_t id;	 /* of the writer in page words */
 	uint64_t random;
 	uint64_t next_op_ns; /* when the rate allows the next one */
-	int pipe_fd[2];      /* for kernel-mode accesses */
+	int pipe_fd[2];	     /* for kernel-mode accesses */
 	sigjmp_buf on_bus_error;
 	volatile sig_atomic_t bus_error_expected;
 	uint64_t expected[PAGE_WORDS];
@@ -52,7 +52,7 @@ void guest_notify(const struct guest *guest);
 uint64_t worker_random(struct worker *worker);
 
 /* Run statement with SIGBUS turned into a jump: 0 the first time, 1 after the signal. */
-#define BUS_ERROR_IN(worker)  ((worker)->bus_error_expected = 1, sigsetjmp((worker)->on_bus_error, 0))
+#define BUS_ERROR_IN(worker) ((worker)->bus_error_expected = 1, sigsetjmp((worker)->on_bus_error, 0))
 #define BUS_ERROR_OUT(worker) ((worker)->bus_error_expected = 0)
 
 #endif

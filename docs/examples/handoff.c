@@ -27,8 +27,8 @@
 #endif
 
 #define GUEST_BYTES ((uint64_t)64 << 20)
-#define PAGE_BYTES  4096
-#define TRIES       50
+#define PAGE_BYTES 4096
+#define TRIES 50
 
 /* Guest memory must be shared memory: a memfd (or a file on tmpfs), mapped MAP_SHARED. The VMM goes on
  * using it as ever; pages that were taken away come back when they are touched. */
@@ -79,19 +79,19 @@ static void *create_dummy_page(void)
 static int send_register(int sock, int uffd, int memfd, const void *memory, const void *dummy_page)
 {
 	char json[512];
-	int fds[2] = {uffd, memfd};
+	int fds[2] = { uffd, memfd };
 	union {
 		struct cmsghdr header;
 		char bytes[CMSG_SPACE(sizeof(fds))];
-	} control = {0};
+	} control = { 0 };
 	int length =
 		snprintf(json, sizeof(json),
 			 "{\"vmmswap\":1,\"type\":\"register\",\"regions\":[{\"base_host_virt_addr\":%llu,"
 			 "\"size\":%llu,\"offset\":0,\"page_size\":%d,\"memfd\":0}],\"dummy_page\":%llu}\n",
 			 (unsigned long long)(uintptr_t)memory, (unsigned long long)GUEST_BYTES, PAGE_BYTES,
 			 (unsigned long long)(uintptr_t)dummy_page);
-	struct iovec iov = {.iov_base = json, .iov_len = (size_t)length};
-	struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+	struct iovec iov = { .iov_base = json, .iov_len = (size_t)length };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1 };
 
 	control.header.cmsg_level = SOL_SOCKET;
 	control.header.cmsg_type = SCM_RIGHTS;
@@ -124,7 +124,7 @@ static size_t read_reply(int sock, char *reply, size_t size)
 
 static int connect_to(const char *path)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	int sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (strlen(path) >= sizeof(address.sun_path))

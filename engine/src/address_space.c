@@ -163,12 +163,15 @@ int process_move(struct process *process, uint64_t from_addr, uint64_t to_addr, 
 	for (size_t i = 0; i < process->ranges_n && !rc; i++) {
 		struct range old = process->ranges[i];
 		uint64_t start = old.addr > from_addr ? old.addr : from_addr;
-		uint64_t end = range_end(&old) < from_addr + size_bytes ? range_end(&old) : from_addr + size_bytes;
+		uint64_t end =
+			range_end(&old) < from_addr + size_bytes ? range_end(&old) : from_addr + size_bytes;
 
 		if (start < end)
-			rc = process_add_range(&moved, (struct range){ start - from_addr + to_addr,
-								       old.page_idx + pages_of_bytes(start - old.addr),
-								       pages_of_bytes(end - start) });
+			rc = process_add_range(&moved,
+					       (struct range){ start - from_addr + to_addr,
+							       old.page_idx +
+								       pages_of_bytes(start - old.addr),
+							       pages_of_bytes(end - start) });
 	}
 	if (!rc)
 		rc = process_forget(process, from_addr, from_addr + size_bytes);

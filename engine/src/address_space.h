@@ -20,12 +20,14 @@ struct range {
 };
 
 struct process {
-	uint32_t id;   /* 0: the VMM itself; grows with each process, never used twice */
-	int uffd;      /* our own dup, or for a forked child the only one there is */
+	uint32_t id;	   /* 0: the VMM itself; grows with each process, never used twice */
+	int uffd;	   /* our own dup, or for a forked child the only one there is */
 	_Atomic bool gone; /* its uffd said ESRCH; stays in the set until Python removes it */
-	_Atomic bool moved; /* that it changed its mappings was told, and the new ones were not asked for yet */
-	bool unwatched; /* a range could not be registered: pages must not go out while it may be touched there */
-	bool protects; /* write-protect faults are to be had through its uffd */
+	/* that it changed its mappings was told, and the new ones were not asked for yet */
+	_Atomic bool moved;
+	/* a range could not be registered: pages must not go out while it may be touched there */
+	bool unwatched;
+	bool protects;	     /* write-protect faults are to be had through its uffd */
 	uint64_t dummy_addr; /* 0: none */
 	size_t ranges_n, ranges_room;
 	struct range *ranges; /* sorted by addr */

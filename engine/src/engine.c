@@ -52,11 +52,14 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	struct vm *vm = &engine->vm;
 	uint32_t cpus = usable_cpus();
 	uint32_t threads = config->fault_threads ? config->fault_threads : cpus;
-	pthread_rwlockattr_t waiting_writers_first; /* or swap-out's workers keep a joining process out for long */
+	/* or swap-out's workers keep a joining process out for long */
+	pthread_rwlockattr_t waiting_writers_first;
 	int rc;
 
 	vm->fault_threads_n = threads < ENGINE_MAX_FAULT_THREADS ? threads : ENGINE_MAX_FAULT_THREADS;
-	vm->workers_n = config->workers < 1 ? 1 : config->workers > MAX_WORKERS ? MAX_WORKERS : config->workers;
+	vm->workers_n = config->workers < 1	      ? 1 :
+			config->workers > MAX_WORKERS ? MAX_WORKERS :
+							config->workers;
 	memory_init(&vm->memory);
 	pthread_rwlockattr_init(&waiting_writers_first);
 	pthread_rwlockattr_setkind_np(&waiting_writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
@@ -64,9 +67,10 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	pthread_rwlockattr_destroy(&waiting_writers_first);
 	pthread_mutex_init(&vm->lift_lock, NULL);
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
-	vm->given_up_ms = calloc(PAGE_MAP_MAX_PAGES / CHUNK_PAGES, sizeof *vm->given_up_ms); /* what is not used takes no memory */
-	if (!vm->latencies || !vm->given_up_ms || gate_create(VM_LANES(vm), &vm->gate) != 0 || notices_create(&vm->notices) != 0 ||
-	    trace_create(vm->fault_threads_n, &vm->trace) != 0)
+	/* what is not used takes no memory */
+	vm->given_up_ms = calloc(PAGE_MAP_MAX_PAGES / CHUNK_PAGES, sizeof *vm->given_up_ms);
+	if (!vm->latencies || !vm->given_up_ms || gate_create(VM_LANES(vm), &vm->gate) != 0 ||
+	    notices_create(&vm->notices) != 0 || trace_create(vm->fault_threads_n, &vm->trace) != 0)
 		return error_set(err, ENOMEM, "no memory for the engine");
 	rc = config->page_map_fd < 0 ? page_map_create(&vm->map, err) :
 				       page_map_adopt(config->page_map_fd, &vm->map, err);
@@ -122,8 +126,8 @@ void engine_destroy(struct engine *engine)
 	free(engine);
 }
 
-int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
-		      struct error *err)
+int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes,
+		      uint64_t *page_idx, struct error *err)
 {
 	struct vm *vm = &engine->vm;
 	int rc = page_map_add_pages(vm->map, pages_of_bytes(size_bytes), page_idx, err);
@@ -142,19 +146,20 @@ static void mark_stored(struct vm *vm, const struct region *region)
 	uint64_t first_slot = pages_of_bytes(region->offset_bytes), end_slot = first_slot + region->pages;
 	uint64_t from_slot, to_slot;
 
-	for (uint64_t slot = first_slot; slot < end_slot && store_next_data(vm->store, slot, &from_slot, &to_slot);
-	     slot = to_slot) {
+	for (uint64_t slot = first_slot;
+	     slot < end_slot && store_next_data(vm->store, slot, &from_slot, &to_slot); slot = to_slot) {
 		for (slot = from_slot; slot < to_slot && slot < end_slot; slot++) {
 			_Atomic uint64_t *word = page_map_word(vm->map, region->page_idx + slot - first_slot);
 
-			atomic_store_explicit(word, page_word_after(0, PAGE_STORED, slot, 0), memory_order_relaxed);
+			atomic_store_explicit(word, page_word_after(0, PAGE_STORED, slot, 0),
+					      memory_order_relaxed);
 			atomic_fetch_add_explicit(&vm->stored_pages, 1, memory_order_relaxed);
 		}
 	}
 }
 
-int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
-			       struct error *err)
+int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes,
+			       uint64_t *page_idx, struct error *err)
 {
 	struct vm *vm = &engine->vm;
 	struct page_map_header *header = page_map_header(vm->map);
@@ -162,8 +167,10 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 	uint64_t pages = pages_of_bytes(size_bytes);
 	int rc;
 
-	if (!vm->snapshot || offset_bytes % PAGE_BYTES || pages_of_bytes(offset_bytes) + pages > STORE_SLOTS_MAX)
-		return error_set(err, EINVAL, "%llu bytes at offset %llu of a snapshot's memory file cannot be served",
+	if (!vm->snapshot || offset_bytes % PAGE_BYTES ||
+	    pages_of_bytes(offset_bytes) + pages > STORE_SLOTS_MAX)
+		return error_set(err, EINVAL,
+				 "%llu bytes at offset %llu of a snapshot's memory file cannot be served",
 				 (unsigned long long)size_bytes, (unsigned long long)offset_bytes);
 	rc = page_map_add_pages(vm->map, pages, page_idx, err);
 	if (rc)
@@ -203,7 +210,8 @@ static void forget_region(struct vm *vm, uint64_t page_idx, uint64_t pages)
 		struct process *process = vm->spaces.processes[i];
 		uint64_t addr, run;
 
-		for (uint64_t done = 0; done < pages && vm->tracking && !process->gone; done += run ? run : 1) {
+		for (uint64_t done = 0; done < pages && vm->tracking && !process->gone;
+		     done += run ? run : 1) {
 			run = process_addr_of(process, page_idx + done, pages - done, &addr);
 			if (run)
 				uffd_unregister(process->uffd, addr, bytes_of_pages(run));
@@ -249,8 +257,8 @@ int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct erro
 	return remove_region(&engine->vm, page_idx, err);
 }
 
-static int fill_process(struct engine *engine, struct process *process, const struct range *ranges, size_t ranges_n,
-			struct error *err)
+static int fill_process(struct engine *engine, struct process *process, const struct range *ranges,
+			size_t ranges_n, struct error *err)
 {
 	struct vm *vm = &engine->vm;
 	int rc = 0;
@@ -259,7 +267,8 @@ static int fill_process(struct engine *engine, struct process *process, const st
 	for (size_t i = 0; i < ranges_n && !rc; i++)
 		rc = process_add_range(process, ranges[i]);
 	if (rc)
-		return error_set(err, -rc, "cannot take the process's %zu ranges: %s", ranges_n, strerror(-rc));
+		return error_set(err, -rc, "cannot take the process's %zu ranges: %s", ranges_n,
+				 strerror(-rc));
 	rc = faults_watch(engine->faults, process);
 	if (rc)
 		return error_set(err, -rc, "cannot listen to the userfaultfd: %s", strerror(-rc));
@@ -274,8 +283,8 @@ static void note_join(struct vm *vm)
 	vm_drop_kept_copies(vm);
 }
 
-int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n, uint32_t *process_id,
-		       struct error *err)
+int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
+		       uint32_t *process_id, struct error *err)
 {
 	struct vm *vm = &engine->vm;
 	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 3);
@@ -317,15 +326,17 @@ static int check_range(struct vm *vm, const struct range *ranges, size_t i, stru
 	for (size_t other = 0; other < i; other++)
 		if (range->page_idx < ranges[other].page_idx + ranges[other].pages &&
 		    ranges[other].page_idx < range->page_idx + range->pages)
-			return error_set(err, EINVAL,
-					 "guest memory is mapped twice, at %#llx and %#llx: only one mapping in a process can be "
-					 "followed",
-					 (unsigned long long)ranges[other].addr, (unsigned long long)range->addr);
+			return error_set(
+				err, EINVAL,
+				"guest memory is mapped twice, at %#llx and %#llx: only one mapping in a process can be "
+				"followed",
+				(unsigned long long)ranges[other].addr, (unsigned long long)range->addr);
 	return 0;
 }
 
 /* The ranges as a process of their own, to be tried. */
-static int take_ranges(struct vm *vm, struct process *to, const struct range *ranges, size_t ranges_n, struct error *err)
+static int take_ranges(struct vm *vm, struct process *to, const struct range *ranges, size_t ranges_n,
+		       struct error *err)
 {
 	for (size_t i = 0; i < ranges_n; i++) {
 		int rc = check_range(vm, ranges, i, err);
@@ -334,7 +345,8 @@ static int take_ranges(struct vm *vm, struct process *to, const struct range *ra
 			return rc;
 		rc = process_add_range(to, ranges[i]);
 		if (rc == -EEXIST)
-			return error_set(err, EINVAL, "two ranges overlap at %#llx", (unsigned long long)ranges[i].addr);
+			return error_set(err, EINVAL, "two ranges overlap at %#llx",
+					 (unsigned long long)ranges[i].addr);
 		if (rc)
 			return error_set(err, -rc, "no memory for the ranges of process %u", to->id);
 	}
@@ -349,7 +361,8 @@ static bool has_all(const struct process *process, const struct process *next)
 	return true;
 }
 
-static int set_ranges(struct vm *vm, struct process *process, const struct range *ranges, size_t ranges_n, struct error *err)
+static int set_ranges(struct vm *vm, struct process *process, const struct range *ranges, size_t ranges_n,
+		      struct error *err)
 {
 	struct process next = { .id = process->id, .uffd = process->uffd, .protects = process->protects };
 	struct range *unused;
@@ -375,7 +388,8 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 	return rc;
 }
 
-int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct range *ranges, size_t ranges_n, struct error *err)
+int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct range *ranges, size_t ranges_n,
+		      struct error *err)
 {
 	struct vm *vm = &engine->vm;
 	struct process *process;
@@ -384,7 +398,8 @@ int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct r
 	pthread_rwlock_wrlock(&vm->punching);
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
-	rc = process ? set_ranges(vm, process, ranges, ranges_n, err) : error_set(err, EINVAL, "there is no process %u", process_id);
+	rc = process ? set_ranges(vm, process, ranges, ranges_n, err) :
+		       error_set(err, EINVAL, "there is no process %u", process_id);
 	gate_release(vm->gate);
 	pthread_rwlock_unlock(&vm->punching);
 	return rc;
@@ -462,9 +477,11 @@ int engine_register_dummy(struct engine *engine, uint32_t process_id, uint64_t a
 	if (!process)
 		rc = error_set(err, ESRCH, "there is no process %u", process_id);
 	else if (uffd_register(process->uffd, addr, PAGE_BYTES, false) != UFFD_DONE)
-		rc = error_set(err, EINVAL, "cannot register the dummy page at %#llx: it must be a page of the process's own "
-					    "memory that no other userfaultfd watches",
-			       (unsigned long long)addr);
+		rc = error_set(
+			err, EINVAL,
+			"cannot register the dummy page at %#llx: it must be a page of the process's own "
+			"memory that no other userfaultfd watches",
+			(unsigned long long)addr);
 	else
 		process->dummy_addr = addr;
 	gate_release(vm->gate);
@@ -499,7 +516,8 @@ void engine_stop(struct engine *engine)
 	faults_stop(engine->faults);
 }
 
-int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options, struct error *err)
+int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options,
+		     struct error *err)
 {
 	sigset_t all, before;
 	int rc;
@@ -565,7 +583,8 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	store_account(vm->store, &account);
 	latency_summarise(vm->latencies, vm->fault_threads_n, &latency);
 	*out = (struct engine_stats){
-		.resident_pages = memory_resident_pages(&vm->memory), /* walks over memory; only our caller changes regions */
+		/* walks over memory; only our caller changes regions */
+		.resident_pages = memory_resident_pages(&vm->memory),
 		.total_pages = memory_total_pages(&vm->memory),
 	};
 	gate_pass(vm->gate, VM_CALLER_LANE(vm));

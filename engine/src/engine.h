@@ -25,9 +25,11 @@ struct engine_config {
 	uint32_t fault_threads; /* 0: one for each usable CPU, ENGINE_MAX_FAULT_THREADS at most */
 	uint32_t spin_us;
 	uint32_t workers; /* threads of a long job: at least 1 */
-	int page_map_fd;  /* -1: a new VM. Otherwise recovery: the same regions must be added again, in the same order */
-	int store_fd;	  /* -1: a new store */
-	bool snapshot;	  /* store_fd is the memory file of a snapshot, also of a new VM: see engine_add_snapshot_region() */
+	/* -1: a new VM. Otherwise recovery: the same regions must be added again, in the same order */
+	int page_map_fd;
+	int store_fd; /* -1: a new store */
+	/* store_fd is the memory file of a snapshot, also of a new VM: see engine_add_snapshot_region() */
+	bool snapshot;
 };
 
 struct engine_stats {
@@ -54,14 +56,14 @@ int engine_create(const struct engine_config *config, struct engine **out, struc
 /* Stops all threads; touches nothing of the guest: what is out stays out, for a successor with the same fds. */
 void engine_destroy(struct engine *engine);
 
-int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
-		      struct error *err);
+int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes,
+		      uint64_t *page_idx, struct error *err);
 
 /* Private memory that a VMM restores from a snapshot and has registered with its uffd already: page i of the region is what the
  * file holds at offset_bytes + i pages, until the guest has had it. It is served at once, and never goes out again; JOB_SWAP_IN
  * brings all of it and lets the memory go. -EINVAL: the file is too short. */
-int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes, uint64_t *page_idx,
-			       struct error *err);
+int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes,
+			       uint64_t *page_idx, struct error *err);
 
 /* -EBUSY while a page of the region is out, or a job runs. */
 int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err);
@@ -74,13 +76,14 @@ int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct erro
 
 /* The uffd must have had UFFDIO_API. While guest memory is tracked the process is registered before this returns, and -EINVAL
  * says that it could not be. */
-int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n, uint32_t *process_id,
-		       struct error *err);
+int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
+		       uint32_t *process_id, struct error *err);
 
 /* Where a process maps guest memory from now on, in place of what was known. While memory is tracked what is new is registered;
  * what is left out is not unregistered: it is not mapped any more. -EINVAL, with nothing changed: a range cannot be registered,
  * is not of one region, or two overlap, in addresses or pages. */
-int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct range *ranges, size_t ranges_n, struct error *err);
+int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct range *ranges, size_t ranges_n,
+		      struct error *err);
 
 /* Register all memory of a process that was unmapped and mapped anew at its place, which loses that. */
 void engine_register_again(struct engine *engine, uint32_t process_id);
@@ -106,7 +109,8 @@ int engine_start(struct engine *engine, struct error *err);
  * child's uffd that is not told of by then was never read. */
 void engine_stop(struct engine *engine);
 
-int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options, struct error *err);
+int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options,
+		     struct error *err);
 void engine_cancel_job(struct engine *engine);
 
 /* How many pages a swap-in may bring back from now on: see swapper_set_budget(). */

@@ -15,7 +15,8 @@ static void heal_page(struct vm *vm, uint64_t page_idx)
 	if (slot_idx == PAGE_SLOT_NONE)
 		return;
 	while (!atomic_compare_exchange_weak(word, &seen,
-					     page_word_after(seen, PAGE_POISONED, PAGE_SLOT_NONE, seen & PAGE_WAITER)))
+					     page_word_after(seen, PAGE_POISONED, PAGE_SLOT_NONE,
+							     seen & PAGE_WAITER)))
 		;
 	store_drop(vm->store, &slot_idx, 1);
 	poison_lift_later(vm, page_idx, 1);
@@ -119,6 +120,7 @@ void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *
 	if (msg->event != UFFD_EVENT_REMOVE)
 		tell_moved(vm, process);
 	if (rc)
-		notices_odd(vm->notices, UINT64_MAX, "process %u: cannot follow a change of its mappings (%s)", process->id,
+		notices_odd(vm->notices, UINT64_MAX,
+			    "process %u: cannot follow a change of its mappings (%s)", process->id,
 			    rc == -ENOMEM ? "no memory" : "they overlap");
 }

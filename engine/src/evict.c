@@ -16,7 +16,8 @@ struct batch {
 	const struct region *region;
 	size_t n;
 	uint64_t idx[CHUNK_PAGES];
-	uint64_t claimed[CHUNK_PAGES]; /* the word when we took the page; later, after the mark, what we made of it */
+	/* the word when we took the page; later, after the mark, what we made of it */
+	uint64_t claimed[CHUNK_PAGES];
 	uint64_t slots[CHUNK_PAGES];
 	bool zero[CHUNK_PAGES];
 	bool kept[CHUNK_PAGES]; /* state KEPT: its slot is already there */
@@ -53,7 +54,8 @@ void evict_abandon(struct evictor *evictor, const struct window *window)
 
 /* Only pages with data: a hole would take page tables for its markers, and has nothing to store. A page with flags is being
  * served to a fault right now, so it is in use. */
-static void select_resident(struct evictor *evictor, const struct window *window, uint64_t *first_idx, uint64_t *end_idx)
+static void select_resident(struct evictor *evictor, const struct window *window, uint64_t *first_idx,
+			    uint64_t *end_idx)
 {
 	*first_idx = *end_idx = window->page_idx;
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
@@ -139,15 +141,18 @@ int evict_protect(struct evictor *evictor, const struct window *window, struct e
 					 (unsigned long long)first_idx, uffd_outcome_text(outcome));
 		nanosleep(&(struct timespec){ .tv_nsec = PROTECT_RETRY_NS }, NULL);
 	}
-	return error_set(err, EAGAIN, "a process of the VM is stuck in the middle of changing its memory mappings; "
-				      "is it stopped (SIGSTOP, a debugger)?");
+	return error_set(err, EAGAIN,
+			 "a process of the VM is stuck in the middle of changing its memory mappings; "
+			 "is it stopped (SIGSTOP, a debugger)?");
 }
 
 /* A page with a kept copy that was punched without an event is only a hole: its copy must not come back. */
 static void collect(struct batch *batch, const struct window *window)
 {
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
-		uint64_t word = window_has_data(window, idx) ? atomic_load(page_map_word(batch->evictor->vm->map, idx)) : 0;
+		uint64_t word = window_has_data(window, idx) ?
+					atomic_load(page_map_word(batch->evictor->vm->map, idx)) :
+					0;
 		bool kept = page_state_of(word) == PAGE_KEPT && !(word & PAGE_FLAGS) &&
 			    !memory_is_hole(batch->region, idx);
 
@@ -203,7 +208,8 @@ static int leave_pinned(struct batch *batch, const struct window *window, struct
 		return 0;
 	rc = pins_check(evictor->pins, region->fd, chunk_bytes, (uint32_t)(lead + window->pages), &seen);
 	if (rc)
-		return error_set(err, -rc, "cannot tell whether I/O is in flight into guest memory: %s", strerror(-rc));
+		return error_set(err, -rc, "cannot tell whether I/O is in flight into guest memory: %s",
+				 strerror(-rc));
 	if (seen.sees_folios) {
 		batch->whole = false;
 		for (size_t word = 0; word < PINS_WORDS; word++)
@@ -258,7 +264,8 @@ static int read_pages(struct batch *batch, struct error *err)
 		n = run_length(batch, i);
 		rc = memory_read(batch->region, batch->idx[i], n, batch->evictor->buffer + i * PAGE_BYTES);
 		if (rc == -ERANGE)
-			return error_set(err, EINVAL, "the VMM shrank its memfd below page %llu of its guest memory",
+			return error_set(err, EINVAL,
+					 "the VMM shrank its memfd below page %llu of its guest memory",
 					 (unsigned long long)batch->idx[i]);
 		if (rc)
 			return error_set(err, -rc, "cannot read guest memory: %s", strerror(-rc));
@@ -283,9 +290,10 @@ static bool is_unchanged(struct batch *batch, size_t i)
 		return false;
 	vm_drop_copy(vm, batch->claimed[i]);
 	if (!punched)
-		notices_odd(vm->notices, batch->idx[i],
-			    "a write-protected page changed without an event: something writes to the memfd itself, or maps it "
-			    "without a userfaultfd");
+		notices_odd(
+			vm->notices, batch->idx[i],
+			"a write-protected page changed without an event: something writes to the memfd itself, or maps it "
+			"without a userfaultfd");
 	return false;
 }
 
@@ -305,7 +313,8 @@ static void sort_pages(struct batch *batch)
 		if (batch->kept[i] && !is_unchanged(batch, i))
 			continue;
 		if (kept_n != i)
-			memcpy(evictor->buffer + kept_n * PAGE_BYTES, evictor->buffer + i * PAGE_BYTES, PAGE_BYTES);
+			memcpy(evictor->buffer + kept_n * PAGE_BYTES, evictor->buffer + i * PAGE_BYTES,
+			       PAGE_BYTES);
 		batch->zero[kept_n] = zero;
 		keep(batch, i, &kept_n);
 	}
@@ -345,7 +354,8 @@ static int store_pages(struct batch *batch, struct error *err)
 			return rc;
 		}
 		for (size_t k = i; k < i + n; k++)
-			*page_map_hash(vm->map, batch->idx[k]) = page_hash(batch->evictor->buffer + k * PAGE_BYTES);
+			*page_map_hash(vm->map, batch->idx[k]) =
+				page_hash(batch->evictor->buffer + k * PAGE_BYTES);
 	}
 	return 0;
 }
@@ -355,9 +365,11 @@ static bool mark_page(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->evictor->vm;
 	uint64_t next = batch->zero[i] ? page_word_after(batch->claimed[i], PAGE_IN_MEMFD, 0, PAGE_PUNCHING) :
-					 page_word_after(batch->claimed[i], PAGE_STORED, batch->slots[i], PAGE_PUNCHING);
+					 page_word_after(batch->claimed[i], PAGE_STORED, batch->slots[i],
+							 PAGE_PUNCHING);
 
-	batch->marked[i] = atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]), &batch->claimed[i], next);
+	batch->marked[i] = atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]),
+							  &batch->claimed[i], next);
 	if (!batch->marked[i]) {
 		batch->evictor->counts.written_pages++;
 		return false;
@@ -381,7 +393,8 @@ static void finish_page(struct batch *batch, size_t i, bool out)
 
 	do {
 		ours = is_claim(seen, batch->claimed[i]);
-		next = ours && !out ? page_word_after(seen, PAGE_IN_MEMFD, 0, 0) : seen & ~(PAGE_PUNCHING | PAGE_WAITER);
+		next = ours && !out ? page_word_after(seen, PAGE_IN_MEMFD, 0, 0) :
+				      seen & ~(PAGE_PUNCHING | PAGE_WAITER);
 	} while (!atomic_compare_exchange_weak(at, &seen, next));
 
 	if (ours && !out)
@@ -449,9 +462,10 @@ static void repair(struct batch *batch, size_t from, size_t n)
 			continue;
 		memory_write(batch->region, batch->idx[i], batch->evictor->buffer + i * PAGE_BYTES);
 		finish_in_gate(batch, i);
-		notices_odd(batch->evictor->vm->notices, batch->idx[i],
-			    "a page was still there after its hole was punched; its bytes were put back, but the guest may "
-			    "have read zeros: please report this with the kernel's version");
+		notices_odd(
+			batch->evictor->vm->notices, batch->idx[i],
+			"a page was still there after its hole was punched; its bytes were put back, but the guest may "
+			"have read zeros: please report this with the kernel's version");
 	}
 }
 
@@ -471,7 +485,8 @@ static int punch_all(struct batch *batch, struct error *err)
 			for (size_t k = i; k < batch->n; k++)
 				if (batch->marked[k] && !memory_is_hole(batch->region, batch->idx[k]))
 					finish_in_gate(batch, k);
-			return error_set(err, -rc, "cannot punch guest memory out of its memfd: %s%s", strerror(-rc),
+			return error_set(err, -rc, "cannot punch guest memory out of its memfd: %s%s",
+					 strerror(-rc),
 					 rc == -EPERM ? " (is it sealed against writing?)" : "");
 		}
 		FAILPOINT_HERE("evict.punched");

@@ -12,8 +12,9 @@
 #include "window.h"
 
 struct evict_counts {
-	uint64_t stored_pages;	/* kept ones included */
-	uint64_t kept_pages;	/* unchanged since they came back: their copy was still there, nothing was written */
+	uint64_t stored_pages; /* kept ones included */
+	/* unchanged since they came back: their copy was still there, nothing was written */
+	uint64_t kept_pages;
 	uint64_t zero_pages;	/* held nothing but zeros: given back, nothing stored */
 	uint64_t written_pages; /* touched by the guest meanwhile: left resident */
 	uint64_t pinned_pages;	/* held by something else: left resident */

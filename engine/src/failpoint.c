@@ -18,43 +18,14 @@
 /* Every point of the engine, sorted (LC_ALL=C), one a line: add yours in its place. A test compares with
  * the sources. */
 static const char *const names[] = {
-	"event.read",
-	"evict.checked",
-	"evict.finished",
-	"evict.marked",
-	"evict.protected",
-	"evict.punched",
-	"evict.read",
-	"evict.selected",
-	"evict.stored",
-	"fault.fork-read",
-	"freeze.before-thaw",
-	"freeze.seized",
-	"freeze.stopped",
-	"memory.punch",
-	"memory.read",
-	"memory.seek",
-	"pins.blind",
-	"poison.lifted",
-	"recover.mapped",
-	"resolve.claimed",
-	"resolve.copied",
-	"resolve.fetched",
-	"restore.claimed",
-	"restore.copied",
-	"restore.fetched",
-	"store.alloc",
-	"store.direct",
-	"store.punch",
-	"store.read",
-	"store.read.corrupt",
-	"store.write",
-	"store.written",
-	"swapper.done",
-	"uffd.copy",
-	"uffd.minor",
-	"uffd.protect",
-	"uffd.zeropage",
+	"event.read",	      "evict.checked",	 "evict.finished",  "evict.marked",   "evict.protected",
+	"evict.punched",      "evict.read",	 "evict.selected",  "evict.stored",   "fault.fork-read",
+	"freeze.before-thaw", "freeze.seized",	 "freeze.stopped",  "memory.punch",   "memory.read",
+	"memory.seek",	      "pins.blind",	 "poison.lifted",   "recover.mapped", "resolve.claimed",
+	"resolve.copied",     "resolve.fetched", "restore.claimed", "restore.copied", "restore.fetched",
+	"store.alloc",	      "store.direct",	 "store.punch",	    "store.read",     "store.read.corrupt",
+	"store.write",	      "store.written",	 "swapper.done",    "uffd.copy",      "uffd.minor",
+	"uffd.protect",	      "uffd.zeropage",
 };
 
 #define NAMES_N (sizeof names / sizeof *names)
@@ -64,8 +35,8 @@ enum kind { OFF, COUNT, KILL, SEGV, STOP, STALL, SLEEP, FAIL, FAIL_ONCE };
 
 struct action {
 	enum kind kind;
-	long arg;	/* SLEEP: milliseconds; FAIL, FAIL_ONCE: positive errno */
-	uint64_t skip;	/* hits that still pass without effect */
+	long arg;      /* SLEEP: milliseconds; FAIL, FAIL_ONCE: positive errno */
+	uint64_t skip; /* hits that still pass without effect */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -119,13 +90,13 @@ static bool parse_action(char *text, struct action *out)
 		const char *word;
 		enum kind kind;
 	} words[] = {
-		{"off", OFF},	{"count", COUNT}, {"kill", KILL},
-		{"segv", SEGV}, {"stop", STOP},	  {"stall", STALL},
+		{ "off", OFF },	  { "count", COUNT }, { "kill", KILL },
+		{ "segv", SEGV }, { "stop", STOP },   { "stall", STALL },
 	};
 	char *skip = strchr(text, '@');
 	uint64_t number;
 
-	*out = (struct action){.kind = FAIL};
+	*out = (struct action){ .kind = FAIL };
 	if (skip) {
 		*skip++ = '\0';
 		if (!parse_number(skip, UINT64_MAX, &out->skip))
@@ -174,7 +145,7 @@ static bool parse(char *text, struct action *parsed, bool *set)
 static int arm_locked(const char *text)
 {
 	struct action parsed[NAMES_N];
-	bool set[NAMES_N] = {false};
+	bool set[NAMES_N] = { false };
 	char copy[TEXT_BYTES_MAX];
 	int armed = 0;
 
@@ -227,7 +198,7 @@ static struct action advance_locked(int idx)
 	hits[idx]++;
 	if (action->kind != OFF && action->skip) {
 		action->skip--;
-		return (struct action){.kind = OFF};
+		return (struct action){ .kind = OFF };
 	}
 	now = *action;
 	if (now.kind == FAIL_ONCE)
@@ -239,7 +210,7 @@ static struct action advance_locked(int idx)
 
 static void sleep_ms(long ms)
 {
-	struct timespec left = {ms / 1000, ms % 1000 * 1000000};
+	struct timespec left = { ms / 1000, ms % 1000 * 1000000 };
 
 	while (nanosleep(&left, &left) && errno == EINTR)
 		;
@@ -296,7 +267,7 @@ int failpoint_hit(const char *name)
 	}
 	pthread_mutex_lock(&lock);
 	read_environment_locked();
-	now = armed_n ? advance_locked(idx) : (struct action){.kind = OFF};
+	now = armed_n ? advance_locked(idx) : (struct action){ .kind = OFF };
 	pthread_mutex_unlock(&lock);
 	return perform(now);
 }

@@ -20,7 +20,8 @@
 #include "resolve.h"
 
 #define BATCH_MESSAGES 16
-#define PENDING_MAX 64 /* faults read and not served yet, a thread; beyond that it reads no more until some are */
+/* faults read and not served yet, a thread; beyond that it reads no more until some are */
+#define PENDING_MAX 64
 #define READY_MAX 16
 #define STOP_ID UINT64_MAX
 #define LIFT_RETRY_NS 1000000
@@ -35,7 +36,7 @@ struct server {
 	void *page;
 	size_t pending_n;
 	bool unreadable; /* reading events failed, and was complained of */
-	bool overflown; /* faults were read for which the list had no room: their threads must fault again */
+	bool overflown;	 /* faults were read for which the list had no room: their threads must fault again */
 	struct fault pending[PENDING_MAX];
 };
 
@@ -75,19 +76,22 @@ static void adopt_child(struct faults *faults, const struct process *parent, int
 	if (!child || process_copy_ranges(child, parent) != 0 || faults_watch(faults, child) != 0) {
 		/* The fd stays open: closing it would let the child read zeros. Its faults wait for ever instead. */
 		notices_odd(vm->notices, UINT64_MAX,
-			    "a forked child of process %u cannot be served: no memory left in the monitor", parent->id);
+			    "a forked child of process %u cannot be served: no memory left in the monitor",
+			    parent->id);
 		return;
 	}
 	notice.process_id = child->id;
 	notices_post(vm->notices, &notice); /* before registering may find it gone */
-	if (!register_child(vm, child) || !child->protects) { /* what it has written, or writes, is not seen */
+	/* what it has written, or writes, is not seen */
+	if (!register_child(vm, child) || !child->protects) {
 		atomic_fetch_add(&vm->joined, 1);
 		atomic_store(&vm->keeps, false);
 		vm_drop_kept_copies(vm);
 	}
 }
 
-static void take_fault(struct server *self, const struct process *process, const struct uffd_msg *msg, uint64_t now_ns)
+static void take_fault(struct server *self, const struct process *process, const struct uffd_msg *msg,
+		       uint64_t now_ns)
 {
 	struct trace_record record = {
 		.time_ns = now_ns,
@@ -147,8 +151,11 @@ static int read_events(struct server *self, uint32_t process_id)
 	}
 	if (!self->unreadable)
 		notices_odd(self->faults->vm->notices, UINT64_MAX,
-			    "cannot read the events of process %u: %s%s; trying again", process_id, strerror(-n),
-			    n == -EMFILE || n == -ENFILE ? " (a child that it forked waits for LimitNOFILE= to be raised)" : "");
+			    "cannot read the events of process %u: %s%s; trying again", process_id,
+			    strerror(-n),
+			    n == -EMFILE || n == -ENFILE ?
+				    " (a child that it forked waits for LimitNOFILE= to be raised)" :
+				    "");
 	self->unreadable = true;
 	nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
 	return 0;
@@ -200,7 +207,8 @@ static void let_events_pass(struct server *self, unsigned round)
 	gate_pass(vm->gate, self->lane);
 	/* Of more processes than fit, others each round. */
 	for (size_t i = 0; i < vm->spaces.n && n < sizeof ids / sizeof *ids; i++) {
-		const struct process *process = vm->spaces.processes[(i + round * (sizeof ids / sizeof *ids)) % vm->spaces.n];
+		const struct process *process =
+			vm->spaces.processes[(i + round * (sizeof ids / sizeof *ids)) % vm->spaces.n];
 
 		if (!process->gone)
 			ids[n++] = process->id;
@@ -240,19 +248,23 @@ static void restore_nonblock(struct server *self, uint32_t process_id)
 	if (process) {
 		int flags = fcntl(process->uffd, F_GETFL);
 
-		if (flags >= 0 && !(flags & O_NONBLOCK) && fcntl(process->uffd, F_SETFL, flags | O_NONBLOCK) == 0)
+		if (flags >= 0 && !(flags & O_NONBLOCK) &&
+		    fcntl(process->uffd, F_SETFL, flags | O_NONBLOCK) == 0)
 			notices_odd(vm->notices, UINT64_MAX,
-				    "process %u made its userfaultfd blocking; it is non-blocking again", process_id);
+				    "process %u made its userfaultfd blocking; it is non-blocking again",
+				    process_id);
 	}
 	gate_leave(vm->gate, self->lane);
-	nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL); /* not at full speed if it does it again and again */
+	/* not at full speed if it does it again and again */
+	nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 }
 
 static void serve_process(struct server *self, uint32_t process_id, uint32_t events)
 {
 	if (events & EPOLLERR)
 		restore_nonblock(self, process_id);
-	if (self->pending_n == PENDING_MAX) /* all of them wait for memory or storage: so do those that come now */
+	if (self->pending_n ==
+	    PENDING_MAX) /* all of them wait for memory or storage: so do those that come now */
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	if (read_events(self, process_id) > 0)
 		serve_all(self);
@@ -306,7 +318,8 @@ static int create_server(struct faults *faults, size_t lane)
 	struct epoll_event event = { .events = EPOLLIN, .data.u64 = STOP_ID };
 
 	*self = (struct server){ .faults = faults, .lane = lane, .epoll_fd = -1, .page = MAP_FAILED };
-	self->page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	self->page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (self->page == MAP_FAILED)
 		return -errno;
 	self->epoll_fd = epoll_create1(EPOLL_CLOEXEC);

@@ -113,7 +113,8 @@ static int give_up(struct freeze *freeze, struct error *err)
 	if (cancelled)
 		rc = error_set(err, ETIMEDOUT,
 			       "thread %d could not be seized within %u ms: its process is in the middle of "
-			       "execve(); all run again", tracees->seizing_tid, tracees->timeout_ms);
+			       "execve(); all run again",
+			       tracees->seizing_tid, tracees->timeout_ms);
 	else if (tracees->err.code)
 		rc = error_set(err, tracees->err.code, "%s", tracees->err.message);
 	else if (freeze->rc)

@@ -24,7 +24,7 @@ int mappers_file_of(int fd, struct mapped_file *out)
 
 	if (fstat(fd, &st))
 		return -errno;
-	*out = (struct mapped_file){.dev = st.st_dev, .ino = st.st_ino};
+	*out = (struct mapped_file){ .dev = st.st_dev, .ino = st.st_ino };
 	return 0;
 }
 
@@ -33,7 +33,7 @@ void mappers_free(struct mapper_list *list)
 	free(list->mappings);
 	pid_list_free(&list->pids);
 	pid_list_free(&list->unreadable);
-	*list = (struct mapper_list){0};
+	*list = (struct mapper_list){ 0 };
 }
 
 /* "ADDR-END PERM OFFSET MAJOR:MINOR INODE PATH". Only what stands before the path is looked at: the rest is
@@ -80,7 +80,7 @@ static int add_mapping(struct mapper_list *list, const struct mapping *mapping)
 static int scan_line(struct scan *scan, pid_t pid)
 {
 	struct mapped_file file;
-	struct mapping mapping = {.pid = pid};
+	struct mapping mapping = { .pid = pid };
 	const struct pid_list *pids = &scan->out->pids;
 
 	if (!parse_line(scan->line, &mapping, &file))
@@ -122,7 +122,7 @@ static int scan_maps(struct scan *scan, pid_t pid, const char *path, bool *empty
  * memory is there: ask the other threads. Kernel threads take this way too and stay empty. */
 static int scan_threads(struct scan *scan, pid_t pid)
 {
-	struct pid_list tids = {0};
+	struct pid_list tids = { 0 };
 	bool empty = true;
 	char path[64];
 	int rc;
@@ -158,11 +158,11 @@ static int scan_process(struct scan *scan, pid_t pid)
 
 int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out)
 {
-	struct scan scan = {.files = files, .files_n = files_n, .out = out};
-	struct pid_list pids = {0};
+	struct scan scan = { .files = files, .files_n = files_n, .out = out };
+	struct pid_list pids = { 0 };
 	int rc;
 
-	*out = (struct mapper_list){0};
+	*out = (struct mapper_list){ 0 };
 	rc = procfs_list("/proc", &pids);
 	for (size_t i = 0; i < pids.pids_n && !rc; i++)
 		if (pids.pids[i] != getpid())

@@ -37,7 +37,8 @@ static int reopen(int memfd)
 
 static int no_place(struct error *err)
 {
-	return error_set(err, E2BIG, "there are %d regions of guest memory, and no more can be", MEMORY_MAX_REGIONS);
+	return error_set(err, E2BIG, "there are %d regions of guest memory, and no more can be",
+			 MEMORY_MAX_REGIONS);
 }
 
 int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
@@ -51,8 +52,10 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 		return no_place(err);
 	if (fstat(memfd, &status) != 0)
 		return error_set(err, errno, "cannot look at the memfd %d: %s", memfd, strerror(errno));
-	if (pages == 0 || (uint64_t)status.st_size < offset_bytes || (uint64_t)status.st_size - offset_bytes < size_bytes)
-		return error_set(err, EINVAL, "the memfd has %lld bytes, the region needs %llu at offset %llu",
+	if (pages == 0 || (uint64_t)status.st_size < offset_bytes ||
+	    (uint64_t)status.st_size - offset_bytes < size_bytes)
+		return error_set(err, EINVAL,
+				 "the memfd has %lld bytes, the region needs %llu at offset %llu",
 				 (long long)status.st_size, (unsigned long long)size_bytes,
 				 (unsigned long long)offset_bytes);
 	*region = (struct region){
@@ -65,12 +68,14 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 		.whole_file = offset_bytes == 0 && (uint64_t)status.st_size == size_bytes,
 	};
 	if (region->fd < 0)
-		return error_set(err, errno, "cannot open the memfd anew for reading and writing: %s", strerror(errno));
+		return error_set(err, errno, "cannot open the memfd anew for reading and writing: %s",
+				 strerror(errno));
 	memory->regions_n++;
 	return 0;
 }
 
-int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages, struct error *err)
+int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+		       struct error *err)
 {
 	if (memory->regions_n == MEMORY_MAX_REGIONS)
 		return no_place(err);
@@ -95,7 +100,8 @@ void memory_remove(struct memory *memory, uint64_t page_idx)
 	if (memory->regions[i].fd >= 0)
 		close(memory->regions[i].fd);
 	memory->regions_n--;
-	memmove(&memory->regions[i], &memory->regions[i + 1], (memory->regions_n - i) * sizeof memory->regions[0]);
+	memmove(&memory->regions[i], &memory->regions[i + 1],
+		(memory->regions_n - i) * sizeof memory->regions[0]);
 }
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx)
@@ -114,7 +120,8 @@ static uint64_t offset_of(const struct region *region, uint64_t page_idx)
 	return region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
 }
 
-bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx, int *rc)
+bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx,
+		      int *rc)
 {
 	uint64_t region_end_idx = region->page_idx + region->pages;
 	off_t data, hole;
@@ -159,7 +166,8 @@ static uint64_t counted_pages(const struct region *region)
 	uint64_t start_idx, end_idx, pages = 0;
 	int rc;
 
-	for (uint64_t idx = region->page_idx; memory_next_data(region, idx, &start_idx, &end_idx, &rc); idx = end_idx)
+	for (uint64_t idx = region->page_idx; memory_next_data(region, idx, &start_idx, &end_idx, &rc);
+	     idx = end_idx)
 		pages += end_idx - start_idx;
 	return pages;
 }
@@ -221,8 +229,8 @@ int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 
 	if (rc)
 		return rc;
-	while (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset_of(region, page_idx),
-			 (off_t)bytes_of_pages(pages)) != 0)
+	while (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)offset_of(region, page_idx), (off_t)bytes_of_pages(pages)) != 0)
 		if (errno != EINTR)
 			return -errno;
 	return 0;

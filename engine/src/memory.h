@@ -16,7 +16,8 @@
 #define MEMORY_MAX_REGIONS 256
 
 struct region {
-	int fd;		       /* opened anew: its offset and flags are not shared with the VMM; -1: private */
+	/* opened anew: its offset and flags are not shared with the VMM; -1: private */
+	int fd;
 	bool is_private;       /* the VMM's own anonymous memory: no file shows what is in it */
 	uint64_t offset_bytes; /* where in the memfd, or the snapshot's file, the region starts */
 	uint64_t page_idx;     /* the region's first page, counted over all regions */
@@ -28,7 +29,8 @@ struct region {
 struct memory {
 	size_t regions_n;
 	struct region regions[MEMORY_MAX_REGIONS]; /* by page_idx: pages are numbered as they are added */
-	bool large_folios; /* shmem may use folios of more than one page here: see memory_detect_large_folios() */
+	/* shmem may use folios of more than one page here: see memory_detect_large_folios() */
+	bool large_folios;
 };
 
 void memory_init(struct memory *memory);
@@ -40,7 +42,8 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 	       struct error *err);
 
 /* Add a region of private memory, of which nothing is known but what the page map says. */
-int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages, struct error *err);
+int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+		       struct error *err);
 void memory_remove(struct memory *memory, uint64_t page_idx);
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx);
@@ -53,7 +56,8 @@ uint64_t memory_total_pages(const struct memory *memory);
 /* The first resident page of the region at or after page_idx, and where that run of pages ends; false if none is left, or
  * the region is private.
  * Walks over the whole run. Errors of lseek other than "no more data" are reported as -errno in *rc. */
-bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx, int *rc);
+bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx,
+		      int *rc);
 
 /* Whether any of these pages holds data. */
 bool memory_has_data(const struct region *region, uint64_t page_idx, uint64_t pages);

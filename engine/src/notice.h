@@ -10,12 +10,14 @@
 enum notice_kind {
 	NOTICE_PROCESS_FORKED = 1, /* process_id, parent_id, fd */
 	NOTICE_PROCESS_GONE,	   /* process_id */
-	NOTICE_PROCESS_MOVED,	   /* process_id: it has guest memory elsewhere, or less of it; once until that is read */
-	NOTICE_JOB_DONE,	   /* job, code, cancelled, message */
-	NOTICE_PAGE_POISONED,	   /* page_idx, message */
-	NOTICE_PAGE_HEALED,	   /* page_idx */
-	NOTICE_PROTECTED,	   /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
-	NOTICE_ODD,		   /* message, page_idx: something that the VMM or a stranger did, which a person must know */
+	/* process_id: it has guest memory elsewhere, or less of it; once until that is read */
+	NOTICE_PROCESS_MOVED,
+	NOTICE_JOB_DONE,      /* job, code, cancelled, message */
+	NOTICE_PAGE_POISONED, /* page_idx, message */
+	NOTICE_PAGE_HEALED,   /* page_idx */
+	NOTICE_PROTECTED,     /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
+	/* message, page_idx: something that the VMM or a stranger did, which a person must know */
+	NOTICE_ODD,
 };
 
 struct notice {

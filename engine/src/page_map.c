@@ -22,9 +22,10 @@ static const char MAGIC[8] = "VMMSWAPM";
 
 struct page_map {
 	int fd;
-	char *base;		       /* MAP_BYTES, shared */
+	char *base;			/* MAP_BYTES, shared */
 	struct page_map_header *header; /* = base */
-	uint64_t added_pages;	       /* by this process; equals header->pages_n once an adopted map is complete */
+	/* by this process; equals header->pages_n once an adopted map is complete */
+	uint64_t added_pages;
 };
 
 _Static_assert(sizeof(struct page_map_header) <= WORDS_OFFSET_BYTES, "the header has one page");
@@ -80,10 +81,11 @@ static int check_header(int fd, struct error *err)
 	    memcmp(header.magic, MAGIC, sizeof MAGIC) != 0)
 		return error_set(err, EPROTO, "the file given as page map is not one");
 	if (header.version != PAGE_MAP_VERSION || header.page_shift != PAGE_SHIFT)
-		return error_set(err, EPROTO,
-				 "the page map has format %u with pages of 2^%u bytes; this program reads format %u with "
-				 "pages of 2^%u: go on with the version of vmmswap that wrote it",
-				 header.version, header.page_shift, PAGE_MAP_VERSION, PAGE_SHIFT);
+		return error_set(
+			err, EPROTO,
+			"the page map has format %u with pages of 2^%u bytes; this program reads format %u with "
+			"pages of 2^%u: go on with the version of vmmswap that wrote it",
+			header.version, header.page_shift, PAGE_MAP_VERSION, PAGE_SHIFT);
 	return 0;
 }
 
@@ -171,7 +173,9 @@ void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n)
 			atomic_store(page_map_word(map, idx), 0);
 	}
 	fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		  (off_t)(WORDS_OFFSET_BYTES + page_idx * sizeof(uint64_t)), (off_t)(pages_n * sizeof(uint64_t)));
+		  (off_t)(WORDS_OFFSET_BYTES + page_idx * sizeof(uint64_t)),
+		  (off_t)(pages_n * sizeof(uint64_t)));
 	fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		  (off_t)(HASHES_OFFSET_BYTES + page_idx * sizeof(uint32_t)), (off_t)(pages_n * sizeof(uint32_t)));
+		  (off_t)(HASHES_OFFSET_BYTES + page_idx * sizeof(uint32_t)),
+		  (off_t)(pages_n * sizeof(uint32_t)));
 }

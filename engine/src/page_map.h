@@ -66,7 +66,8 @@ static inline uint64_t page_slot_of(uint64_t word)
 }
 
 /* The word that follows `word`: a new state, slot and flags, the next generation. */
-static inline uint64_t page_word_after(uint64_t word, enum page_state state, uint64_t slot_idx, uint64_t flags)
+static inline uint64_t page_word_after(uint64_t word, enum page_state state, uint64_t slot_idx,
+				       uint64_t flags)
 {
 	uint64_t generation = (word & ~(PAGE_GENERATION_ONE - 1)) + PAGE_GENERATION_ONE;
 

@@ -18,19 +18,19 @@
 #include "pins_selftest.h"
 #include "units.h"
 
-#define NEARLY_MIN 4    /* so many pages with one reference too many look like an LRU batch */
+#define NEARLY_MIN 4	/* so many pages with one reference too many look like an LRU batch */
 #define REDRAIN_WAIT 16 /* checks until the next drain within a pass, after one that freed nothing */
 #define REASON_BYTES 512
 
 enum kind { KIND_BPF, KIND_COLLAPSE, KIND_QMP, KIND_PROMISE, KIND_SETTLE };
 
-static const char *const kind_names[] = {"bpf", "collapse", "qmp", "promise", "settle"};
+static const char *const kind_names[] = { "bpf", "collapse", "qmp", "promise", "settle" };
 
 struct pins {
 	enum kind kind;
-	struct pins_bpf *bpf;           /* KIND_BPF */
+	struct pins_bpf *bpf;		/* KIND_BPF */
 	struct pins_collapse *collapse; /* KIND_COLLAPSE */
-	uint32_t settle_ms;             /* KIND_SETTLE, else 0 */
+	uint32_t settle_ms;		/* KIND_SETTLE, else 0 */
 	atomic_int redrain_wait;
 	char reason[REASON_BYTES];
 };
@@ -44,7 +44,7 @@ static void add_reason(struct pins *pins, const char *kind, const char *why)
 
 static bool try_bpf(struct pins *pins)
 {
-	struct error err = {0};
+	struct error err = { 0 };
 	int rc = pins_bpf_create(&pins->bpf, &err);
 
 	if (!rc)
@@ -59,7 +59,7 @@ static bool try_bpf(struct pins *pins)
 
 static bool try_collapse(struct pins *pins)
 {
-	struct error err = {0};
+	struct error err = { 0 };
 	int rc = pins_collapse_create(&pins->collapse, &err);
 
 	if (!rc)
@@ -219,9 +219,9 @@ static int check_collapse(struct pins *pins, int memfd, uint64_t offset_bytes, u
 			  struct pins_chunk *out)
 {
 	bool is_free = false;
-	int rc = pages_n == PINS_CHUNK_PAGES
-			 ? pins_collapse_look(pins->collapse, memfd, offset_bytes, &is_free)
-			 : 0;
+	int rc = pages_n == PINS_CHUNK_PAGES ?
+			 pins_collapse_look(pins->collapse, memfd, offset_bytes, &is_free) :
+			 0;
 
 	if (rc)
 		return rc;
@@ -238,7 +238,7 @@ static int check_collapse(struct pins *pins, int memfd, uint64_t offset_bytes, u
 static int check(struct pins *pins, int memfd, uint64_t offset_bytes, uint32_t pages_n,
 		 struct pins_chunk *out)
 {
-	struct pins_place place = {.first_page = pages_of_bytes(offset_bytes), .pages_n = pages_n};
+	struct pins_place place = { .first_page = pages_of_bytes(offset_bytes), .pages_n = pages_n };
 	struct statfs fs;
 	struct stat st;
 

@@ -39,7 +39,8 @@ struct pins_chunk {
 	uint64_t held[PINS_WORDS];    /* something else holds the page, or may hold it: leave it */
 	uint64_t present[PINS_WORDS]; /* the page is in the memfd and in memory */
 	uint64_t large[PINS_WORDS];   /* it belongs to a folio of several pages: punch all of that or none */
-	bool sees_folios;	      /* present and large are known; else they are all zero, meaning nothing */
+	/* present and large are known; else they are all zero, meaning nothing */
+	bool sees_folios;
 };
 
 /* Choose the first detector that works, each proven by its self-test: BPF, collapse, QMP, promise, settle.

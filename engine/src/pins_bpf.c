@@ -162,8 +162,9 @@ void pins_bpf_trust_large(struct pins_bpf *bpf, bool trust)
 
 static int run(const struct pins_bpf *bpf, int memfd, uint64_t first_page, uint32_t scratch_idx)
 {
-	struct pins_bpf_args args = {
-		.fd = (uint64_t)memfd, .first_page = first_page, .scratch_idx = scratch_idx};
+	struct pins_bpf_args args = { .fd = (uint64_t)memfd,
+				      .first_page = first_page,
+				      .scratch_idx = scratch_idx };
 	union bpf_attr attr;
 	int rc;
 

@@ -35,7 +35,7 @@ static void emit(struct builder *b, int code, int dst, int src, int off, int imm
 {
 	assert(b->n < PINS_PROGRAM_INSNS);
 	b->insns[b->n++] =
-		(struct bpf_insn){.code = code, .dst_reg = dst, .src_reg = src, .off = off, .imm = imm};
+		(struct bpf_insn){ .code = code, .dst_reg = dst, .src_reg = src, .off = off, .imm = imm };
 }
 
 static void alu(struct builder *b, int op, int dst, int imm)
@@ -260,7 +260,7 @@ static void read_pages(struct builder *b, const struct pins_layout *l)
 size_t pins_bpf_program(const struct pins_layout *layout, int map_fd,
 			struct bpf_insn insns[PINS_PROGRAM_INSNS])
 {
-	struct builder b = {.insns = insns};
+	struct builder b = { .insns = insns };
 
 	start(&b, map_fd);
 	find_mapping(&b, layout);

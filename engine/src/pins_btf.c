@@ -12,7 +12,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define BTF_LIMIT_BYTES (256u << 20) /* of a file that claims to be BTF; distribution kernels have 5-10 MiB \
+#define BTF_LIMIT_BYTES \
+	(256u << 20) /* of a file that claims to be BTF; distribution kernels have 5-10 MiB \
 				      */
 #define NESTING_LIMIT 16
 
@@ -22,7 +23,7 @@ enum { KIND_FLOAT = 16, KIND_DECL_TAG = 17, KIND_TYPE_TAG = 18, KIND_ENUM64 = 19
 struct pins_btf {
 	uint8_t *data;
 	const char *strings;
-	uint32_t strings_bytes;        /* the last byte is 0 */
+	uint32_t strings_bytes;	       /* the last byte is 0 */
 	const struct btf_type **types; /* by id; [0] is void and NULL */
 	uint32_t types_n;
 };

@@ -40,8 +40,8 @@ struct pins_collapse {
 
 static int open_uffd(struct error *err)
 {
-	struct uffdio_api api = {.api = UFFD_API,
-				 .features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_MISSING_SHMEM};
+	struct uffdio_api api = { .api = UFFD_API,
+				  .features = UFFD_FEATURE_SIGBUS | UFFD_FEATURE_MISSING_SHMEM };
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	if (fd < 0)
@@ -122,7 +122,7 @@ static bool moved(const struct pins_collapse *collapse, void *chunk)
 static int arm(const struct pins_collapse *collapse, void *chunk)
 {
 	struct uffdio_register reg = {
-		.range = {.start = (uintptr_t)chunk, .len = CHUNK_BYTES},
+		.range = { .start = (uintptr_t)chunk, .len = CHUNK_BYTES },
 		.mode = UFFDIO_REGISTER_MODE_MISSING,
 	};
 

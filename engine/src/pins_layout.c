@@ -10,13 +10,13 @@
 struct wanted {
 	const char *structure;
 	const char *member;
-	size_t at;       /* in struct pins_layout */
-	uint32_t bytes;  /* of the member */
+	size_t at;	 /* in struct pins_layout */
+	uint32_t bytes;	 /* of the member */
 	uint32_t before; /* the member must end there or earlier; 0: anywhere */
 };
 
 #define WANT(structure, member, field, bytes, before) \
-	{#structure, #member, offsetof(struct pins_layout, field), bytes, before}
+	{ #structure, #member, offsetof(struct pins_layout, field), bytes, before }
 
 static const struct wanted wanted[] = {
 	WANT(task_struct, files, task_files, 8, 0),
@@ -70,8 +70,8 @@ static void read_large(const struct pins_btf *btf, struct pins_layout *layout)
 static int check_sizes(const struct pins_btf *btf, const struct pins_layout *layout, struct error *err)
 {
 	uint32_t page_bytes = 0, node_bytes = 0;
-	uint32_t low = layout->folio_mapcount < layout->folio_refcount ? layout->folio_mapcount
-								       : layout->folio_refcount;
+	uint32_t low = layout->folio_mapcount < layout->folio_refcount ? layout->folio_mapcount :
+									 layout->folio_refcount;
 
 	pins_btf_size(btf, "page", &page_bytes);
 	pins_btf_size(btf, "xa_node", &node_bytes);

@@ -15,14 +15,15 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
-#define TRIES_MAX 8 /* compaction or reclaim may look at our page as well: a passing reference is no fault \
+#define TRIES_MAX \
+	8 /* compaction or reclaim may look at our page as well: a passing reference is no fault \
 		     */
 
 struct scene {
 	int memfd;
 	ino_t ino;
 	int pipe[2];
-	uint8_t *map;   /* two chunks, at a 2 MiB boundary */
+	uint8_t *map;	/* two chunks, at a 2 MiB boundary */
 	uint8_t *again; /* the same memory, mapped a second time */
 	void *reserve;
 };
@@ -59,7 +60,7 @@ static int scene_open(struct scene *s, struct error *err)
 	struct stat st;
 	int rc = 0;
 
-	*s = (struct scene){.memfd = -1, .pipe = {-1, -1}, .again = MAP_FAILED, .reserve = MAP_FAILED};
+	*s = (struct scene){ .memfd = -1, .pipe = { -1, -1 }, .again = MAP_FAILED, .reserve = MAP_FAILED };
 	s->memfd = memfd_create("vmmswap-pins-selftest", MFD_CLOEXEC);
 	if (s->memfd < 0 || ftruncate(s->memfd, 2 * CHUNK_BYTES) || fstat(s->memfd, &st) ||
 	    pipe2(s->pipe, O_CLOEXEC | O_NONBLOCK))
@@ -78,7 +79,7 @@ static int scene_open(struct scene *s, struct error *err)
 /* The pipe holds a page until it is read. */
 static int scene_hold(struct scene *s, uint32_t page)
 {
-	struct iovec iov = {.iov_base = s->map + page * PAGE_BYTES, .iov_len = PAGE_BYTES};
+	struct iovec iov = { .iov_base = s->map + page * PAGE_BYTES, .iov_len = PAGE_BYTES };
 
 	return vmsplice(s->pipe[1], &iov, 1, 0) == (ssize_t)PAGE_BYTES ? 0 : -EIO;
 }
@@ -108,7 +109,7 @@ static bool bits_within(const uint64_t *a, const uint64_t *b)
 static int expect(struct pins_bpf *bpf, const struct scene *s, uint32_t chunk,
 		  const struct pins_chunk *expected)
 {
-	struct pins_place place = {s->ino, chunk * CHUNK_PAGES, CHUNK_PAGES};
+	struct pins_place place = { s->ino, chunk * CHUNK_PAGES, CHUNK_PAGES };
 	struct pins_verdict seen;
 
 	for (int i = 0; i < TRIES_MAX; i++) {
@@ -131,8 +132,8 @@ static int expect(struct pins_bpf *bpf, const struct scene *s, uint32_t chunk,
 /* Some pages of the second chunk, one of them held, and holes that must stay holes. */
 static int try_small(struct pins_bpf *bpf, struct scene *s)
 {
-	static const uint16_t pages[] = {0, 3, 63, 64, 511};
-	struct pins_chunk expected = {.present = {0}}, empty = {.present = {0}};
+	static const uint16_t pages[] = { 0, 3, 63, 64, 511 };
+	struct pins_chunk expected = { .present = { 0 } }, empty = { .present = { 0 } };
 	struct stat before, after;
 	int rc;
 
@@ -259,8 +260,8 @@ int pins_selftest_collapse(struct pins_collapse *collapse, struct error *err)
 	rc = try_collapse(collapse, &s);
 	if (rc)
 		error_set(err, -rc, "self-test: %s",
-			  rc == -EBADMSG ? "it misjudged memory of ours, or no huge page is to be had"
-					 : strerror(-rc));
+			  rc == -EBADMSG ? "it misjudged memory of ours, or no huge page is to be had" :
+					   strerror(-rc));
 	scene_close(&s);
 	return rc;
 }

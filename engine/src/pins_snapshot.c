@@ -23,7 +23,7 @@
 #include <errno.h>
 #include <string.h>
 
-#define ENTRY_NODE_MIN 4096         /* internal entries above it are nodes */
+#define ENTRY_NODE_MIN 4096	    /* internal entries above it are nodes */
 #define ENTRY_SIBLING_END (64 << 2) /* internal entries below it point to the first slot of a large folio */
 #define ENTRY_TAG 2
 
@@ -217,7 +217,7 @@ static int judge_tree(const struct judge *j)
 int pins_snapshot_judge(const struct pins_snapshot *snap, const struct pins_layout *layout,
 			const struct pins_place *place, bool trust_large, struct pins_verdict *out)
 {
-	struct judge judge = {snap, layout, place, trust_large, out};
+	struct judge judge = { snap, layout, place, trust_large, out };
 
 	memset(out, 0, sizeof *out);
 	out->chunk.sees_folios = true;

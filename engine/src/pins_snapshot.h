@@ -12,11 +12,11 @@
 #include "error.h"
 #include "pins.h"
 
-#define PINS_LEVELS 6      /* xarray levels down to the nodes of shift 6: 2^42 pages */
+#define PINS_LEVELS 6	   /* xarray levels down to the nodes of shift 6: 2^42 pages */
 #define PINS_NODE_SLOTS 64 /* XA_CHUNK_SIZE */
 #define PINS_GROUPS (PINS_CHUNK_PAGES / PINS_NODE_SLOTS)
 #define PINS_NODE_HEAD_BYTES 32 /* of struct xa_node, up to its slots */
-#define PINS_PAGE_BYTES 64      /* sizeof(struct page) */
+#define PINS_PAGE_BYTES 64	/* sizeof(struct page) */
 #define PINS_NONE UINT32_MAX
 
 /* Offsets in bytes in the running kernel's structures. */
@@ -28,7 +28,7 @@ struct pins_layout {
 	uint32_t folio_flags, folio_mapping, folio_index, folio_mapcount, folio_refcount;
 	uint32_t folio_large_mapcount,
 		folio_pincount; /* in the second struct page; both PINS_NONE if unknown */
-	uint32_t head_bit;      /* PG_head */
+	uint32_t head_bit;	/* PG_head */
 };
 
 struct pins_node_copy {
@@ -61,13 +61,13 @@ struct pins_snapshot {
 struct pins_verdict {
 	struct pins_chunk chunk;
 	uint64_t swapped[PINS_WORDS]; /* only in the host's swap; also marked held */
-	uint32_t nearly_n;            /* pages held by exactly one more reference, as an LRU batch does */
+	uint32_t nearly_n;	      /* pages held by exactly one more reference, as an LRU batch does */
 };
 
 int pins_layout_read(struct pins_layout *layout, struct error *err);
 
 struct pins_place {
-	uint64_t ino;        /* of the memfd */
+	uint64_t ino;	     /* of the memfd */
 	uint64_t first_page; /* of the chunk, in the memfd; a multiple of 512 */
 	uint32_t pages_n;    /* of the chunk; a large folio that goes beyond is held */
 };

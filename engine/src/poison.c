@@ -88,7 +88,8 @@ static bool lift_page(struct vm *vm, size_t lane, uint64_t page_idx)
 	word = atomic_load(at);
 	claimed = page_word_after(word, PAGE_POISONED, PAGE_SLOT_NONE, PAGE_FILLING | (word & PAGE_WAITER));
 	/* FILLING: another thread is at it, and sees to what is left. */
-	if (is_being_lifted(word) && !(word & PAGE_FILLING) && atomic_compare_exchange_strong(at, &word, claimed)) {
+	if (is_being_lifted(word) && !(word & PAGE_FILLING) &&
+	    atomic_compare_exchange_strong(at, &word, claimed)) {
 		done = lift_everywhere(vm, page_idx);
 		vm_release(vm, page_idx, claimed,
 			   done ? page_word_after(claimed, PAGE_IN_MEMFD, 0, 0) :

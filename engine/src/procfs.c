@@ -27,7 +27,7 @@ int pid_list_add(struct pid_list *list, pid_t pid)
 void pid_list_free(struct pid_list *list)
 {
 	free(list->pids);
-	*list = (struct pid_list){0};
+	*list = (struct pid_list){ 0 };
 }
 
 int procfs_list(const char *dir_path, struct pid_list *out)

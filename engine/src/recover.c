@@ -37,13 +37,15 @@ static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
 	uint64_t slot_idx = page_slot_of(word), addr, copied_bytes;
 	enum uffd_outcome outcome = UFFD_UNMAPPED;
 
-	if (!vm->snapshot || page_state_of(word) != PAGE_STORED || !(word & PAGE_FILLING) || (word & PAGE_BACKGROUND))
+	if (!vm->snapshot || page_state_of(word) != PAGE_STORED || !(word & PAGE_FILLING) ||
+	    (word & PAGE_BACKGROUND))
 		return false;
 	if (store_get(vm->store, &slot_idx, 1, page))
 		return false;
 	for (size_t i = 0; i < vm->spaces.n && outcome != UFFD_DONE && outcome != UFFD_EXISTS; i++)
 		if (process_addr_of(vm->spaces.processes[i], page_idx, 1, &addr))
-			outcome = uffd_copy(vm->spaces.processes[i]->uffd, addr, page, PAGE_BYTES, false, &copied_bytes);
+			outcome = uffd_copy(vm->spaces.processes[i]->uffd, addr, page, PAGE_BYTES, false,
+					    &copied_bytes);
 	return outcome == UFFD_DONE || outcome == UFFD_EXISTS;
 }
 
@@ -61,20 +63,23 @@ static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool 
 		word = atomic_load(page_map_word(vm->map, idx));
 		if (put_back_at_once(vm, idx, word)) {
 			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_IN_MEMFD, 0, 0));
-		} else if (!resident && (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
+		} else if (!resident &&
+			   (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
 			rc = keep_out(vm, idx, word, err);
 			if (rc)
 				return rc;
 		} else if (page_state_of(word) == PAGE_POISONED) {
 			/* It was healed, but perhaps not all processes know it yet. */
-			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_POISONED, PAGE_SLOT_NONE, 0));
+			atomic_store(page_map_word(vm->map, idx),
+				     page_word_after(word, PAGE_POISONED, PAGE_SLOT_NONE, 0));
 			atomic_fetch_add(&vm->poisoned_pages, 1);
 			poison_lift_later(vm, idx, 1);
 		} else if (word) {
 			uint64_t given_up = page_state_of(word) == PAGE_IN_MEMFD ? word & PAGE_GIVEN_UP : 0;
 
 			atomic_store(page_map_word(vm->map, idx),
-				     page_word_after(word, PAGE_IN_MEMFD, given_up ? page_slot_of(word) : 0, given_up));
+				     page_word_after(word, PAGE_IN_MEMFD, given_up ? page_slot_of(word) : 0,
+						     given_up));
 		}
 	}
 	return 0;
@@ -107,7 +112,8 @@ int recover_pages(struct vm *vm, struct error *err)
 		return rc;
 	store_ready(vm->store);
 	FAILPOINT_HERE("recover.mapped");
-	atomic_store(&vm->keeps, false); /* until all was in once: a process may have joined that nobody protected */
+	/* until all was in once: a process may have joined that nobody protected */
+	atomic_store(&vm->keeps, false);
 	atomic_store(&vm->tracking, atomic_load(&page_map_header(vm->map)->tracking));
 	/* Register again what should be: the predecessor may have died in the middle of it, and a child that it knew as
 	 * forked may be one that it had not registered yet. */

@@ -7,12 +7,14 @@
 static enum uffd_outcome register_range(struct process *process, const struct range *range)
 {
 	uint64_t size_bytes = bytes_of_pages(range->pages);
-	enum uffd_outcome outcome = uffd_register_shared(process->uffd, range->addr, size_bytes, process->protects);
+	enum uffd_outcome outcome =
+		uffd_register_shared(process->uffd, range->addr, size_bytes, process->protects);
 
 	/* What is not guest memory is refused either way, and says nothing of write-protection. */
 	if (outcome == UFFD_REFUSED && process->protects) {
 		outcome = uffd_register_shared(process->uffd, range->addr, size_bytes, false);
-		process->protects = outcome != UFFD_DONE; /* none to be had on this kernel: missing faults alone */
+		/* none to be had on this kernel: missing faults alone */
+		process->protects = outcome != UFFD_DONE;
 	}
 	return outcome;
 }
@@ -28,11 +30,12 @@ void register_process(struct vm *vm, struct process *process)
 			vm_process_gone(vm, process);
 		else if (outcome != UFFD_DONE) {
 			process->unwatched = true;
-			notices_odd(vm->notices, range->page_idx,
-				    "process %u: cannot register guest memory at %#llx (%llu bytes) with its "
-				    "userfaultfd: it is not mapped there any more, or another userfaultfd watches it",
-				    process->id, (unsigned long long)range->addr,
-				    (unsigned long long)bytes_of_pages(range->pages));
+			notices_odd(
+				vm->notices, range->page_idx,
+				"process %u: cannot register guest memory at %#llx (%llu bytes) with its "
+				"userfaultfd: it is not mapped there any more, or another userfaultfd watches it",
+				process->id, (unsigned long long)range->addr,
+				(unsigned long long)bytes_of_pages(range->pages));
 		}
 	}
 }
@@ -52,11 +55,13 @@ void unregister_process(struct vm *vm, struct process *process)
 #define LOOKS 64
 
 /* Whether some of the range is registered: *page_idx of the range's pages, if so. */
-static enum uffd_answer is_registered(const struct process *process, const struct range *range, uint64_t *page_idx)
+static enum uffd_answer is_registered(const struct process *process, const struct range *range,
+				      uint64_t *page_idx)
 {
 	enum uffd_answer answer = UFFD_NO;
 
-	for (*page_idx = 0; answer == UFFD_NO && *page_idx < range->pages; *page_idx += range->pages / LOOKS + 1) {
+	for (*page_idx = 0; answer == UFFD_NO && *page_idx < range->pages;
+	     *page_idx += range->pages / LOOKS + 1) {
 		answer = uffd_is_registered(process->uffd, range->addr + bytes_of_pages(*page_idx));
 		if (answer != UFFD_NO)
 			break;
@@ -85,8 +90,10 @@ int register_or_refuse(struct vm *vm, struct process *process, struct error *err
 		return 0;
 	if (!vm->snapshot) /* what its VMM registered itself stays so in any case */
 		unregister_process(vm, process);
-	return error_set(err, EINVAL, "a region cannot be registered with the userfaultfd of the process: it is not mapped there, "
-				      "or another userfaultfd watches it");
+	return error_set(
+		err, EINVAL,
+		"a region cannot be registered with the userfaultfd of the process: it is not mapped there, "
+		"or another userfaultfd watches it");
 }
 
 /* Unregister what lies in the range and in none of those that the process has had. */
@@ -121,10 +128,11 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 			continue;
 		for (size_t undone = 0; undone <= i; undone++)
 			unregister_new(process, &next->ranges[undone]);
-		return error_set(err, EINVAL,
-				 "the range at %#llx cannot be registered with the userfaultfd: it is not mapped there, or another "
-				 "userfaultfd watches it",
-				 (unsigned long long)addr);
+		return error_set(
+			err, EINVAL,
+			"the range at %#llx cannot be registered with the userfaultfd: it is not mapped there, or another "
+			"userfaultfd watches it",
+			(unsigned long long)addr);
 	}
 	return 0;
 }
@@ -143,7 +151,8 @@ static enum uffd_outcome complete(struct process *child, const struct range *ran
 /* The child runs on as soon as its event is read. It has what its parent had, but for what that keeps from it by MADV_DONTFORK, as
  * QEMU does with its guest's memory: it may have something of its own there already, or have forked itself, which keeps us from
  * telling. UFFD_REFUSED: there is nothing of the guest's. */
-static enum uffd_outcome take_over_range(const struct vm *vm, struct process *child, const struct range *range, bool *inherited)
+static enum uffd_outcome take_over_range(const struct vm *vm, struct process *child,
+					 const struct range *range, bool *inherited)
 {
 	uint64_t size_bytes = bytes_of_pages(range->pages), registered_idx;
 	enum uffd_answer answer;
@@ -158,9 +167,11 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 	*inherited = *inherited && answer == UFFD_YES;
 	if (answer == UFFD_NO)
 		return register_range(child, range);
-	outcome = answer == UFFD_YES ? complete(child, range, registered_idx) :
-				       uffd_register_more(child->uffd, range->addr, size_bytes, child->protects);
-	return outcome == UFFD_REFUSED ? UFFD_UNMAPPED : outcome; /* a part is the guest's: it is served, and nothing else goes out */
+	outcome = answer == UFFD_YES ?
+			  complete(child, range, registered_idx) :
+			  uffd_register_more(child->uffd, range->addr, size_bytes, child->protects);
+	/* a part is the guest's: it is served, and nothing else goes out */
+	return outcome == UFFD_REFUSED ? UFFD_UNMAPPED : outcome;
 }
 
 bool register_child(struct vm *vm, struct process *child)
@@ -175,7 +186,8 @@ bool register_child(struct vm *vm, struct process *child)
 		if (outcome == UFFD_GONE) {
 			vm_process_gone(vm, child);
 		} else if (outcome == UFFD_REFUSED) {
-			process_forget(child, range.addr, range.addr + bytes_of_pages(range.pages)); /* whole: needs no memory */
+			/* whole: needs no memory */
+			process_forget(child, range.addr, range.addr + bytes_of_pages(range.pages));
 		} else {
 			child->unwatched = child->unwatched || outcome != UFFD_DONE;
 			i++;

@@ -34,7 +34,8 @@ static bool others_hold(uint64_t word)
 /* Leave word that someone waits. False if the page changed: look again. */
 static bool ask_for_wake(struct attempt *attempt, uint64_t word)
 {
-	return (word & PAGE_WAITER) || atomic_compare_exchange_strong(attempt->word, &word, word | PAGE_WAITER);
+	return (word & PAGE_WAITER) ||
+	       atomic_compare_exchange_strong(attempt->word, &word, word | PAGE_WAITER);
 }
 
 /* Take the page for ourselves: nobody else fills, protects or evicts it until we release it. A page whose state becomes
@@ -122,7 +123,8 @@ static enum resolved poison(struct attempt *attempt, int rc)
 	bool marked;
 
 	/* The state first: a page of which no process has a marker is then still never taken for a hole. */
-	atomic_fetch_add(&attempt->vm->poisoned_pages, 1); /* first: a swap-in must not see all pages back in between */
+	/* first: a swap-in must not see all pages back in between */
+	atomic_fetch_add(&attempt->vm->poisoned_pages, 1);
 	release(attempt, PAGE_POISONED);
 	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
 	marked = poison_mark(attempt->vm, attempt->page_idx);
@@ -208,7 +210,8 @@ static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 	enum uffd_outcome outcome;
 
 	FAILPOINT_HERE("resolve.fetched");
-	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, keep, &copied_bytes);
+	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, keep,
+			    &copied_bytes);
 	FAILPOINT_HERE("resolve.copied");
 	if (outcome == UFFD_DONE && !vm_has_landed(vm, attempt->process, attempt->page_idx)) {
 		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
@@ -327,7 +330,8 @@ static enum resolved written(struct attempt *attempt)
 			/* Given up, and written to before its hole is there: that is to come yet. */
 			vm_release(vm, attempt->page_idx, attempt->claimed,
 				   page_word_after(attempt->claimed, PAGE_IN_MEMFD,
-						   word & PAGE_GIVEN_UP ? page_slot_of(word) : 0, word & PAGE_GIVEN_UP));
+						   word & PAGE_GIVEN_UP ? page_slot_of(word) : 0,
+						   word & PAGE_GIVEN_UP));
 			atomic_fetch_add_explicit(&vm->writes_seen, 1, memory_order_relaxed);
 			return outcome == UFFD_DONE ? RESOLVED : unfilled(attempt, outcome);
 		}
@@ -341,14 +345,16 @@ static enum resolved stray(struct attempt *attempt)
 	if (attempt->fault->addr != attempt->process->dummy_addr &&
 	    monotonic_ns() - attempt->fault->read_ns < VM_STUCK_NS &&
 	    uffd_is_registered(attempt->process->uffd, attempt->fault->addr) == UFFD_UNKNOWN)
-		return later(attempt, FIRST_RETRY_NS); /* an event is on its way, which may tell what is there */
+		/* an event is on its way, which may tell what is there */
+		return later(attempt, FIRST_RETRY_NS);
 	/* A fault at a new address is delivered before the REMAP that explains it: read all events, then look again. */
 	if (attempt->fault->addr != attempt->process->dummy_addr && attempt->fault->strays++ < STRAY_TRIES)
 		return attempt->fault->strays == 1 ? RETRY_SOON : later(attempt, FIRST_RETRY_NS);
 	if (attempt->fault->addr != attempt->process->dummy_addr)
-		notices_odd(attempt->vm->notices, UINT64_MAX,
-			    "process %u: page fault at %#llx, which is registered but no guest memory: unregistered",
-			    attempt->process->id, (unsigned long long)attempt->fault->addr);
+		notices_odd(
+			attempt->vm->notices, UINT64_MAX,
+			"process %u: page fault at %#llx, which is registered but no guest memory: unregistered",
+			attempt->process->id, (unsigned long long)attempt->fault->addr);
 	uffd_unregister(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 	wake_own(attempt);
 	return RESOLVED;
@@ -366,7 +372,8 @@ enum resolved resolve(struct vm *vm, size_t lane, void *page, struct fault *faul
 			result = stray(&attempt);
 		} else {
 			attempt.word = page_map_word(vm->map, attempt.page_idx);
-			result = fault->flags & UFFD_PAGEFAULT_FLAG_WP ? written(&attempt) : missing(&attempt);
+			result =
+				fault->flags & UFFD_PAGEFAULT_FLAG_WP ? written(&attempt) : missing(&attempt);
 		}
 	}
 	gate_leave(vm->gate, lane);

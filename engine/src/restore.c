@@ -54,7 +54,8 @@ static void claim_stored(struct batch *batch, uint64_t page_idx, uint64_t pages)
 		if ((page_state_of(word) != PAGE_STORED && page_state_of(word) != PAGE_POISONED) ||
 		    (word & PAGE_FLAGS) || is_being_lifted(word))
 			continue;
-		claimed = page_word_after(word, page_state_of(word), page_slot_of(word), PAGE_FILLING | PAGE_BACKGROUND);
+		claimed = page_word_after(word, page_state_of(word), page_slot_of(word),
+					  PAGE_FILLING | PAGE_BACKGROUND);
 		if (!atomic_compare_exchange_strong(at, &word, claimed))
 			continue;
 		batch->idx[batch->n] = idx;
@@ -68,7 +69,8 @@ static bool reads_right(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->restorer->vm;
 
-	return vm_is_right(vm, batch->restorer->buffer + i * PAGE_BYTES, *page_map_hash(vm->map, batch->idx[i]));
+	return vm_is_right(vm, batch->restorer->buffer + i * PAGE_BYTES,
+			   *page_map_hash(vm->map, batch->idx[i]));
 }
 
 /* All in one go; where that fails, page by page, so that one bad block costs one page. A page that was taken from us
@@ -80,10 +82,12 @@ static void fetch(struct batch *batch)
 	int all = store_get(vm->store, batch->slots, batch->n, restorer->buffer);
 
 	FAILPOINT_HERE("restore.fetched");
-	for (size_t i = 0; i < batch->n; i++) { /* a disk that fails takes its time: every fault would wait for it in the gate */
+	/* a disk that fails takes its time: every fault would wait for it in the gate */
+	for (size_t i = 0; i < batch->n; i++) {
 		batch->bad[i] = all || !reads_right(batch, i);
 		if (batch->bad[i])
-			batch->bad[i] = store_get(vm->store, &batch->slots[i], 1, restorer->buffer + i * PAGE_BYTES) ||
+			batch->bad[i] = store_get(vm->store, &batch->slots[i], 1,
+						  restorer->buffer + i * PAGE_BYTES) ||
 					!reads_right(batch, i);
 	}
 	gate_pass(vm->gate, restorer->lane);
@@ -289,10 +293,16 @@ int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, 
 		return 0;
 	give_back_from(&batch, next);
 	if (rc == -EAGAIN)
-		return error_set(err, EAGAIN, "a process of the VM is stuck in the middle of changing its memory mappings; "
-					      "is it stopped (SIGSTOP, a debugger)?");
+		return error_set(
+			err, EAGAIN,
+			"a process of the VM is stuck in the middle of changing its memory mappings; "
+			"is it stopped (SIGSTOP, a debugger)?");
 	if (rc == -EIO)
-		return error_set(err, EIO, "the kernel does not take pages for the VM's memory: it is as it was, see the journal");
-	return error_set(err, -rc, "no memory left for the VM's pages to come back to: free some on the host, or raise the "
-				   "limits of the VMM's cgroup");
+		return error_set(
+			err, EIO,
+			"the kernel does not take pages for the VM's memory: it is as it was, see the journal");
+	return error_set(
+		err, -rc,
+		"no memory left for the VM's pages to come back to: free some on the host, or raise the "
+		"limits of the VMM's cgroup");
 }

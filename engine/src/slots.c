@@ -255,5 +255,5 @@ void slots_unclaim(struct slots *slots, size_t extent_idx, bool emptied)
 void slots_clear(struct slots *slots)
 {
 	free(slots->extents);
-	*slots = (struct slots){0};
+	*slots = (struct slots){ 0 };
 }

@@ -17,8 +17,8 @@
 struct extent {
 	uint64_t taken[EXTENT_WORDS]; /* bit set: slot taken */
 	uint16_t taken_n;
-	bool dirty;    /* may hold disk blocks: a slot was taken since it was last emptied */
-	bool claimed;  /* being emptied: gives no slots */
+	bool dirty;   /* may hold disk blocks: a slot was taken since it was last emptied */
+	bool claimed; /* being emptied: gives no slots */
 };
 
 struct slots {

@@ -28,7 +28,8 @@ void latency_add(struct latency *latency, uint64_t duration_ns)
 {
 	_Atomic uint64_t *count = &latency->counts[bucket_of(duration_ns)];
 
-	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + 1, memory_order_relaxed);
+	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + 1,
+			      memory_order_relaxed);
 }
 
 static uint64_t percentile(const uint64_t *counts, uint64_t total, unsigned percent)

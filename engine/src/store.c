@@ -160,22 +160,26 @@ static int refuse_put(const struct store *store, size_t n, int rc, struct error 
 	case -ENOSPC:
 		return error_set(err, ENOSPC,
 				 "no space for %lu KiB in swap directory %s: "
-				 "free some there or set another one", kib, store->place);
+				 "free some there or set another one",
+				 kib, store->place);
 	case -EDQUOT:
-		return error_set(err, EDQUOT, "disk quota exceeded, no %lu KiB more in swap directory %s: "
-				 "free some there or raise the quota", kib, store->place);
+		return error_set(err, EDQUOT,
+				 "disk quota exceeded, no %lu KiB more in swap directory %s: "
+				 "free some there or raise the quota",
+				 kib, store->place);
 	case -EFBIG:
 		return error_set(err, EFBIG,
 				 "the file in swap directory %s cannot grow by %lu KiB: raise the limit of "
-				 "file size (LimitFSIZE=), or use another file system", store->place, kib);
+				 "file size (LimitFSIZE=), or use another file system",
+				 store->place, kib);
 	case -EIO:
 		return error_set(err, EIO,
 				 "write error in swap directory %s: "
-				 "look at the kernel's log, the disk may be failing", store->place);
+				 "look at the kernel's log, the disk may be failing",
+				 store->place);
 	default:
-		return error_set(err, -rc,
-				 "cannot write %lu KiB in swap directory %s: %s",
-				 kib, store->place, strerror(-rc));
+		return error_set(err, -rc, "cannot write %lu KiB in swap directory %s: %s", kib, store->place,
+				 strerror(-rc));
 	}
 }
 
@@ -186,11 +190,13 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 	if (!n)
 		return 0;
 	if (store->mode == SNAPSHOT)
-		return error_set(err, EROFS, "%s is a snapshot's memory file: nothing is written there", store->place);
+		return error_set(err, EROFS, "%s is a snapshot's memory file: nothing is written there",
+				 store->place);
 	if (!store->ready)
 		return error_set(err, EINVAL,
 				 "the store in %s is not ready: "
-				 "its used slots are still being marked", store->place);
+				 "its used slots are still being marked",
+				 store->place);
 	rc = put(store, pages, n, slot_idx, slots_take);
 	/* No new blocks to be had: what was freed inside the file still has its own. */
 	if (is_no_space(rc)) {

@@ -22,10 +22,11 @@ enum store_mode {
 struct store {
 	int fd;
 	enum store_mode mode;
-	char *place;	  /* the swap directory, or the snapshot's file; for messages only */
+	char *place;			 /* the swap directory, or the snapshot's file; for messages only */
 	struct snapshot_version version; /* SNAPSHOT only */
-	uint64_t marks_n; /* slots in the adopted file; marks must be below */
-	bool ready;	  /* pages can be put: false between store_adopt() and store_ready(), and for a snapshot */
+	uint64_t marks_n;		 /* slots in the adopted file; marks must be below */
+	/* pages can be put: false between store_adopt() and store_ready(), and for a snapshot */
+	bool ready;
 
 	pthread_mutex_t lock; /* of slots; held for microseconds, but see trim_whole_file() */
 	struct slots slots;

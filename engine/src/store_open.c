@@ -18,28 +18,31 @@ static int refuse_dir(const char *dir, int code, struct error *err)
 {
 	switch (code) {
 	case ENOENT:
-		return error_set(err, code,
-				 "swap directory %s does not exist: create it or set another one", dir);
+		return error_set(err, code, "swap directory %s does not exist: create it or set another one",
+				 dir);
 	case ENOTDIR:
 		return error_set(err, code, "swap directory %s is not a directory: set another one", dir);
 	case EOPNOTSUPP:
 	case EISDIR:
 		return error_set(err, code,
 				 "the file system of swap directory %s cannot make unnamed files "
-				 "(O_TMPFILE): use a directory on ext4, xfs, btrfs or tmpfs", dir);
+				 "(O_TMPFILE): use a directory on ext4, xfs, btrfs or tmpfs",
+				 dir);
 	case EACCES:
 	case EPERM:
 	case EROFS:
-		return error_set(err, code, "no permission to make files in swap directory %s (%s): "
-				 "make it writable or set another one", dir, strerror(code));
+		return error_set(err, code,
+				 "no permission to make files in swap directory %s (%s): "
+				 "make it writable or set another one",
+				 dir, strerror(code));
 	case ENOSPC:
 	case EDQUOT:
 		return error_set(err, code,
 				 "no space in swap directory %s (%s): free some or set another one", dir,
 				 strerror(code));
 	default:
-		return error_set(err, code,
-				 "cannot make a file in swap directory %s: %s", dir, strerror(code));
+		return error_set(err, code, "cannot make a file in swap directory %s: %s", dir,
+				 strerror(code));
 	}
 }
 
@@ -160,8 +163,7 @@ int store_adopt(int fd, struct store **out, struct error *err)
 	rc = slots_adopt(&store->slots, store->marks_n);
 	if (rc) {
 		store_destroy(store);
-		return error_set(err, -rc,
-				 "cannot take over a store of %lld bytes: %s",
+		return error_set(err, -rc, "cannot take over a store of %lld bytes: %s",
 				 (long long)st.st_size, strerror(-rc));
 	}
 	*out = store;
@@ -187,7 +189,8 @@ int store_open_snapshot(int fd, struct snapshot_version *version, struct store *
 		return error_set(err, EINVAL, "fd %d is no regular file open for reading", fd);
 	own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (own_fd < 0)
-		return error_set(err, errno, "cannot dup the snapshot's memory file, fd %d: %s", fd, strerror(errno));
+		return error_set(err, errno, "cannot dup the snapshot's memory file, fd %d: %s", fd,
+				 strerror(errno));
 	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
 	length = readlink(link, path, sizeof path - 1);
 	path[length < 0 ? 0 : length] = '\0';

@@ -39,7 +39,7 @@ struct swapper {
 	uint64_t joined; /* vm->joined when the pass began */
 	struct window_cursor cursor;
 	struct memory memory; /* as it was when the job began; no region of it is removed while one runs */
-	struct error error; /* the first one; ends the job */
+	struct error error;   /* the first one; ends the job */
 	struct evict_counts counts;
 	uint64_t restored_pages, unreadable_pages;
 };
@@ -81,7 +81,8 @@ static bool next_window(struct swapper *swapper, bool data, struct window *out)
 		       window_next_used(&swapper->memory, vm->map, &swapper->cursor, out);
 	rc = swapper->cursor.error;
 	if (rc && !swapper->error.code)
-		error_set(&swapper->error, -rc, "cannot tell what is in guest memory (lseek on its memfd): %s", strerror(-rc));
+		error_set(&swapper->error, -rc,
+			  "cannot tell what is in guest memory (lseek on its memfd): %s", strerror(-rc));
 	pthread_mutex_unlock(&swapper->lock);
 	return found && !rc;
 }
@@ -170,7 +171,8 @@ static bool take_budget(struct swapper *swapper)
 		if (left < CHUNK_PAGES) {
 			nanosleep(&(struct timespec){ .tv_nsec = BUDGET_LOOK_NS }, NULL);
 			left = atomic_load(&swapper->budget_pages);
-		} else if (atomic_compare_exchange_strong(&swapper->budget_pages, &left, left - CHUNK_PAGES)) {
+		} else if (atomic_compare_exchange_strong(&swapper->budget_pages, &left,
+							  left - CHUNK_PAGES)) {
 			break;
 		}
 		if (!go_on(swapper))
@@ -302,7 +304,8 @@ static int list_mappers(void *ctx, struct pid_list *out)
 
 	for (size_t i = 0; i < memory->regions_n; i++)
 		if (memory->regions[i].fd >= 0)
-			files[files_n++] = (struct mapped_file){ memory->regions[i].device, memory->regions[i].inode };
+			files[files_n++] =
+				(struct mapped_file){ memory->regions[i].device, memory->regions[i].inode };
 	rc = mappers_find(files, files_n, &found);
 	for (size_t i = 0; i < found.pids.pids_n && !rc; i++)
 		rc = pid_list_add(out, found.pids.pids[i]);
@@ -316,9 +319,10 @@ static int choose_mode(struct swapper *swapper, enum swap_mode *mode)
 	if (*mode == MODE_AUTO)
 		*mode = all_protect(swapper) ? MODE_LIVE : MODE_FREEZE;
 	if (*mode == MODE_LIVE && !all_protect(swapper))
-		return error_set(&swapper->error, ENOTSUP,
-				 "swap-out of a running guest needs write-protection by userfaultfd, which this kernel (or "
-				 "the VMM's userfaultfd) does not offer for shared memory: set Mode=freeze or Mode=auto");
+		return error_set(
+			&swapper->error, ENOTSUP,
+			"swap-out of a running guest needs write-protection by userfaultfd, which this kernel (or "
+			"the VMM's userfaultfd) does not offer for shared memory: set Mode=freeze or Mode=auto");
 	return 0;
 }
 
@@ -430,9 +434,10 @@ static void swap_out(struct swapper *swapper)
 	if (!swapper->vm->tracking)
 		track(swapper, true);
 	if (!all_watched(swapper)) {
-		error_set(&swapper->error, EINVAL,
-			  "guest memory of a process cannot be registered with its userfaultfd (the log has which): nothing may "
-			  "be swapped out");
+		error_set(
+			&swapper->error, EINVAL,
+			"guest memory of a process cannot be registered with its userfaultfd (the log has which): nothing may "
+			"be swapped out");
 		if (!pages_out(swapper->vm))
 			track(swapper, false);
 		return;
@@ -440,8 +445,8 @@ static void swap_out(struct swapper *swapper)
 	if (choose_mode(swapper, &mode) || prepare_pin_check(swapper))
 		return;
 	swapper->frozen = mode == MODE_FREEZE;
-	if (swapper->frozen && freeze_create(list_mappers, swapper, swapper->options.freeze_timeout_ms, &freeze,
-					     &swapper->error))
+	if (swapper->frozen && freeze_create(list_mappers, swapper, swapper->options.freeze_timeout_ms,
+					     &freeze, &swapper->error))
 		return;
 	atomic_store(&header->copied_pages, 0);
 	atomic_store(&header->zeroed_pages, 0);
@@ -469,7 +474,8 @@ static void swap_in(struct swapper *swapper)
 		rewind_cursor(swapper);
 		run_workers(swapper, restore_worker);
 		poison_lift(vm, VM_JOB_LANE(vm));
-		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) && pages_out(vm) >= before)
+		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) &&
+		    pages_out(vm) >= before)
 			break; /* else a demand fault has some, and will let go of them */
 		if (pages_out(vm) >= before)
 			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
@@ -477,10 +483,11 @@ static void swap_in(struct swapper *swapper)
 	if (!go_on(swapper))
 		return;
 	if (pages_out(vm)) {
-		error_set(&swapper->error, EIO,
-			  "%llu pages of guest memory cannot be read back from the %s file: they are still out, and the VM "
-			  "cannot be released while they are",
-			  (unsigned long long)pages_out(vm), vm->snapshot ? "snapshot's" : "swap");
+		error_set(
+			&swapper->error, EIO,
+			"%llu pages of guest memory cannot be read back from the %s file: they are still out, and the VM "
+			"cannot be released while they are",
+			(unsigned long long)pages_out(vm), vm->snapshot ? "snapshot's" : "swap");
 		return;
 	}
 	track(swapper, false);
@@ -567,7 +574,8 @@ void swapper_destroy(struct swapper *swapper)
 	free(swapper);
 }
 
-int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options, struct error *err)
+int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options,
+		  struct error *err)
 {
 	struct page_map_header *header = page_map_header(swapper->vm->map);
 	int code;
@@ -575,7 +583,9 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	if (atomic_load(&swapper->job) != JOB_NONE)
 		return error_set(err, EBUSY, "another operation is still under way");
 	if (swapper->vm->snapshot && job != JOB_SWAP_IN)
-		return error_set(err, ENOTSUP, "memory that came from a snapshot is the VMM's own: nothing of it can go out");
+		return error_set(
+			err, ENOTSUP,
+			"memory that came from a snapshot is the VMM's own: nothing of it can go out");
 	join_last(swapper);
 	swapper->options = *options;
 	swapper->frozen = swapper->free_only = false;

@@ -16,8 +16,9 @@ enum swap_mode {
 };
 
 struct swap_out_options {
-	uint32_t mode;		       /* enum swap_mode */
-	uint32_t max_passes;	       /* at least 1; further ones take what the guest used during those before */
+	uint32_t mode; /* enum swap_mode */
+	/* at least 1; further ones take what the guest used during those before */
+	uint32_t max_passes;
 	uint64_t until_resident_pages; /* no further pass once no more than these are resident */
 	uint32_t freeze_timeout_ms;
 	struct pins_config pins;
@@ -35,7 +36,8 @@ void swapper_destroy(struct swapper *swapper);
 /* Start a job: -EBUSY while another runs. NOTICE_JOB_DONE tells its end. Swap-out registers guest memory with every
  * process's uffd if that is not done yet; swap-in unregisters it once all is back, and fails with EIO while pages are
  * poisoned. */
-int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options, struct error *err);
+int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options,
+		  struct error *err);
 
 /* What a predecessor was doing is not gone on with: a successor need not know of it. */
 void swapper_forget_last(struct swapper *swapper);

@@ -42,7 +42,7 @@ uint64_t tracees_now_ns(void)
  * short naps that double do. */
 void tracees_nap(uint64_t *pause_ns)
 {
-	struct timespec pause = {.tv_nsec = (long)*pause_ns};
+	struct timespec pause = { .tv_nsec = (long)*pause_ns };
 
 	nanosleep(&pause, NULL);
 	*pause_ns = *pause_ns * 2 < NAP_MAX_NS ? *pause_ns * 2 : NAP_MAX_NS;
@@ -99,12 +99,14 @@ static int not_permitted(struct tracees *tracees, pid_t pid, pid_t tid, pid_t tr
 	if (!tracer)
 		return error_set(&tracees->err, EPERM,
 				 "cannot freeze thread %d of process %d (%s): tracing it is not permitted; "
-				 "give the monitor CAP_SYS_PTRACE over the VM's user namespace", tid, pid, name);
+				 "give the monitor CAP_SYS_PTRACE over the VM's user namespace",
+				 tid, pid, name);
 	if (procfs_task(tracer, tracer, &info))
 		strcpy(info.name, "?");
 	return error_set(&tracees->err, EPERM,
 			 "cannot freeze thread %d of process %d (%s): process %d (%s) traces it already; end "
-			 "that debugger and try again", tid, pid, name, tracer, info.name);
+			 "that debugger and try again",
+			 tid, pid, name, tracer, info.name);
 }
 
 /* EPERM has many meanings: the thread has ended; it is ours, and has taken its leader's number by exec;
@@ -159,7 +161,7 @@ static int catch_task(struct tracees *tracees, pid_t pid, pid_t tid)
 				 strerror(-rc));
 	}
 	tracees->changed = true;
-	tracees->tasks[tracees->tasks_n++] = (struct task){.pid = pid, .tid = tid, .state = TASK_RUNNING};
+	tracees->tasks[tracees->tasks_n++] = (struct task){ .pid = pid, .tid = tid, .state = TASK_RUNNING };
 	/* The one thing that can go wrong here is that it has ended, and that shows when it is waited for. */
 	ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
 	return 0;
@@ -209,7 +211,7 @@ static int catch_all(struct tracees *tracees)
 static bool look_at(struct task *task)
 {
 	const int options = WEXITED | WNOHANG | __WALL | __WNOTHREAD;
-	siginfo_t info = {0};
+	siginfo_t info = { 0 };
 	struct procfs_task proc;
 
 	if (waitid(P_PID, (id_t)task->tid, &info, options | WSTOPPED | WNOWAIT))
@@ -265,11 +267,13 @@ static int timed_out(struct tracees *tracees)
 		return error_set(&tracees->err, ETIMEDOUT,
 				 "thread %d of process %d (%s) did not stop within %u ms: state %c in kernel "
 				 "function %s; %zu threads had stopped, all run again",
-				 task->tid, task->pid, info.name, tracees->timeout_ms, info.state, wait_channel, tracees->stopped_n);
+				 task->tid, task->pid, info.name, tracees->timeout_ms, info.state,
+				 wait_channel, tracees->stopped_n);
 	}
 	return error_set(&tracees->err, ETIMEDOUT,
 			 "the VM made new threads or processes faster than they could be stopped for %u ms; "
-			 "%zu threads had stopped, all run again", tracees->timeout_ms, tracees->stopped_n);
+			 "%zu threads had stopped, all run again",
+			 tracees->timeout_ms, tracees->stopped_n);
 }
 
 static int wait_stopped(struct tracees *tracees)

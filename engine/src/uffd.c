@@ -120,7 +120,8 @@ enum uffd_outcome uffd_register_shared(int uffd, uint64_t addr, uint64_t size_by
 
 enum uffd_outcome uffd_register_more(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
 {
-	return register_mode(uffd, addr, size_bytes, MISSING_AND_MINOR | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0));
+	return register_mode(uffd, addr, size_bytes,
+			     MISSING_AND_MINOR | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0));
 }
 
 enum uffd_outcome uffd_unregister_shared(int uffd, uint64_t addr, uint64_t size_bytes)
@@ -154,8 +155,8 @@ enum uffd_answer uffd_is_registered(int uffd, uint64_t addr)
 	return errno == EFAULT || errno == EEXIST ? UFFD_YES : UFFD_UNKNOWN;
 }
 
-enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, bool write_protect,
-			    uint64_t *copied_bytes)
+enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes,
+			    bool write_protect, uint64_t *copied_bytes)
 {
 	struct uffdio_copy request = {
 		.dst = addr,

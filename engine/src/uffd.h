@@ -13,13 +13,15 @@
 /* What an ioctl's errno means here. Sources: Linux fs/userfaultfd.c, mm/userfaultfd.c. */
 enum uffd_outcome {
 	UFFD_DONE,
-	UFFD_EXISTS,	/* EEXIST: the page is present; who waits for it needs a wake */
-	UFFD_RETRY,	/* EAGAIN: an event is unread, or its process has not run on since: drain, look again */
-	UFFD_GONE,	/* ESRCH, or ENOMEM of (un)register with ESRCH behind it: the process died or called exec */
-	UFFD_UNMAPPED,	/* ENOENT: the range is not mapped, or not registered with this uffd */
+	UFFD_EXISTS, /* EEXIST: the page is present; who waits for it needs a wake */
+	/* EAGAIN: an event is unread, or its process has not run on since: drain, look again */
+	UFFD_RETRY,
+	/* ESRCH, or ENOMEM of (un)register with ESRCH behind it: the process died or called exec */
+	UFFD_GONE,
+	UFFD_UNMAPPED, /* ENOENT: the range is not mapped, or not registered with this uffd */
 	UFFD_NO_MEMORY, /* ENOMEM: the process's cgroup or the host is out of memory; of (un)register: no mapping can be split */
-	UFFD_BEYOND,	/* EFAULT: the memfd is shorter than the range */
-	UFFD_REFUSED,	/* EINVAL and all others: the kernel or this uffd cannot do it */
+	UFFD_BEYOND,  /* EFAULT: the memfd is shorter than the range */
+	UFFD_REFUSED, /* EINVAL and all others: the kernel or this uffd cannot do it */
 };
 
 const char *uffd_outcome_text(enum uffd_outcome outcome);
@@ -44,8 +46,8 @@ enum uffd_answer uffd_is_registered(int uffd, uint64_t addr);
 
 /* Copy from `from` (page aligned) into the hole at addr, write-protected if wanted, and wake. *copied_bytes tells how far it came, also with
  * UFFD_RETRY and UFFD_EXISTS; a range is then continued from there. UFFD_EXISTS is said only of the first page left. */
-enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes, bool write_protect,
-			    uint64_t *copied_bytes);
+enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes,
+			    bool write_protect, uint64_t *copied_bytes);
 enum uffd_outcome uffd_zeropage(int uffd, uint64_t addr);
 enum uffd_outcome uffd_poison(int uffd, uint64_t addr);
 

@@ -221,11 +221,11 @@ static int search_process(pid_t pid, const struct uring_range *ranges, size_t ra
 	snprintf(path, sizeof path, "/proc/%d/fdinfo", pid);
 	dir = opendir(path);
 	if (!dir)
-		return is_gone(-errno) ? 0
-				       : error_set(err, errno, "%s: %s; CAP_SYS_PTRACE is needed", path,
+		return is_gone(-errno) ? 0 :
+					 error_set(err, errno, "%s: %s; CAP_SYS_PTRACE is needed", path,
 						   strerror(errno));
 	while (!rc) {
-		struct uring_found buffer = {.pid = pid};
+		struct uring_found buffer = { .pid = pid };
 		char *end;
 
 		errno = 0;

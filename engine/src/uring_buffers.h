@@ -22,7 +22,7 @@ struct uring_range { /* guest memory as one process sees it */
 
 struct uring_found {
 	pid_t pid;
-	int fd;        /* of the io_uring in that process */
+	int fd;	       /* of the io_uring in that process */
 	uint64_t addr; /* of the registered buffer */
 	uint64_t size_bytes;
 };

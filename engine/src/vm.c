@@ -43,7 +43,8 @@ bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t nex
 	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
 	uint64_t seen = claimed;
 
-	while (!atomic_compare_exchange_weak_explicit(word, &seen, next, memory_order_acq_rel, memory_order_acquire))
+	while (!atomic_compare_exchange_weak_explicit(word, &seen, next, memory_order_acq_rel,
+						      memory_order_acquire))
 		if (!is_claim(seen, claimed))
 			return false;
 	if (seen & PAGE_WAITER)
@@ -62,9 +63,10 @@ void vm_found_present(struct vm *vm, uint64_t page_idx)
 		atomic_fetch_add(&page_map_header(vm->map)->redundant_pages, 1);
 		return;
 	}
-	notices_odd(vm->notices, page_idx,
-		    "a page that was out is present without our doing: a process that maps guest memory without a "
-		    "userfaultfd has touched it, and the guest may read zeros there");
+	notices_odd(
+		vm->notices, page_idx,
+		"a page that was out is present without our doing: a process that maps guest memory without a "
+		"userfaultfd has touched it, and the guest may read zeros there");
 }
 
 /* lseek() waits for the lock of the memfd's inode, which our own SEEK_HOLE holds for 12 ms a GiB, and a thread of the VMM that writes
@@ -85,9 +87,11 @@ bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_i
 	if (process->id == 0 || !region || region->is_private || !reads_as_zeros(region, page_idx) ||
 	    !memory_is_hole(region, page_idx))
 		return true;
-	notices_odd(vm->notices, page_idx,
-		    "process %u has other shared memory in the place of the guest's, and was given the guest's bytes there; the "
-		    "guest keeps them", process->id);
+	notices_odd(
+		vm->notices, page_idx,
+		"process %u has other shared memory in the place of the guest's, and was given the guest's bytes there; the "
+		"guest keeps them",
+		process->id);
 	return false;
 }
 
@@ -99,7 +103,8 @@ uint32_t vm_now_ms(void)
 bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word)
 {
 	uint32_t since_ms = word & PAGE_GIVEN_UP ? (uint32_t)page_slot_of(word) :
-			    word == 0 ? atomic_load(&vm->given_up_ms[page_idx / CHUNK_PAGES]) : 0;
+			    word == 0		 ? atomic_load(&vm->given_up_ms[page_idx / CHUNK_PAGES]) :
+						   0;
 
 	return since_ms && vm_now_ms() - since_ms < VM_GIVEN_UP_MS;
 }

@@ -32,7 +32,8 @@ struct vm {
 	struct latency *latencies; /* one for each fault thread */
 	size_t fault_threads_n, workers_n;
 
-	bool snapshot; /* guest memory is private and comes from the memory file of a snapshot; nothing goes out again */
+	/* guest memory is private and comes from the memory file of a snapshot; nothing goes out again */
+	bool snapshot;
 
 	_Atomic bool tracking;	       /* guest memory is registered with the uffds */
 	_Atomic uint64_t stored_pages; /* pages in state STORED */
@@ -45,7 +46,8 @@ struct vm {
 	_Atomic bool lift_wanted;
 	/* When whole chunks were given up that the page map had no record of, in ms; 0: never. */
 	_Atomic uint32_t *given_up_ms;
-	_Atomic uint64_t writes_seen; /* write-protect faults served: pages that the guest wrote to after they were protected */
+	/* write-protect faults served: pages that the guest wrote to after they were protected */
+	_Atomic uint64_t writes_seen;
 
 	/* Pages that are out are write-protected, by bits or markers, in every process: all can protect, and none joined
 	 * since guest memory was registered. Only then does a page that comes back keep its copy. */

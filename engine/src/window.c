@@ -6,7 +6,8 @@
 static void window_around(const struct region *region, uint64_t page_idx, struct window *out)
 {
 	uint64_t offset_bytes = region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
-	uint64_t into_chunk = pages_of_bytes(offset_bytes % CHUNK_BYTES), into_region = page_idx - region->page_idx;
+	uint64_t into_chunk = pages_of_bytes(offset_bytes % CHUNK_BYTES),
+		 into_region = page_idx - region->page_idx;
 	uint64_t region_end_idx = region->page_idx + region->pages;
 
 	out->region = *region;
@@ -74,7 +75,8 @@ bool window_next_data(const struct memory *memory, struct window_cursor *cursor,
 			cursor->page_idx = region->page_idx + region->pages;
 			continue;
 		}
-		window_around(region, cursor->run_idx > cursor->page_idx ? cursor->run_idx : cursor->page_idx, out);
+		window_around(region, cursor->run_idx > cursor->page_idx ? cursor->run_idx : cursor->page_idx,
+			      out);
 		fill_data(cursor, out);
 		cursor->page_idx = out->page_idx + out->pages;
 		return true;
@@ -82,7 +84,8 @@ bool window_next_data(const struct memory *memory, struct window_cursor *cursor,
 	return false;
 }
 
-bool window_next_used(const struct memory *memory, struct page_map *map, struct window_cursor *cursor, struct window *out)
+bool window_next_used(const struct memory *memory, struct page_map *map, struct window_cursor *cursor,
+		      struct window *out)
 {
 	const struct region *region;
 

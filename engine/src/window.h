@@ -20,7 +20,8 @@ struct window_cursor {
 	size_t region_i;
 	uint64_t page_idx;
 	uint64_t run_idx, run_end_idx; /* the run of data that was found last */
-	int error; /* -errno of looking for data; 0: none. An end for that reason is not the end of the data */
+	/* -errno of looking for data; 0: none. An end for that reason is not the end of the data */
+	int error;
 };
 
 static inline bool window_has_data(const struct window *window, uint64_t page_idx)
@@ -35,6 +36,7 @@ static inline bool window_has_data(const struct window *window, uint64_t page_id
 bool window_next_data(const struct memory *memory, struct window_cursor *cursor, struct window *out);
 
 /* The next window with records in the page map; .data is not filled. */
-bool window_next_used(const struct memory *memory, struct page_map *map, struct window_cursor *cursor, struct window *out);
+bool window_next_used(const struct memory *memory, struct page_map *map, struct window_cursor *cursor,
+		      struct window *out);
 
 #endif

@@ -19,7 +19,7 @@ struct memory {
 	_Atomic uint64_t counters[COUNTERS_N];
 	_Atomic uint64_t signals;
 	_Atomic pid_t tid; /* of the thread that a test is about */
-	_Atomic int go;    /* what a body does next waits for this */
+	_Atomic int go;	   /* what a body does next waits for this */
 	_Atomic int ready;
 };
 
@@ -133,7 +133,7 @@ static inline size_t threads_of(pid_t pid, struct pid_list *out)
 {
 	char path[64];
 
-	*out = (struct pid_list){0};
+	*out = (struct pid_list){ 0 };
 	snprintf(path, sizeof path, "/proc/%d/task", pid);
 	CHECK_OK(procfs_list(path, out));
 	return out->pids_n;

@@ -40,15 +40,15 @@ struct test_case {
 
 static struct test_case test_cases[TEST_CASES_MAX];
 static size_t test_cases_n;
-static const char *test_name;	 /* the running case's */
+static const char *test_name;	/* the running case's */
 static char test_dir_path[256]; /* the running case's */
 
-#define TEST(name) \
-	static void test_##name(void); \
+#define TEST(name)                                                          \
+	static void test_##name(void);                                      \
 	__attribute__((constructor)) static void test_register_##name(void) \
-	{ \
-		test_register(#name, test_##name); \
-	} \
+	{                                                                   \
+		test_register(#name, test_##name);                          \
+	}                                                                   \
 	static void test_##name(void)
 
 /* All of these end the case. Values are printed. */
@@ -65,7 +65,7 @@ static inline void test_register(const char *name, void (*run)(void))
 {
 	if (test_cases_n == TEST_CASES_MAX)
 		abort();
-	test_cases[test_cases_n++] = (struct test_case){name, run};
+	test_cases[test_cases_n++] = (struct test_case){ name, run };
 }
 
 __attribute__((format(printf, 3, 4), noreturn)) static inline void test_fail(const char *file, int line,

@@ -39,16 +39,17 @@
 #define PUPPET_DISK_BYTE 0xab
 
 enum order_kind {
-	ORDER_TOUCH,	 /* read one word of `page`, into .value */
-	ORDER_CHECK,	 /* compare all bytes of `pages` pages; .value: how many are wrong */
-	ORDER_ADOPT,	 /* `page` may be zeros or what it must hold; whichever it is, it must be so from now on */
-	ORDER_WRITE,	 /* one half of `page` */
-	ORDER_FROM_FILE, /* the same, by pread() from `fd` into guest memory: the kernel writes it */
-	ORDER_TO_FILE,	 /* write() all of `page` to `fd` */
+	ORDER_TOUCH, /* read one word of `page`, into .value */
+	ORDER_CHECK, /* compare all bytes of `pages` pages; .value: how many are wrong */
+	/* `page` may be zeros or what it must hold; whichever it is, it must be so from now on */
+	ORDER_ADOPT,
+	ORDER_WRITE,	  /* one half of `page` */
+	ORDER_FROM_FILE,  /* the same, by pread() from `fd` into guest memory: the kernel writes it */
+	ORDER_TO_FILE,	  /* write() all of `page` to `fd` */
 	ORDER_WRITE_LOOP, /* one half of `page`, again and again until .stop */
-	ORDER_REMOVE,	 /* MADV_REMOVE: crosvm's balloon */
-	ORDER_DISCARD,	 /* a hole, then MADV_DONTNEED: QEMU's balloon */
-	ORDER_PUNCH,	 /* a hole, with no event at all */
+	ORDER_REMOVE,	  /* MADV_REMOVE: crosvm's balloon */
+	ORDER_DISCARD,	  /* a hole, then MADV_DONTNEED: QEMU's balloon */
+	ORDER_PUNCH,	  /* a hole, with no event at all */
 	ORDER_REMOVE_LOOP,
 	ORDER_FORK, /* the child is process `process` */
 	ORDER_CALL, /* call.run(page's address, call.argument) in the process; its result in .value */
@@ -92,10 +93,10 @@ struct puppet_region {
 struct layout {
 	uint64_t memfd_pages[2];
 	struct puppet_region regions[PUPPET_REGIONS]; /* pages 0: the end */
-	uint32_t full : 1; /* no page is left a hole; otherwise pages 7, 15, 23, ... are */
-	uint32_t empty : 1; /* nothing is written at all */
+	uint32_t full : 1;	  /* no page is left a hole; otherwise pages 7, 15, 23, ... are */
+	uint32_t empty : 1;	  /* nothing is written at all */
 	uint32_t not_started : 1; /* no fault threads before the test says engine_start() */
-	uint32_t huge : 1; /* memory on a tmpfs whose policy is huge=always */
+	uint32_t huge : 1;	  /* memory on a tmpfs whose policy is huge=always */
 	uint32_t stranger : 1;
 	uint32_t moves : 1; /* what is moved and unmapped is told */
 };
@@ -127,9 +128,11 @@ static inline uint64_t puppet_word(uint64_t page, uint64_t version, uint64_t wor
 	return version ? (page * 0x9e3779b97f4a7c15u) ^ (version * 0xc2b2ae3d27d4eb4fu) ^ word : 0;
 }
 
-static inline const struct puppet_region *puppet_region_of(const struct rig *rig, uint64_t *page, size_t *region_i)
+static inline const struct puppet_region *puppet_region_of(const struct rig *rig, uint64_t *page,
+							   size_t *region_i)
 {
-	for (*region_i = 0; *region_i + 1 < rig->regions_n && *page >= rig->layout.regions[*region_i].pages; ++*region_i)
+	for (*region_i = 0; *region_i + 1 < rig->regions_n && *page >= rig->layout.regions[*region_i].pages;
+	     ++*region_i)
 		*page -= rig->layout.regions[*region_i].pages;
 	return &rig->layout.regions[*region_i];
 }
@@ -142,7 +145,8 @@ static inline _Atomic uint64_t *puppet_at(const struct rig *rig, uint32_t proces
 	return (_Atomic uint64_t *)(uintptr_t)(rig->shared->base_addr[process][region_i] + page * 4096);
 }
 
-static inline bool puppet_page_is(const struct rig *rig, uint32_t process, uint64_t page, uint64_t v0, uint64_t v1)
+static inline bool puppet_page_is(const struct rig *rig, uint32_t process, uint64_t page, uint64_t v0,
+				  uint64_t v1)
 {
 	_Atomic uint64_t *words = puppet_at(rig, process, page);
 
@@ -153,7 +157,8 @@ static inline bool puppet_page_is(const struct rig *rig, uint32_t process, uint6
 	return true;
 }
 
-static inline void puppet_write(const struct rig *rig, uint32_t process, uint64_t page, uint32_t half, uint64_t version)
+static inline void puppet_write(const struct rig *rig, uint32_t process, uint64_t page, uint32_t half,
+				uint64_t version)
 {
 	_Atomic uint64_t *words = puppet_at(rig, process, page);
 
@@ -184,12 +189,14 @@ static inline void puppet_give_up(const struct rig *rig, uint32_t process, const
 	if (order->kind != ORDER_REMOVE && order->kind != ORDER_REMOVE_LOOP)
 		puppet_punch(rig, order->page, pages);
 	if (order->kind != ORDER_PUNCH)
-		CHECK_SYS(madvise(at, pages * 4096, order->kind == ORDER_DISCARD ? MADV_DONTNEED : MADV_REMOVE));
+		CHECK_SYS(madvise(at, pages * 4096,
+				  order->kind == ORDER_DISCARD ? MADV_DONTNEED : MADV_REMOVE));
 	for (uint64_t page = order->page; page < order->page + pages; page++)
 		rig->shared->versions[page][0] = rig->shared->versions[page][1] = 0;
 }
 
-static inline uint64_t puppet_count_wrong(const struct rig *rig, uint32_t process, const struct puppet_order *order)
+static inline uint64_t puppet_count_wrong(const struct rig *rig, uint32_t process,
+					  const struct puppet_order *order)
 {
 	uint64_t wrong = 0, pages = order->pages ? order->pages : 1;
 
@@ -213,7 +220,8 @@ static inline void puppet_serve(struct rig *rig, uint32_t process, uint32_t numb
 
 static inline void puppet_fork(struct rig *rig, uint32_t parent, uint32_t child)
 {
-	memcpy(rig->shared->base_addr[child], rig->shared->base_addr[parent], sizeof rig->shared->base_addr[child]);
+	memcpy(rig->shared->base_addr[child], rig->shared->base_addr[parent],
+	       sizeof rig->shared->base_addr[child]);
 	if (CHECK_SYS(fork()) == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		puppet_serve(rig, child, 0);
@@ -242,7 +250,8 @@ static inline uint64_t puppet_obey(struct rig *rig, uint32_t process, struct han
 		} while (!hand->stop);
 		return 0;
 	case ORDER_FROM_FILE:
-		CHECK_EQ(syscall(SYS_pread64, order->fd, (char *)at + order->half * 2048, 2048, half_at), 2048);
+		CHECK_EQ(syscall(SYS_pread64, order->fd, (char *)at + order->half * 2048, 2048, half_at),
+			 2048);
 		rig->shared->versions[order->page][order->half] = order->version;
 		return 0;
 	case ORDER_TO_FILE:
@@ -306,8 +315,8 @@ static inline void *puppet_map(const struct rig *rig, const struct puppet_region
 	uintptr_t at = (reserve + huge - 1) / huge * huge + region->offset_pages * 4096 % huge;
 
 	CHECK((void *)reserve != MAP_FAILED);
-	return mmap((void *)at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, rig->memfds[region->memfd_i],
-		    (off_t)(region->offset_pages * 4096));
+	return mmap((void *)at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+		    rig->memfds[region->memfd_i], (off_t)(region->offset_pages * 4096));
 }
 
 static inline int puppet_open_uffd(bool moves)
@@ -338,10 +347,11 @@ static inline void puppet_be(struct rig *rig, uint32_t process)
 		rig->shared->base_addr[process][i] = (uintptr_t)at;
 	}
 	if (process == 0) {
-		rig->shared->dummy_addr =
-			(uintptr_t)mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		rig->shared->dummy_addr = (uintptr_t)mmap(NULL, 4096, PROT_READ | PROT_WRITE,
+							  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		for (uint64_t page = 0; page < rig->total_pages; page++)
-			for (uint32_t half = 0; half < 2 && !rig->layout.empty && (rig->layout.full || page % 8 != 7); half++)
+			for (uint32_t half = 0;
+			     half < 2 && !rig->layout.empty && (rig->layout.full || page % 8 != 7); half++)
 				puppet_write(rig, 0, page, half, 1);
 	}
 	rig->shared->uffd[process] = puppet_open_uffd(rig->layout.moves);
@@ -401,7 +411,8 @@ static inline void puppet_tell(struct rig *rig, uint32_t process, uint32_t numbe
 	CHECK_OK(eventfd_write(hand->go, 1));
 }
 
-static inline uint64_t puppet_do(struct rig *rig, uint32_t process, uint32_t number, struct puppet_order order)
+static inline uint64_t puppet_do(struct rig *rig, uint32_t process, uint32_t number,
+				 struct puppet_order order)
 {
 	puppet_tell(rig, process, number, order);
 	return puppet_await(rig, process, number);
@@ -421,8 +432,9 @@ static inline void puppet_check_all(struct rig *rig, uint32_t process)
 
 	for (uint64_t page = 0; wrong && page < rig->total_pages; page++)
 		if (puppet_do(rig, process, 0, (struct puppet_order){ .kind = ORDER_CHECK, .page = page }))
-			FAIL("%llu pages are wrong, the first is page %llu (versions %llu, %llu)", (unsigned long long)wrong,
-			     (unsigned long long)page, (unsigned long long)rig->shared->versions[page][0],
+			FAIL("%llu pages are wrong, the first is page %llu (versions %llu, %llu)",
+			     (unsigned long long)wrong, (unsigned long long)page,
+			     (unsigned long long)rig->shared->versions[page][0],
 			     (unsigned long long)rig->shared->versions[page][1]);
 	CHECK_EQ(wrong, 0);
 }
@@ -566,8 +578,8 @@ static inline int rig_add_process(struct rig *rig, uint32_t process, struct erro
 	for (size_t i = 0; i < rig->regions_n; i++)
 		ranges[i] = (struct range){ rig->shared->base_addr[process][i], rig->first_idx[i],
 					    rig->layout.regions[i].pages };
-	return engine_add_process(rig->engine, rig->uffds[process], ranges, rig->regions_n, &rig->process_ids[process],
-				  err);
+	return engine_add_process(rig->engine, rig->uffds[process], ranges, rig->regions_n,
+				  &rig->process_ids[process], err);
 }
 
 /* Process 0 forks; the engine has adopted the child when this returns. */
@@ -614,11 +626,13 @@ static inline void rig_start_guest(struct rig *rig, const struct layout *layout)
 	memset(rig, 0, sizeof *rig);
 	rig->layout = *layout;
 	rig->version = 1;
-	rig->options = (struct swap_out_options){ .mode = MODE_LIVE, .max_passes = 1, .freeze_timeout_ms = 10000 };
+	rig->options =
+		(struct swap_out_options){ .mode = MODE_LIVE, .max_passes = 1, .freeze_timeout_ms = 10000 };
 	for (; rig->regions_n < PUPPET_REGIONS && layout->regions[rig->regions_n].pages; rig->regions_n++)
 		rig->total_pages += layout->regions[rig->regions_n].pages;
 	CHECK(rig->total_pages <= PUPPET_PAGES_MAX);
-	rig->shared = mmap(NULL, sizeof *rig->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	rig->shared =
+		mmap(NULL, sizeof *rig->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(rig->shared != MAP_FAILED);
 	for (size_t i = 0; i < PUPPET_PROCESSES * PUPPET_HANDS; i++) {
 		struct hand *hand = &rig->shared->hands[i / PUPPET_HANDS][i % PUPPET_HANDS];

@@ -39,9 +39,10 @@ struct slow_disk {
 static inline void slow_disk_reply(struct slow_disk *disk, uint64_t unique, int error, const void *data,
 				   size_t data_bytes)
 {
-	struct fuse_out_header header = {
-		.len = (uint32_t)(sizeof header + data_bytes), .error = error, .unique = unique};
-	struct iovec iov[2] = {{&header, sizeof header}, {(void *)(uintptr_t)data, data_bytes}};
+	struct fuse_out_header header = { .len = (uint32_t)(sizeof header + data_bytes),
+					  .error = error,
+					  .unique = unique };
+	struct iovec iov[2] = { { &header, sizeof header }, { (void *)(uintptr_t)data, data_bytes } };
 
 	CHECK(writev(disk->fuse_fd, iov, data_bytes ? 2 : 1) > 0 ||
 	      errno == ENOENT); /* ENOENT: interrupted */
@@ -57,15 +58,16 @@ static inline void slow_disk_keep(struct slow_disk *disk, uint64_t unique, uint3
 
 static inline void slow_disk_answer(struct slow_disk *disk, const struct fuse_in_header *in)
 {
-	struct fuse_init_out init = {.major = FUSE_KERNEL_VERSION,
-				     .minor = 31,
-				     .max_write = SLOW_DISK_READ_MAX,
-				     .flags = FUSE_MAX_PAGES | FUSE_ASYNC_READ | FUSE_ASYNC_DIO,
-				     .max_pages = SLOW_DISK_READ_MAX / 4096,
-				     .max_background = 128};
+	struct fuse_init_out init = { .major = FUSE_KERNEL_VERSION,
+				      .minor = 31,
+				      .max_write = SLOW_DISK_READ_MAX,
+				      .flags = FUSE_MAX_PAGES | FUSE_ASYNC_READ | FUSE_ASYNC_DIO,
+				      .max_pages = SLOW_DISK_READ_MAX / 4096,
+				      .max_background = 128 };
 	struct fuse_attr_out attr = {
-		.attr = {.ino = 1, .mode = S_IFREG | 0600, .nlink = 1, .size = SLOW_DISK_BYTES}};
-	struct fuse_open_out opened = {.fh = 1};
+		.attr = { .ino = 1, .mode = S_IFREG | 0600, .nlink = 1, .size = SLOW_DISK_BYTES }
+	};
+	struct fuse_open_out opened = { .fh = 1 };
 
 	switch (in->opcode) {
 	case FUSE_INIT:
@@ -106,8 +108,8 @@ static inline void slow_disk_answer_waiting(struct slow_disk *disk)
 static inline void slow_disk_serve(struct slow_disk *disk)
 {
 	for (;;) {
-		struct pollfd fds[2] = {{.fd = disk->fuse_fd, .events = POLLIN},
-					{.fd = disk->release, .events = POLLIN}};
+		struct pollfd fds[2] = { { .fd = disk->fuse_fd, .events = POLLIN },
+					 { .fd = disk->release, .events = POLLIN } };
 		eventfd_t value;
 
 		if (poll(fds, 2, -1) < 0)

@@ -53,7 +53,7 @@ struct control {
 	char arm[96];
 	_Atomic bool stop;
 	_Atomic uint32_t jobs_max; /* an engine only serves after so many */
-	_Atomic bool frozen; /* swap out with the guest frozen */
+	_Atomic bool frozen;	   /* swap out with the guest frozen */
 	_Atomic int page_map_fd, store_fd;
 	_Atomic uint64_t jobs, recoveries;
 	_Atomic int code; /* of what went wrong in the engine */
@@ -75,8 +75,8 @@ struct chaos {
 
 /* --- in the engine's process */
 
-__attribute__((format(printf, 3, 4), noreturn)) static void give_in(struct control *control, int code, const char *format,
-								    ...)
+__attribute__((format(printf, 3, 4), noreturn)) static void give_in(struct control *control, int code,
+								    const char *format, ...)
 {
 	va_list args;
 
@@ -99,7 +99,8 @@ static void listen_to(struct control *control, struct engine *engine, uint32_t *
 		give_in(control, ETIMEDOUT, "no end of a job within a minute");
 	while (engine_take_notice(engine, &notice)) {
 		if (notice.kind == NOTICE_ODD)
-			give_in(control, EPROTO, "odd: page %lld: %s", (long long)notice.page_idx, notice.message);
+			give_in(control, EPROTO, "odd: page %lld: %s", (long long)notice.page_idx,
+				notice.message);
 		if (notice.kind != NOTICE_JOB_DONE)
 			continue;
 		if (notice.code)
@@ -198,7 +199,8 @@ static bool is_uffd(int fd)
 	char path[64], target[64] = "";
 
 	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-	return readlink(path, target, sizeof target - 1) > 0 && strcmp(target, "anon_inode:[userfaultfd]") == 0;
+	return readlink(path, target, sizeof target - 1) > 0 &&
+	       strcmp(target, "anon_inode:[userfaultfd]") == 0;
 }
 
 /* Call for each fd of our table but the one that lists them. */
@@ -247,7 +249,8 @@ static void take_over(struct chaos *chaos, int fd)
 
 static void drop_dead_children(struct chaos *chaos)
 {
-	struct uffdio_zeropage nowhere = { .range = { .start = 0x10000, .len = 4096 } }; /* refused, if not for being dead */
+	/* refused, if not for being dead */
+	struct uffdio_zeropage nowhere = { .range = { .start = 0x10000, .len = 4096 } };
 	size_t living_n = 0;
 
 	for (size_t i = 0; i < chaos->uffds_n; i++) {
@@ -285,8 +288,8 @@ static uint64_t waiting_faults(struct chaos *chaos)
 }
 
 /* Start an engine, or a successor, with a failpoint armed. */
-__attribute__((format(printf, 3, 4))) static pid_t start_life(struct chaos *chaos, uint32_t jobs_max, const char *format,
-							      ...)
+__attribute__((format(printf, 3, 4))) static pid_t start_life(struct chaos *chaos, uint32_t jobs_max,
+							      const char *format, ...)
 {
 	struct control *control = chaos->control;
 	va_list args;
@@ -334,12 +337,13 @@ static void check_engine(struct chaos *chaos)
 	struct vmm_shared *shared = chaos->vmm.shared;
 
 	if (control->code)
-		FAIL("after %llu kills, armed %s: the engine gave in: %s (%d)", (unsigned long long)chaos->kills,
-		     control->arm, control->message, control->code);
+		FAIL("after %llu kills, armed %s: the engine gave in: %s (%d)",
+		     (unsigned long long)chaos->kills, control->arm, control->message, control->code);
 	if (shared->wrong_pages)
 		FAIL("after %llu kills, armed %s: %llu wrong pages, first %llu: %#llx instead of %#llx",
 		     (unsigned long long)chaos->kills, control->arm, (unsigned long long)shared->wrong_pages,
-		     (unsigned long long)shared->first_wrong_page, (unsigned long long)shared->first_wrong_value,
+		     (unsigned long long)shared->first_wrong_page,
+		     (unsigned long long)shared->first_wrong_value,
 		     (unsigned long long)shared->first_wrong_wanted);
 }
 
@@ -472,7 +476,8 @@ static void kill_at_the_rest(struct chaos *chaos)
 		char arm[96];
 
 		snprintf(arm, sizeof arm, "%s=kill", failpoint_name(i));
-		for (unsigned tries = 0; tries < TRIES && !is_left_out(failpoint_name(i)) && !chaos->hit[i]; tries++) {
+		for (unsigned tries = 0; tries < TRIES && !is_left_out(failpoint_name(i)) && !chaos->hit[i];
+		     tries++) {
 			char middle[96];
 
 			snprintf(middle, sizeof middle, "restore.fetched=kill@%u", tries % 4);
@@ -506,7 +511,8 @@ static void report(const struct chaos *chaos)
 	       "bytes wrong %llu, longest stall of a guest thread %llu ms\n",
 	       (unsigned long long)chaos->kills, chaos->points_hit, points_wanted(),
 	       (unsigned long long)chaos->faults_in_flight, (unsigned long long)chaos->gaps,
-	       (unsigned long long)shared->verified_pages * 4096, (unsigned long long)shared->wrong_pages * 4096,
+	       (unsigned long long)shared->verified_pages * 4096,
+	       (unsigned long long)shared->wrong_pages * 4096,
 	       (unsigned long long)shared->longest_stall_ns / 1000000);
 }
 
@@ -521,7 +527,8 @@ static struct chaos *start_guest(void)
 	CHECK(chaos != NULL);
 	chaos->page_map_fd = chaos->store_fd = -1;
 	chaos->seed = number_from_env("CHAOS_SEED", 88172645463325252u) | 1;
-	chaos->control = mmap(NULL, sizeof *chaos->control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	chaos->control =
+		mmap(NULL, sizeof *chaos->control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(chaos->control != MAP_FAILED);
 	vmm_start(&chaos->vmm, PAGES_0, PAGES_1, WORKERS);
 	chaos->uffds[chaos->uffds_n++] = chaos->vmm.uffd;

@@ -35,9 +35,10 @@ static void attach_engine(struct rig *rig, const struct engine_config *config)
 	if (engine_create(config, &rig->engine, &err))
 		FAIL("engine_create: %s", err.message);
 	for (int i = 0; i < VMM_REGIONS; i++) {
-		CHECK(engine_add_region(rig->engine, rig->vmm.memfds[i], 0, rig->vmm.pages[i] * 4096, &rig->first_idx[i],
-					&err) == 0);
-		ranges[i] = (struct range){ rig->vmm.shared->base_addr[i], rig->first_idx[i], rig->vmm.pages[i] };
+		CHECK(engine_add_region(rig->engine, rig->vmm.memfds[i], 0, rig->vmm.pages[i] * 4096,
+					&rig->first_idx[i], &err) == 0);
+		ranges[i] =
+			(struct range){ rig->vmm.shared->base_addr[i], rig->first_idx[i], rig->vmm.pages[i] };
 	}
 	CHECK(engine_add_process(rig->engine, rig->vmm.uffd, ranges, VMM_REGIONS, &id, &err) == 0);
 	CHECK(engine_register_dummy(rig->engine, id, rig->vmm.shared->dummy_addr, &err) == 0);
@@ -89,7 +90,8 @@ static struct notice wait_job(struct rig *rig)
 			if (notice.kind == NOTICE_PROCESS_FORKED)
 				rig->forked++;
 			else if (notice.kind == NOTICE_ODD)
-				FAIL("odd: page %llu: %s", (unsigned long long)notice.page_idx, notice.message);
+				FAIL("odd: page %llu: %s", (unsigned long long)notice.page_idx,
+				     notice.message);
 		}
 	}
 }
@@ -114,8 +116,9 @@ static void check_bytes(struct rig *rig)
 
 	vmm_check(&rig->vmm);
 	if (shared->wrong_pages)
-		FAIL("%llu wrong pages, first %llu: %#llx instead of %#llx", (unsigned long long)shared->wrong_pages,
-		     (unsigned long long)shared->first_wrong_page, (unsigned long long)shared->first_wrong_value,
+		FAIL("%llu wrong pages, first %llu: %#llx instead of %#llx",
+		     (unsigned long long)shared->wrong_pages, (unsigned long long)shared->first_wrong_page,
+		     (unsigned long long)shared->first_wrong_value,
 		     (unsigned long long)shared->first_wrong_wanted);
 }
 
@@ -308,9 +311,10 @@ TEST(successor)
 	vmm_run(&rig.vmm); /* its threads run into holes, and wait */
 	CHECK(engine_create(&config, &rig.engine, &err) == 0);
 	for (int i = 0; i < VMM_REGIONS; i++) {
-		CHECK(engine_add_region(rig.engine, rig.vmm.memfds[i], 0, rig.vmm.pages[i] * 4096, &rig.first_idx[i],
-					&err) == 0);
-		ranges[i] = (struct range){ rig.vmm.shared->base_addr[i], rig.first_idx[i], rig.vmm.pages[i] };
+		CHECK(engine_add_region(rig.engine, rig.vmm.memfds[i], 0, rig.vmm.pages[i] * 4096,
+					&rig.first_idx[i], &err) == 0);
+		ranges[i] =
+			(struct range){ rig.vmm.shared->base_addr[i], rig.first_idx[i], rig.vmm.pages[i] };
 	}
 	CHECK(engine_add_process(rig.engine, rig.vmm.uffd, ranges, VMM_REGIONS, &id, &err) == 0);
 	if (engine_recover(rig.engine, &out_pages, &last_job, &err))
@@ -325,4 +329,3 @@ TEST(successor)
 	close(config.store_fd);
 	rig_stop(&rig);
 }
-

@@ -49,10 +49,21 @@ TEST(arming_replaces_only_what_is_named)
 TEST(bad_text_changes_nothing)
 {
 	static const char *const bad[] = {
-		"store.read",	     "store.read=",	  "store.read=EWHAT",	   "no.such=EIO",
-		"store.read=EIO@",   "store.read=EIO@-1", "store.read=EIO@1x",	   "store.read=sleep:",
-		"store.read=sleep:x", "store.read=once:",  "store.write=EIO;x=kill", "=EIO",
-		"store.read=once:kill", "store.read=sleep:99999999999", "store.read=5",
+		"store.read",
+		"store.read=",
+		"store.read=EWHAT",
+		"no.such=EIO",
+		"store.read=EIO@",
+		"store.read=EIO@-1",
+		"store.read=EIO@1x",
+		"store.read=sleep:",
+		"store.read=sleep:x",
+		"store.read=once:",
+		"store.write=EIO;x=kill",
+		"=EIO",
+		"store.read=once:kill",
+		"store.read=sleep:99999999999",
+		"store.read=5",
 	};
 	char long_text[8192];
 

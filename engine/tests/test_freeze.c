@@ -50,7 +50,7 @@ static int list_many(void *ctx, struct pid_list *out)
 
 TEST(several_processes)
 {
-	struct target targets[2] = {target_start(body_four_threads), target_start(body_four_threads)};
+	struct target targets[2] = { target_start(body_four_threads), target_start(body_four_threads) };
 	struct freeze *freeze;
 
 	wait_until_moving(targets[0].memory, 4);
@@ -112,8 +112,8 @@ static int list_then_fail(void *ctx, struct pid_list *out)
 
 TEST(every_failure_thaws)
 {
-	static const char *const points[] = {"freeze.seized=once:EIO", "freeze.seized=once:ENOMEM@1",
-					     "freeze.stopped=once:EIO"};
+	static const char *const points[] = { "freeze.seized=once:EIO", "freeze.seized=once:ENOMEM@1",
+					      "freeze.stopped=once:EIO" };
 	struct target target = target_start(body_four_threads);
 	struct freeze *freeze;
 	struct error err;
@@ -201,7 +201,7 @@ PLAIN static void on_signal(int number)
 
 static void body_signals(struct memory *memory)
 {
-	const struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+	const struct sigaction action = { .sa_handler = on_signal, .sa_flags = SA_RESTART };
 
 	handler_memory = memory;
 	CHECK_SYS(__sigaction(SIGRTMIN, &action, NULL));
@@ -223,7 +223,7 @@ static void *send_signals(void *arg)
 	struct sender *sender = arg;
 
 	while (!atomic_load(&sender->stop)) {
-		if (sigqueue(sender->target.pid, SIGRTMIN, (union sigval){0}) == 0)
+		if (sigqueue(sender->target.pid, SIGRTMIN, (union sigval){ 0 }) == 0)
 			sender->sent++;
 		while (atomic_load(&sender->target.memory->signals) + 500 < sender->sent &&
 		       !atomic_load(&sender->stop))
@@ -242,7 +242,7 @@ static void wait_for_signals(struct memory *memory, uint64_t want)
 
 TEST(no_signal_is_lost)
 {
-	struct sender sender = {.target = target_start(body_signals)};
+	struct sender sender = { .target = target_start(body_signals) };
 	struct freeze *freeze;
 	pthread_t thread;
 
@@ -299,15 +299,15 @@ static void freezer_killed_at(const char *armed, struct target *target)
 
 TEST(killed_freezer_releases_all_and_loses_no_signal)
 {
-	static const char *const points[] = {"freeze.seized=kill", "freeze.seized=kill@1",
-					     "freeze.stopped=kill", "freeze.before-thaw=kill"};
+	static const char *const points[] = { "freeze.seized=kill", "freeze.seized=kill@1",
+					      "freeze.stopped=kill", "freeze.before-thaw=kill" };
 	struct target target = target_start(body_signals);
 	uint64_t sent = 0;
 
 	wait_for(&target.memory->ready);
 	for (int round = 0; round < 24; round++) {
 		for (int i = 0; i < 20; i++, sent++)
-			CHECK_SYS(sigqueue(target.pid, SIGRTMIN, (union sigval){0}));
+			CHECK_SYS(sigqueue(target.pid, SIGRTMIN, (union sigval){ 0 }));
 		freezer_killed_at(points[round % 4], &target);
 		wait_until_moving(target.memory, 3);
 		check_untraced(target.pid);

@@ -59,14 +59,16 @@ static void *hog(void *unused)
  * a swap-out begins and ends. written: another thread writes to the page meanwhile. */
 static void swap_out_before_the_hole(struct rig *rig, pid_t tid, bool written)
 {
-	struct puppet_order give_up = { .kind = ORDER_REMOVE, .page = GIVEN_UP }, write = { .kind = ORDER_WRITE, .page = GIVEN_UP };
+	struct puppet_order give_up = { .kind = ORDER_REMOVE, .page = GIVEN_UP },
+			    write = { .kind = ORDER_WRITE, .page = GIVEN_UP };
 	struct inode_lock lock;
 	pthread_t hogging;
 
 	rig->options.check_pins = true;
 	rig->options.pins.allow_settle = true; /* so that each pass waits to be told to go on */
 	rig->options.pins.settle_ms = 60000;
-	CHECK_OK(failpoint_arm("uffd.protect=once:EAGAIN;evict.protected=stall")); /* as if an event had been unread */
+	/* as if an event had been unread */
+	CHECK_OK(failpoint_arm("uffd.protect=once:EAGAIN;evict.protected=stall"));
 	rig->hits = failpoint_hits("evict.protected");
 	rig_start_job(rig, JOB_SWAP_OUT);
 	rig_await_point(rig, "evict.protected");

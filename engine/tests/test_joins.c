@@ -4,11 +4,14 @@
 
 #define PAGES 1024
 
-static const struct layout layout = { .memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .stranger = 1 };
+static const struct layout layout = {
+	.memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .stranger = 1
+};
 
 static void stranger_writes(struct rig *rig, uint64_t page)
 {
-	puppet_do(rig, PUPPET_STRANGER, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = page, .half = 1 });
+	puppet_do(rig, PUPPET_STRANGER, 0,
+		  (struct puppet_order){ .kind = ORDER_WRITE, .page = page, .half = 1 });
 }
 
 /* What came back unchanged is write-protected in the processes of then. One that joins later writes without an event: no kept
@@ -69,7 +72,8 @@ TEST(a_mapping_that_cannot_be_registered_stops_the_swap_out)
 
 	rig_start(&rig, &layout);
 	CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
-			   (struct puppet_order){ .kind = ORDER_CALL, .run = map_read_only, .argument = rig.memfds[0] }),
+			   (struct puppet_order){
+				   .kind = ORDER_CALL, .run = map_read_only, .argument = rig.memfds[0] }),
 		 0);
 	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
 	rig.options.mode = MODE_AUTO;
@@ -137,9 +141,11 @@ TEST(an_event_behind_a_full_list_is_read)
 	rig_arm(&rig, "resolve.claimed", "stall");
 	puppet_tell(&rig, 0, 1, (struct puppet_order){ .kind = ORDER_TOUCH, .page = 1000 });
 	rig_await_point(&rig, "resolve.claimed");
-	puppet_do(&rig, 0, 2, (struct puppet_order){ .kind = ORDER_CALL, .page = 0, .run = touch_many, .argument = 100 });
+	puppet_do(&rig, 0, 2,
+		  (struct puppet_order){ .kind = ORDER_CALL, .page = 0, .run = touch_many, .argument = 100 });
 	puppet_tell(&rig, 0, 3, (struct puppet_order){ .kind = ORDER_REMOVE, .page = 900 });
-	CHECK(!puppet_done_in(&rig, 0, 3, 300)); /* it waits for its event to be read; meanwhile the others have faulted */
+	/* it waits for its event to be read; meanwhile the others have faulted */
+	CHECK(!puppet_done_in(&rig, 0, 3, 300));
 	rig_disarm("resolve.claimed");
 	CHECK(puppet_done_in(&rig, 0, 3, 20000));
 	rig_stop(&rig);
@@ -166,14 +172,18 @@ TEST(an_error_of_seeking_is_not_the_end_of_the_data)
 
 static struct range stranger_range(const struct rig *rig, uint64_t addr)
 {
-	return (struct range){ addr ? addr : rig->shared->base_addr[PUPPET_STRANGER][0], rig->first_idx[0], PAGES };
+	return (struct range){ addr ? addr : rig->shared->base_addr[PUPPET_STRANGER][0], rig->first_idx[0],
+			       PAGES };
 }
 
 static long map_anew(void *addr, long memfd)
 {
 	if (munmap(addr, PAGES * 4096))
 		return errno;
-	return mmap(addr, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, (int)memfd, 0) == MAP_FAILED ? errno : 0;
+	return mmap(addr, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, (int)memfd, 0) ==
+			       MAP_FAILED ?
+		       errno :
+		       0;
 }
 
 /* A vhost-user back-end does so when the VMM gives it its memory table again. The kernel knows nothing of the new mapping, though
@@ -187,7 +197,8 @@ TEST(memory_that_was_mapped_anew_at_its_place)
 	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
 	rig_run_job(&rig, JOB_SWAP_OUT);
 	CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
-			   (struct puppet_order){ .kind = ORDER_CALL, .run = map_anew, .argument = rig.memfds[0] }),
+			   (struct puppet_order){
+				   .kind = ORDER_CALL, .run = map_anew, .argument = rig.memfds[0] }),
 		 0);
 	engine_register_again(rig.engine, rig.process_ids[PUPPET_STRANGER]);
 	puppet_check_all(&rig, PUPPET_STRANGER);
@@ -223,7 +234,8 @@ TEST(ranges_that_cannot_be_are_refused_and_nothing_is_changed)
 	all = half = stranger_range(&rig, 0);
 	half.pages = PAGES / 2;
 	refuse_ranges(&rig, all, (struct range){ 0x10000, all.page_idx + PAGES - 1, 1 }, "mapped twice, at ");
-	refuse_ranges(&rig, half, (struct range){ half.addr + 4096, half.page_idx + PAGES / 2, 1 }, "overlap at ");
+	refuse_ranges(&rig, half, (struct range){ half.addr + 4096, half.page_idx + PAGES / 2, 1 },
+		      "overlap at ");
 	refuse_ranges(&rig, half, (struct range){ 0x10000, PAGES, 1 }, "is not of one region");
 	refuse_ranges(&rig, half, (struct range){ 0x10000, PAGES - 1, 2 }, "is not of one region");
 	refuse_ranges(&rig, half, (struct range){ 0x10000, PAGES - 1, 1 }, "0x10000 cannot be registered");
@@ -239,7 +251,9 @@ TEST(ranges_that_cannot_be_are_refused_and_nothing_is_changed)
 	all.pages = PAGES - 1;
 	refuse_ranges(&rig, all, (struct range){ 0x10000, PAGES - 1, 1 }, "0x10000 cannot be registered");
 	for (uint64_t page = 0; page < PAGES / 2; page += 7)
-		CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0, (struct puppet_order){ .kind = ORDER_CHECK, .page = page }), 0);
+		CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
+				   (struct puppet_order){ .kind = ORDER_CHECK, .page = page }),
+			 0);
 	puppet_check_all(&rig, 0);
 	rig_stop(&rig);
 }
@@ -341,7 +355,8 @@ static long exhaust_mappings(void *unused, long n_max)
 {
 	(void)unused;
 	for (long n = 0; n < n_max; n++) {
-		void *at = mmap(NULL, 2 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		void *at =
+			mmap(NULL, 2 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 		if (at == MAP_FAILED || mprotect(at, 4096, PROT_READ))
 			return 0;
@@ -357,10 +372,12 @@ TEST(a_process_with_all_the_mappings_that_it_may_have_lives)
 	struct rig rig;
 
 	rig_start(&rig, &layout);
-	CHECK_OK(engine_add_process(rig.engine, rig.uffds[PUPPET_STRANGER], NULL, 0, &rig.process_ids[PUPPET_STRANGER], &err));
+	CHECK_OK(engine_add_process(rig.engine, rig.uffds[PUPPET_STRANGER], NULL, 0,
+				    &rig.process_ids[PUPPET_STRANGER], &err));
 	rig_run_job(&rig, JOB_SWAP_OUT);
 	CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
-			   (struct puppet_order){ .kind = ORDER_CALL, .run = exhaust_mappings, .argument = 1000000 }),
+			   (struct puppet_order){
+				   .kind = ORDER_CALL, .run = exhaust_mappings, .argument = 1000000 }),
 		 0);
 	range = stranger_range(&rig, 0);
 	range.pages = PAGES / 2;
@@ -372,7 +389,9 @@ TEST(a_process_with_all_the_mappings_that_it_may_have_lives)
 	rig_stop(&rig);
 }
 
-static const struct layout moving = { .memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .moves = 1 };
+static const struct layout moving = {
+	.memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .moves = 1
+};
 
 /* Its new address. */
 static long move_all(void *addr, long unused)
@@ -441,7 +460,9 @@ static uint64_t map_bytes(const struct rig *rig)
 /* Whoever plugs memory asks whether anything is out, of all that there is. */
 TEST(asking_whether_anything_is_out_costs_no_memory)
 {
-	static const struct layout sparse = { .memfd_pages = { 8192 }, .regions = { { 0, 0, 8192 } }, .empty = 1 };
+	static const struct layout sparse = { .memfd_pages = { 8192 },
+					      .regions = { { 0, 0, 8192 } },
+					      .empty = 1 };
 	struct puppet_order write = { .kind = ORDER_WRITE, .page = 3 };
 	struct rig rig;
 	uint64_t before;

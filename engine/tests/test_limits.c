@@ -17,7 +17,7 @@
 #define REGIONS 64
 #define REGION_BYTES ((uint64_t)1 << 30)
 #define PAGE 4096
-#define WRITTEN 8			    /* pages in each region, far apart */
+#define WRITTEN 8 /* pages in each region, far apart */
 #define STEP_BYTES (REGION_BYTES / WRITTEN)
 
 struct shared {
@@ -46,7 +46,8 @@ static void look(void)
 {
 	for (int region = 0; region < REGIONS; region++)
 		for (int i = 0; i < WRITTEN; i++)
-			if (*(volatile uint64_t *)(bases[region] + (uint64_t)i * STEP_BYTES) == wanted(region, i))
+			if (*(volatile uint64_t *)(bases[region] + (uint64_t)i * STEP_BYTES) ==
+			    wanted(region, i))
 				atomic_fetch_add(&shared->right, 1);
 }
 
@@ -54,7 +55,8 @@ static void be_process(int number)
 {
 	struct uffdio_api api = { .api = UFFD_API,
 				  .features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_MISSING_SHMEM |
-					      UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM };
+					      UFFD_FEATURE_PAGEFAULT_FLAG_WP |
+					      UFFD_FEATURE_WP_HUGETLBFS_SHMEM };
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -116,8 +118,10 @@ static struct engine *create_engine(struct range *ranges)
 
 	CHECK_OK(engine_create(&config, &engine, &err));
 	for (int region = 0; region < REGIONS; region++) {
-		ranges[region] = (struct range){ .addr = (uintptr_t)bases[region], .pages = REGION_BYTES / PAGE };
-		CHECK_OK(engine_add_region(engine, memfds[region], 0, REGION_BYTES, &ranges[region].page_idx, &err));
+		ranges[region] =
+			(struct range){ .addr = (uintptr_t)bases[region], .pages = REGION_BYTES / PAGE };
+		CHECK_OK(engine_add_region(engine, memfds[region], 0, REGION_BYTES, &ranges[region].page_idx,
+					   &err));
 	}
 	return engine;
 }
@@ -187,8 +191,9 @@ TEST(a_large_sparse_vm)
 	shared->go = PROCESSES;
 	while (shared->right < PROCESSES * REGIONS * WRITTEN)
 		poll(NULL, 0, 1);
-	printf("summary: 64 GiB in %d regions, %d processes: out in %llu ms, in in %llu ms, page map %llu KiB\n", REGIONS,
-	       PROCESSES, (unsigned long long)out_ms, (unsigned long long)in_ms, (unsigned long long)map_bytes >> 10);
+	printf("summary: 64 GiB in %d regions, %d processes: out in %llu ms, in in %llu ms, page map %llu KiB\n",
+	       REGIONS, PROCESSES, (unsigned long long)out_ms, (unsigned long long)in_ms,
+	       (unsigned long long)map_bytes >> 10);
 	engine_destroy(engine);
 }
 

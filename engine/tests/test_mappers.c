@@ -79,9 +79,9 @@ static void body_pieces(struct memory *memory)
 TEST(several_mappings_of_several_files)
 {
 	static const struct mapping want[] = {
-		{.addr = 0x1000, .size_bytes = 0x2000, .offset_bytes = 0x5000, .file_idx = 1},
-		{.addr = 0x8000, .size_bytes = 0x1000, .offset_bytes = 0x3000, .file_idx = 0},
-		{.addr = 0x20000, .size_bytes = 0x4000, .offset_bytes = 0, .file_idx = 0},
+		{ .addr = 0x1000, .size_bytes = 0x2000, .offset_bytes = 0x5000, .file_idx = 1 },
+		{ .addr = 0x8000, .size_bytes = 0x1000, .offset_bytes = 0x3000, .file_idx = 0 },
+		{ .addr = 0x20000, .size_bytes = 0x4000, .offset_bytes = 0, .file_idx = 0 },
 	};
 	struct mapped_file files[2];
 	struct mapper_list list;
@@ -174,7 +174,7 @@ TEST(zombie_leader_still_maps_and_zombie_process_does_not)
 	CHECK(has_pid(&list.pids, target.pid));
 	mappers_free(&list);
 	CHECK_SYS(kill(target.pid, SIGKILL));
-	CHECK_SYS(waitid(P_PID, (id_t)target.pid, &(siginfo_t){0}, WEXITED | WNOWAIT));
+	CHECK_SYS(waitid(P_PID, (id_t)target.pid, &(siginfo_t){ 0 }, WEXITED | WNOWAIT));
 	CHECK_OK(mappers_find(&target.file, 1, &list));
 	CHECK_EQ(list.mappings_n, 0);
 	CHECK(!has_pid(&list.unreadable, target.pid));

@@ -359,7 +359,9 @@ TEST(swap_in_10_11_12_13_20_15_0_0_0)
 /* Runs that were cleared, trimmed at their heads, split and joined: pages 1-2, 14-15, 17, 19, 30-31 are left. */
 TEST(what_is_out_is_exactly_what_was_not_given_up)
 {
-	static const struct layout one_region = { .memfd_pages = { 40 }, .regions = { { 0, 0, 40 } }, .empty = 1 };
+	static const struct layout one_region = { .memfd_pages = { 40 },
+						  .regions = { { 0, 0, 40 } },
+						  .empty = 1 };
 	static const uint64_t written[] = { 1, 2, 3, 8, 9, 13, 14, 15, 17, 18, 19, 30, 31 };
 	struct rig rig;
 
@@ -375,8 +377,8 @@ TEST(what_is_out_is_exactly_what_was_not_given_up)
 	CHECK_EQ(settled(&rig).swap_pages, 8);
 	rig_run_job(&rig, JOB_SWAP_IN);
 	for (uint64_t page = 0; page < 40; page++) {
-		bool out = (page >= 1 && page <= 2) || (page >= 14 && page <= 15) || page == 17 || page == 19 ||
-			   (page >= 30 && page <= 31);
+		bool out = (page >= 1 && page <= 2) || (page >= 14 && page <= 15) || page == 17 ||
+			   page == 19 || (page >= 30 && page <= 31);
 
 		CHECK_EQ(rig_resident(&rig, page), out);
 		CHECK_EQ(call(&rig, 0, page, filled_with, 0), out ? (long)page : 0);
@@ -582,7 +584,9 @@ TEST(process_state_whatever_the_name)
 /* A hole that cannot be punched is an error of the job, never a page taken for out that is not. */
 TEST(a_failed_punch_is_an_error)
 {
-	static const struct layout one_region = { .memfd_pages = { 600 }, .regions = { { 0, 0, 600 } }, .full = 1 };
+	static const struct layout one_region = { .memfd_pages = { 600 },
+						  .regions = { { 0, 0, 600 } },
+						  .full = 1 };
 	struct notice done;
 	struct rig rig;
 
@@ -605,7 +609,9 @@ TEST(a_failed_punch_is_an_error)
 /* A write that fails midway leaves every page in one place only: Disable then works. */
 TEST(a_failed_write_leaves_no_page_in_two_places)
 {
-	static const struct layout one_region = { .memfd_pages = { 2000 }, .regions = { { 0, 0, 2000 } }, .full = 1 };
+	static const struct layout one_region = { .memfd_pages = { 2000 },
+						  .regions = { { 0, 0, 2000 } },
+						  .full = 1 };
 	struct engine_stats stats;
 	struct rig rig;
 
@@ -626,9 +632,11 @@ TEST(a_failed_write_leaves_no_page_in_two_places)
 /* Runs of pages end where regions end, whatever lies next to them in the page map. */
 TEST(swap_in_at_region_boundaries)
 {
-	static const struct layout odd = { .memfd_pages = { 600, 100 },
-					   .regions = { { 0, 0, 5 }, { 0, 5, 513 }, { 1, 0, 1 }, { 1, 1, 99 } },
-					   .full = 1 };
+	static const struct layout odd = {
+		.memfd_pages = { 600, 100 },
+		.regions = { { 0, 0, 5 }, { 0, 5, 513 }, { 1, 0, 1 }, { 1, 1, 99 } },
+		.full = 1
+	};
 	struct rig rig;
 
 	rig_start(&rig, &odd);
@@ -645,10 +653,9 @@ TEST(swap_in_at_region_boundaries)
 /* The event was raised while memory was registered, and is read when it no longer is. */
 TEST(remove_read_after_unregister)
 {
-	static const struct layout held_back = { .memfd_pages = { 100 },
-						 .regions = { { 0, 0, 100 } },
-						 .full = 1,
-						 .not_started = 1 };
+	static const struct layout held_back = {
+		.memfd_pages = { 100 }, .regions = { { 0, 0, 100 } }, .full = 1, .not_started = 1
+	};
 	struct puppet_order remove = { .kind = ORDER_REMOVE, .page = 10, .pages = 3 };
 	struct error err = { 0 };
 	struct rig rig;
@@ -677,7 +684,9 @@ TEST(remove_read_after_unregister)
 /* What the VMM has unmapped meanwhile comes back all the same, into the memfd: another process may map it. */
 TEST(memory_unmapped_while_it_is_out)
 {
-	static const struct layout two = { .memfd_pages = { 50, 50 }, .regions = { { 0, 0, 50 }, { 1, 0, 50 } }, .full = 1 };
+	static const struct layout two = { .memfd_pages = { 50, 50 },
+					   .regions = { { 0, 0, 50 }, { 1, 0, 50 } },
+					   .full = 1 };
 	uint64_t words[PUPPET_WORDS];
 	struct rig rig;
 
@@ -687,7 +696,8 @@ TEST(memory_unmapped_while_it_is_out)
 	rig_run_job(&rig, JOB_SWAP_IN);
 	CHECK_EQ(settled(&rig).swap_pages, 0);
 	for (uint64_t page = 50; page < 100; page++) {
-		CHECK_EQ(pread(rig.memfds[1], words, sizeof words, (off_t)((page - 50) * 4096)), sizeof words);
+		CHECK_EQ(pread(rig.memfds[1], words, sizeof words, (off_t)((page - 50) * 4096)),
+			 sizeof words);
 		for (uint64_t word = 0; word < PUPPET_WORDS; word++)
 			CHECK(words[word] == puppet_word(page, 1, word));
 	}
@@ -698,7 +708,9 @@ TEST(memory_unmapped_while_it_is_out)
 /* Sparse memory: only what holds data is looked at, and a swap-out of nothing is one. */
 TEST(only_extents_with_data_go_out)
 {
-	static const struct layout sparse = { .memfd_pages = { 6000 }, .regions = { { 0, 0, 6000 } }, .empty = 1 };
+	static const struct layout sparse = { .memfd_pages = { 6000 },
+					      .regions = { { 0, 0, 6000 } },
+					      .empty = 1 };
 	struct rig rig;
 
 	rig_start(&rig, &sparse);
@@ -716,7 +728,9 @@ TEST(only_extents_with_data_go_out)
 /* Enable while Active takes out what has come in since; Disable with nothing out only ends the tracking. */
 TEST(again_and_twice_back)
 {
-	static const struct layout one_region = { .memfd_pages = { 300 }, .regions = { { 0, 0, 300 } }, .full = 1 };
+	static const struct layout one_region = { .memfd_pages = { 300 },
+						  .regions = { { 0, 0, 300 } },
+						  .full = 1 };
 	struct rig rig;
 
 	rig_start(&rig, &one_region);

@@ -78,9 +78,12 @@ static long uring_setup(void)
 	cq_bytes = params->cq_off.cqes + params->cq_entries * sizeof(struct io_uring_cqe);
 	ring.sq = mmap(NULL, sq_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd, IORING_OFF_SQ_RING);
 	ring.cq = mmap(NULL, cq_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd, IORING_OFF_CQ_RING);
-	ring.sqes = mmap(NULL, params->sq_entries * sizeof *ring.sqes, PROT_READ | PROT_WRITE, MAP_SHARED, ring.fd,
-			 IORING_OFF_SQES);
-	return (void *)ring.sq == MAP_FAILED || (void *)ring.cq == MAP_FAILED || (void *)ring.sqes == MAP_FAILED ? -ENOMEM : 0;
+	ring.sqes = mmap(NULL, params->sq_entries * sizeof *ring.sqes, PROT_READ | PROT_WRITE, MAP_SHARED,
+			 ring.fd, IORING_OFF_SQES);
+	return (void *)ring.sq == MAP_FAILED || (void *)ring.cq == MAP_FAILED ||
+			       (void *)ring.sqes == MAP_FAILED ?
+		       -ENOMEM :
+		       0;
 }
 
 static _Atomic uint32_t *ring_word(char *base, uint32_t offset)
@@ -97,10 +100,9 @@ static long uring_begin(void *addr, long fd)
 		return rc;
 	tail = *ring_word(ring.sq, ring.params.sq_off.tail);
 	slot = tail & (ring.params.sq_entries - 1);
-	ring.sqes[slot] = (struct io_uring_sqe){ .opcode = IORING_OP_READ,
-						 .fd = (int)fd,
-						 .addr = (uintptr_t)addr,
-						 .len = BYTES };
+	ring.sqes[slot] = (struct io_uring_sqe){
+		.opcode = IORING_OP_READ, .fd = (int)fd, .addr = (uintptr_t)addr, .len = BYTES
+	};
 	*(ring_word(ring.sq, ring.params.sq_off.array) + slot) = slot;
 	*ring_word(ring.sq, ring.params.sq_off.tail) = tail + 1;
 	return syscall(SYS_io_uring_enter, ring.fd, 1, 0, 0, NULL, 0) == 1 ? 0 : -errno;
@@ -115,7 +117,8 @@ static long uring_end(void *addr, long argument)
 	(void)addr;
 	(void)argument;
 	while (*head == *ring_word(ring.cq, ring.params.cq_off.tail))
-		if (syscall(SYS_io_uring_enter, ring.fd, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0 && errno != EINTR)
+		if (syscall(SYS_io_uring_enter, ring.fd, 0, 1, IORING_ENTER_GETEVENTS, NULL, 0) < 0 &&
+		    errno != EINTR)
 			return -errno;
 	result = cqes[*head & (ring.params.cq_entries - 1)].res;
 	*head = *head + 1;
@@ -218,8 +221,8 @@ static void cannot_freeze(struct rig *rig, const struct way *way)
 }
 
 /* One transfer across one swap-out by this detector. How many of its pages are lost. */
-static uint64_t lose(const struct way *way, const struct pins_config *config, enum swap_mode mode, const char *kind,
-		     uint64_t pinned_pages)
+static uint64_t lose(const struct way *way, const struct pins_config *config, enum swap_mode mode,
+		     const char *kind, uint64_t pinned_pages)
 {
 	uint64_t lost;
 	struct rig rig;
@@ -311,7 +314,8 @@ static void settle(const struct way *way, enum swap_mode mode)
 	begin_transfer(&rig, way);
 	rig_arm(&rig, "evict.protected", "count");
 	rig_start_job(&rig, JOB_SWAP_OUT);
-	while (failpoint_hits("evict.protected") < rig.hits + 2) /* both chunks: now no more can begin unseen */
+	while (failpoint_hits("evict.protected") <
+	       rig.hits + 2) /* both chunks: now no more can begin unseen */
 		sched_yield();
 	rig_disarm("evict.protected");
 	if (mode == MODE_LIVE) {

@@ -28,7 +28,7 @@
 
 static bool have_capability(int capability)
 {
-	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct data[2];
 
 	CHECK_SYS(syscall(SYS_capget, &header, data));
@@ -38,8 +38,8 @@ static bool have_capability(int capability)
 /* Fails, rather than skips, where the machine has all that the check needs. */
 static struct pins *open_bpf(void)
 {
-	struct pins_config config = {.allow_bpf = true};
-	struct error err = {0};
+	struct pins_config config = { .allow_bpf = true };
+	struct error err = { 0 };
 	struct pins *pins;
 	int rc;
 
@@ -57,8 +57,8 @@ static struct pins *open_bpf(void)
 
 static struct pins *open_collapse(void)
 {
-	struct pins_config config = {.allow_collapse = true};
-	struct error err = {0};
+	struct pins_config config = { .allow_collapse = true };
+	struct error err = { 0 };
 	struct pins *pins;
 
 	if (!have_capability(CAP_SYS_ADMIN))
@@ -77,7 +77,7 @@ struct memory {
 
 static struct memory open_memory(uint64_t size_bytes)
 {
-	struct memory m = {.size_bytes = size_bytes};
+	struct memory m = { .size_bytes = size_bytes };
 	uint8_t *reserve;
 
 	m.memfd = (int)CHECK_SYS(memfd_create("guest", MFD_CLOEXEC));
@@ -132,7 +132,7 @@ static struct pins_chunk look_until(struct pins *pins, const struct memory *m, u
 
 static void hold(int pipe_end, const struct memory *m, uint64_t page)
 {
-	struct iovec iov = {m->map + page * PAGE_BYTES, PAGE_BYTES};
+	struct iovec iov = { m->map + page * PAGE_BYTES, PAGE_BYTES };
 
 	CHECK_EQ(vmsplice(pipe_end, &iov, 1, 0), PAGE_BYTES);
 }
@@ -255,8 +255,8 @@ TEST(direct_io_in_flight_is_held)
 static uint32_t evict_in_flight(struct slow_disk *disk, struct pins *pins)
 {
 	struct memory m = open_memory(CHUNK_BYTES);
-	struct direct_read job = {.fd = (int)CHECK_SYS(open(disk->path, O_RDONLY | O_DIRECT | O_CLOEXEC)),
-				  .to = m.map + 100 * PAGE_BYTES};
+	struct direct_read job = { .fd = (int)CHECK_SYS(open(disk->path, O_RDONLY | O_DIRECT | O_CLOEXEC)),
+				   .to = m.map + 100 * PAGE_BYTES };
 	uint32_t arrived_n = 0;
 	struct pins_chunk seen;
 	pthread_t thread;
@@ -358,7 +358,7 @@ static void check_tree(struct pins *pins, uint64_t last_page)
 
 TEST(trees_of_every_height)
 {
-	static const uint64_t last_pages[] = {0, 1, 63, 64, 511, 512, 4095, 4096, 262143, 262144, 20000000};
+	static const uint64_t last_pages[] = { 0, 1, 63, 64, 511, 512, 4095, 4096, 262143, 262144, 20000000 };
 	struct pins *pins = open_bpf();
 	struct memory empty = open_memory(CHUNK_BYTES);
 
@@ -569,8 +569,8 @@ TEST(collapse_tells_whole_chunks)
 	CHECK_CONTAINS(pins_reason(pins), "bpf: not allowed");
 	for (uint64_t page = 0; page < 4 * CHUNK_PAGES; page++)
 		test_fill_page(m.map + page * PAGE_BYTES, page);
-	CHECK_SYS(
-		fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * CHUNK_BYTES, PAGE_BYTES));
+	CHECK_SYS(fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 2 * CHUNK_BYTES,
+			    PAGE_BYTES));
 	CHECK_SYS(fallocate(m.memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 4 * CHUNK_BYTES - PAGE_BYTES,
 			    PAGE_BYTES));
 	CHECK_SYS(pipe(ends));
@@ -622,10 +622,10 @@ TEST(collapse_keeps_write_protection)
 {
 	struct pins *pins = open_collapse();
 	struct memory m = open_memory(CHUNK_BYTES);
-	struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM};
-	struct uffdio_register reg = {.range = {(uintptr_t)m.map, CHUNK_BYTES},
-				      .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP};
-	struct uffdio_writeprotect protect = {.range = reg.range, .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_WP_HUGETLBFS_SHMEM };
+	struct uffdio_register reg = { .range = { (uintptr_t)m.map, CHUNK_BYTES },
+				       .mode = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_writeprotect protect = { .range = reg.range, .mode = UFFDIO_WRITEPROTECT_MODE_WP };
 	struct uffd_msg msg;
 	struct pollfd poll_uffd;
 	pthread_t thread;
@@ -640,7 +640,7 @@ TEST(collapse_keeps_write_protection)
 	CHECK_SYS(ioctl(uffd, UFFDIO_WRITEPROTECT, &protect));
 	look_until(pins, &m, 0, 0);
 	CHECK_EQ(pthread_create(&thread, NULL, write_byte, m.map + 7 * PAGE_BYTES), 0);
-	poll_uffd = (struct pollfd){.fd = uffd, .events = POLLIN};
+	poll_uffd = (struct pollfd){ .fd = uffd, .events = POLLIN };
 	CHECK_EQ(poll(&poll_uffd, 1, 30000), 1);
 	CHECK_EQ(read(uffd, &msg, sizeof msg), sizeof msg);
 	CHECK_EQ(msg.event, UFFD_EVENT_PAGEFAULT);
@@ -658,10 +658,11 @@ TEST(collapse_keeps_write_protection)
 TEST(weaker_ways_in_order)
 {
 	struct pins_config config = {
-		.qmp_drained = true, .promised_unpinned = true, .allow_settle = true, .settle_ms = 70};
+		.qmp_drained = true, .promised_unpinned = true, .allow_settle = true, .settle_ms = 70
+	};
 	struct memory m = open_memory(CHUNK_BYTES);
 	struct pins_chunk seen;
-	struct error err = {0};
+	struct error err = { 0 };
 	struct pins *pins;
 
 	m.map[0] = 1;
@@ -696,8 +697,8 @@ TEST(weaker_ways_in_order)
 
 TEST(without_privilege_it_says_why)
 {
-	struct pins_config config = {.allow_bpf = true, .allow_collapse = true, .promised_unpinned = true};
-	struct error err = {0};
+	struct pins_config config = { .allow_bpf = true, .allow_collapse = true, .promised_unpinned = true };
+	struct error err = { 0 };
 	struct pins *pins;
 
 	if (geteuid() == 0)
@@ -821,7 +822,7 @@ static struct pins_snapshot *fake_snapshot(void)
 
 static int judge(const struct pins_snapshot *snap, struct pins_verdict *out)
 {
-	struct pins_place place = {5, CHUNK_PAGES, CHUNK_PAGES};
+	struct pins_place place = { 5, CHUNK_PAGES, CHUNK_PAGES };
 
 	return pins_snapshot_judge(snap, &fake_layout, &place, true, out);
 }
@@ -861,15 +862,15 @@ TEST(what_is_not_understood_is_held)
 	struct pins_snapshot *snap = fake_snapshot();
 	struct pins_verdict seen;
 
-	fake_page(snap, 64, 512 + 65, 1, 2);        /* another page than it should be */
-	fake_page(snap, 65, 512 + 65, 3, 5);        /* one reference too many */
+	fake_page(snap, 64, 512 + 65, 1, 2);	    /* another page than it should be */
+	fake_page(snap, 65, 512 + 65, 3, 5);	    /* one reference too many */
 	fake_page(snap, 66, 512 + 66, 0, 1 + 1024); /* pinned */
-	fake_page(snap, 67, 512 + 67, 1, 0);        /* frozen, by migration */
-	snap->slots[68] = 1026;                     /* a retry entry */
-	snap->slots[69] = 0x1234567;                /* in the host's swap */
-	snap->slots[70] = 7 << 2 | 2;               /* a sibling of nothing */
-	fake_page(snap, 71, 512 + 71, 1, 2);        /* fine */
-	fake_page(snap, 72, 512 + 72, 1, 2);        /* not to be read at all: zeros */
+	fake_page(snap, 67, 512 + 67, 1, 0);	    /* frozen, by migration */
+	snap->slots[68] = 1026;			    /* a retry entry */
+	snap->slots[69] = 0x1234567;		    /* in the host's swap */
+	snap->slots[70] = 7 << 2 | 2;		    /* a sibling of nothing */
+	fake_page(snap, 71, 512 + 71, 1, 2);	    /* fine */
+	fake_page(snap, 72, 512 + 72, 1, 2);	    /* not to be read at all: zeros */
 	memset(snap->pages[72].page, 0, PINS_PAGE_BYTES);
 	CHECK_OK(judge(snap, &seen));
 	for (uint32_t page = 64; page < 73; page++)
@@ -912,7 +913,7 @@ TEST(a_large_folio_is_judged_as_one)
 TEST(type_information_that_is_none)
 {
 	struct pins_btf *btf;
-	struct error err = {0};
+	struct error err = { 0 };
 	char path[300];
 	uint8_t junk[4096];
 	int fd;
@@ -933,7 +934,7 @@ TEST(type_information_that_is_none)
 TEST(type_information_of_this_kernel)
 {
 	struct pins_btf *btf;
-	struct error err = {0};
+	struct error err = { 0 };
 	uint32_t value;
 
 	if (access("/sys/kernel/btf/vmlinux", R_OK))

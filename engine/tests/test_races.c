@@ -57,7 +57,8 @@ typedef void scene(struct rig *rig, const struct point *point);
 /* The order is given; whether it comes to its end while the engine is held. Where it must not, its fault is known to the
  * engine when this returns, so that it really waits. Where the gate is held, and a kept copy means that the page is protected
  * already, no fault can be read: that cannot be looked at. */
-static bool give_order(struct rig *rig, uint32_t process, uint32_t number, struct puppet_order order, bool waits)
+static bool give_order(struct rig *rig, uint32_t process, uint32_t number, struct puppet_order order,
+		       bool waits)
 {
 	struct engine_stats before = rig_stats(rig);
 
@@ -484,7 +485,8 @@ TEST(the_second_pass_takes_what_was_written)
 
 static const char *const in_points[] = { "restore.claimed", "restore.fetched", "restore.copied" };
 
-static void at_each_in_point(void (*prepare)(struct rig *rig), void (*play)(struct rig *rig, const char *point))
+static void at_each_in_point(void (*prepare)(struct rig *rig),
+			     void (*play)(struct rig *rig, const char *point))
 {
 	for (size_t i = 0; i < sizeof in_points / sizeof *in_points; i++) {
 		struct rig rig;
@@ -762,7 +764,9 @@ TEST(copy_and_zeropage_told_to_try_again)
 
 /* --- large folios: units of 512 pages, whole or not at all */
 
-static const struct layout folios = { .memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .huge = 1 };
+static const struct layout folios = {
+	.memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .huge = 1
+};
 
 /* The kernel's settings are everybody's, so they stay: guest memory lies on a tmpfs of our own whose policy is huge=always, and
  * what the engine reads of the settings is shown to it in our own mount namespace. The folios are real. */
@@ -809,7 +813,8 @@ static void start_with_folios(struct rig *rig, const struct layout *layout, uint
 	rig_start(rig, layout);
 	if (huge_mapped_pages(rig->pids[0]) < huge_pages)
 		test_skip("the kernel gave %llu pages of huge memory, not %llu",
-			  (unsigned long long)huge_mapped_pages(rig->pids[0]), (unsigned long long)huge_pages);
+			  (unsigned long long)huge_mapped_pages(rig->pids[0]),
+			  (unsigned long long)huge_pages);
 	if (!bpf)
 		return;
 	rig->options.check_pins = true;
@@ -828,7 +833,9 @@ static void one_hot_page_a_folio(bool bpf)
 	start_with_folios(&rig, &folios, 2048, bpf);
 	for (uint32_t number = 1; number < 4; number++)
 		puppet_tell(&rig, 0, number,
-			    (struct puppet_order){ .kind = ORDER_WRITE_LOOP, .page = (uint64_t)number * 512 - 300, .half = 1 });
+			    (struct puppet_order){ .kind = ORDER_WRITE_LOOP,
+						   .page = (uint64_t)number * 512 - 300,
+						   .half = 1 });
 	rig.options.max_passes = 3;
 	for (unsigned round = 0; round < 3; round++) {
 		rig_run_job(&rig, JOB_SWAP_OUT);
@@ -897,10 +904,9 @@ TEST(large_folios_whole_or_not_at_all_seen_by_bpf)
 /* A region that covers only a part of a folio cannot take that folio out: the rest may be anybody's. */
 static void parts_of_folios_stay(bool bpf)
 {
-	static const struct layout parts = { .memfd_pages = { 2048 },
-					     .regions = { { 0, 0, 700 }, { 0, 1024, 1024 } },
-					     .full = 1,
-					     .huge = 1 };
+	static const struct layout parts = {
+		.memfd_pages = { 2048 }, .regions = { { 0, 0, 700 }, { 0, 1024, 1024 } }, .full = 1, .huge = 1
+	};
 	struct rig rig;
 
 	use_large_folios();
@@ -936,7 +942,9 @@ static long collapse(void *addr, long argument)
 
 TEST(a_folio_that_the_guest_made_itself)
 {
-	static const struct layout plain = { .memfd_pages = { 1024 }, .regions = { { 0, 0, 1024 } }, .full = 1 };
+	static const struct layout plain = { .memfd_pages = { 1024 },
+					     .regions = { { 0, 0, 1024 } },
+					     .full = 1 };
 	struct puppet_order make = { .kind = ORDER_CALL, .page = 0, .run = collapse };
 	struct rig rig;
 

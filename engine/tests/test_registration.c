@@ -4,12 +4,17 @@
 
 #define PAGES 1024
 
-static const struct layout layout = { .memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .stranger = 1 };
-static const struct layout not_started = { .memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .not_started = 1 };
+static const struct layout layout = {
+	.memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .stranger = 1
+};
+static const struct layout not_started = {
+	.memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .not_started = 1
+};
 
 static uint64_t call(struct rig *rig, uint32_t process, long (*run)(void *, long), long argument)
 {
-	return puppet_do(rig, process, 0, (struct puppet_order){ .kind = ORDER_CALL, .run = run, .argument = argument });
+	return puppet_do(rig, process, 0,
+			 (struct puppet_order){ .kind = ORDER_CALL, .run = run, .argument = argument });
 }
 
 static long have_it_not_inherited(void *addr, long unused)
@@ -20,7 +25,10 @@ static long have_it_not_inherited(void *addr, long unused)
 
 static long map_over(void *addr, long pages, int flags, int fd)
 {
-	return mmap(addr, (size_t)pages * 4096, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0) == MAP_FAILED ? errno : 0;
+	return mmap(addr, (size_t)pages * 4096, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0) ==
+			       MAP_FAILED ?
+		       errno :
+		       0;
 }
 
 static long map_private(void *addr, long pages)
@@ -387,7 +395,10 @@ TEST(a_successor_and_a_part_of_a_childs_own)
 	recover(&rig);
 	CHECK_OK(engine_start(rig.engine, &err));
 	CHECK_EQ(call(&rig, 1, count_non_zero, PAGES / 2), 0);
-	CHECK_EQ(puppet_do(&rig, 1, 0, (struct puppet_order){ .kind = ORDER_CHECK, .page = PAGES / 2, .pages = PAGES / 2 }), 0);
+	CHECK_EQ(puppet_do(&rig, 1, 0,
+			   (struct puppet_order){
+				   .kind = ORDER_CHECK, .page = PAGES / 2, .pages = PAGES / 2 }),
+		 0);
 	puppet_check_all(&rig, 0);
 	rig_stop(&rig);
 }
@@ -396,7 +407,8 @@ static long map_anew_but_for_some(void *addr, long memfd)
 {
 	char *rest = (char *)addr + 17 * 4096;
 
-	return mmap(rest, (PAGES - 17) * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, (int)memfd, 17 * 4096) == MAP_FAILED ?
+	return mmap(rest, (PAGES - 17) * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, (int)memfd,
+		    17 * 4096) == MAP_FAILED ?
 		       errno :
 		       map_over(addr, 1, MAP_SHARED, (int)memfd);
 }

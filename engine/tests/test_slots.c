@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "harness.h"
 #include "slots.h"
 #include "store.h"
-#include "harness.h"
 
 #define MODEL_SLOTS (64 * EXTENT_SLOTS)
 
@@ -23,7 +23,7 @@ static void check_run(const uint64_t *slot_idx, size_t n)
 
 TEST(runs_are_packed_and_gaps_are_used)
 {
-	struct slots slots = {0};
+	struct slots slots = { 0 };
 	uint64_t slot_idx[EXTENT_SLOTS];
 
 	CHECK_OK(slots_take(&slots, 300, slot_idx));
@@ -48,7 +48,7 @@ TEST(runs_are_packed_and_gaps_are_used)
 
 TEST(spare_slots_come_in_pieces_all_or_nothing)
 {
-	struct slots slots = {0};
+	struct slots slots = { 0 };
 	uint64_t slot_idx[EXTENT_SLOTS];
 
 	CHECK_OK(slots_take(&slots, EXTENT_SLOTS, slot_idx));
@@ -64,7 +64,7 @@ TEST(spare_slots_come_in_pieces_all_or_nothing)
 
 TEST(a_claimed_extent_gives_no_slots)
 {
-	struct slots slots = {0};
+	struct slots slots = { 0 };
 	uint64_t slot_idx[EXTENT_SLOTS];
 	size_t extent_idx;
 
@@ -88,7 +88,7 @@ TEST(a_claimed_extent_gives_no_slots)
 TEST(refuses_to_grow_beyond_32_bits)
 {
 	const size_t most = STORE_SLOTS_MAX / EXTENT_SLOTS;
-	struct slots slots = {.extents_n = most, .extents_room = most};
+	struct slots slots = { .extents_n = most, .extents_room = most };
 	size_t n = 1025 * EXTENT_SLOTS; /* longer than a search looks */
 	uint64_t *slot_idx = calloc(n, sizeof *slot_idx);
 
@@ -108,7 +108,7 @@ TEST(refuses_to_grow_beyond_32_bits)
 TEST(random_operations_agree_with_a_model)
 {
 	static bool taken[MODEL_SLOTS];
-	struct slots slots = {0};
+	struct slots slots = { 0 };
 	uint64_t taken_n = 0;
 
 	for (int round = 0; round < 4000; round++) {
@@ -116,8 +116,8 @@ TEST(random_operations_agree_with_a_model)
 		size_t n = 1 + random_below(random_below(4) ? 32 : EXTENT_SLOTS);
 
 		if (random_below(2) && taken_n + n < MODEL_SLOTS / 4) {
-			int rc = random_below(4) ? slots_take(&slots, n, slot_idx)
-						 : slots_take_spare(&slots, n, slot_idx);
+			int rc = random_below(4) ? slots_take(&slots, n, slot_idx) :
+						   slots_take_spare(&slots, n, slot_idx);
 
 			CHECK(rc == 0 || rc == -ENOSPC);
 			for (size_t i = 0; !rc && i < n; i++) {

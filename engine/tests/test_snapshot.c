@@ -27,11 +27,21 @@
 #define HANDS 4
 #define PATIENCE_MS 60000
 
-#define GIVEN_UP 0	 /* zeros */
-#define AS_IN_FILE 1	 /* where the file has a hole: zeros too */
+#define GIVEN_UP 0	/* zeros */
+#define AS_IN_FILE 1	/* where the file has a hole: zeros too */
 #define FIRST_VERSION 2 /* what the guest wrote */
 
-enum order { NOTHING, CHECK_PAGE, WRITE_PAGE, GIVE_UP_PAGE, MAP_ANEW, NOT_TO_BE_DUMPED, FORBID_PAGE, ALLOW_PAGE, END };
+enum order {
+	NOTHING,
+	CHECK_PAGE,
+	WRITE_PAGE,
+	GIVE_UP_PAGE,
+	MAP_ANEW,
+	NOT_TO_BE_DUMPED,
+	FORBID_PAGE,
+	ALLOW_PAGE,
+	END
+};
 
 struct hand {
 	_Atomic int order;
@@ -96,7 +106,8 @@ static void obey(struct hand *hand)
 	switch ((enum order)hand->order) {
 	case CHECK_PAGE:
 		for (uint64_t word = 0; word < PAGE_WORDS; word++)
-			hand->wrong = hand->wrong || at[word] != word_of(hand->page, own->versions[hand->page], word);
+			hand->wrong = hand->wrong ||
+				      at[word] != word_of(hand->page, own->versions[hand->page], word);
 		break;
 	case WRITE_PAGE:
 		for (uint64_t word = 0; word < PAGE_WORDS; word++)
@@ -145,7 +156,8 @@ static void *be_hand(void *argument)
 
 static uint64_t map_and_register(int uffd, uint64_t pages)
 {
-	void *at = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *at = mmap(NULL, pages * PAGE_BYTES, PROT_READ | PROT_WRITE,
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	struct uffdio_register range = { .range = { (uintptr_t)at, pages * PAGE_BYTES },
 					 .mode = UFFDIO_REGISTER_MODE_MISSING };
 
@@ -192,7 +204,8 @@ static int make_file(void)
 		for (uint64_t word = 0; word < PAGE_WORDS; word++)
 			words[word] = word_of(page, AS_IN_FILE, word);
 		if (!in_hole(page))
-			CHECK_EQ(pwrite(fd, words, sizeof words, (off_t)((FILE_OFFSET_PAGES + page) * PAGE_BYTES)),
+			CHECK_EQ(pwrite(fd, words, sizeof words,
+					(off_t)((FILE_OFFSET_PAGES + page) * PAGE_BYTES)),
 				 sizeof words);
 	}
 	/* Of old: a change soon after would leave the time as it is, on kernels that count it in ticks. */
@@ -202,7 +215,9 @@ static int make_file(void)
 
 static struct engine *engine_for(struct rig *rig, int page_map_fd)
 {
-	struct engine_config config = { .fault_threads = 2, .workers = 1, .page_map_fd = page_map_fd, .snapshot = true };
+	struct engine_config config = {
+		.fault_threads = 2, .workers = 1, .page_map_fd = page_map_fd, .snapshot = true
+	};
 	struct range ranges[2] = { { .addr = rig->shared->low_addr, .pages = LOW_PAGES },
 				   { .addr = rig->shared->high_addr, .pages = HIGH_PAGES } };
 	uint64_t offset_bytes = FILE_OFFSET_PAGES * PAGE_BYTES, out_pages;
@@ -216,8 +231,8 @@ static struct engine *engine_for(struct rig *rig, int page_map_fd)
 	if (engine_create(&config, &engine, &err))
 		FAIL("engine_create: %s", err.message);
 	for (size_t i = 0; i < 2; i++) {
-		CHECK_OK(engine_add_snapshot_region(engine, offset_bytes, ranges[i].pages * PAGE_BYTES, &ranges[i].page_idx,
-						    &err));
+		CHECK_OK(engine_add_snapshot_region(engine, offset_bytes, ranges[i].pages * PAGE_BYTES,
+						    &ranges[i].page_idx, &err));
 		offset_bytes += ranges[i].pages * PAGE_BYTES;
 	}
 	CHECK_OK(engine_add_process(engine, rig->uffd, ranges, 2, &id, &err));
@@ -235,7 +250,8 @@ static void rig_begin(struct rig *rig)
 		test_skip("no userfaultfd here: %s", strerror(errno));
 	close(probe);
 	rig->file = make_file();
-	rig->shared = mmap(NULL, sizeof *rig->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	rig->shared =
+		mmap(NULL, sizeof *rig->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(rig->shared != MAP_FAILED);
 	rig->shared->uffd = -1;
 	for (uint64_t page = 0; page < PAGES; page++)
@@ -285,7 +301,8 @@ static void await_right(struct rig *rig, size_t i)
 	struct hand *hand = await_hand(rig, i);
 
 	if (hand->wrong || hand->sigbus)
-		FAIL("page %llu: %s", (unsigned long long)hand->page, hand->sigbus ? "SIGBUS" : "wrong bytes");
+		FAIL("page %llu: %s", (unsigned long long)hand->page,
+		     hand->sigbus ? "SIGBUS" : "wrong bytes");
 }
 
 static void do_now(struct rig *rig, enum order order, uint64_t page, uint64_t version)

@@ -12,7 +12,8 @@ static const struct layout layout = { .memfd_pages = { 512 }, .regions = { { 0, 
 /* Somebody has the lock of the memfd's inode, as our own SEEK_HOLE has it for a while at each pass. */
 static void inode_is_locked_while_a_page_comes_back(uint32_t process)
 {
-	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = OUT }, other = { .kind = ORDER_TOUCH, .page = ZERO };
+	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = OUT },
+			    other = { .kind = ORDER_TOUCH, .page = ZERO };
 	struct inode_lock lock;
 	struct rig rig;
 
@@ -94,8 +95,11 @@ TEST(a_wp_fault_of_a_page_that_went_out)
 	await_wchan(tid2, "userfault");
 	rig_disarm("evict.stored");
 	rig_end_job(&rig);
-	puppet_tell(&rig, 0, 3, (struct puppet_order){ .kind = ORDER_CALL, .page = 3, .run = write_from_guest_memory,
-						       .argument = rig.memfds[0] });
+	puppet_tell(&rig, 0, 3,
+		    (struct puppet_order){ .kind = ORDER_CALL,
+					   .page = 3,
+					   .run = write_from_guest_memory,
+					   .argument = rig.memfds[0] });
 	await_wchan(tid3, "userfault");
 	rig_disarm("resolve.copied");
 	CHECK(puppet_done_in(&rig, 0, 3, DEADLINE_MS));

@@ -153,7 +153,8 @@ static void rig_start(struct rig *rig)
 	if (uffd < 0)
 		test_skip("no userfaultfd here: %s", strerror(errno));
 	close(uffd);
-	rig->shared = mmap(NULL, sizeof *rig->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	rig->shared =
+		mmap(NULL, sizeof *rig->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	rig->shared->uffd = -1;
 	rig->memfd = memfd_create("test guest", MFD_CLOEXEC);
 	CHECK(ftruncate(rig->memfd, PAGES * PAGE) == 0);
@@ -479,7 +480,9 @@ TEST(write_errors)
 	static const struct {
 		const char *arm;
 		int code;
-	} cases[] = { { "store.write=EIO", EIO }, { "store.write=EDQUOT", EDQUOT }, { "store.alloc=ENOSPC", ENOSPC } };
+	} cases[] = { { "store.write=EIO", EIO },
+		      { "store.write=EDQUOT", EDQUOT },
+		      { "store.alloc=ENOSPC", ENOSPC } };
 	struct rig rig;
 
 	rig_start(&rig);

@@ -16,7 +16,7 @@
 static struct store *open_store(const char *dir)
 {
 	struct store *store;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	if (store_create(dir, &store, &err))
 		test_fail(__FILE__, __LINE__, "%s", err.message);
@@ -33,7 +33,7 @@ static void fill(char *pages, size_t n, uint64_t first_seed)
 static void put(struct store *store, size_t n, uint64_t first_seed, uint64_t *slot_idx)
 {
 	char *pages = test_pages(n);
-	struct error err = {0};
+	struct error err = { 0 };
 
 	fill(pages, n, first_seed);
 	if (store_put(store, pages, n, slot_idx, &err))
@@ -76,7 +76,7 @@ static void drop_odd(struct store *store, const uint64_t *slot_idx, size_t n)
 
 static void limit_file_size(uint64_t bytes)
 {
-	struct rlimit limit = {bytes, RLIM_INFINITY};
+	struct rlimit limit = { bytes, RLIM_INFINITY };
 
 	signal(SIGXFSZ, SIG_IGN);
 	CHECK_SYS(setrlimit(RLIMIT_FSIZE, &limit));
@@ -170,7 +170,7 @@ TEST(gaps_are_used_when_the_file_cannot_grow)
 {
 	struct store *store = open_store(test_dir());
 	uint64_t a[N], b[N];
-	struct error err = {0};
+	struct error err = { 0 };
 
 	put(store, N, 1, a);
 	drop_odd(store, a, N);
@@ -190,7 +190,7 @@ TEST(a_put_cut_short_leaves_nothing_behind)
 {
 	struct store *store = open_store(test_dir());
 	uint64_t a[N];
-	struct error err = {0};
+	struct error err = { 0 };
 
 	limit_file_size(bytes_of_pages(100));
 	CHECK_EQ(try_put(store, N, a, &err), -EFBIG);
@@ -205,7 +205,7 @@ TEST(a_put_cut_short_leaves_nothing_behind)
 TEST(no_space_on_a_small_tmpfs)
 {
 	uint64_t slot_idx[5][N];
-	struct error err = {0};
+	struct error err = { 0 };
 	struct store *store;
 	size_t puts = 0;
 
@@ -237,17 +237,19 @@ TEST(write_errors_are_told_apart)
 		int rc;
 		const char *says;
 	} cases[] = {
-		{"store.write=ENOSPC", -ENOSPC, "no space"}, {"store.write=EDQUOT", -EDQUOT, "quota"},
-		{"store.write=EIO", -EIO, "write error"},    {"store.write=EFBIG", -EFBIG, "LimitFSIZE"},
-		{"store.write=EROFS", -EROFS, "Read-only"},
-		{"store.alloc=ENOMEM", -ENOMEM, "Cannot allocate memory"},
+		{ "store.write=ENOSPC", -ENOSPC, "no space" },
+		{ "store.write=EDQUOT", -EDQUOT, "quota" },
+		{ "store.write=EIO", -EIO, "write error" },
+		{ "store.write=EFBIG", -EFBIG, "LimitFSIZE" },
+		{ "store.write=EROFS", -EROFS, "Read-only" },
+		{ "store.alloc=ENOMEM", -ENOMEM, "Cannot allocate memory" },
 	};
 	struct store *store = open_store(test_dir());
 	uint64_t a[N], b[N];
 
 	put(store, N, 1, a);
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-		struct error err = {0};
+		struct error err = { 0 };
 
 		CHECK_OK(failpoint_arm(cases[i].armed));
 		CHECK_EQ(try_put(store, N, b, &err), cases[i].rc);
@@ -392,7 +394,7 @@ TEST(the_file_cannot_be_reached)
 static void check_refused(const char *dir, int code, const char *says)
 {
 	struct store *store;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	CHECK_EQ(store_create(dir, &store, &err), -code);
 	CHECK_EQ(err.code, code);
@@ -477,7 +479,7 @@ TEST(a_successor_adopts_the_file)
 {
 	struct store *store = open_store(test_dir()), *next;
 	uint64_t a[N], b[N], c[2 * N];
-	struct error err = {0};
+	struct error err = { 0 };
 	int fd = (int)CHECK_SYS(fcntl(store_fd(store), F_DUPFD_CLOEXEC, 100));
 
 	put(store, N, 1, a);
@@ -522,7 +524,7 @@ TEST(an_empty_file_can_be_adopted)
 TEST(only_a_store_is_adopted)
 {
 	struct store *store;
-	struct error err = {0};
+	struct error err = { 0 };
 	int fds[2];
 
 	CHECK_EQ(store_adopt(-1, &store, &err), -EINVAL);
@@ -549,7 +551,7 @@ static void *work(void *arg)
 {
 	struct worker *worker = arg;
 	uint64_t slot_idx[HELD][N], first_seed[HELD], x = worker->seed;
-	size_t n[HELD] = {0};
+	size_t n[HELD] = { 0 };
 
 	for (int round = 0; round < ROUNDS; round++) {
 		size_t i;
@@ -595,7 +597,7 @@ static void work_concurrently(void)
 
 	CHECK_EQ(pthread_create(&trimmer, NULL, trim, store), 0);
 	for (size_t i = 0; i < WORKERS; i++) {
-		workers[i] = (struct worker){store, i + 1};
+		workers[i] = (struct worker){ store, i + 1 };
 		CHECK_EQ(pthread_create(&threads[i], NULL, work, &workers[i]), 0);
 	}
 	for (size_t i = 0; i < WORKERS; i++)

@@ -25,8 +25,8 @@ static void *read_into_missing_page(void *arg)
 
 static void body_kernel_fault(struct memory *memory)
 {
-	struct uffdio_api api = {.api = UFFD_API};
-	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING};
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
 	pthread_t thread;
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
 
@@ -52,7 +52,8 @@ struct fault_server {
 
 static void serve_fault(struct fault_server *server)
 {
-	struct uffdio_zeropage zero = {.range = {atomic_load(&server->target->memory->counters[6]), 4096}};
+	struct uffdio_zeropage zero = { .range = { atomic_load(&server->target->memory->counters[6]),
+						   4096 } };
 
 	CHECK_SYS(ioctl(server->uffd, UFFDIO_ZEROPAGE, &zero));
 }
@@ -67,7 +68,8 @@ static struct target start_kernel_fault(struct fault_server *server)
 	ready = atomic_load(&target.memory->ready);
 	if (ready < 0)
 		test_skip("needs userfaultfd with kernel-mode faults (%s): root, CAP_SYS_PTRACE or "
-			  "vm.unprivileged_userfaultfd=1", strerror(-ready));
+			  "vm.unprivileged_userfaultfd=1",
+			  strerror(-ready));
 	pidfd = (int)CHECK_SYS(syscall(SYS_pidfd_open, target.pid, 0));
 	server->uffd = (int)CHECK_SYS(syscall(SYS_pidfd_getfd, pidfd, ready - 1, 0));
 	close(pidfd);

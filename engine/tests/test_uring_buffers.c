@@ -11,7 +11,7 @@
 
 static struct uring_range whole(pid_t pid, void *memory)
 {
-	return (struct uring_range){.pid = pid, .addr = (uintptr_t)memory, .size_bytes = PAGES * PAGE};
+	return (struct uring_range){ .pid = pid, .addr = (uintptr_t)memory, .size_bytes = PAGES * PAGE };
 }
 
 static void *shared_pages(void)
@@ -28,7 +28,7 @@ TEST(finds_a_registered_buffer)
 	struct uring_range range = whole(getpid(), memory);
 	int ring = uring_open();
 	struct uring_found found;
-	struct error err = {0};
+	struct error err = { 0 };
 	char text[64];
 
 	CHECK_EQ(uring_buffers_find(&range, 1, &found, &err), 0);
@@ -48,14 +48,14 @@ TEST(finds_a_registered_buffer)
 TEST(only_what_overlaps_counts)
 {
 	uint8_t *memory = shared_pages();
-	struct uring_range ranges[2] = {whole(getpid(), memory), whole(getpid(), memory)};
+	struct uring_range ranges[2] = { whole(getpid(), memory), whole(getpid(), memory) };
 	int ring = uring_open();
 	struct uring_found found;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	uring_register(ring, memory + 8 * PAGE, PAGE);
 	ranges[0].size_bytes = 8 * PAGE; /* ends where the buffer starts */
-	ranges[1].addr += 9 * PAGE;      /* starts where it ends */
+	ranges[1].addr += 9 * PAGE;	 /* starts where it ends */
 	ranges[1].size_bytes = PAGE;
 	CHECK_EQ(uring_buffers_find(ranges, 2, &found, &err), 0);
 	ranges[0].size_bytes++;
@@ -72,7 +72,7 @@ TEST(searches_every_ring)
 	uint8_t *memory = shared_pages();
 	struct uring_range range = whole(getpid(), memory);
 	struct uring_found found;
-	struct error err = {0};
+	struct error err = { 0 };
 	int rings[4];
 
 	for (int i = 0; i < 4; i++)
@@ -97,10 +97,10 @@ TEST(a_long_list_is_read_whole)
 	static struct iovec iov[BUFFERS];
 	int ring = uring_open();
 	struct uring_found found;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	for (int i = 0; i < BUFFERS; i++)
-		iov[i] = (struct iovec){other + (size_t)i * PAGE, PAGE};
+		iov[i] = (struct iovec){ other + (size_t)i * PAGE, PAGE };
 	CHECK_SYS(syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, iov, BUFFERS));
 	CHECK_EQ(uring_buffers_find(&range, 1, &found, &err), 0);
 	uring_unregister(ring);
@@ -135,9 +135,9 @@ static pid_t start_holder(uint8_t *memory, uid_t uid)
 TEST(another_process)
 {
 	uint8_t *memory = shared_pages();
-	struct uring_range ranges[2] = {whole(getpid(), memory), whole(0, memory)};
+	struct uring_range ranges[2] = { whole(getpid(), memory), whole(0, memory) };
 	struct uring_found found;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	ranges[1].pid = start_holder(memory, 0);
 	CHECK_EQ(uring_buffers_find(ranges, 2, &found, &err), 1);
@@ -150,12 +150,12 @@ TEST(another_process)
 /* The monitor has CAP_SYS_PTRACE and little else; the VMM is another user's. */
 TEST(another_user_with_ptrace_alone)
 {
-	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
-	struct __user_cap_data_struct caps[2] = {{0}};
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct caps[2] = { { 0 } };
 	uint8_t *memory = shared_pages();
 	struct uring_range range = whole(0, memory);
 	struct uring_found found;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	if (geteuid())
 		test_skip("needs root");
@@ -186,7 +186,7 @@ TEST(a_busy_ring_is_asked_again)
 	struct uring_range range = whole(getpid(), memory);
 	int ring = uring_open();
 	struct uring_found found;
-	struct error err = {0};
+	struct error err = { 0 };
 
 	uring_register(ring, memory, PAGE);
 	if (!CHECK_SYS(fork())) {

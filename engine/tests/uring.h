@@ -26,7 +26,7 @@ static inline int uring_open(void)
 
 static inline void uring_register(int ring, void *addr, size_t size_bytes)
 {
-	struct iovec iov[2] = {{NULL, 0}, {addr, size_bytes}}; /* the first one is left empty */
+	struct iovec iov[2] = { { NULL, 0 }, { addr, size_bytes } }; /* the first one is left empty */
 
 	CHECK_SYS(syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, iov, 2));
 }

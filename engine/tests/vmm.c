@@ -44,7 +44,8 @@ struct worker {
 	struct vmm *vmm;
 	uint32_t number;
 	uint64_t seed;
-	struct expected *pages; /* all of them; a worker only looks at its own. Private memory: never swapped by us */
+	/* all of them; a worker only looks at its own. Private memory: never swapped by us */
+	struct expected *pages;
 };
 
 static uint64_t next_random(uint64_t *state)
@@ -58,7 +59,9 @@ static uint64_t next_random(uint64_t *state)
 /* Version 0 is a page of zeros. */
 static uint64_t wanted_word(uint64_t page, uint64_t version, uint64_t word)
 {
-	return version ? (page * 0x9e3779b97f4a7c15 + version) * 0xbf58476d1ce4e5b9 + word * 0x94d049bb133111eb : 0;
+	return version ? (page * 0x9e3779b97f4a7c15 + version) * 0xbf58476d1ce4e5b9 +
+				 word * 0x94d049bb133111eb :
+			 0;
 }
 
 static uint64_t total_pages(const struct vmm *vmm)
@@ -135,7 +138,8 @@ static void give_page_up(struct worker *self, uint64_t page, unsigned way)
 	if (way == 0) {
 		need(madvise(at, PAGE, MADV_REMOVE) == 0, "MADV_REMOVE");
 	} else {
-		need(fallocate(self->vmm->memfds[second], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, PAGE) == 0,
+		need(fallocate(self->vmm->memfds[second], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset,
+			       PAGE) == 0,
 		     "fallocate");
 		need(madvise(at, PAGE, MADV_DONTNEED) == 0, "MADV_DONTNEED");
 	}
@@ -156,7 +160,8 @@ static void work(struct worker *self)
 	else if (vmm->shared->give_up && dice % 16 == 1)
 		give_page_up(self, page, (dice >> 4) % 2);
 	stall_ns = now_ns() - since_ns;
-	if (stall_ns > vmm->shared->longest_stall_ns) /* two threads at once: the next stall of that length is counted */
+	if (stall_ns >
+	    vmm->shared->longest_stall_ns) /* two threads at once: the next stall of that length is counted */
 		vmm->shared->longest_stall_ns = stall_ns;
 	atomic_fetch_add(&vmm->shared->operations, 1);
 }
@@ -170,7 +175,8 @@ static void *run_worker(void *argument)
 	while (!shared->quit) {
 		if (shared->check_round != round) {
 			round = shared->check_round;
-			for (uint64_t page = self->number; page < total_pages(self->vmm); page += self->vmm->workers)
+			for (uint64_t page = self->number; page < total_pages(self->vmm);
+			     page += self->vmm->workers)
 				check_page(self, page);
 			atomic_fetch_add(&shared->checked, 1);
 		}
@@ -242,7 +248,8 @@ static void be_vmm(struct vmm *vmm, int ready)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	need(pages != NULL, "calloc");
 	for (int i = 0; i < VMM_REGIONS; i++) {
-		void *at = mmap(NULL, vmm->pages[i] * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, vmm->memfds[i], 0);
+		void *at = mmap(NULL, vmm->pages[i] * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED,
+				vmm->memfds[i], 0);
 
 		need(at != MAP_FAILED, "mmap");
 		vmm->shared->base_addr[i] = (uintptr_t)at;
@@ -270,11 +277,13 @@ void vmm_start(struct vmm *vmm, uint64_t pages_0, uint64_t pages_1, uint32_t wor
 	char byte;
 
 	*vmm = (struct vmm){ .pages = { pages_0, pages_1 }, .workers = workers };
-	vmm->shared = mmap(NULL, sizeof *vmm->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	vmm->shared =
+		mmap(NULL, sizeof *vmm->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	need(vmm->shared != MAP_FAILED && pipe(ready) == 0, "vmm_start");
 	for (int i = 0; i < VMM_REGIONS; i++) {
 		vmm->memfds[i] = memfd_create("test guest", MFD_CLOEXEC);
-		need(vmm->memfds[i] >= 0 && ftruncate(vmm->memfds[i], (off_t)(vmm->pages[i] * PAGE)) == 0, "memfd");
+		need(vmm->memfds[i] >= 0 && ftruncate(vmm->memfds[i], (off_t)(vmm->pages[i] * PAGE)) == 0,
+		     "memfd");
 	}
 	vmm->pid = fork();
 	need(vmm->pid >= 0, "fork");

@@ -15,7 +15,8 @@
 struct vmm_shared {
 	_Atomic bool run, quit;
 	_Atomic uint32_t idle_workers;
-	_Atomic uint32_t check_round, checked; /* check all pages once when the round grows; each worker counts up */
+	/* check all pages once when the round grows; each worker counts up */
+	_Atomic uint32_t check_round, checked;
 	_Atomic uint64_t operations;
 	_Atomic uint64_t wrong_pages;
 	_Atomic uint64_t first_wrong_page, first_wrong_value, first_wrong_wanted;
@@ -25,18 +26,20 @@ struct vmm_shared {
 	_Atomic uint64_t base_addr[VMM_REGIONS];
 	_Atomic uint64_t dummy_addr;
 	_Atomic int32_t uffd;
-	_Atomic uint32_t forks;	     /* how many children the VMM shall fork in all; it does so between operations */
+	/* how many children the VMM shall fork in all; it does so between operations */
+	_Atomic uint32_t forks;
 	_Atomic uint32_t forked;
-	_Atomic uint32_t children;   /* 0: children live on; otherwise all but the newest so many end */
-	_Atomic bool lossy;	     /* monitors are being killed: see struct worker */
-	_Atomic bool give_up;	     /* workers also give pages up: MADV_REMOVE, MADV_DONTNEED after a punch, fallocate */
+	_Atomic uint32_t children; /* 0: children live on; otherwise all but the newest so many end */
+	_Atomic bool lossy;	   /* monitors are being killed: see struct worker */
+	/* workers also give pages up: MADV_REMOVE, MADV_DONTNEED after a punch, fallocate */
+	_Atomic bool give_up;
 	_Atomic bool read_only;
 };
 
 struct vmm {
 	pid_t pid;
 	int pidfd;
-	int uffd;   /* fetched from the VMM */
+	int uffd; /* fetched from the VMM */
 	int memfds[VMM_REGIONS];
 	uint64_t pages[VMM_REGIONS];
 	uint32_t workers;
@@ -48,8 +51,8 @@ struct vmm {
 void vmm_start(struct vmm *vmm, uint64_t pages_0, uint64_t pages_1, uint32_t workers);
 void vmm_stop(struct vmm *vmm);
 
-void vmm_run(struct vmm *vmm);	/* workers read and write at random */
-void vmm_idle(struct vmm *vmm); /* returns when all stand still */
+void vmm_run(struct vmm *vmm);	 /* workers read and write at random */
+void vmm_idle(struct vmm *vmm);	 /* returns when all stand still */
 void vmm_check(struct vmm *vmm); /* every worker checks every byte of its pages; returns when done */
 uint64_t vmm_resident_pages(const struct vmm *vmm);
 

@@ -151,7 +151,7 @@ static void replay(void)
 
 /* ---- the disks ---- */
 
-static const char *disks[DISKS_MAX] = {"/dev/vda", "/dev/vdb", "/dev/vdc", "/dev/vdd"};
+static const char *disks[DISKS_MAX] = { "/dev/vda", "/dev/vdb", "/dev/vdc", "/dev/vdd" };
 static size_t disks_n;
 static uint64_t blocks; /* on each disk */
 static _Atomic uint64_t blocks_done[DISKS_MAX], blocks_wrong;
@@ -228,8 +228,8 @@ static void tag(const char *mib, bool are_written)
  * and brought back. Each eighth is written again from where it was read to. */
 static void read_blocks_of(size_t idx, uint64_t random)
 {
-	uint64_t *place = take((size_t)SLOTS * BLOCK_BYTES), numbers[SLOTS] = {0};
-	bool used[SLOTS] = {false};
+	uint64_t *place = take((size_t)SLOTS * BLOCK_BYTES), numbers[SLOTS] = { 0 };
+	bool used[SLOTS] = { false };
 	int fd = open_disk(idx);
 
 	for (uint64_t turn = 0; reading; turn++) {
@@ -243,7 +243,8 @@ static void read_blocks_of(size_t idx, uint64_t random)
 			blocks_wrong++;
 		numbers[slot] = mix(++random) % blocks;
 		memset(block, 0xee, BLOCK_BYTES); /* what a lost read leaves */
-		used[slot] = pread(fd, block, BLOCK_BYTES, (off_t)(numbers[slot] * BLOCK_BYTES)) == BLOCK_BYTES;
+		used[slot] =
+			pread(fd, block, BLOCK_BYTES, (off_t)(numbers[slot] * BLOCK_BYTES)) == BLOCK_BYTES;
 		blocks_wrong += !used[slot];
 		blocks_done[idx]++;
 	}
@@ -299,8 +300,8 @@ static void transfer_filled(const char *order, bool is_store)
 		for (size_t at = 0; at < STORED_BYTES; at += STORED_BYTES / 4) {
 			void *piece = (char *)filled + at;
 
-			done = is_store ? pwrite(fd, piece, STORED_BYTES / 4, offset_bytes + (off_t)at)
-					: pread(fd, piece, STORED_BYTES / 4, offset_bytes + (off_t)at);
+			done = is_store ? pwrite(fd, piece, STORED_BYTES / 4, offset_bytes + (off_t)at) :
+					  pread(fd, piece, STORED_BYTES / 4, offset_bytes + (off_t)at);
 			wrong += done != STORED_BYTES / 4;
 		}
 		close(fd);

@@ -118,7 +118,7 @@ static void start_thread(void *(*run)(void *))
 
 static void limit(int resource, rlim_t value)
 {
-	struct rlimit both = {value, value};
+	struct rlimit both = { value, value };
 
 	if (setrlimit(resource, &both))
 		die("setrlimit");
@@ -165,7 +165,8 @@ static void make_memory(const char *kind)
 		die("file");
 	if (is_file)
 		unlink(path);
-	memory = mmap(NULL, SIZE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | (is_anonymous ? MAP_ANONYMOUS : 0), fd, 0);
+	memory = mmap(NULL, SIZE_BYTES, PROT_READ | PROT_WRITE,
+		      MAP_SHARED | (is_anonymous ? MAP_ANONYMOUS : 0), fd, 0);
 	if (memory == MAP_FAILED)
 		die("mmap");
 	if (!strcmp(kind, "nofd"))
@@ -220,7 +221,7 @@ static void say(const char *what, long value)
 static void do_asked(const char *kind)
 {
 	sigset_t all;
-	siginfo_t info = {0};
+	siginfo_t info = { 0 };
 	pid_t child;
 
 	if (!strcmp(kind, "fork")) {
@@ -248,7 +249,7 @@ int main(int argc, char **argv)
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	make_memory(kind);
-	sigaction(SIGUSR1, &(struct sigaction){.sa_handler = on_signal}, NULL);
+	sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = on_signal }, NULL);
 	set_up(kind, argc > 2 ? atoi(argv[2]) : 0);
 	say("ready", 0);
 	if (!strcmp(kind, "strict") && prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT))

@@ -65,7 +65,7 @@ static uint64_t now_ns(void)
 
 static void do_nanosleep(void)
 {
-	struct timespec wanted = {.tv_nsec = ms(20)};
+	struct timespec wanted = { .tv_nsec = ms(20) };
 	uint64_t start_ns = now_ns();
 
 	check(nanosleep(&wanted, NULL) == 0);
@@ -75,9 +75,10 @@ static void do_nanosleep(void)
 static void do_futex(void)
 {
 	static uint32_t word;
-	struct timespec timeout = {.tv_nsec = ms(20)};
+	struct timespec timeout = { .tv_nsec = ms(20) };
 
-	check(syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &timeout, NULL, 0) == -1 && errno == ETIMEDOUT);
+	check(syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &timeout, NULL, 0) == -1 &&
+	      errno == ETIMEDOUT);
 }
 
 /* A timer's signal wakes nobody: the futex is woken by a thread of its own. */
@@ -137,7 +138,7 @@ static void do_poll(void)
 
 static void do_ppoll(void)
 {
-	struct timespec timeout = {.tv_nsec = ms(20)};
+	struct timespec timeout = { .tv_nsec = ms(20) };
 	sigset_t during, before, after;
 
 	sigfillset(&during);
@@ -169,11 +170,13 @@ static void do_epoll(void)
 }
 
 #ifdef __x86_64__
-#define EACH(op) op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11) op(12) op(13) op(14) op(15)
+#define EACH(op) \
+	op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) op(8) op(9) op(10) op(11) op(12) op(13) op(14) op(15)
 #define LOAD(n) "vmovdqu " #n "*32(%[from]), %%ymm" #n "\n"
 #define STORE(n) "vmovdqu %%ymm" #n ", " #n "*32(%[to])\n"
-#define CLOBBER "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", \
-	"xmm12", "xmm13", "xmm14", "xmm15"
+#define CLOBBER                                                                                           \
+	"xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", \
+		"xmm12", "xmm13", "xmm14", "xmm15"
 
 /* Vector and general registers full of values, kept while no memory is touched. */
 __attribute__((target("avx"))) static void do_compute(void)
@@ -191,7 +194,8 @@ __attribute__((target("avx"))) static void do_compute(void)
 		     : [from] "r"(from), [to] "r"(to)
 		     : "memory", "cc", CLOBBER);
 	asm volatile("stmxcsr %0" : "=m"(after));
-	check(!memcmp(from, to, sizeof to) && a == round * 3 && b == round * 5 && c == round * 7 && count == 0);
+	check(!memcmp(from, to, sizeof to) && a == round * 3 && b == round * 5 && c == round * 7 &&
+	      count == 0);
 	check((after & 0x6000) == 0x4000);
 	round++;
 }
@@ -224,8 +228,9 @@ static const struct {
 	const char *name;
 	void (*once)(void);
 } kinds[] = {
-	{"nanosleep", do_nanosleep}, {"futex", do_futex}, {"futex-untimed", do_futex_untimed}, {"read", do_read},
-	{"poll", do_poll}, {"ppoll", do_ppoll}, {"epoll", do_epoll}, {"compute", do_compute}, {"memory", do_memory},
+	{ "nanosleep", do_nanosleep }, { "futex", do_futex },	  { "futex-untimed", do_futex_untimed },
+	{ "read", do_read },	       { "poll", do_poll },	  { "ppoll", do_ppoll },
+	{ "epoll", do_epoll },	       { "compute", do_compute }, { "memory", do_memory },
 };
 
 struct job {
@@ -275,32 +280,48 @@ static void deny_userfaultfd(uint32_t action)
 		BPF_STMT(BPF_RET | BPF_K, action),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
 	};
-	struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+	struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
 		die("seccomp");
 }
 
-#define ALLOW(name) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
+#define ALLOW(name) \
+	BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_##name, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
 
 static void allow_few(bool as_back_end)
 {
 	struct sock_filter filter[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		ALLOW(nanosleep), ALLOW(clock_nanosleep), ALLOW(rt_sigreturn), ALLOW(restart_syscall),
-		ALLOW(exit_group), ALLOW(clock_gettime), ALLOW(write),
+		ALLOW(nanosleep),
+		ALLOW(clock_nanosleep),
+		ALLOW(rt_sigreturn),
+		ALLOW(restart_syscall),
+		ALLOW(exit_group),
+		ALLOW(clock_gettime),
+		ALLOW(write),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
 	};
 	struct sock_filter back_end_filter[] = {
 		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-		ALLOW(nanosleep), ALLOW(clock_nanosleep), ALLOW(rt_sigreturn), ALLOW(restart_syscall),
-		ALLOW(exit_group), ALLOW(clock_gettime), ALLOW(write), ALLOW(close), ALLOW(mmap), ALLOW(munmap), ALLOW(recvmsg),
+		ALLOW(nanosleep),
+		ALLOW(clock_nanosleep),
+		ALLOW(rt_sigreturn),
+		ALLOW(restart_syscall),
+		ALLOW(exit_group),
+		ALLOW(clock_gettime),
+		ALLOW(write),
+		ALLOW(close),
+		ALLOW(mmap),
+		ALLOW(munmap),
+		ALLOW(recvmsg),
 		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
 	};
-	struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+	struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
 
 	if (as_back_end)
-		program = (struct sock_fprog){sizeof back_end_filter / sizeof *back_end_filter, back_end_filter};
+		program = (struct sock_fprog){ sizeof back_end_filter / sizeof *back_end_filter,
+					       back_end_filter };
 
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program))
 		die("seccomp");
@@ -339,7 +360,7 @@ static struct job job_of(const char *kind, size_t idx)
 {
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
 		if (!strcmp(kinds[i].name, kind))
-			return (struct job){kinds[i].once, &stats->threads[idx]};
+			return (struct job){ kinds[i].once, &stats->threads[idx] };
 	fprintf(stderr, "no such kind: %s\n", kind);
 	exit(1);
 }
@@ -358,9 +379,10 @@ int main(int argc, char **argv)
 		die("stats");
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	make_memory((size_t)atoi(argv[2]) << 20, options);
-	for (char *kind = strtok(argv[3], ","); kind && jobs_n < THREADS_MAX; kind = strtok(NULL, ","), jobs_n++)
+	for (char *kind = strtok(argv[3], ","); kind && jobs_n < THREADS_MAX;
+	     kind = strtok(NULL, ","), jobs_n++)
 		jobs[jobs_n] = job_of(kind, jobs_n);
-	sigaction(SIGRTMIN, &(struct sigaction){.sa_handler = on_signal, .sa_flags = SA_RESTART}, NULL);
+	sigaction(SIGRTMIN, &(struct sigaction){ .sa_handler = on_signal, .sa_flags = SA_RESTART }, NULL);
 	if (has(options, "seccomp-errno"))
 		deny_userfaultfd(SECCOMP_RET_ERRNO | EPERM);
 	if (has(options, "seccomp-trap"))

@@ -179,7 +179,8 @@ static void read_pages(size_t page, size_t n, const char *path)
 
 	need(fd >= 0, path);
 	for (size_t i = 0; i < n; i++)
-		need(write(fd, page_at(page + i), PAGE_BYTES) == (ssize_t)PAGE_BYTES, "write from guest memory");
+		need(write(fd, page_at(page + i), PAGE_BYTES) == (ssize_t)PAGE_BYTES,
+		     "write from guest memory");
 	close(fd);
 	puts("ok");
 }
@@ -194,8 +195,8 @@ static void sum_pages(size_t page, size_t n)
 	}
 	sum = 0;
 	for (size_t i = 0; i < n; i++)
-		for (volatile uint64_t *word = (uint64_t *)page_at(page + i); (char *)word < page_at(page + i) + PAGE_BYTES;
-		     word++)
+		for (volatile uint64_t *word = (uint64_t *)page_at(page + i);
+		     (char *)word < page_at(page + i) + PAGE_BYTES; word++)
 			sum += *word;
 	printf("%ju\n", (uintmax_t)sum);
 }
@@ -228,7 +229,8 @@ static void obey(const char *line)
 	} else if (sscanf(line, "remap %zu %zu", &page, &n) == 2) {
 		for (size_t i = 0; i < n; i++)
 			need(mmap(page_at(page + i), PAGE_BYTES, PROT_READ | PROT_WRITE,
-				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+				  0) != MAP_FAILED,
 			     "mmap");
 		puts("ok");
 	} else if (sscanf(line, "forbid %zu %zu", &page, &n) == 2) {

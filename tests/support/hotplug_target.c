@@ -78,7 +78,8 @@ static void split(struct piece *piece, size_t number)
 
 	piece->fd = memfd_create("guest", MFD_CLOEXEC);
 	need(piece->fd >= 0 && ftruncate(piece->fd, 2 * PIECE_BYTES) == 0, "memfd");
-	piece->half = mmap(place, PIECE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, piece->fd, PIECE_BYTES);
+	piece->half = mmap(place, PIECE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, piece->fd,
+			   PIECE_BYTES);
 	need(piece->half != MAP_FAILED, "mmap");
 	piece->memory = map(place + PIECE_BYTES, piece->fd);
 	memset(piece->memory, 'a' + (int)number, PIECE_BYTES);
@@ -94,7 +95,8 @@ static void map_whole(struct piece *piece)
 
 static void squat(struct piece *piece)
 {
-	void *memory = mmap(piece->memory, PIECE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+	void *memory = mmap(piece->memory, PIECE_BYTES, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
 
 	need(memory != MAP_FAILED, "mmap");
 }
@@ -231,7 +233,8 @@ int main(void)
 	while (fgets(line, sizeof line, stdin)) {
 		size_t number = 0;
 
-		if (sscanf(line, "device %31s %zu", order, &number) >= 1 || sscanf(line, "child %31s %zu", order, &number) >= 1) {
+		if (sscanf(line, "device %31s %zu", order, &number) >= 1 ||
+		    sscanf(line, "child %31s %zu", order, &number) >= 1) {
 			FILE *to = line[0] == 'd' ? to_device : to_child;
 
 			fprintf(to, "%s %zu %d\n", order, number, pieces[number].fd);

@@ -60,9 +60,10 @@ static uint64_t now_ns(void)
 
 static void reply(uint64_t unique, int error, const void *what, size_t size_bytes)
 {
-	struct fuse_out_header header = {
-		.len = (uint32_t)(sizeof header + size_bytes), .error = error, .unique = unique};
-	struct iovec iov[2] = {{&header, sizeof header}, {(void *)(uintptr_t)what, size_bytes}};
+	struct fuse_out_header header = { .len = (uint32_t)(sizeof header + size_bytes),
+					  .error = error,
+					  .unique = unique };
+	struct iovec iov[2] = { { &header, sizeof header }, { (void *)(uintptr_t)what, size_bytes } };
 
 	if (writev(fuse_fd, iov, size_bytes ? 2 : 1) < 0 && errno != ENOENT) /* ENOENT: interrupted */
 		die("cannot answer");
@@ -76,10 +77,10 @@ static struct waiting *wait_for(const struct fuse_in_header *in, uint64_t offset
 		errno = ENOBUFS;
 		die("too many transfers at once");
 	}
-	*transfer = (struct waiting){.unique = in->unique,
-				     .due_ns = now_ns() + delay_ns,
-				     .offset_bytes = offset_bytes,
-				     .size_bytes = size_bytes};
+	*transfer = (struct waiting){ .unique = in->unique,
+				      .due_ns = now_ns() + delay_ns,
+				      .offset_bytes = offset_bytes,
+				      .size_bytes = size_bytes };
 	return transfer;
 }
 
@@ -98,7 +99,7 @@ static void take_write(const struct fuse_in_header *in, const struct fuse_write_
 
 static void finish(const struct waiting *transfer)
 {
-	struct fuse_write_out written = {.size = transfer->size_bytes};
+	struct fuse_write_out written = { .size = transfer->size_bytes };
 	ssize_t got;
 
 	if (transfer->error) {
@@ -118,18 +119,20 @@ static struct fuse_attr attributes(void)
 	if (fstat(file_fd, &stat))
 		die("fstat");
 	return (struct fuse_attr){
-		.ino = 1, .mode = stat.st_mode, .nlink = 1, .size = (uint64_t)stat.st_size, .blksize = 4096};
+		.ino = 1, .mode = stat.st_mode, .nlink = 1, .size = (uint64_t)stat.st_size, .blksize = 4096
+	};
 }
 
 static void answer(const struct fuse_in_header *in)
 {
-	struct fuse_init_out init = {.major = FUSE_KERNEL_VERSION,
-				     .minor = 31,
-				     .max_write = TRANSFER_MAX_BYTES,
-				     .flags = FUSE_MAX_PAGES | FUSE_ASYNC_READ | FUSE_ASYNC_DIO | FUSE_BIG_WRITES,
-				     .max_pages = TRANSFER_MAX_BYTES / 4096,
-				     .max_background = 128};
-	struct fuse_open_out opened = {.fh = 1};
+	struct fuse_init_out init = { .major = FUSE_KERNEL_VERSION,
+				      .minor = 31,
+				      .max_write = TRANSFER_MAX_BYTES,
+				      .flags = FUSE_MAX_PAGES | FUSE_ASYNC_READ | FUSE_ASYNC_DIO |
+					       FUSE_BIG_WRITES,
+				      .max_pages = TRANSFER_MAX_BYTES / 4096,
+				      .max_background = 128 };
+	struct fuse_open_out opened = { .fh = 1 };
 	struct fuse_attr_out attr;
 
 	switch (in->opcode) {
@@ -137,7 +140,7 @@ static void answer(const struct fuse_in_header *in)
 		reply(in->unique, 0, &init, sizeof init);
 		break;
 	case FUSE_GETATTR:
-		attr = (struct fuse_attr_out){.attr = attributes()};
+		attr = (struct fuse_attr_out){ .attr = attributes() };
 		reply(in->unique, 0, &attr, sizeof attr);
 		break;
 	case FUSE_OPEN:
@@ -174,7 +177,7 @@ static int until_due_ms(void)
 
 static void serve(void)
 {
-	struct pollfd ready = {.fd = fuse_fd, .events = POLLIN};
+	struct pollfd ready = { .fd = fuse_fd, .events = POLLIN };
 
 	for (;;) {
 		if (poll(&ready, 1, until_due_ms()) > 0) {
