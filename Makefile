@@ -28,7 +28,7 @@ STAMPS := build/stamps
 PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
 export PIP_ROOT_USER_ACTION := ignore
 
-ENGINE := $(wildcard engine/src/*.c engine/src/*.h) engine/build_cffi.py setup.py
+ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch]) engine/build_cffi.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
 .PHONY: help bootstrap demo test chaos bench format clean wheelhouse

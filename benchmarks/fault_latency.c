@@ -25,8 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/hash.h"
 #include "engine.h"
-#include "hash.h"
 
 #define PAGE 4096ul
 

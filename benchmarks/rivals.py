@@ -22,7 +22,7 @@ def compile_program(name: str) -> Path:
     """Compile benchmarks/NAME.c with the engine's sources, as in a release, and return the program."""
     BUILD.mkdir(parents=True, exist_ok=True)
     program = BUILD / name
-    sources = sorted(str(path) for path in (ROOT / "engine/src").glob("*.c"))
+    sources = sorted(str(path) for path in (ROOT / "engine/src").rglob("*.c"))
     subprocess.run(
         [
             *("gcc", "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-pthread"),

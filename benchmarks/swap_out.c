@@ -14,7 +14,7 @@
 #include <pthread.h>
 #include <string.h>
 
-#include "freeze.h"
+#include "freeze/freeze.h"
 
 struct shared {
 	_Atomic uint64_t addr;

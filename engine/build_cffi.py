@@ -13,7 +13,18 @@ from cffi import FFI
 
 ENGINE = Path(__file__).resolve().parent
 SOURCES = ENGINE / "src"
-HEADERS = ("error.h", "address_space.h", "notice.h", "trace.h", "pins.h", "swapper.h", "engine.h")
+HEADERS = (
+    "base/error.h",
+    "base/failpoint.h",
+    "base/notice.h",
+    "base/trace.h",
+    "linux/mappers.h",
+    "linux/uring_buffers.h",
+    "pins/pins.h",
+    "vm/address_space.h",
+    "jobs/swapper.h",
+    "engine.h",
+)
 
 # What Python uses, in cffi's subset of C. The compiler checks each line against the headers.
 DECLARATIONS = """
@@ -107,9 +118,7 @@ uint64_t failpoint_hits(const char *);
 const char *failpoint_name(size_t);
 """
 
-PREAMBLE = "\n".join(
-    f'#include "{name}"' for name in (*HEADERS, "failpoint.h", "mappers.h", "uring_buffers.h")
-)
+PREAMBLE = "\n".join(f'#include "{name}"' for name in HEADERS)
 
 
 def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
@@ -118,8 +127,8 @@ def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
     builder.set_source(
         module,
         PREAMBLE,
-        sources=sorted(str(path.relative_to(ENGINE.parent)) for path in SOURCES.glob("*.c")),
-        depends=sorted(str(path.relative_to(ENGINE.parent)) for path in SOURCES.glob("*.h")),
+        sources=sorted(str(path.relative_to(ENGINE.parent)) for path in SOURCES.rglob("*.c")),
+        depends=sorted(str(path.relative_to(ENGINE.parent)) for path in SOURCES.rglob("*.h")),
         include_dirs=[str(SOURCES.relative_to(ENGINE.parent))],
         define_macros=[("_GNU_SOURCE", None), *macros],
         extra_compile_args=["-std=c11", "-O2", "-g", "-pthread", "-Wall", "-Wextra", *_UNUSED_IN_CFFI],

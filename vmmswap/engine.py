@@ -531,7 +531,7 @@ def failpoint_names() -> list[str]:
 
 
 def arm_failpoints(text: str) -> None:
-    """Arm failpoints (engine/src/failpoint.h has the syntax); only in the engine built for tests."""
+    """Arm failpoints (engine/src/base/failpoint.h has the syntax); only in the engine built for tests."""
     rc = lib.failpoint_arm(text.encode())
     if rc < 0:
         raise InternalError(f"cannot arm failpoints {text!r}: {os.strerror(-rc)}")

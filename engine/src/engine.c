@@ -9,11 +9,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "event.h"
-#include "fault.h"
-#include "recover.h"
-#include "registration.h"
-#include "vm.h"
+#include "jobs/recover.h"
+#include "serve/event.h"
+#include "serve/fault.h"
+#include "vm/registration.h"
+#include "vm/vm.h"
 
 #define MAX_WORKERS 16
 

@@ -11,11 +11,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "address_space.h"
-#include "error.h"
-#include "notice.h"
-#include "swapper.h"
-#include "trace.h"
+#include "base/error.h"
+#include "base/notice.h"
+#include "base/trace.h"
+#include "jobs/swapper.h"
+#include "vm/address_space.h"
 
 #define ENGINE_MAX_FAULT_THREADS 4
 #define ENGINE_DEFAULT_SPIN_US 0

@@ -3,9 +3,9 @@
 #ifndef VMMSWAP_TESTS_FREEZE_TARGET_H
 #define VMMSWAP_TESTS_FREEZE_TARGET_H
 
-#include "freeze.h"
+#include "freeze/freeze.h"
 #include "harness.h"
-#include "mappers.h"
+#include "linux/mappers.h"
 
 #include <pthread.h>
 #include <stdatomic.h>

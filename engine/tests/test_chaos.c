@@ -21,7 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "failpoint.h"
+#include "base/failpoint.h"
 #include "harness.h"
 #include "vmm.c"
 

@@ -10,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "failpoint.h"
+#include "base/failpoint.h"
 #include "harness.h"
 #include "vmm.c" /* the one user of it; the harness links one file a test */
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "failpoint.h"
+#include "base/failpoint.h"
 #include "harness.h"
 
 #include <dirent.h>

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "base/hash.h"
 #include "harness.h"
-#include "hash.h"
 
 #include <xxhash.h>
 

@@ -3,12 +3,12 @@
  * here stands for which there, and where the others are. */
 #include "puppet.h"
 
-#include "event.h"
-#include "page_map.h"
-#include "procfs.h"
-#include "store.h"
-#include "units.h"
-#include "vm.h"
+#include "base/units.h"
+#include "linux/procfs.h"
+#include "serve/event.h"
+#include "store/store.h"
+#include "vm/page_map.h"
+#include "vm/vm.h"
 
 static const struct layout three_and_three = { .memfd_pages = { 3, 3 },
 					       .regions = { { 0, 0, 3 }, { 1, 0, 3 } },

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "pins.h"
+#include "pins/pins.h"
 
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -12,12 +12,12 @@
 #include <sys/uio.h>
 #include <time.h>
 
-#include "failpoint.h"
+#include "base/failpoint.h"
+#include "base/units.h"
 #include "harness.h"
-#include "pins_btf.h"
-#include "pins_snapshot.h"
+#include "pins/pins_btf.h"
+#include "pins/pins_snapshot.h"
 #include "slow_disk.h"
-#include "units.h"
 #include "uring.h"
 
 #ifndef MADV_COLLAPSE

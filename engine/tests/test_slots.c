@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "harness.h"
-#include "slots.h"
-#include "store.h"
+#include "store/slots.h"
+#include "store/store.h"
 
 #define MODEL_SLOTS (64 * EXTENT_SLOTS)
 

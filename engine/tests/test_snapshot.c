@@ -13,8 +13,8 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include "base/failpoint.h"
 #include "engine.h"
-#include "failpoint.h"
 #include "harness.h"
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)

@@ -9,10 +9,10 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include "base/failpoint.h"
 #include "engine.h"
-#include "failpoint.h"
 #include "harness.h"
-#include "page_map.h"
+#include "vm/page_map.h"
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
 #define PAGES 64

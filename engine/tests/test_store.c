@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "failpoint.h"
+#include "base/failpoint.h"
+#include "base/units.h"
 #include "harness.h"
-#include "store.h"
-#include "units.h"
+#include "store/store.h"
 
 #include <fcntl.h>
 #include <linux/magic.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "uring_buffers.h"
+#include "linux/uring_buffers.h"
 
 #include <linux/capability.h>
 

@@ -1,0 +1,541 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "jobs/evict.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/failpoint.h"
+#include "base/hash.h"
+
+#define PROTECT_RETRY_NS 50000
+
+/* The pages of one window on their way out. `n` pages, in ascending order; page i's bytes stand at buffer + i * PAGE_BYTES. */
+struct batch {
+	struct evictor *evictor;
+	const struct region *region;
+	size_t n;
+	uint64_t idx[CHUNK_PAGES];
+	/* the word when we took the page; later, after the mark, what we made of it */
+	uint64_t claimed[CHUNK_PAGES];
+	uint64_t slots[CHUNK_PAGES];
+	bool zero[CHUNK_PAGES];
+	bool kept[CHUNK_PAGES]; /* state KEPT: its slot is already there */
+	bool marked[CHUNK_PAGES];
+	bool whole; /* the chunk may hold folios of several pages: all that is resident goes, or nothing */
+};
+
+static void stopped_for(struct evictor *evictor, uint64_t since_ns)
+{
+	uint64_t stop_ns = monotonic_ns() - since_ns;
+
+	if (stop_ns > evictor->counts.longest_stop_ns)
+		evictor->counts.longest_stop_ns = stop_ns;
+}
+
+/* PROTECTED -> IN_MEMFD, unless someone was faster. A page with a kept copy just keeps it. */
+static void let_go(struct evictor *evictor, uint64_t page_idx, uint64_t word)
+{
+	_Atomic uint64_t *at = page_map_word(evictor->vm->map, page_idx);
+
+	if (page_state_of(word) == PAGE_PROTECTED)
+		atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0));
+}
+
+void evict_abandon(struct evictor *evictor, const struct window *window)
+{
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
+		uint64_t word = atomic_load(page_map_word(evictor->vm->map, idx));
+
+		if (page_state_of(word) == PAGE_PROTECTED)
+			let_go(evictor, idx, word);
+	}
+}
+
+/* Only pages with data: a hole would take page tables for its markers, and has nothing to store. A page with flags is being
+ * served to a fault right now, so it is in use. */
+static void select_resident(struct evictor *evictor, const struct window *window, uint64_t *first_idx,
+			    uint64_t *end_idx)
+{
+	*first_idx = *end_idx = window->page_idx;
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
+		_Atomic uint64_t *at = page_map_word(evictor->vm->map, idx);
+		uint64_t word;
+
+		if (!window_has_data(window, idx))
+			continue;
+		word = atomic_load(at);
+		/* PROTECTED: left over from a pass that was turned back; its protection may be gone since. */
+		if ((page_state_of(word) != PAGE_IN_MEMFD && page_state_of(word) != PAGE_PROTECTED) ||
+		    (word & PAGE_FLAGS) || vm_may_be_punched_yet(evictor->vm, idx, word) ||
+		    !atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_PROTECTED, 0, 0)))
+			continue;
+		if (*first_idx == *end_idx)
+			*first_idx = idx;
+		*end_idx = idx + 1;
+	}
+}
+
+static enum uffd_outcome protect_process(struct evictor *evictor, struct process *process, uint64_t page_idx,
+					 uint64_t pages)
+{
+	enum uffd_outcome outcome = UFFD_DONE;
+
+	if (!process->protects)
+		return evictor->frozen ? UFFD_DONE : UFFD_REFUSED;
+	for (uint64_t done = 0; done < pages && outcome == UFFD_DONE;) {
+		uint64_t addr, run = process_addr_of(process, page_idx + done, pages - done, &addr);
+
+		if (run)
+			outcome = uffd_protect(process->uffd, addr, bytes_of_pages(run));
+		done += run ? run : 1;
+	}
+	return outcome;
+}
+
+/* Through every process: one that can write without an event would make the stored copy wrong. */
+static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t page_idx, uint64_t pages)
+{
+	struct vm *vm = evictor->vm;
+	uint64_t since_ns = monotonic_ns();
+
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+		enum uffd_outcome outcome;
+
+		if (process->gone)
+			continue;
+		outcome = protect_process(evictor, process, page_idx, pages);
+		if (outcome == UFFD_GONE)
+			vm_process_gone(vm, process);
+		else if (outcome != UFFD_DONE)
+			return outcome;
+	}
+	stopped_for(evictor, since_ns);
+	return UFFD_DONE;
+}
+
+/* Marking and protecting happen in one passage of the gate, so that a process that forks is either protected here and its
+ * child with it, or makes the ioctl fail with EAGAIN because its FORK event is unread. */
+int evict_protect(struct evictor *evictor, const struct window *window, struct error *err)
+{
+	struct vm *vm = evictor->vm;
+	uint64_t until_ns = monotonic_ns() + VM_STUCK_NS;
+
+	while (monotonic_ns() < until_ns) {
+		enum uffd_outcome outcome = UFFD_DONE;
+		uint64_t first_idx, end_idx;
+
+		gate_pass(vm->gate, evictor->lane);
+		select_resident(evictor, window, &first_idx, &end_idx);
+		FAILPOINT_HERE("evict.selected");
+		if (first_idx < end_idx)
+			outcome = protect_everywhere(evictor, first_idx, end_idx - first_idx);
+		gate_leave(vm->gate, evictor->lane);
+		FAILPOINT_HERE("evict.protected");
+		if (outcome == UFFD_DONE)
+			return 0;
+		evict_abandon(evictor, window);
+		if (outcome != UFFD_RETRY)
+			return error_set(err, ENOTSUP, "cannot write-protect guest memory of page %llu: %s",
+					 (unsigned long long)first_idx, uffd_outcome_text(outcome));
+		nanosleep(&(struct timespec){ .tv_nsec = PROTECT_RETRY_NS }, NULL);
+	}
+	return error_set(err, EAGAIN,
+			 "a process of the VM is stuck in the middle of changing its memory mappings; "
+			 "is it stopped (SIGSTOP, a debugger)?");
+}
+
+/* A page with a kept copy that was punched without an event is only a hole: its copy must not come back. */
+static void collect(struct batch *batch, const struct window *window)
+{
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
+		uint64_t word = window_has_data(window, idx) ?
+					atomic_load(page_map_word(batch->evictor->vm->map, idx)) :
+					0;
+		bool kept = page_state_of(word) == PAGE_KEPT && !(word & PAGE_FLAGS) &&
+			    !memory_is_hole(batch->region, idx);
+
+		if (page_state_of(word) != PAGE_PROTECTED && !kept)
+			continue;
+		batch->idx[batch->n] = idx;
+		batch->kept[batch->n] = kept;
+		batch->slots[batch->n] = page_slot_of(word);
+		batch->claimed[batch->n++] = word;
+	}
+}
+
+/* Take page `from` out of the batch, or keep it at place *to. */
+static void keep(struct batch *batch, size_t from, size_t *to)
+{
+	batch->idx[*to] = batch->idx[from];
+	batch->claimed[*to] = batch->claimed[from];
+	batch->kept[*to] = batch->kept[from];
+	batch->slots[*to] = batch->slots[from];
+	(*to)++;
+}
+
+static void let_all_go(struct batch *batch)
+{
+	for (size_t i = 0; i < batch->n; i++)
+		let_go(batch->evictor, batch->idx[i], batch->claimed[i]);
+	batch->n = 0;
+}
+
+/* The batch has lost pages. With folios of several pages that means that none may go. */
+static void shrink_to(struct batch *batch, size_t n)
+{
+	bool lost = n < batch->n;
+
+	batch->n = n;
+	if (lost && batch->whole)
+		let_all_go(batch);
+}
+
+static int leave_pinned(struct batch *batch, const struct window *window, struct error *err)
+{
+	struct evictor *evictor = batch->evictor;
+	const struct region *region = batch->region;
+	uint64_t start_bytes = region->offset_bytes + bytes_of_pages(window->page_idx - region->page_idx);
+	uint64_t chunk_bytes = start_bytes & ~(CHUNK_BYTES - 1); /* the check wants whole chunks */
+	uint64_t lead = pages_of_bytes(start_bytes - chunk_bytes);
+	struct pins_chunk seen;
+	size_t kept_n = 0;
+	int rc;
+
+	batch->whole = evictor->vm->memory.large_folios;
+	if (!evictor->pins || !batch->n)
+		return 0;
+	rc = pins_check(evictor->pins, region->fd, chunk_bytes, (uint32_t)(lead + window->pages), &seen);
+	if (rc)
+		return error_set(err, -rc, "cannot tell whether I/O is in flight into guest memory: %s",
+				 strerror(-rc));
+	if (seen.sees_folios) {
+		batch->whole = false;
+		for (size_t word = 0; word < PINS_WORDS; word++)
+			batch->whole |= seen.large[word] != 0;
+	}
+	for (size_t i = 0; i < batch->n; i++) {
+		uint64_t bit = lead + batch->idx[i] - window->page_idx;
+		bool held = seen.held[bit / 64] >> (bit % 64) & 1;
+		bool absent = seen.sees_folios && !(seen.present[bit / 64] >> (bit % 64) & 1);
+
+		evictor->counts.pinned_pages += held;
+		if (held || absent)
+			let_go(evictor, batch->idx[i], batch->claimed[i]);
+		else
+			keep(batch, i, &kept_n);
+	}
+	shrink_to(batch, kept_n);
+	return 0;
+}
+
+/* Folios of several pages go whole or not at all: punching a part of one zeroes that part in place. Without knowing where
+ * they lie, that means all resident pages of the chunk, and a chunk that the region only has a part of stays. */
+static bool may_split_folio(const struct batch *batch, const struct window *window)
+{
+	const struct region *region = &window->region;
+	uint64_t offset_bytes = region->offset_bytes + bytes_of_pages(window->page_idx - region->page_idx);
+	size_t resident_n = 0;
+
+	if (!batch->whole)
+		return false;
+	if (offset_bytes % CHUNK_BYTES || window->pages != CHUNK_PAGES)
+		return true;
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++)
+		resident_n += !memory_is_hole(region, idx);
+	return resident_n != batch->n;
+}
+
+static size_t run_length(const struct batch *batch, size_t from)
+{
+	size_t n = 1;
+
+	while (from + n < batch->n && batch->idx[from + n] == batch->idx[from] + n)
+		n++;
+	return n;
+}
+
+static int read_pages(struct batch *batch, struct error *err)
+{
+	for (size_t i = 0, n; i < batch->n; i += n) {
+		int rc;
+
+		n = run_length(batch, i);
+		rc = memory_read(batch->region, batch->idx[i], n, batch->evictor->buffer + i * PAGE_BYTES);
+		if (rc == -ERANGE)
+			return error_set(err, EINVAL,
+					 "the VMM shrank its memfd below page %llu of its guest memory",
+					 (unsigned long long)batch->idx[i]);
+		if (rc)
+			return error_set(err, -rc, "cannot read guest memory: %s", strerror(-rc));
+	}
+	return 0;
+}
+
+/* Write-protection says that a page with a kept copy is unchanged. A write that it cannot see (pwrite() on the memfd, a process
+ * that maps it without a userfaultfd) must not be undone by that: the bytes have the last word. One that was punched since it was
+ * collected is only a hole; whoever fills that takes the page from us. */
+static bool is_unchanged(struct batch *batch, size_t i)
+{
+	struct vm *vm = batch->evictor->vm;
+	uint64_t word = batch->claimed[i];
+	bool punched;
+
+	if (page_hash(batch->evictor->buffer + i * PAGE_BYTES) == *page_map_hash(vm->map, batch->idx[i]))
+		return true;
+	punched = memory_is_hole(batch->region, batch->idx[i]);
+	if (!atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]), &word,
+					    page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
+		return false;
+	vm_drop_copy(vm, batch->claimed[i]);
+	if (!punched)
+		notices_odd(
+			vm->notices, batch->idx[i],
+			"a write-protected page changed without an event: something writes to the memfd itself, or maps it "
+			"without a userfaultfd");
+	return false;
+}
+
+/* Zeros need no slot. A trim lets go what would have to be written. */
+static void sort_pages(struct batch *batch)
+{
+	struct evictor *evictor = batch->evictor;
+	size_t kept_n = 0;
+
+	for (size_t i = 0; i < batch->n; i++) {
+		bool zero = !batch->kept[i] && page_is_zero(evictor->buffer + i * PAGE_BYTES);
+
+		if (evictor->free_only && !zero && !batch->kept[i]) {
+			let_go(evictor, batch->idx[i], batch->claimed[i]);
+			continue;
+		}
+		if (batch->kept[i] && !is_unchanged(batch, i))
+			continue;
+		if (kept_n != i)
+			memcpy(evictor->buffer + kept_n * PAGE_BYTES, evictor->buffer + i * PAGE_BYTES,
+			       PAGE_BYTES);
+		batch->zero[kept_n] = zero;
+		keep(batch, i, &kept_n);
+	}
+	shrink_to(batch, kept_n);
+}
+
+static bool must_store(const struct batch *batch, size_t i)
+{
+	return !batch->zero[i] && !batch->kept[i];
+}
+
+/* The slots that this batch took for pages up to n. */
+static void drop_slots(struct batch *batch, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (must_store(batch, i))
+			store_drop(batch->evictor->vm->store, &batch->slots[i], 1);
+}
+
+/* One put for each run of pages that must be stored: in most chunks just one. */
+static int store_pages(struct batch *batch, struct error *err)
+{
+	struct vm *vm = batch->evictor->vm;
+
+	for (size_t i = 0, n; i < batch->n; i += n) {
+		const char *pages = batch->evictor->buffer + i * PAGE_BYTES;
+		int rc;
+
+		n = 1;
+		if (!must_store(batch, i))
+			continue;
+		while (i + n < batch->n && must_store(batch, i + n))
+			n++;
+		rc = store_put(vm->store, pages, n, &batch->slots[i], err);
+		if (rc) {
+			drop_slots(batch, i);
+			return rc;
+		}
+		for (size_t k = i; k < i + n; k++)
+			*page_map_hash(vm->map, batch->idx[k]) =
+				page_hash(batch->evictor->buffer + k * PAGE_BYTES);
+	}
+	return 0;
+}
+
+/* From here on the page map says that the store has the page. False if the guest was faster: the page stays. */
+static bool mark_page(struct batch *batch, size_t i)
+{
+	struct vm *vm = batch->evictor->vm;
+	uint64_t next = batch->zero[i] ? page_word_after(batch->claimed[i], PAGE_IN_MEMFD, 0, PAGE_PUNCHING) :
+					 page_word_after(batch->claimed[i], PAGE_STORED, batch->slots[i],
+							 PAGE_PUNCHING);
+
+	batch->marked[i] = atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]),
+							  &batch->claimed[i], next);
+	if (!batch->marked[i]) {
+		batch->evictor->counts.written_pages++;
+		return false;
+	}
+	batch->claimed[i] = next;
+	if (!batch->zero[i])
+		atomic_fetch_add(&vm->stored_pages, 1);
+	if (batch->kept[i])
+		atomic_fetch_sub(&vm->kept_pages, 1);
+	return true;
+}
+
+/* The page may be touched again: clear PUNCHING and wake who ran into it. `out`: its hole is there. Otherwise it is
+ * resident as before, and its slot free. A REMOVE may have come meanwhile and taken the slot itself. */
+static void finish_page(struct batch *batch, size_t i, bool out)
+{
+	struct vm *vm = batch->evictor->vm;
+	_Atomic uint64_t *at = page_map_word(vm->map, batch->idx[i]);
+	uint64_t seen = atomic_load(at), next;
+	bool ours;
+
+	do {
+		ours = is_claim(seen, batch->claimed[i]);
+		next = ours && !out ? page_word_after(seen, PAGE_IN_MEMFD, 0, 0) :
+				      seen & ~(PAGE_PUNCHING | PAGE_WAITER);
+	} while (!atomic_compare_exchange_weak(at, &seen, next));
+
+	if (ours && !out)
+		vm_drop_copy(vm, batch->claimed[i]);
+	if (seen & PAGE_WAITER)
+		vm_wake(vm, batch->idx[i], 1);
+	batch->marked[i] = false;
+}
+
+/* Waking looks at the processes. */
+static void finish_in_gate(struct batch *batch, size_t i)
+{
+	gate_pass(batch->evictor->vm->gate, batch->evictor->lane);
+	finish_page(batch, i, false);
+	gate_leave(batch->evictor->vm->gate, batch->evictor->lane);
+}
+
+static void finish_all(struct batch *batch, bool out)
+{
+	struct vm *vm = batch->evictor->vm;
+
+	gate_pass(vm->gate, batch->evictor->lane);
+	for (size_t i = 0; i < batch->n; i++) {
+		if (!batch->marked[i])
+			continue;
+		finish_page(batch, i, out);
+		if (!out)
+			continue;
+		batch->evictor->counts.zero_pages += batch->zero[i];
+		batch->evictor->counts.kept_pages += batch->kept[i];
+		batch->evictor->counts.stored_pages += !batch->zero[i];
+	}
+	gate_leave(vm->gate, batch->evictor->lane);
+}
+
+/* False if nothing may be punched: a process joined that was not protected, or a large folio would be split. */
+static bool mark_all(struct batch *batch, uint64_t joined)
+{
+	struct evictor *evictor = batch->evictor;
+	struct vm *vm = evictor->vm;
+	size_t marked_n = 0;
+
+	gate_pass(vm->gate, evictor->lane);
+	for (size_t i = 0; i < batch->n; i++) {
+		batch->marked[i] = false;
+		if (atomic_load(&vm->joined) == joined && mark_page(batch, i))
+			marked_n++;
+		else if (must_store(batch, i))
+			store_drop(vm->store, &batch->slots[i], 1);
+	}
+	gate_leave(vm->gate, evictor->lane);
+	if (atomic_load(&vm->joined) != joined || (batch->whole && marked_n < batch->n)) {
+		finish_all(batch, false);
+		return false;
+	}
+	return marked_n > 0;
+}
+
+/* What is present after the punch was a part of a large folio that something referenced: zeroed in place. Writers wait
+ * still, and we have the bytes: put them back. Readers may have seen zeros in between, which a person must know. */
+static void repair(struct batch *batch, size_t from, size_t n)
+{
+	for (size_t i = from; i < from + n; i++) {
+		if (memory_is_hole(batch->region, batch->idx[i]))
+			continue;
+		memory_write(batch->region, batch->idx[i], batch->evictor->buffer + i * PAGE_BYTES);
+		finish_in_gate(batch, i);
+		notices_odd(
+			batch->evictor->vm->notices, batch->idx[i],
+			"a page was still there after its hole was punched; its bytes were put back, but the guest may "
+			"have read zeros: please report this with the kernel's version");
+	}
+}
+
+static int punch_all(struct batch *batch, struct error *err)
+{
+	for (size_t i = 0, n; i < batch->n; i += n) {
+		int rc;
+
+		n = 1;
+		if (!batch->marked[i])
+			continue;
+		while (i + n < batch->n && batch->marked[i + n] && batch->idx[i + n] == batch->idx[i] + n)
+			n++;
+		rc = memory_punch(batch->region, batch->idx[i], n);
+		if (rc) {
+			/* Nothing was punched here or later; what is marked and has its data goes back. */
+			for (size_t k = i; k < batch->n; k++)
+				if (batch->marked[k] && !memory_is_hole(batch->region, batch->idx[k]))
+					finish_in_gate(batch, k);
+			return error_set(err, -rc, "cannot punch guest memory out of its memfd: %s%s",
+					 strerror(-rc),
+					 rc == -EPERM ? " (is it sealed against writing?)" : "");
+		}
+		FAILPOINT_HERE("evict.punched");
+		if (memory_has_data(batch->region, batch->idx[i], n))
+			repair(batch, i, n);
+	}
+	return 0;
+}
+
+static int mark_and_punch(struct batch *batch, uint64_t joined, struct error *err)
+{
+	struct vm *vm = batch->evictor->vm;
+	uint64_t since_ns;
+	int rc = 0;
+
+	pthread_rwlock_rdlock(&vm->punching);
+	since_ns = monotonic_ns();
+	if (mark_all(batch, joined)) {
+		FAILPOINT_HERE("evict.marked");
+		rc = punch_all(batch, err);
+		finish_all(batch, true);
+		stopped_for(batch->evictor, since_ns);
+	}
+	pthread_rwlock_unlock(&vm->punching);
+	FAILPOINT_HERE("evict.finished");
+	return rc;
+}
+
+int evict_protected(struct evictor *evictor, const struct window *window, uint64_t joined, struct error *err)
+{
+	struct batch batch = { .evictor = evictor, .region = &window->region };
+	int rc;
+
+	collect(&batch, window);
+	rc = leave_pinned(&batch, window, err);
+	if (!rc && may_split_folio(&batch, window))
+		let_all_go(&batch);
+	FAILPOINT_HERE("evict.checked");
+	if (!rc)
+		rc = read_pages(&batch, err);
+	FAILPOINT_HERE("evict.read");
+	if (!rc)
+		sort_pages(&batch);
+	if (!rc && batch.n)
+		rc = store_pages(&batch, err);
+	FAILPOINT_HERE("evict.stored");
+	if (rc || !batch.n) {
+		let_all_go(&batch);
+		return rc;
+	}
+	return mark_and_punch(&batch, joined, err);
+}

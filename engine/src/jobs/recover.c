@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "jobs/recover.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/failpoint.h"
+#include "vm/poison.h"
+#include "vm/registration.h"
+
+static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct error *err)
+{
+	enum page_state state = page_state_of(word);
+	int rc = 0;
+
+	if (page_slot_of(word) != PAGE_SLOT_NONE)
+		rc = store_mark_used(vm->store, page_slot_of(word));
+	else
+		poison_lift_later(vm, page_idx, 1);
+	if (rc)
+		return error_set(err, EPROTO,
+				 "the page map is damaged: page %llu has slot %llu, which %s: restart the VM",
+				 (unsigned long long)page_idx, (unsigned long long)page_slot_of(word),
+				 rc == -EEXIST ? "another page has too" : "the swap file does not have");
+	atomic_store(page_map_word(vm->map, page_idx), page_word_after(word, state, page_slot_of(word), 0));
+	atomic_fetch_add(state == PAGE_STORED ? &vm->stored_pages : &vm->poisoned_pages, 1);
+	return 0;
+}
+
+/* Private memory shows nobody what is in it. A page that the predecessor was putting back when it died is therefore brought
+ * in at once, before its REMOVE can be read: if we died between that and the record of it, our own successor would take it
+ * for one that never came, and give the guest older contents than it had. False: it stays out; it is not mapped, or an event
+ * must pass first. */
+static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
+{
+	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
+	uint64_t slot_idx = page_slot_of(word), addr, copied_bytes;
+	enum uffd_outcome outcome = UFFD_UNMAPPED;
+
+	if (!vm->snapshot || page_state_of(word) != PAGE_STORED || !(word & PAGE_FILLING) ||
+	    (word & PAGE_BACKGROUND))
+		return false;
+	if (store_get(vm->store, &slot_idx, 1, page))
+		return false;
+	for (size_t i = 0; i < vm->spaces.n && outcome != UFFD_DONE && outcome != UFFD_EXISTS; i++)
+		if (process_addr_of(vm->spaces.processes[i], page_idx, 1, &addr))
+			outcome = uffd_copy(vm->spaces.processes[i]->uffd, addr, page, PAGE_BYTES, false,
+					    &copied_bytes);
+	return outcome == UFFD_DONE || outcome == UFFD_EXISTS;
+}
+
+/* [page_idx, end_idx) are all resident, or all holes. */
+static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool resident, struct error *err)
+{
+	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
+		uint64_t word;
+		int rc;
+
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx >= end_idx)
+			break;
+		word = atomic_load(page_map_word(vm->map, idx));
+		if (put_back_at_once(vm, idx, word)) {
+			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_IN_MEMFD, 0, 0));
+		} else if (!resident &&
+			   (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
+			rc = keep_out(vm, idx, word, err);
+			if (rc)
+				return rc;
+		} else if (page_state_of(word) == PAGE_POISONED) {
+			/* It was healed, but perhaps not all processes know it yet. */
+			atomic_store(page_map_word(vm->map, idx),
+				     page_word_after(word, PAGE_POISONED, PAGE_SLOT_NONE, 0));
+			atomic_fetch_add(&vm->poisoned_pages, 1);
+			poison_lift_later(vm, idx, 1);
+		} else if (word) {
+			uint64_t given_up = page_state_of(word) == PAGE_IN_MEMFD ? word & PAGE_GIVEN_UP : 0;
+
+			atomic_store(page_map_word(vm->map, idx),
+				     page_word_after(word, PAGE_IN_MEMFD, given_up ? page_slot_of(word) : 0,
+						     given_up));
+		}
+	}
+	return 0;
+}
+
+static int recover_region(struct vm *vm, const struct region *region, struct error *err)
+{
+	uint64_t idx = region->page_idx, end_idx = region->page_idx + region->pages;
+	uint64_t data_idx, data_end_idx;
+	int rc = 0, seek_rc;
+
+	while (!rc && memory_next_data(region, idx, &data_idx, &data_end_idx, &seek_rc)) {
+		rc = recover_run(vm, idx, data_idx, false, err);
+		if (!rc)
+			rc = recover_run(vm, data_idx, data_end_idx, true, err);
+		idx = data_end_idx;
+	}
+	if (!rc && seek_rc)
+		rc = error_set(err, -seek_rc, "cannot tell what is in guest memory: %s", strerror(-seek_rc));
+	return rc ? rc : recover_run(vm, idx, end_idx, false, err);
+}
+
+int recover_pages(struct vm *vm, struct error *err)
+{
+	int rc = 0;
+
+	for (size_t i = 0; i < vm->memory.regions_n && !rc; i++)
+		rc = recover_region(vm, &vm->memory.regions[i], err);
+	if (rc)
+		return rc;
+	store_ready(vm->store);
+	FAILPOINT_HERE("recover.mapped");
+	/* until all was in once: a process may have joined that nobody protected */
+	atomic_store(&vm->keeps, false);
+	atomic_store(&vm->tracking, atomic_load(&page_map_header(vm->map)->tracking));
+	/* Register again what should be: the predecessor may have died in the middle of it, and a child that it knew as
+	 * forked may be one that it had not registered yet. */
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		if (vm->snapshot && vm->tracking)
+			continue; /* the VMM did it; what it has mapped anew since has nothing to do with the snapshot */
+		if (vm->tracking || atomic_load(&vm->stored_pages))
+			register_process(vm, vm->spaces.processes[i]);
+		else
+			unregister_process(vm, vm->spaces.processes[i]);
+	}
+	vm_wake_all(vm);
+	return 0;
+}

@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "jobs/restore.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/failpoint.h"
+#include "vm/poison.h"
+
+/* So many pages are copied in one passage of the gate: whoever reads events waits for no more than that. */
+#define PIECE_PAGES 32
+#define COPY_RETRY_NS 50000
+
+/* The pages of a chunk on their way in; page i's bytes stand at buffer + i * PAGE_BYTES. */
+struct batch {
+	struct restorer *restorer;
+	size_t n;
+	uint64_t idx[CHUNK_PAGES];
+	uint64_t claimed[CHUNK_PAGES]; /* 0: no longer ours */
+	uint64_t slots[CHUNK_PAGES];
+	bool bad[CHUNK_PAGES];
+	enum page_state states[CHUNK_PAGES]; /* STORED, or POISONED: that may read well by now */
+};
+
+static void give_back(struct batch *batch, size_t i)
+{
+	uint64_t claimed = batch->claimed[i];
+
+	if (claimed)
+		vm_release(batch->restorer->vm, batch->idx[i], claimed,
+			   page_word_after(claimed, batch->states[i], batch->slots[i], 0));
+	batch->claimed[i] = 0;
+}
+
+static void give_back_from(struct batch *batch, size_t from)
+{
+	struct vm *vm = batch->restorer->vm;
+
+	gate_pass(vm->gate, batch->restorer->lane);
+	for (size_t i = from; i < batch->n; i++)
+		give_back(batch, i);
+	gate_leave(vm->gate, batch->restorer->lane);
+}
+
+static void claim_stored(struct batch *batch, uint64_t page_idx, uint64_t pages)
+{
+	struct vm *vm = batch->restorer->vm;
+
+	for (uint64_t idx = page_idx; idx < page_idx + pages; idx++) {
+		_Atomic uint64_t *at = page_map_word(vm->map, idx);
+		uint64_t word = atomic_load(at), claimed;
+
+		if ((page_state_of(word) != PAGE_STORED && page_state_of(word) != PAGE_POISONED) ||
+		    (word & PAGE_FLAGS) || is_being_lifted(word))
+			continue;
+		claimed = page_word_after(word, page_state_of(word), page_slot_of(word),
+					  PAGE_FILLING | PAGE_BACKGROUND);
+		if (!atomic_compare_exchange_strong(at, &word, claimed))
+			continue;
+		batch->idx[batch->n] = idx;
+		batch->states[batch->n] = page_state_of(word);
+		batch->claimed[batch->n] = claimed;
+		batch->slots[batch->n++] = page_slot_of(word);
+	}
+}
+
+static bool reads_right(struct batch *batch, size_t i)
+{
+	struct vm *vm = batch->restorer->vm;
+
+	return vm_is_right(vm, batch->restorer->buffer + i * PAGE_BYTES,
+			   *page_map_hash(vm->map, batch->idx[i]));
+}
+
+/* All in one go; where that fails, page by page, so that one bad block costs one page. A page that was taken from us
+ * meanwhile may hold anything and is not counted. */
+static void fetch(struct batch *batch)
+{
+	struct restorer *restorer = batch->restorer;
+	struct vm *vm = restorer->vm;
+	int all = store_get(vm->store, batch->slots, batch->n, restorer->buffer);
+
+	FAILPOINT_HERE("restore.fetched");
+	/* a disk that fails takes its time: every fault would wait for it in the gate */
+	for (size_t i = 0; i < batch->n; i++) {
+		batch->bad[i] = all || !reads_right(batch, i);
+		if (batch->bad[i])
+			batch->bad[i] = store_get(vm->store, &batch->slots[i], 1,
+						  restorer->buffer + i * PAGE_BYTES) ||
+					!reads_right(batch, i);
+	}
+	gate_pass(vm->gate, restorer->lane);
+	for (size_t i = 0; i < batch->n; i++) {
+		if (!batch->bad[i])
+			continue;
+		if (is_claim(atomic_load(page_map_word(vm->map, batch->idx[i])), batch->claimed[i]))
+			restorer->unreadable_pages++;
+		give_back(batch, i);
+	}
+	gate_leave(vm->gate, restorer->lane);
+}
+
+/* From here until the copy is done a demand fault waits instead of taking over. False: it already has, or a REMOVE. */
+static bool harden(struct batch *batch, size_t i)
+{
+	_Atomic uint64_t *at = page_map_word(batch->restorer->vm->map, batch->idx[i]);
+	uint64_t seen = batch->claimed[i], next;
+
+	if (!seen)
+		return false;
+	do {
+		next = seen & ~PAGE_BACKGROUND;
+		if (!is_claim(seen, batch->claimed[i])) {
+			batch->claimed[i] = 0;
+			return false;
+		}
+	} while (!atomic_compare_exchange_weak(at, &seen, next));
+	batch->claimed[i] = next & ~PAGE_WAITER;
+	return true;
+}
+
+static void now_resident(struct batch *batch, size_t from, size_t n)
+{
+	struct vm *vm = batch->restorer->vm;
+
+	for (size_t i = from; i < from + n; i++) {
+		bool poisoned = batch->states[i] == PAGE_POISONED;
+
+		vm_release(vm, batch->idx[i], batch->claimed[i],
+			   poisoned ? page_word_after(batch->claimed[i], PAGE_POISONED, PAGE_SLOT_NONE, 0) :
+				      page_word_after(batch->claimed[i], PAGE_IN_MEMFD, 0, 0));
+		batch->claimed[i] = 0;
+		if (poisoned)
+			poison_lift_later(vm, batch->idx[i], 1);
+		else
+			atomic_fetch_sub(&vm->stored_pages, 1);
+	}
+	store_drop(vm->store, &batch->slots[from], n);
+	batch->restorer->restored_pages += n;
+}
+
+/* No process maps the page any more, so none can touch it while we write. It may be mapped anew later; private memory that is
+ * unmapped is gone for good. */
+static int restore_unmapped(struct batch *batch, size_t i)
+{
+	struct vm *vm = batch->restorer->vm;
+	const struct region *region = memory_region_of(&vm->memory, batch->idx[i]);
+	int rc = 0;
+
+	if (!region || region->is_private)
+		return 0;
+	if (memory_is_hole(region, batch->idx[i]))
+		rc = memory_write(region, batch->idx[i], batch->restorer->buffer + i * PAGE_BYTES);
+	else
+		vm_found_present(vm, batch->idx[i]);
+	/* -ERANGE, -EINVAL: the VMM shrank its memfd: the page is given up. */
+	if (rc == -ERANGE || rc == -EINVAL)
+		rc = 0;
+	return rc == -ENOSPC || rc == -EDQUOT ? -ENOMEM : rc && rc != -ENOMEM ? -EIO : rc;
+}
+
+/* Private memory is nowhere else: what could not be put back for any other reason than that it is gone stays out. */
+static bool must_not_be_lost(struct batch *batch, size_t i, enum uffd_outcome outcome)
+{
+	const struct region *region = memory_region_of(&batch->restorer->vm->memory, batch->idx[i]);
+
+	return outcome != UFFD_UNMAPPED && region && region->is_private;
+}
+
+/* So many of the n pages at i, copied to the process, are the guest's now. */
+static size_t landed_run(struct batch *batch, const struct process *process, size_t i, size_t n, int *rc)
+{
+	for (size_t page = 0; page < n; page++) {
+		if (!vm_has_landed(batch->restorer->vm, process, batch->idx[i + page]))
+			*rc = restore_unmapped(batch, i + page);
+		if (*rc)
+			return page;
+	}
+	return n;
+}
+
+/* Copy the run of n pages at i through the first process that can take it. How many were done: 0 with *rc 0 means that
+ * events must pass first. */
+static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
+{
+	struct vm *vm = batch->restorer->vm;
+	char *bytes = batch->restorer->buffer + i * PAGE_BYTES;
+
+	*rc = 0;
+	for (size_t p = 0; p < vm->spaces.n; p++) {
+		struct process *process = vm->spaces.processes[p];
+		uint64_t addr, copied_bytes, run;
+		enum uffd_outcome outcome;
+
+		if (process->gone)
+			continue;
+		run = process_addr_of(process, batch->idx[i], n, &addr);
+		if (!run)
+			continue;
+		outcome = uffd_copy(process->uffd, addr, bytes, bytes_of_pages(run), false, &copied_bytes);
+		switch (outcome) {
+		case UFFD_DONE:
+		case UFFD_RETRY:
+			return landed_run(batch, process, i, pages_of_bytes(copied_bytes), rc);
+		case UFFD_EXISTS:
+			if (!vm_has_landed(vm, process, batch->idx[i])) {
+				*rc = restore_unmapped(batch, i);
+				return *rc ? 0 : 1;
+			}
+			vm_found_present(vm, batch->idx[i]);
+			return 1;
+		case UFFD_NO_MEMORY:
+			*rc = -ENOMEM;
+			return 0;
+		case UFFD_GONE:
+			vm_process_gone(vm, process);
+			continue;
+		default:
+			/* The kernel says the same of a run that crosses from one mapping to the next: mprotect(), madvise()
+			 * and a balloon that maps anew split them where they like. */
+			if (run > 1)
+				return copy_run(batch, i, run / 2, rc);
+			if (must_not_be_lost(batch, i, outcome)) {
+				*rc = -EIO;
+				return 0;
+			}
+			continue; /* this process has unmapped it, or mapped something else there */
+		}
+	}
+	*rc = restore_unmapped(batch, i);
+	return *rc ? 0 : 1;
+}
+
+static size_t hardened_run(struct batch *batch, size_t i, size_t end)
+{
+	size_t n = 0;
+
+	while (i + n < end && (n == 0 || batch->idx[i + n] == batch->idx[i] + n) && harden(batch, i + n))
+		n++;
+	return n;
+}
+
+/* One passage of the gate: pages from *next on, a piece at most. 0, -EAGAIN (nothing came on), -ENOMEM, or -EIO. */
+static int copy_piece(struct batch *batch, size_t *next)
+{
+	struct vm *vm = batch->restorer->vm;
+	size_t start = *next, end = start + PIECE_PAGES < batch->n ? start + PIECE_PAGES : batch->n;
+	int rc = 0;
+
+	gate_pass(vm->gate, batch->restorer->lane);
+	while (*next < end && !rc) {
+		size_t n = hardened_run(batch, *next, end), done;
+
+		if (n == 0) {
+			(*next)++; /* no longer ours */
+			continue;
+		}
+		done = copy_run(batch, *next, n, &rc);
+		now_resident(batch, *next, done);
+		*next += done;
+		if (done == 0 && !rc)
+			rc = -EAGAIN;
+	}
+	gate_leave(vm->gate, batch->restorer->lane);
+	return rc == -EAGAIN && *next > start ? 0 : rc;
+}
+
+int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, struct error *err)
+{
+	struct batch batch = { .restorer = restorer };
+	uint64_t stuck_since_ns = 0;
+	size_t next = 0;
+	int rc = 0;
+
+	claim_stored(&batch, page_idx, pages);
+	if (!batch.n)
+		return 0;
+	FAILPOINT_HERE("restore.claimed");
+	fetch(&batch);
+	while (next < batch.n && !rc) {
+		rc = copy_piece(&batch, &next);
+		FAILPOINT_HERE("restore.copied");
+		if (rc != -EAGAIN) {
+			stuck_since_ns = 0;
+		} else if (!stuck_since_ns || monotonic_ns() - stuck_since_ns < VM_STUCK_NS) {
+			stuck_since_ns = stuck_since_ns ? stuck_since_ns : monotonic_ns();
+			nanosleep(&(struct timespec){ .tv_nsec = COPY_RETRY_NS }, NULL);
+			rc = 0;
+		}
+	}
+	if (!rc)
+		return 0;
+	give_back_from(&batch, next);
+	if (rc == -EAGAIN)
+		return error_set(
+			err, EAGAIN,
+			"a process of the VM is stuck in the middle of changing its memory mappings; "
+			"is it stopped (SIGSTOP, a debugger)?");
+	if (rc == -EIO)
+		return error_set(
+			err, EIO,
+			"the kernel does not take pages for the VM's memory: it is as it was, see the journal");
+	return error_set(
+		err, -rc,
+		"no memory left for the VM's pages to come back to: free some on the host, or raise the "
+		"limits of the VMM's cgroup");
+}

@@ -1,0 +1,647 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "jobs/swapper.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "base/failpoint.h"
+#include "freeze/freeze.h"
+#include "jobs/evict.h"
+#include "jobs/restore.h"
+#include "linux/mappers.h"
+#include "vm/poison.h"
+#include "vm/registration.h"
+
+#define STACK_BYTES ((size_t)256 << 10)
+#define WORKERS_MAX 16
+
+struct swapper {
+	struct vm *vm;
+	pthread_t thread;
+	bool thread_to_join; /* the caller's */
+	_Atomic uint32_t job;
+	_Atomic bool cancel;
+	_Atomic uint64_t progress_pages;
+	_Atomic uint64_t budget_pages; /* of a swap-in; UINT64_MAX: no limit */
+	struct swap_out_options options;
+	struct pins *pins;
+	_Atomic(const char *) pin_check;
+
+	/* What the workers of a job share; under lock. */
+	pthread_mutex_t lock;
+	pthread_cond_t resumed;
+	bool resume; /* swapper_continue() was called */
+	bool frozen;
+	bool free_only;
+	uint64_t joined; /* vm->joined when the pass began */
+	struct window_cursor cursor;
+	struct memory memory; /* as it was when the job began; no region of it is removed while one runs */
+	struct error error;   /* the first one; ends the job */
+	struct evict_counts counts;
+	uint64_t restored_pages, unreadable_pages;
+};
+
+struct worker {
+	struct swapper *swapper;
+	size_t lane;
+	pthread_t thread;
+	char *buffer;
+};
+
+static void fail(struct swapper *swapper, const struct error *error)
+{
+	pthread_mutex_lock(&swapper->lock);
+	if (!swapper->error.code)
+		swapper->error = *error;
+	pthread_mutex_unlock(&swapper->lock);
+}
+
+static bool go_on(struct swapper *swapper)
+{
+	bool failed;
+
+	pthread_mutex_lock(&swapper->lock);
+	failed = swapper->error.code != 0;
+	pthread_mutex_unlock(&swapper->lock);
+	return !failed && !atomic_load(&swapper->cancel);
+}
+
+static bool next_window(struct swapper *swapper, bool data, struct window *out)
+{
+	struct vm *vm = swapper->vm;
+	bool found;
+	int rc;
+
+	/* Not inside the gate: SEEK_HOLE walks 12 ms a GiB, and every page fault of the guest would wait for it. */
+	pthread_mutex_lock(&swapper->lock);
+	found = data ? window_next_data(&swapper->memory, &swapper->cursor, out) :
+		       window_next_used(&swapper->memory, vm->map, &swapper->cursor, out);
+	rc = swapper->cursor.error;
+	if (rc && !swapper->error.code)
+		error_set(&swapper->error, -rc,
+			  "cannot tell what is in guest memory (lseek on its memfd): %s", strerror(-rc));
+	pthread_mutex_unlock(&swapper->lock);
+	return found && !rc;
+}
+
+static void rewind_cursor(struct swapper *swapper)
+{
+	memset(&swapper->cursor, 0, sizeof swapper->cursor);
+}
+
+static void add_counts(struct swapper *swapper, const struct evict_counts *counts)
+{
+	pthread_mutex_lock(&swapper->lock);
+	swapper->counts.stored_pages += counts->stored_pages;
+	swapper->counts.kept_pages += counts->kept_pages;
+	swapper->counts.zero_pages += counts->zero_pages;
+	swapper->counts.written_pages += counts->written_pages;
+	swapper->counts.pinned_pages += counts->pinned_pages;
+	if (counts->longest_stop_ns > swapper->counts.longest_stop_ns)
+		swapper->counts.longest_stop_ns = counts->longest_stop_ns;
+	pthread_mutex_unlock(&swapper->lock);
+}
+
+static struct evictor evictor_of(struct worker *worker)
+{
+	struct swapper *swapper = worker->swapper;
+
+	return (struct evictor){
+		.vm = swapper->vm,
+		.lane = worker->lane,
+		.pins = swapper->pins,
+		.frozen = swapper->frozen,
+		.free_only = swapper->free_only,
+		.buffer = worker->buffer,
+	};
+}
+
+/* Everything is protected before anything is evicted. What the guest writes to all the time then takes itself out of the
+ * operation by one cheap write-protect fault a page, before its turn comes; protecting just before evicting took such pages
+ * out and had to read each back (a thread with 2 % of memory as its hot set got 1.7 % of its speed). And a detector of pins
+ * that needs time between the two has it. Each call protects one window, so the guest stops for no longer than that takes. */
+static void *protect_worker(void *argument)
+{
+	struct worker *worker = argument;
+	struct swapper *swapper = worker->swapper;
+	struct evictor evictor = evictor_of(worker);
+	struct window window;
+
+	while (go_on(swapper) && next_window(swapper, true, &window)) {
+		struct error error = { 0 };
+
+		if (evict_protect(&evictor, &window, &error))
+			fail(swapper, &error);
+	}
+	add_counts(swapper, &evictor.counts);
+	return NULL;
+}
+
+static void *evict_worker(void *argument)
+{
+	struct worker *worker = argument;
+	struct swapper *swapper = worker->swapper;
+	struct evictor evictor = evictor_of(worker);
+	struct window window;
+
+	while (next_window(swapper, true, &window)) {
+		struct error error = { 0 };
+
+		if (!go_on(swapper))
+			evict_abandon(&evictor, &window);
+		else if (evict_protected(&evictor, &window, swapper->joined, &error))
+			fail(swapper, &error);
+		atomic_fetch_add(&swapper->progress_pages, window.pages);
+	}
+	add_counts(swapper, &evictor.counts);
+	return NULL;
+}
+
+#define BUDGET_LOOK_NS 1000000
+
+/* Wait until a window's pages may come back. False: the job ends. */
+static bool take_budget(struct swapper *swapper)
+{
+	uint64_t left = atomic_load(&swapper->budget_pages);
+
+	while (left != UINT64_MAX) {
+		if (left < CHUNK_PAGES) {
+			nanosleep(&(struct timespec){ .tv_nsec = BUDGET_LOOK_NS }, NULL);
+			left = atomic_load(&swapper->budget_pages);
+		} else if (atomic_compare_exchange_strong(&swapper->budget_pages, &left,
+							  left - CHUNK_PAGES)) {
+			break;
+		}
+		if (!go_on(swapper))
+			return false;
+	}
+	return true;
+}
+
+static void *restore_worker(void *argument)
+{
+	struct worker *worker = argument;
+	struct swapper *swapper = worker->swapper;
+	struct restorer restorer = { .vm = swapper->vm, .lane = worker->lane, .buffer = worker->buffer };
+	struct window window;
+
+	while (go_on(swapper) && next_window(swapper, false, &window)) {
+		struct error error = { 0 };
+
+		if (!take_budget(swapper))
+			break;
+		if (restore_chunk(&restorer, window.page_idx, window.pages, &error))
+			fail(swapper, &error);
+		atomic_fetch_add(&swapper->progress_pages, window.pages);
+	}
+	pthread_mutex_lock(&swapper->lock);
+	swapper->restored_pages += restorer.restored_pages;
+	swapper->unreadable_pages += restorer.unreadable_pages;
+	pthread_mutex_unlock(&swapper->lock);
+	return NULL;
+}
+
+/* Run one worker function on all workers until it returns on each. The more the storage lets overlap, the better: while one
+ * chunk is written the next is read. */
+static void run_workers(struct swapper *swapper, void *(*run)(void *))
+{
+	struct worker workers[WORKERS_MAX];
+	size_t n = 0;
+	int code = 0;
+
+	for (; n < swapper->vm->workers_n && !code; n++) {
+		struct worker *worker = &workers[n];
+		pthread_attr_t attr;
+
+		*worker = (struct worker){ .swapper = swapper, .lane = VM_WORKER_LANE(swapper->vm, n) };
+		worker->buffer = mmap(NULL, CHUNK_BYTES, PROT_READ | PROT_WRITE,
+				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+		if (worker->buffer == MAP_FAILED) {
+			code = ENOMEM;
+			break;
+		}
+		pthread_attr_init(&attr);
+		pthread_attr_setstacksize(&attr, STACK_BYTES);
+		code = pthread_create(&worker->thread, &attr, run, worker);
+		pthread_attr_destroy(&attr);
+		if (code) {
+			munmap(worker->buffer, CHUNK_BYTES);
+			break;
+		}
+	}
+	if (code && n == 0) { /* with one worker at least, the job only takes longer */
+		struct error error;
+
+		error_set(&error, code, "cannot start a worker thread: %s", strerror(code));
+		fail(swapper, &error);
+	}
+	while (n-- > 0) {
+		pthread_join(workers[n].thread, NULL);
+		munmap(workers[n].buffer, CHUNK_BYTES);
+	}
+}
+
+static void track(struct swapper *swapper, bool on)
+{
+	struct vm *vm = swapper->vm;
+
+	gate_hold_alone(vm->gate);
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		if (on)
+			register_process(vm, vm->spaces.processes[i]);
+		else
+			unregister_process(vm, vm->spaces.processes[i]);
+	}
+	atomic_store(&vm->tracking, on);
+	atomic_store(&page_map_header(vm->map)->tracking, on);
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		on = on && vm->spaces.processes[i]->protects;
+	atomic_store(&vm->keeps, on);
+	gate_release(vm->gate);
+}
+
+static uint64_t pages_out(struct vm *vm)
+{
+	return atomic_load(&vm->stored_pages) + atomic_load(&vm->poisoned_pages);
+}
+
+static bool all_watched(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+	bool all = true;
+
+	gate_pass(vm->gate, VM_JOB_LANE(vm));
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		all = all && (vm->spaces.processes[i]->gone || !vm->spaces.processes[i]->unwatched);
+	gate_leave(vm->gate, VM_JOB_LANE(vm));
+	return all;
+}
+
+static bool all_protect(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+	bool all = true;
+
+	gate_pass(vm->gate, VM_JOB_LANE(vm));
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		all = all && (vm->spaces.processes[i]->gone || vm->spaces.processes[i]->protects);
+	gate_leave(vm->gate, VM_JOB_LANE(vm));
+	return all;
+}
+
+/* Every process that maps a memfd of the VM, whether we know it or not. */
+static int list_mappers(void *ctx, struct pid_list *out)
+{
+	struct swapper *swapper = ctx;
+	struct memory *memory = &swapper->memory;
+	struct mapped_file files[MEMORY_MAX_REGIONS];
+	struct mapper_list found = { 0 };
+	size_t files_n = 0;
+	int rc = 0;
+
+	for (size_t i = 0; i < memory->regions_n; i++)
+		if (memory->regions[i].fd >= 0)
+			files[files_n++] =
+				(struct mapped_file){ memory->regions[i].device, memory->regions[i].inode };
+	rc = mappers_find(files, files_n, &found);
+	for (size_t i = 0; i < found.pids.pids_n && !rc; i++)
+		rc = pid_list_add(out, found.pids.pids[i]);
+	mappers_free(&found);
+	return rc;
+}
+
+static int choose_mode(struct swapper *swapper, enum swap_mode *mode)
+{
+	*mode = swapper->options.mode;
+	if (*mode == MODE_AUTO)
+		*mode = all_protect(swapper) ? MODE_LIVE : MODE_FREEZE;
+	if (*mode == MODE_LIVE && !all_protect(swapper))
+		return error_set(
+			&swapper->error, ENOTSUP,
+			"swap-out of a running guest needs write-protection by userfaultfd, which this kernel (or "
+			"the VMM's userfaultfd) does not offer for shared memory: set Mode=freeze or Mode=auto");
+	return 0;
+}
+
+/* Pins of before the freeze or the protect are visible from then on; the weakest way only waits and hopes. */
+static int prepare_pin_check(struct swapper *swapper)
+{
+	pins_destroy(swapper->pins);
+	swapper->pins = NULL;
+	if (!swapper->options.check_pins) {
+		atomic_store(&swapper->pin_check, "none");
+		return 0;
+	}
+	int rc = pins_create(&swapper->options.pins, &swapper->pins, &swapper->error);
+
+	atomic_store(&swapper->pin_check, pins_kind(swapper->pins));
+	return rc;
+}
+
+/* Until swapper_continue(), the time is over (0: without limit), or the job is turned back. */
+static void pause_job(struct swapper *swapper, uint32_t limit_ms)
+{
+	uint64_t until_ns = limit_ms ? monotonic_ns() + (uint64_t)limit_ms * 1000000 : UINT64_MAX;
+
+	pthread_mutex_lock(&swapper->lock);
+	while (!swapper->resume && !atomic_load(&swapper->cancel) && monotonic_ns() < until_ns) {
+		struct timespec soon;
+
+		clock_gettime(CLOCK_REALTIME, &soon);
+		soon.tv_nsec += 10000000;
+		soon.tv_sec += soon.tv_nsec / 1000000000;
+		soon.tv_nsec %= 1000000000;
+		pthread_cond_timedwait(&swapper->resumed, &swapper->lock, &soon);
+	}
+	pthread_mutex_unlock(&swapper->lock);
+}
+
+/* What the guest writes to all the time takes itself out of the operation now, page by page, for as long as many do: each costs
+ * some 15 us here, and a read from a disk that is busy with our own writes (half a millisecond) if it is evicted first. An idle
+ * guest makes us wait for one look. */
+#define HOT_LOOK_NS 2000000
+#define HOT_LOOKS_A_GIB 50 /* at most: 2 % of a GiB take 80 ms */
+#define HOT_WRITES_A_LOOK 8
+
+static void let_hot_pages_out(struct swapper *swapper)
+{
+	uint64_t looks_max = (1 + (memory_resident_pages(&swapper->memory) >> 18)) * HOT_LOOKS_A_GIB;
+
+	for (uint64_t look = 0; look < looks_max && go_on(swapper); look++) {
+		uint64_t before = atomic_load(&swapper->vm->writes_seen);
+
+		nanosleep(&(struct timespec){ .tv_nsec = HOT_LOOK_NS }, NULL);
+		if (atomic_load(&swapper->vm->writes_seen) - before < HOT_WRITES_A_LOOK)
+			return;
+	}
+}
+
+/* I/O into guest memory that was under way before the protect comes to its end: the VMM's block layer is drained by whoever
+ * reads our notices, or just given time. Requests made from now on fault. */
+static void let_io_end(struct swapper *swapper)
+{
+	struct notice protected = { .kind = NOTICE_PROTECTED, .job = JOB_SWAP_OUT };
+	uint32_t settle_ms = pins_settle_ms(swapper->pins);
+
+	if (settle_ms) {
+		pause_job(swapper, settle_ms);
+	} else if (strcmp(pins_kind(swapper->pins), "qmp") == 0) {
+		notices_post(swapper->vm->notices, &protected);
+		pause_job(swapper, 0);
+	}
+}
+
+static void pass_over_memory(struct swapper *swapper)
+{
+	swapper->counts.pinned_pages = 0;
+	swapper->counts.written_pages = 0;
+	swapper->joined = atomic_load(&swapper->vm->joined);
+	swapper->resume = false;
+	rewind_cursor(swapper);
+	run_workers(swapper, protect_worker);
+	if (!swapper->frozen)
+		let_hot_pages_out(swapper);
+	if (swapper->pins && go_on(swapper)) {
+		let_io_end(swapper);
+		pins_begin_pass(swapper->pins);
+	}
+	rewind_cursor(swapper);
+	run_workers(swapper, evict_worker);
+}
+
+static void passes_over_memory(struct swapper *swapper)
+{
+	for (uint32_t pass = 0; pass < swapper->options.max_passes; pass++) {
+		uint64_t before = swapper->counts.stored_pages + swapper->counts.zero_pages;
+
+		atomic_store(&swapper->progress_pages, 0);
+		pass_over_memory(swapper);
+		if (!go_on(swapper) || swapper->counts.stored_pages + swapper->counts.zero_pages == before ||
+		    memory_resident_pages(&swapper->memory) <= swapper->options.until_resident_pages)
+			break;
+	}
+}
+
+static void swap_out(struct swapper *swapper)
+{
+	struct page_map_header *header = page_map_header(swapper->vm->map);
+	struct freeze *freeze = NULL;
+	enum swap_mode mode;
+
+	if (!swapper->vm->tracking)
+		track(swapper, true);
+	if (!all_watched(swapper)) {
+		error_set(
+			&swapper->error, EINVAL,
+			"guest memory of a process cannot be registered with its userfaultfd (the log has which): nothing may "
+			"be swapped out");
+		if (!pages_out(swapper->vm))
+			track(swapper, false);
+		return;
+	}
+	if (choose_mode(swapper, &mode) || prepare_pin_check(swapper))
+		return;
+	swapper->frozen = mode == MODE_FREEZE;
+	if (swapper->frozen && freeze_create(list_mappers, swapper, swapper->options.freeze_timeout_ms,
+					     &freeze, &swapper->error))
+		return;
+	atomic_store(&header->copied_pages, 0);
+	atomic_store(&header->zeroed_pages, 0);
+	atomic_store(&header->redundant_pages, 0);
+	atomic_store(&header->last_mode, mode);
+	passes_over_memory(swapper);
+	if (freeze)
+		freeze_thaw(freeze);
+	atomic_store(&header->pause_us,
+		     freeze ? freeze_duration_us(freeze) : swapper->counts.longest_stop_ns / 1000);
+	atomic_store(&header->pinned_pages, swapper->counts.pinned_pages);
+	freeze_destroy(freeze);
+}
+
+static void swap_in(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+
+	/* Demand faults bring pages back too, and may give up on one that we then have to try: so until nothing is out. A
+	 * poisoned page may read well by now. */
+	while (pages_out(vm) && go_on(swapper)) {
+		uint64_t before = pages_out(vm);
+
+		swapper->unreadable_pages = 0;
+		rewind_cursor(swapper);
+		run_workers(swapper, restore_worker);
+		poison_lift(vm, VM_JOB_LANE(vm));
+		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) &&
+		    pages_out(vm) >= before)
+			break; /* else a demand fault has some, and will let go of them */
+		if (pages_out(vm) >= before)
+			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+	}
+	if (!go_on(swapper))
+		return;
+	if (pages_out(vm)) {
+		error_set(
+			&swapper->error, EIO,
+			"%llu pages of guest memory cannot be read back from the %s file: they are still out, and the VM "
+			"cannot be released while they are",
+			(unsigned long long)pages_out(vm), vm->snapshot ? "snapshot's" : "swap");
+		return;
+	}
+	track(swapper, false);
+	vm_drop_kept_copies(vm);
+	store_trim(vm->store);
+}
+
+static void trim(struct swapper *swapper)
+{
+	if (swapper->vm->tracking && !prepare_pin_check(swapper)) {
+		swapper->free_only = true;
+		pass_over_memory(swapper);
+	}
+	store_trim(swapper->vm->store);
+}
+
+static void *run_job(void *argument)
+{
+	struct swapper *swapper = argument;
+	struct page_map_header *header = page_map_header(swapper->vm->map);
+	struct notice done = { .kind = NOTICE_JOB_DONE, .job = atomic_load(&swapper->job) };
+	uint64_t since_ns = monotonic_ns();
+
+	switch (done.job) {
+	case JOB_SWAP_OUT:
+		swap_out(swapper);
+		atomic_store(&header->swap_time_ms, (monotonic_ns() - since_ns) / 1000000);
+		break;
+	case JOB_SWAP_IN:
+		swap_in(swapper);
+		break;
+	case JOB_TRIM:
+		trim(swapper);
+		break;
+	}
+	FAILPOINT_HERE("swapper.done");
+	atomic_store(&header->job, JOB_NONE);
+	done.cancelled = atomic_load(&swapper->cancel);
+	done.code = swapper->error.code;
+	memcpy(done.message, swapper->error.message, sizeof done.message);
+	pins_destroy(swapper->pins);
+	swapper->pins = NULL;
+	atomic_store(&swapper->job, JOB_NONE);
+	notices_post(swapper->vm->notices, &done);
+	return NULL;
+}
+
+int swapper_create(struct vm *vm, struct swapper **out, struct error *err)
+{
+	struct swapper *swapper = calloc(1, sizeof *swapper);
+
+	if (!swapper)
+		return error_set(err, ENOMEM, "no memory for the swapper");
+	swapper->vm = vm;
+	atomic_init(&swapper->pin_check, "");
+	atomic_init(&swapper->budget_pages, UINT64_MAX);
+	pthread_mutex_init(&swapper->lock, NULL);
+	pthread_cond_init(&swapper->resumed, NULL);
+	*out = swapper;
+	return 0;
+}
+
+static void join_last(struct swapper *swapper)
+{
+	if (swapper->thread_to_join)
+		pthread_join(swapper->thread, NULL);
+	swapper->thread_to_join = false;
+}
+
+void swapper_stop(struct swapper *swapper)
+{
+	swapper_cancel(swapper);
+	join_last(swapper);
+}
+
+void swapper_destroy(struct swapper *swapper)
+{
+	if (!swapper)
+		return;
+	swapper_stop(swapper);
+	pins_destroy(swapper->pins);
+	pthread_cond_destroy(&swapper->resumed);
+	pthread_mutex_destroy(&swapper->lock);
+	free(swapper);
+}
+
+int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options,
+		  struct error *err)
+{
+	struct page_map_header *header = page_map_header(swapper->vm->map);
+	int code;
+
+	if (atomic_load(&swapper->job) != JOB_NONE)
+		return error_set(err, EBUSY, "another operation is still under way");
+	if (swapper->vm->snapshot && job != JOB_SWAP_IN)
+		return error_set(
+			err, ENOTSUP,
+			"memory that came from a snapshot is the VMM's own: nothing of it can go out");
+	join_last(swapper);
+	swapper->options = *options;
+	swapper->frozen = swapper->free_only = false;
+	memset(&swapper->error, 0, sizeof swapper->error);
+	memset(&swapper->counts, 0, sizeof swapper->counts);
+	swapper->restored_pages = swapper->unreadable_pages = 0;
+	swapper->memory = swapper->vm->memory; /* only who calls us changes it */
+	atomic_store(&swapper->cancel, false);
+	atomic_store(&swapper->progress_pages, 0);
+	atomic_store(&swapper->job, job);
+	atomic_store(&header->job, job); /* now: once this has returned, a successor must know of the order */
+	code = pthread_create(&swapper->thread, NULL, run_job, swapper);
+	if (code) {
+		atomic_store(&header->job, JOB_NONE);
+		atomic_store(&swapper->job, JOB_NONE);
+		return error_set(err, code, "cannot start a thread: %s", strerror(code));
+	}
+	swapper->thread_to_join = true;
+	return 0;
+}
+
+void swapper_forget_last(struct swapper *swapper)
+{
+	if (atomic_load(&swapper->job) == JOB_NONE)
+		atomic_store(&page_map_header(swapper->vm->map)->job, JOB_NONE);
+}
+
+void swapper_continue(struct swapper *swapper)
+{
+	pthread_mutex_lock(&swapper->lock);
+	swapper->resume = true;
+	pthread_cond_broadcast(&swapper->resumed);
+	pthread_mutex_unlock(&swapper->lock);
+}
+
+void swapper_cancel(struct swapper *swapper)
+{
+	atomic_store(&swapper->cancel, true);
+}
+
+void swapper_set_budget(struct swapper *swapper, uint64_t pages)
+{
+	atomic_store(&swapper->budget_pages, pages);
+}
+
+enum job_kind swapper_job(const struct swapper *swapper)
+{
+	return (enum job_kind)atomic_load(&swapper->job);
+}
+
+uint64_t swapper_progress_pages(const struct swapper *swapper)
+{
+	return atomic_load(&swapper->progress_pages);
+}
+
+const char *swapper_pin_check(const struct swapper *swapper)
+{
+	return atomic_load(&swapper->pin_check);
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Which processes map the guest's memory, and where. */
+#ifndef VMMSWAP_MAPPERS_H
+#define VMMSWAP_MAPPERS_H
+
+#include "linux/procfs.h"
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* A file as /proc/PID/maps names it. */
+struct mapped_file {
+	dev_t dev;
+	ino_t ino;
+};
+
+/* One shared mapping of one of the files. */
+struct mapping {
+	pid_t pid;
+	uint64_t addr;
+	uint64_t size_bytes;
+	uint64_t offset_bytes; /* where in the file it begins */
+	size_t file_idx;       /* which of the files asked for */
+};
+
+struct mapper_list {
+	struct mapping *mappings; /* grouped by process, addresses ascending in each */
+	size_t mappings_n;
+	size_t mappings_max;	    /* allocated */
+	struct pid_list pids;	    /* processes with at least one mapping, each once */
+	struct pid_list unreadable; /* processes whose maps we may not read: they may be mappers or not */
+};
+
+/* The name under which maps shows an open file. Holds for shmem and hugetlbfs, so for every memfd. (Not
+ * everywhere: btrfs and overlayfs give fstat() a device number that maps does not show.) 0 or -errno. */
+int mappers_file_of(int fd, struct mapped_file *out);
+
+/* Look through all processes but our own (all its threads share one memory, so one look does). Private
+ * mappings do not count: they cannot be swapped and are refused elsewhere. Kernel threads, zombies and
+ * processes that end while we look are passed over. The picture is the kernel's at the time each line was
+ * read: a process that runs meanwhile may add or drop mappings, and where /proc is mounted with hidepid=
+ * others' processes are missing altogether. 0, -ENOMEM or the -errno of reading /proc. On success the
+ * caller frees the list. */
+int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out);
+void mappers_free(struct mapper_list *list); /* leaves an empty list */
+
+#endif

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "linux/procfs.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+int pid_list_add(struct pid_list *list, pid_t pid)
+{
+	if (list->pids_n == list->pids_max) {
+		size_t max = list->pids_max ? 2 * list->pids_max : 64;
+		pid_t *pids = realloc(list->pids, max * sizeof *pids);
+
+		if (!pids)
+			return -ENOMEM;
+		list->pids = pids;
+		list->pids_max = max;
+	}
+	list->pids[list->pids_n++] = pid;
+	return 0;
+}
+
+void pid_list_free(struct pid_list *list)
+{
+	free(list->pids);
+	*list = (struct pid_list){ 0 };
+}
+
+int procfs_list(const char *dir_path, struct pid_list *out)
+{
+	struct dirent *entry;
+	int rc = 0;
+	DIR *dir = opendir(dir_path);
+
+	if (!dir)
+		return -errno;
+	while (!rc) {
+		char *end;
+		long id;
+
+		errno = 0;
+		entry = readdir(dir);
+		if (!entry) {
+			rc = -errno;
+			break;
+		}
+		id = strtol(entry->d_name, &end, 10);
+		if (id > 0 && *end == '\0')
+			rc = pid_list_add(out, (pid_t)id);
+	}
+	closedir(dir);
+	return rc;
+}
+
+/* One of the small files of a thread, which the kernel hands out in one read. */
+static int read_file(pid_t pid, pid_t tid, const char *name, char *out, size_t out_bytes)
+{
+	char path[64];
+	ssize_t got;
+	int fd, rc;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/%s", pid, tid, name);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	got = read(fd, out, out_bytes - 1);
+	rc = got < 0 ? -errno : 0;
+	close(fd);
+	out[got < 0 ? 0 : got] = '\0';
+	return rc;
+}
+
+int procfs_task(pid_t pid, pid_t tid, struct procfs_task *out)
+{
+	char text[512], *name, *end;
+	size_t length;
+	int rc = read_file(pid, tid, "stat", text, sizeof text);
+
+	if (rc)
+		return rc;
+	/* "TID (NAME) STATE ...": the name is the process's own choice and may hold ") Z", so the last
+	 * bracket counts. */
+	name = strchr(text, '(');
+	end = strrchr(text, ')');
+	if (!name || !end || end < name || end[1] != ' ' || !end[2])
+		return -EIO;
+	out->state = end[2];
+	length = (size_t)(end - name) - 1;
+	if (length >= sizeof out->name)
+		length = sizeof out->name - 1;
+	for (size_t i = 0; i < length; i++)
+		out->name[i] = name[1 + i] >= ' ' && name[1 + i] <= '~' ? name[1 + i] : '?';
+	out->name[length] = '\0';
+	return 0;
+}
+
+pid_t procfs_tracer(pid_t pid, pid_t tid)
+{
+	static const char key[] = "\nTracerPid:";
+	char text[4096], *at;
+
+	if (read_file(pid, tid, "status", text, sizeof text))
+		return 0;
+	at = strstr(text, key);
+	return at ? (pid_t)strtol(at + strlen(key), NULL, 10) : 0;
+}
+
+void procfs_wait_channel(pid_t pid, pid_t tid, char *out, size_t out_bytes)
+{
+	if (read_file(pid, tid, "wchan", out, out_bytes) || !*out || !strcmp(out, "0"))
+		snprintf(out, out_bytes, "?");
+}

@@ -1,0 +1,253 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "linux/uffd.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "base/failpoint.h"
+
+#ifndef UFFDIO_POISON /* since Linux 6.6; Debian 12's headers are older */
+struct uffdio_poison {
+	struct uffdio_range range;
+	__u64 mode;
+	__s64 updated;
+};
+#define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
+#endif
+
+const char *uffd_outcome_text(enum uffd_outcome outcome)
+{
+	switch (outcome) {
+	case UFFD_DONE:
+		return "done";
+	case UFFD_EXISTS:
+		return "the page is already present";
+	case UFFD_RETRY:
+		return "an event of the process waits to be read";
+	case UFFD_GONE:
+		return "the process is gone";
+	case UFFD_UNMAPPED:
+		return "the range is not mapped or not registered";
+	case UFFD_NO_MEMORY:
+		return "no memory left for the process";
+	case UFFD_BEYOND:
+		return "the range is beyond the end of its memfd";
+	case UFFD_REFUSED:
+		return "the kernel refused";
+	}
+	return "unknown outcome";
+}
+
+static enum uffd_outcome outcome_of(int code)
+{
+	switch (code) {
+	case EEXIST:
+		return UFFD_EXISTS;
+	case EAGAIN:
+		return UFFD_RETRY;
+	case ESRCH:
+		return UFFD_GONE;
+	case ENOENT:
+		return UFFD_UNMAPPED;
+	case ENOMEM:
+		return UFFD_NO_MEMORY;
+	case EFAULT:
+		return UFFD_BEYOND;
+	default:
+		return UFFD_REFUSED;
+	}
+}
+
+/* Hardly anything is mapped there (vm.mmap_min_addr's default), and no guest memory. */
+#define NOWHERE_ADDR 0x10000
+
+/* (Un)register take the mm by mmget_not_zero and answer ENOMEM where the others say ESRCH, but also where a mapping cannot be
+ * split: the process has as many as it may (vm.max_map_count). A request that is refused otherwise tells which it is. */
+static enum uffd_outcome registration_outcome(int uffd, int code)
+{
+	struct uffdio_zeropage request = { .range = { .start = NOWHERE_ADDR, .len = 4096 } };
+
+	if (code == ENOMEM && ioctl(uffd, UFFDIO_ZEROPAGE, &request) < 0 && errno == ESRCH)
+		code = ESRCH;
+	if (code == ENOMEM)
+		return UFFD_NO_MEMORY;
+	return code == ESRCH ? UFFD_GONE : UFFD_REFUSED;
+}
+
+#define MISSING_AND_MINOR (UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_MINOR)
+
+static enum uffd_outcome register_mode(int uffd, uint64_t addr, uint64_t size_bytes, uint64_t mode)
+{
+	struct uffdio_register request = { .range = { .start = addr, .len = size_bytes }, .mode = mode };
+
+	if (ioctl(uffd, UFFDIO_REGISTER, &request) == 0)
+		return UFFD_DONE;
+	return registration_outcome(uffd, errno);
+}
+
+enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
+{
+	return register_mode(uffd, addr, size_bytes,
+			     UFFDIO_REGISTER_MODE_MISSING | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0));
+}
+
+enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	struct uffdio_range range = { .start = addr, .len = size_bytes };
+
+	if (ioctl(uffd, UFFDIO_UNREGISTER, &range) == 0)
+		return UFFD_DONE;
+	return registration_outcome(uffd, errno);
+}
+
+/* Minor faults, for pages that the file has and the process has not mapped yet, are granted to shmem alone, and to all of a range or
+ * to none (Linux fs/userfaultfd.c, vma_can_userfault()): that is how private memory is told from a guest's. Wanted they are not, as
+ * each would cost a wake-up. A mode that adds nothing to what is registered changes nothing, and any other takes its place: so
+ * asking for missing and minor faults, and then for missing and write-protect faults, never loses the missing ones. Where there is
+ * no write-protection, minor faults stay, and are served. */
+enum uffd_outcome uffd_register_shared(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
+{
+	enum uffd_outcome outcome = register_mode(uffd, addr, size_bytes, MISSING_AND_MINOR);
+
+	FAILPOINT_HERE("uffd.minor");
+	return outcome == UFFD_DONE ? uffd_register(uffd, addr, size_bytes, write_protect) : outcome;
+}
+
+enum uffd_outcome uffd_register_more(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
+{
+	return register_mode(uffd, addr, size_bytes,
+			     MISSING_AND_MINOR | (write_protect ? UFFDIO_REGISTER_MODE_WP : 0));
+}
+
+enum uffd_outcome uffd_unregister_shared(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	enum uffd_outcome outcome = register_mode(uffd, addr, size_bytes, MISSING_AND_MINOR);
+	enum uffd_outcome undone = uffd_unregister(uffd, addr, size_bytes);
+
+	uffd_wake(uffd, addr, size_bytes); /* unregistering wakes who waits for missing pages alone */
+	return outcome == UFFD_DONE ? undone : outcome;
+}
+
+/* Memory that nobody may read. The kernel looks for the registration first, and for the bytes only then. */
+static void *unreadable;
+
+static void map_unreadable(void)
+{
+	unreadable = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+enum uffd_answer uffd_is_registered(int uffd, uint64_t addr)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+	struct uffdio_copy request = { .dst = addr, .len = 4096 };
+
+	pthread_once(&once, map_unreadable);
+	request.src = (uint64_t)(uintptr_t)unreadable;
+	if (unreadable == MAP_FAILED || ioctl(uffd, UFFDIO_COPY, &request) == 0)
+		return UFFD_UNKNOWN;
+	if (errno == ENOENT || errno == ESRCH)
+		return UFFD_NO;
+	return errno == EFAULT || errno == EEXIST ? UFFD_YES : UFFD_UNKNOWN;
+}
+
+enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes,
+			    bool write_protect, uint64_t *copied_bytes)
+{
+	struct uffdio_copy request = {
+		.dst = addr,
+		.src = (uint64_t)(uintptr_t)from,
+		.len = size_bytes,
+		.mode = write_protect ? UFFDIO_COPY_MODE_WP : 0,
+	};
+	int rc = FAILPOINT("uffd.copy");
+
+	*copied_bytes = 0;
+	if (rc)
+		return outcome_of(-rc);
+	rc = ioctl(uffd, UFFDIO_COPY, &request);
+	if (rc == 0) {
+		*copied_bytes = size_bytes;
+		return UFFD_DONE;
+	}
+	/* .copy holds a negative errno where nothing was copied, on kernels that write it at all. */
+	if (errno == EAGAIN && request.copy > 0)
+		*copied_bytes = (uint64_t)request.copy;
+	return outcome_of(errno);
+}
+
+enum uffd_outcome uffd_zeropage(int uffd, uint64_t addr)
+{
+	struct uffdio_zeropage request = { .range = { .start = addr, .len = 4096 } };
+	int rc = FAILPOINT("uffd.zeropage");
+
+	if (rc)
+		return outcome_of(-rc);
+	return ioctl(uffd, UFFDIO_ZEROPAGE, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+enum uffd_outcome uffd_poison(int uffd, uint64_t addr)
+{
+	struct uffdio_poison request = { .range = { .start = addr, .len = 4096 } };
+
+	return ioctl(uffd, UFFDIO_POISON, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+enum uffd_outcome uffd_continue(int uffd, uint64_t addr)
+{
+	struct uffdio_continue request = { .range = { .start = addr, .len = 4096 } };
+
+	return ioctl(uffd, UFFDIO_CONTINUE, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	struct uffdio_range range = { .start = addr, .len = size_bytes };
+
+	return ioctl(uffd, UFFDIO_WAKE, &range) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+static enum uffd_outcome set_protection(int uffd, uint64_t addr, uint64_t size_bytes, uint64_t mode)
+{
+	struct uffdio_writeprotect request = { .range = { .start = addr, .len = size_bytes }, .mode = mode };
+
+	return ioctl(uffd, UFFDIO_WRITEPROTECT, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+enum uffd_outcome uffd_protect(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	int rc = FAILPOINT("uffd.protect");
+
+	if (rc)
+		return outcome_of(-rc);
+	return set_protection(uffd, addr, size_bytes, UFFDIO_WRITEPROTECT_MODE_WP);
+}
+
+enum uffd_outcome uffd_unprotect(int uffd, uint64_t addr, uint64_t size_bytes)
+{
+	return set_protection(uffd, addr, size_bytes, 0);
+}
+
+/* O_NONBLOCK belongs to the open file, which the VMM shares: it can clear the flag between any two of our calls, and a
+ * plain read() would then sleep in the kernel with a lock held. RWF_NOWAIT asks per call. Kernels before 6.10 refuse it
+ * for userfaultfd (EOPNOTSUPP): there the flag is set again before each read, which narrows the window and no more. */
+int uffd_read(int uffd, struct uffd_msg *messages, size_t messages_n)
+{
+	struct iovec iov = { .iov_base = messages, .iov_len = messages_n * sizeof *messages };
+	ssize_t got = preadv2(uffd, &iov, 1, -1, RWF_NOWAIT);
+
+	if (got < 0 && errno == EOPNOTSUPP) {
+		int flags = fcntl(uffd, F_GETFL);
+
+		if (flags >= 0 && !(flags & O_NONBLOCK))
+			fcntl(uffd, F_SETFL, flags | O_NONBLOCK);
+		got = read(uffd, messages, iov.iov_len);
+	}
+	if (got >= 0)
+		return (int)((size_t)got / sizeof *messages);
+	return errno == EAGAIN || errno == EINTR ? 0 : -errno;
+}

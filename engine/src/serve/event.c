@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "serve/event.h"
+
+#include <errno.h>
+
+#include "base/failpoint.h"
+#include "vm/poison.h"
+
+/* A page that is POISONED holds zeros from now on, for all processes. */
+static void heal_page(struct vm *vm, uint64_t page_idx)
+{
+	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
+	uint64_t seen = atomic_load(word), slot_idx = page_slot_of(seen);
+
+	if (slot_idx == PAGE_SLOT_NONE)
+		return;
+	while (!atomic_compare_exchange_weak(word, &seen,
+					     page_word_after(seen, PAGE_POISONED, PAGE_SLOT_NONE,
+							     seen & PAGE_WAITER)))
+		;
+	store_drop(vm->store, &slot_idx, 1);
+	poison_lift_later(vm, page_idx, 1);
+}
+
+/* A hole that is being punched stays marked: whoever faults there must wait until it is done, or the punch would take
+ * what the guest writes next. Everything else about the page is forgotten. */
+static uint64_t give_up_page(struct vm *vm, uint64_t page_idx, uint32_t now_ms)
+{
+	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
+	uint64_t seen = atomic_load(word), next;
+
+	if (page_state_of(seen) == PAGE_POISONED) {
+		heal_page(vm, page_idx);
+		return 0;
+	}
+
+	do {
+		uint64_t kept = seen & PAGE_PUNCHING ? seen & (PAGE_PUNCHING | PAGE_WAITER) : 0;
+
+		next = page_word_after(seen, PAGE_IN_MEMFD, now_ms, kept | PAGE_GIVEN_UP);
+	} while (!atomic_compare_exchange_weak(word, &seen, next));
+
+	if ((seen & PAGE_WAITER) && !(seen & PAGE_PUNCHING))
+		vm_wake(vm, page_idx, 1);
+	return seen;
+}
+
+void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	uint64_t end_idx = page_idx + pages;
+	uint32_t now_ms = vm_now_ms();
+
+	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx < end_idx)
+			vm_drop_copy(vm, give_up_page(vm, idx, now_ms));
+	}
+}
+
+/* By the guest, whose hole may come later, vm.h. A whole chunk of which nothing is known yet is not written to: that would take
+ * memory for all that a balloon takes at first. */
+static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	uint64_t end_idx = page_idx + pages, next_idx;
+	uint32_t now_ms = vm_now_ms();
+
+	for (uint64_t idx = page_idx; idx < end_idx; idx = next_idx) {
+		next_idx = (idx / CHUNK_PAGES + 1) * CHUNK_PAGES;
+		if (next_idx > end_idx)
+			next_idx = end_idx;
+		if (next_idx - idx == CHUNK_PAGES && page_map_next_used(vm->map, idx, next_idx) >= next_idx) {
+			atomic_store(&vm->given_up_ms[idx / CHUNK_PAGES], now_ms);
+			continue;
+		}
+		for (; idx < next_idx; idx++)
+			vm_drop_copy(vm, give_up_page(vm, idx, now_ms));
+	}
+}
+
+static void give_up_addresses(struct vm *vm, struct process *process, uint64_t start_addr, uint64_t end_addr)
+{
+	for (size_t i = 0; i < process->ranges_n; i++) {
+		const struct range *range = &process->ranges[i];
+		uint64_t range_end_addr = range->addr + bytes_of_pages(range->pages);
+		uint64_t from = start_addr > range->addr ? start_addr : range->addr;
+		uint64_t to = end_addr < range_end_addr ? end_addr : range_end_addr;
+
+		if (from < to)
+			give_up_before_the_hole(vm, range->page_idx + pages_of_bytes(from - range->addr),
+						pages_of_bytes(to - from));
+	}
+}
+
+/* Whoever follows us must know. */
+static void tell_moved(struct vm *vm, struct process *process)
+{
+	struct notice notice = { .kind = NOTICE_PROCESS_MOVED, .process_id = process->id };
+
+	if (!atomic_exchange(&process->moved, true))
+		notices_post(vm->notices, &notice);
+}
+
+void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *msg)
+{
+	int rc = 0;
+
+	FAILPOINT_HERE("event.read");
+	switch (msg->event) {
+	case UFFD_EVENT_REMOVE:
+		give_up_addresses(vm, process, msg->arg.remove.start, msg->arg.remove.end);
+		break;
+	case UFFD_EVENT_UNMAP:
+		rc = process_forget(process, msg->arg.remove.start, msg->arg.remove.end);
+		break;
+	case UFFD_EVENT_REMAP:
+		rc = process_move(process, msg->arg.remap.from, msg->arg.remap.to, msg->arg.remap.len);
+		break;
+	}
+	if (msg->event != UFFD_EVENT_REMOVE)
+		tell_moved(vm, process);
+	if (rc)
+		notices_odd(vm->notices, UINT64_MAX,
+			    "process %u: cannot follow a change of its mappings (%s)", process->id,
+			    rc == -ENOMEM ? "no memory" : "they overlap");
+}

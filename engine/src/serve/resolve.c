@@ -1,0 +1,381 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "serve/resolve.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/failpoint.h"
+#include "vm/poison.h"
+
+/* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
+#define READ_TRIES 5
+#define STRAY_TRIES 20
+#define FIRST_RETRY_NS 1000000
+#define NO_MEMORY_RETRY_NS 5000000
+
+/* One look at one fault. Lives on the stack of resolve(). */
+struct attempt {
+	struct vm *vm;
+	size_t lane;
+	void *page;
+	struct fault *fault;
+	struct process *process; /* valid while the gate is passed */
+	uint64_t page_idx;
+	_Atomic uint64_t *word;
+	uint64_t claimed;
+};
+
+static bool others_hold(uint64_t word)
+{
+	return (word & PAGE_PUNCHING) || ((word & PAGE_FILLING) && !(word & PAGE_BACKGROUND));
+}
+
+/* Leave word that someone waits. False if the page changed: look again. */
+static bool ask_for_wake(struct attempt *attempt, uint64_t word)
+{
+	return (word & PAGE_WAITER) ||
+	       atomic_compare_exchange_strong(attempt->word, &word, word | PAGE_WAITER);
+}
+
+/* Take the page for ourselves: nobody else fills, protects or evicts it until we release it. A page whose state becomes
+ * IN_MEMFD by that loses its kept copy: it is marked as written before it is un-protected. */
+static bool claim(struct attempt *attempt, uint64_t word, enum page_state state)
+{
+	uint64_t slot_idx = state == PAGE_IN_MEMFD ? 0 : page_slot_of(word);
+	uint64_t before = word;
+
+	attempt->claimed = page_word_after(word, state, slot_idx, PAGE_FILLING | (word & PAGE_WAITER));
+	if (!atomic_compare_exchange_strong(attempt->word, &word, attempt->claimed))
+		return false;
+	if (state == PAGE_IN_MEMFD)
+		vm_drop_copy(attempt->vm, before);
+	return true;
+}
+
+static void release(struct attempt *attempt, enum page_state state)
+{
+	uint64_t slot_idx = state == PAGE_IN_MEMFD ? 0 : page_slot_of(attempt->claimed);
+
+	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
+		   page_word_after(attempt->claimed, state, slot_idx, 0));
+}
+
+static void wake_own(struct attempt *attempt)
+{
+	if (uffd_wake(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES) == UFFD_GONE)
+		vm_process_gone(attempt->vm, attempt->process);
+}
+
+static enum resolved later(struct attempt *attempt, uint64_t delay_ns)
+{
+	attempt->fault->not_before_ns = monotonic_ns() + delay_ns;
+	return RETRY_LATER;
+}
+
+/* What an ioctl that did not fill the page means for the fault. The claim has been released. */
+static enum resolved unfilled(struct attempt *attempt, enum uffd_outcome outcome)
+{
+	switch (outcome) {
+	case UFFD_RETRY:
+		return RETRY_SOON;
+	case UFFD_NO_MEMORY:
+		return later(attempt, NO_MEMORY_RETRY_NS);
+	case UFFD_GONE:
+		vm_process_gone(attempt->vm, attempt->process);
+		return RESOLVED;
+	default:
+		/* Unmapped or cut off meanwhile: the thread's next try gets what the kernel has for such an address. */
+		wake_own(attempt);
+		return RESOLVED;
+	}
+}
+
+static enum resolved fill_zero(struct attempt *attempt)
+{
+	struct page_map_header *header = page_map_header(attempt->vm->map);
+	enum uffd_outcome outcome = UFFD_BEYOND;
+
+	/* A minor fault: see uffd_register_shared(). Whatever protection is lost by that, the page counts as written already. */
+	if (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR)
+		outcome = uffd_continue(attempt->process->uffd, attempt->fault->addr);
+	if (outcome == UFFD_DONE)
+		outcome = UFFD_EXISTS;
+	if (outcome == UFFD_BEYOND) /* nothing is there, or no more */
+		outcome = uffd_zeropage(attempt->process->uffd, attempt->fault->addr);
+	release(attempt, PAGE_IN_MEMFD);
+	if (outcome == UFFD_DONE) {
+		atomic_fetch_add(&header->zeroed_pages, 1);
+		return RESOLVED;
+	}
+	if (outcome == UFFD_EXISTS) {
+		wake_own(attempt);
+		atomic_fetch_add(&header->redundant_pages, 1);
+		return RESOLVED;
+	}
+	return unfilled(attempt, outcome);
+}
+
+/* The access that needs the page gets SIGBUS (a guest: a machine check), never zeros. */
+static enum resolved poison(struct attempt *attempt, int rc)
+{
+	struct notice notice = { .kind = NOTICE_PAGE_POISONED, .page_idx = attempt->page_idx, .code = -rc };
+	bool marked;
+
+	/* The state first: a page of which no process has a marker is then still never taken for a hole. */
+	/* first: a swap-in must not see all pages back in between */
+	atomic_fetch_add(&attempt->vm->poisoned_pages, 1);
+	release(attempt, PAGE_POISONED);
+	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
+	marked = poison_mark(attempt->vm, attempt->page_idx);
+	snprintf(notice.message, sizeof notice.message, "%s",
+		 rc == -EBADMSG ? "its bytes in the store are not those that were put there" : strerror(-rc));
+	notices_post(attempt->vm->notices, &notice);
+	return marked ? RESOLVED : RETRY_SOON;
+}
+
+static enum resolved unreadable(struct attempt *attempt, int rc, bool was_poisoned)
+{
+	unsigned tries = ++attempt->fault->read_errors;
+
+	if (was_poisoned) {
+		release(attempt, PAGE_POISONED);
+		return poison_mark(attempt->vm, attempt->page_idx) ? RESOLVED : RETRY_SOON;
+	}
+	if (tries < READ_TRIES) {
+		release(attempt, PAGE_STORED);
+		return later(attempt, (uint64_t)FIRST_RETRY_NS << (2 * (tries - 1)));
+	}
+	return poison(attempt, rc);
+}
+
+/* The page is resident again. */
+static void leave_store(struct attempt *attempt)
+{
+	release(attempt, PAGE_IN_MEMFD);
+	vm_drop_copy(attempt->vm, attempt->claimed);
+}
+
+/* The page is there; in other processes a marker may be yet. */
+static void healed(struct attempt *attempt)
+{
+	uint64_t slot_idx = page_slot_of(attempt->claimed);
+
+	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
+		   page_word_after(attempt->claimed, PAGE_POISONED, PAGE_SLOT_NONE, 0));
+	store_drop(attempt->vm->store, &slot_idx, 1);
+	poison_lift_later(attempt->vm, attempt->page_idx, 1);
+}
+
+static void keep_copy(struct attempt *attempt)
+{
+	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
+	atomic_fetch_add(&attempt->vm->kept_pages, 1);
+	release(attempt, PAGE_KEPT);
+}
+
+/* A process has memory of its own in the page's place, which it may use; the guest's page stays out. The claim is held, so that no
+ * marker is lifted that a page of the guest's needs. */
+static void leave_other_memory(struct attempt *attempt)
+{
+	if (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR)
+		uffd_continue(attempt->process->uffd, attempt->fault->addr);
+	if (attempt->process->protects)
+		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
+	release(attempt, page_state_of(attempt->claimed));
+	wake_own(attempt);
+}
+
+/* We hold the claim on a page that is out, and yet it is present. What is there now is the truth from here on; the stored
+ * copy would only hide what happened. */
+static enum resolved found_present(struct attempt *attempt)
+{
+	if (!vm_has_landed(attempt->vm, attempt->process, attempt->page_idx)) {
+		leave_other_memory(attempt);
+		return RESOLVED;
+	}
+	vm_found_present(attempt->vm, attempt->page_idx);
+	leave_store(attempt);
+	if (attempt->process->protects)
+		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
+	wake_own(attempt);
+	return RESOLVED;
+}
+
+static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
+{
+	struct vm *vm = attempt->vm;
+	bool keep = !was_poisoned && vm->keeps && !(attempt->fault->flags & UFFD_PAGEFAULT_FLAG_WRITE);
+	uint64_t copied_bytes;
+	enum uffd_outcome outcome;
+
+	FAILPOINT_HERE("resolve.fetched");
+	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, keep,
+			    &copied_bytes);
+	FAILPOINT_HERE("resolve.copied");
+	if (outcome == UFFD_DONE && !vm_has_landed(vm, attempt->process, attempt->page_idx)) {
+		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		return RESOLVED;
+	}
+	if (outcome == UFFD_DONE) {
+		if (was_poisoned)
+			healed(attempt);
+		else if (keep)
+			keep_copy(attempt);
+		else
+			leave_store(attempt);
+		atomic_fetch_add(&page_map_header(vm->map)->copied_pages, 1);
+		return RESOLVED;
+	}
+	if (outcome == UFFD_EXISTS)
+		return found_present(attempt);
+	release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+	return unfilled(attempt, outcome);
+}
+
+static int fetch(struct attempt *attempt, uint32_t hash)
+{
+	uint64_t slot_idx = page_slot_of(attempt->claimed);
+	int rc = store_get(attempt->vm->store, &slot_idx, 1, attempt->page);
+
+	if (!rc && !vm_is_right(attempt->vm, attempt->page, hash))
+		rc = -EBADMSG;
+	return rc;
+}
+
+/* Reading may take milliseconds, so it happens outside of the gate: a REMOVE can take the page from us meanwhile, and then
+ * its slot may hold another page already. So the claim is looked at before the bytes are. */
+static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
+{
+	struct vm *vm = attempt->vm;
+	uint32_t hash = *page_map_hash(vm->map, attempt->page_idx);
+	uint64_t page_idx;
+	int rc;
+
+	gate_leave(vm->gate, attempt->lane);
+	FAILPOINT_HERE("resolve.claimed");
+	rc = fetch(attempt, hash);
+	gate_pass(vm->gate, attempt->lane);
+
+	if (!is_claim(atomic_load(attempt->word), attempt->claimed))
+		return RETRY_SOON;
+	attempt->process = address_space_find(&vm->spaces, attempt->fault->process_id);
+	if (attempt->process && (!process_page_at(attempt->process, attempt->fault->addr, &page_idx) ||
+				 page_idx != attempt->page_idx)) { /* moved or unmapped meanwhile */
+		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		wake_own(attempt);
+		return RESOLVED;
+	}
+	if (!attempt->process || attempt->process->gone) {
+		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		return RESOLVED;
+	}
+	return rc ? unreadable(attempt, rc, was_poisoned) : put_back(attempt, was_poisoned);
+}
+
+static enum resolved missing(struct attempt *attempt)
+{
+	for (;;) {
+		uint64_t word = atomic_load(attempt->word);
+		enum page_state state = page_state_of(word);
+
+		if (others_hold(word) || is_being_lifted(word)) {
+			if (ask_for_wake(attempt, word))
+				return RESOLVED;
+		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
+			/* Poisoned pages are read anew each time that they are needed: a good read heals. */
+			if (claim(attempt, word, state))
+				return fill_stored(attempt, state == PAGE_POISONED);
+		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
+			/* Never touched, or given up; also a page in flight that the VMM punched without an event. */
+			return fill_zero(attempt);
+		}
+	}
+}
+
+/* CONTINUE tells whether the file has the page, and waits for no lock of its inode. In a hole the thread finds that. */
+static enum resolved written_while_out(struct attempt *attempt)
+{
+	enum uffd_outcome outcome = uffd_continue(attempt->process->uffd, attempt->fault->addr);
+	const struct region *region = memory_region_of(&attempt->vm->memory, attempt->page_idx);
+
+	/* EEXIST is also what the kernel says of a page table that somebody else frees just then. */
+	if ((outcome == UFFD_DONE || outcome == UFFD_EXISTS) &&
+	    (attempt->process->id != 0 || (region && !memory_is_hole(region, attempt->page_idx))))
+		return found_present(attempt);
+	release(attempt, page_state_of(attempt->claimed));
+	return unfilled(attempt, outcome);
+}
+
+/* A write to a page that is protected. If the page went out meanwhile, the thread only has to try again: it then finds the
+ * hole. */
+static enum resolved written(struct attempt *attempt)
+{
+	struct vm *vm = attempt->vm;
+
+	for (;;) {
+		uint64_t word = atomic_load(attempt->word);
+		enum page_state state = page_state_of(word);
+
+		if (others_hold(word)) {
+			if (ask_for_wake(attempt, word))
+				return RESOLVED;
+		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
+			if (claim(attempt, word, state))
+				return written_while_out(attempt);
+		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
+			enum uffd_outcome outcome =
+				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
+
+			/* Given up, and written to before its hole is there: that is to come yet. */
+			vm_release(vm, attempt->page_idx, attempt->claimed,
+				   page_word_after(attempt->claimed, PAGE_IN_MEMFD,
+						   word & PAGE_GIVEN_UP ? page_slot_of(word) : 0,
+						   word & PAGE_GIVEN_UP));
+			atomic_fetch_add_explicit(&vm->writes_seen, 1, memory_order_relaxed);
+			return outcome == UFFD_DONE ? RESOLVED : unfilled(attempt, outcome);
+		}
+	}
+}
+
+/* A registered page that is none of the guest's: the dummy page, or something that the VMM registered itself. Nothing was
+ * ever taken from there, so the kernel may serve it as if there were no userfaultfd. */
+static enum resolved stray(struct attempt *attempt)
+{
+	if (attempt->fault->addr != attempt->process->dummy_addr &&
+	    monotonic_ns() - attempt->fault->read_ns < VM_STUCK_NS &&
+	    uffd_is_registered(attempt->process->uffd, attempt->fault->addr) == UFFD_UNKNOWN)
+		/* an event is on its way, which may tell what is there */
+		return later(attempt, FIRST_RETRY_NS);
+	/* A fault at a new address is delivered before the REMAP that explains it: read all events, then look again. */
+	if (attempt->fault->addr != attempt->process->dummy_addr && attempt->fault->strays++ < STRAY_TRIES)
+		return attempt->fault->strays == 1 ? RETRY_SOON : later(attempt, FIRST_RETRY_NS);
+	if (attempt->fault->addr != attempt->process->dummy_addr)
+		notices_odd(
+			attempt->vm->notices, UINT64_MAX,
+			"process %u: page fault at %#llx, which is registered but no guest memory: unregistered",
+			attempt->process->id, (unsigned long long)attempt->fault->addr);
+	uffd_unregister(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
+	wake_own(attempt);
+	return RESOLVED;
+}
+
+enum resolved resolve(struct vm *vm, size_t lane, void *page, struct fault *fault)
+{
+	struct attempt attempt = { .vm = vm, .lane = lane, .page = page, .fault = fault };
+	enum resolved result = RESOLVED;
+
+	gate_pass(vm->gate, lane);
+	attempt.process = address_space_find(&vm->spaces, fault->process_id);
+	if (attempt.process && !attempt.process->gone) {
+		if (!process_page_at(attempt.process, fault->addr, &attempt.page_idx)) {
+			result = stray(&attempt);
+		} else {
+			attempt.word = page_map_word(vm->map, attempt.page_idx);
+			result =
+				fault->flags & UFFD_PAGEFAULT_FLAG_WP ? written(&attempt) : missing(&attempt);
+		}
+	}
+	gate_leave(vm->gate, lane);
+	return result;
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What one page fault needs: look up, claim the page, fetch, put it there, wake, count. */
+#ifndef VMMSWAP_RESOLVE_H
+#define VMMSWAP_RESOLVE_H
+
+#include "vm/vm.h"
+
+/* A fault that waits to be served, or to be tried again. */
+struct fault {
+	uint32_t process_id;
+	uint32_t flags; /* UFFD_PAGEFAULT_FLAG_* */
+	uint64_t addr;	/* page aligned, in that process */
+	uint64_t read_ns;
+	uint64_t not_before_ns; /* 0: now */
+	uint32_t strays;	/* how often its address was not known as guest memory */
+	uint32_t read_errors;	/* how often the store failed to give the page */
+};
+
+enum resolved {
+	RESOLVED,    /* served, or someone else's business who will wake the thread */
+	RETRY_SOON,  /* events of the process must be read first */
+	RETRY_LATER, /* the host is out of memory, or the store could not read: at fault->not_before_ns */
+};
+
+/* lane: the calling fault thread's. page: a page-aligned buffer of one page, the thread's own. The gate is taken inside. */
+enum resolved resolve(struct vm *vm, size_t lane, void *page, struct fault *fault);
+
+#endif

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The processes that map guest memory, each with its uffd, and where each maps what.
+ *
+ * Nothing here locks. The set changes only while the gate is held alone; whoever passes through the gate may read it. */
+#ifndef VMMSWAP_ADDRESS_SPACE_H
+#define VMMSWAP_ADDRESS_SPACE_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/units.h"
+
+struct range {
+	uint64_t addr;
+	uint64_t page_idx;
+	uint64_t pages;
+};
+
+struct process {
+	uint32_t id;	   /* 0: the VMM itself; grows with each process, never used twice */
+	int uffd;	   /* our own dup, or for a forked child the only one there is */
+	_Atomic bool gone; /* its uffd said ESRCH; stays in the set until Python removes it */
+	/* that it changed its mappings was told, and the new ones were not asked for yet */
+	_Atomic bool moved;
+	/* a range could not be registered: pages must not go out while it may be touched there */
+	bool unwatched;
+	bool protects;	     /* write-protect faults are to be had through its uffd */
+	uint64_t dummy_addr; /* 0: none */
+	size_t ranges_n, ranges_room;
+	struct range *ranges; /* sorted by addr */
+};
+
+struct address_spaces {
+	size_t n, room;
+	struct process **processes;
+	uint32_t next_id;
+};
+
+void address_spaces_destroy(struct address_spaces *spaces);
+
+/* The uffd becomes the process's: closed with it. NULL without memory (the uffd is then still the caller's). */
+struct process *address_space_add(struct address_spaces *spaces, int uffd);
+void address_space_remove(struct address_spaces *spaces, uint32_t id);
+struct process *address_space_find(const struct address_spaces *spaces, uint32_t id);
+
+/* -EEXIST if the range overlaps one that is already there. */
+int process_add_range(struct process *process, struct range range);
+bool process_has_range(const struct process *process, const struct range *range);
+int process_copy_ranges(struct process *to, const struct process *from);
+
+/* Forget what the process unmapped, or follow what it moved (UFFD_EVENT_UNMAP, UFFD_EVENT_REMAP). */
+int process_forget(struct process *process, uint64_t start_addr, uint64_t end_addr);
+int process_move(struct process *process, uint64_t from_addr, uint64_t to_addr, uint64_t size_bytes);
+void process_forget_pages(struct process *process, uint64_t page_idx, uint64_t pages);
+
+bool process_page_at(const struct process *process, uint64_t addr, uint64_t *page_idx);
+
+/* Where the process maps the page at page_idx, and how many pages from there on (at most pages_n) it maps in one piece.
+ * 0: it does not map it. */
+uint64_t process_addr_of(const struct process *process, uint64_t page_idx, uint64_t pages_n, uint64_t *addr);
+
+#endif

@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "vm/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include "base/failpoint.h"
+
+void memory_init(struct memory *memory)
+{
+	memset(memory, 0, sizeof *memory);
+	memory->large_folios = memory_detect_large_folios();
+}
+
+void memory_destroy(struct memory *memory)
+{
+	for (size_t i = 0; i < memory->regions_n; i++)
+		if (memory->regions[i].fd >= 0)
+			close(memory->regions[i].fd);
+	memory->regions_n = 0;
+}
+
+/* A received memfd shares its offset and flags with the VMM: SEEK_DATA on it would move the VMM's own position. */
+static int reopen(int memfd)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/self/fd/%d", memfd);
+	return open(path, O_RDWR | O_CLOEXEC);
+}
+
+static int no_place(struct error *err)
+{
+	return error_set(err, E2BIG, "there are %d regions of guest memory, and no more can be",
+			 MEMORY_MAX_REGIONS);
+}
+
+int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+	       struct error *err)
+{
+	struct region *region = &memory->regions[memory->regions_n];
+	uint64_t size_bytes = bytes_of_pages(pages);
+	struct stat status;
+
+	if (memory->regions_n == MEMORY_MAX_REGIONS)
+		return no_place(err);
+	if (fstat(memfd, &status) != 0)
+		return error_set(err, errno, "cannot look at the memfd %d: %s", memfd, strerror(errno));
+	if (pages == 0 || (uint64_t)status.st_size < offset_bytes ||
+	    (uint64_t)status.st_size - offset_bytes < size_bytes)
+		return error_set(err, EINVAL,
+				 "the memfd has %lld bytes, the region needs %llu at offset %llu",
+				 (long long)status.st_size, (unsigned long long)size_bytes,
+				 (unsigned long long)offset_bytes);
+	*region = (struct region){
+		.fd = reopen(memfd),
+		.offset_bytes = offset_bytes,
+		.page_idx = page_idx,
+		.pages = pages,
+		.device = status.st_dev,
+		.inode = status.st_ino,
+		.whole_file = offset_bytes == 0 && (uint64_t)status.st_size == size_bytes,
+	};
+	if (region->fd < 0)
+		return error_set(err, errno, "cannot open the memfd anew for reading and writing: %s",
+				 strerror(errno));
+	memory->regions_n++;
+	return 0;
+}
+
+int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+		       struct error *err)
+{
+	if (memory->regions_n == MEMORY_MAX_REGIONS)
+		return no_place(err);
+	memory->regions[memory->regions_n++] = (struct region){
+		.fd = -1,
+		.is_private = true,
+		.offset_bytes = offset_bytes,
+		.page_idx = page_idx,
+		.pages = pages,
+	};
+	return 0;
+}
+
+void memory_remove(struct memory *memory, uint64_t page_idx)
+{
+	size_t i = 0;
+
+	while (i < memory->regions_n && memory->regions[i].page_idx != page_idx)
+		i++;
+	if (i == memory->regions_n)
+		return;
+	if (memory->regions[i].fd >= 0)
+		close(memory->regions[i].fd);
+	memory->regions_n--;
+	memmove(&memory->regions[i], &memory->regions[i + 1],
+		(memory->regions_n - i) * sizeof memory->regions[0]);
+}
+
+const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx)
+{
+	for (size_t i = 0; i < memory->regions_n; i++) {
+		const struct region *region = &memory->regions[i];
+
+		if (page_idx - region->page_idx < region->pages)
+			return region;
+	}
+	return NULL;
+}
+
+static uint64_t offset_of(const struct region *region, uint64_t page_idx)
+{
+	return region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
+}
+
+bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx,
+		      int *rc)
+{
+	uint64_t region_end_idx = region->page_idx + region->pages;
+	off_t data, hole;
+
+	*rc = FAILPOINT("memory.seek");
+	if (page_idx >= region_end_idx || region->is_private || *rc)
+		return false;
+	data = lseek(region->fd, (off_t)offset_of(region, page_idx), SEEK_DATA);
+	if (data < 0) {
+		*rc = errno == ENXIO ? 0 : -errno;
+		return false;
+	}
+	*start_idx = region->page_idx + pages_of_bytes((uint64_t)data - region->offset_bytes);
+	if (*start_idx >= region_end_idx)
+		return false;
+	hole = lseek(region->fd, data, SEEK_HOLE);
+	if (hole < 0) { /* ENXIO: shrunk meanwhile */
+		*rc = errno == ENXIO ? 0 : -errno;
+		return false;
+	}
+	*end_idx = region->page_idx + pages_of_bytes((uint64_t)hole - region->offset_bytes + PAGE_BYTES - 1);
+	if (*end_idx > region_end_idx)
+		*end_idx = region_end_idx;
+	/* The guest may punch between the two lseeks; then the hole is where the data was. */
+	return *end_idx > *start_idx || memory_next_data(region, *start_idx + 1, start_idx, end_idx, rc);
+}
+
+bool memory_has_data(const struct region *region, uint64_t page_idx, uint64_t pages)
+{
+	off_t data = lseek(region->fd, (off_t)offset_of(region, page_idx), SEEK_DATA);
+
+	return data >= 0 && (uint64_t)data < offset_of(region, page_idx) + bytes_of_pages(pages);
+}
+
+bool memory_is_hole(const struct region *region, uint64_t page_idx)
+{
+	return !memory_has_data(region, page_idx, 1);
+}
+
+static uint64_t counted_pages(const struct region *region)
+{
+	uint64_t start_idx, end_idx, pages = 0;
+	int rc;
+
+	for (uint64_t idx = region->page_idx; memory_next_data(region, idx, &start_idx, &end_idx, &rc);
+	     idx = end_idx)
+		pages += end_idx - start_idx;
+	return pages;
+}
+
+uint64_t memory_resident_pages(const struct memory *memory)
+{
+	uint64_t pages = 0;
+
+	for (size_t i = 0; i < memory->regions_n; i++) {
+		const struct region *region = &memory->regions[i];
+		struct stat status;
+
+		if (region->fd < 0)
+			continue;
+		if (region->whole_file && fstat(region->fd, &status) == 0)
+			pages += pages_of_bytes((uint64_t)status.st_blocks * 512);
+		else
+			pages += counted_pages(region);
+	}
+	return pages;
+}
+
+uint64_t memory_total_pages(const struct memory *memory)
+{
+	uint64_t pages = 0;
+
+	for (size_t i = 0; i < memory->regions_n; i++)
+		pages += memory->regions[i].pages;
+	return pages;
+}
+
+int memory_read(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf)
+{
+	uint64_t offset_bytes = offset_of(region, page_idx), left_bytes = bytes_of_pages(pages);
+	char *to = buf;
+	int rc = FAILPOINT("memory.read");
+
+	if (rc)
+		return rc;
+	while (left_bytes) {
+		ssize_t got = pread(region->fd, to, left_bytes, (off_t)offset_bytes);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return -errno;
+		if (got == 0)
+			return -ERANGE;
+		to += got;
+		offset_bytes += (uint64_t)got;
+		left_bytes -= (uint64_t)got;
+	}
+	return 0;
+}
+
+int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
+{
+	int rc = FAILPOINT("memory.punch");
+
+	if (rc)
+		return rc;
+	while (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)offset_of(region, page_idx), (off_t)bytes_of_pages(pages)) != 0)
+		if (errno != EINTR)
+			return -errno;
+	return 0;
+}
+
+int memory_write(const struct region *region, uint64_t page_idx, const void *page)
+{
+	struct stat status;
+	ssize_t put;
+
+	if (fstat(region->fd, &status) != 0)
+		return -errno;
+	if ((uint64_t)status.st_size < offset_of(region, page_idx) + PAGE_BYTES)
+		return -ERANGE; /* shrunk: a write would make it grow again */
+	put = pwrite(region->fd, page, PAGE_BYTES, (off_t)offset_of(region, page_idx));
+
+	if (put < 0)
+		return -errno;
+	return put == (ssize_t)PAGE_BYTES ? 0 : -ERANGE;
+}
+
+/* Settings look like `always within_size advise [never] deny force`, the chosen one in brackets. */
+static bool setting_rules_folios_out(const char *path)
+{
+	char text[128] = "";
+	FILE *file = fopen(path, "re");
+
+	if (!file)
+		return false;
+	if (!fgets(text, sizeof text, file))
+		text[0] = '\0';
+	fclose(file);
+	return strstr(text, "[never]") || strstr(text, "[deny]");
+}
+
+/* `shmem_enabled` is the old switch for 2 MiB folios of memfds; `hugepages-*` hold one switch for each size, of which
+ * `inherit` follows the old one. A kernel without either has no large folios in shmem. */
+bool memory_detect_large_folios(void)
+{
+	static const char general[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+	bool never = access(general, F_OK) != 0 || setting_rules_folios_out(general);
+	glob_t found;
+	bool large = !never;
+
+	if (glob("/sys/kernel/mm/transparent_hugepage/hugepages-*/shmem_enabled", 0, NULL, &found) == 0) {
+		for (size_t i = 0; i < found.gl_pathc && !large; i++) {
+			char text[128] = "";
+			FILE *file = fopen(found.gl_pathv[i], "re");
+
+			if (file && fgets(text, sizeof text, file))
+				large = !strstr(text, "[never]") && !(never && strstr(text, "[inherit]"));
+			if (file)
+				fclose(file);
+		}
+		globfree(&found);
+	}
+	return large;
+}

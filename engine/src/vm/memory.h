@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Guest memory as files: which page of the guest is where in which memfd. The one room that reads and punches memfds.
+ *
+ * It never maps them: a read through a mapping of ours would fill the guest's holes with zeros, and the guest would then
+ * read those without any event. pread() of a hole allocates nothing. */
+#ifndef VMMSWAP_MEMORY_H
+#define VMMSWAP_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/units.h"
+
+#define MEMORY_MAX_REGIONS 256
+
+struct region {
+	/* opened anew: its offset and flags are not shared with the VMM; -1: private */
+	int fd;
+	bool is_private;       /* the VMM's own anonymous memory: no file shows what is in it */
+	uint64_t offset_bytes; /* where in the memfd, or the snapshot's file, the region starts */
+	uint64_t page_idx;     /* the region's first page, counted over all regions */
+	uint64_t pages;
+	uint64_t device, inode; /* of the memfd, as /proc/PID/maps shows them */
+	bool whole_file;	/* the region is all of its memfd, so that st_blocks counts its pages */
+};
+
+struct memory {
+	size_t regions_n;
+	struct region regions[MEMORY_MAX_REGIONS]; /* by page_idx: pages are numbered as they are added */
+	/* shmem may use folios of more than one page here: see memory_detect_large_folios() */
+	bool large_folios;
+};
+
+void memory_init(struct memory *memory);
+void memory_destroy(struct memory *memory);
+
+/* Add a region of pages that start at page_idx. The memfd is opened anew through /proc/self/fd. -EINVAL for a file that
+ * is too short; -E2BIG for one region too many. */
+int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+	       struct error *err);
+
+/* Add a region of private memory, of which nothing is known but what the page map says. */
+int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+		       struct error *err);
+void memory_remove(struct memory *memory, uint64_t page_idx);
+
+const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx);
+
+/* Pages that are in RAM (or, where the host swaps, in its swap), by the kernel's count of the memfds' blocks. Private memory
+ * is not counted. */
+uint64_t memory_resident_pages(const struct memory *memory);
+uint64_t memory_total_pages(const struct memory *memory);
+
+/* The first resident page of the region at or after page_idx, and where that run of pages ends; false if none is left, or
+ * the region is private.
+ * Walks over the whole run. Errors of lseek other than "no more data" are reported as -errno in *rc. */
+bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx,
+		      int *rc);
+
+/* Whether any of these pages holds data. */
+bool memory_has_data(const struct region *region, uint64_t page_idx, uint64_t pages);
+bool memory_is_hole(const struct region *region, uint64_t page_idx);
+
+/* Read pages into buf. -ERANGE if the memfd ends before them (the VMM shrank it). */
+int memory_read(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf);
+
+/* Give pages back to the host. All of a large folio or nothing: the caller sees to that. */
+int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages);
+
+/* Write one page into a hole that no process maps any more. */
+int memory_write(const struct region *region, uint64_t page_idx, const void *page);
+
+/* Read the kernel's shmem_enabled settings: true unless every one of them rules folios of several pages out. */
+bool memory_detect_large_folios(void);
+
+#endif

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Where each page of guest memory is: one word and one hash a page, in a memfd that outlives the process.
+ *
+ * The word is one atomic: slot, state, flags, generation. All of a page's life is compare-and-swap on it.
+ *
+ *   IN_MEMFD   what the memfd holds at this page is the truth: data, or a hole that reads as zeros
+ *   PROTECTED  a swap-out has write-protected it; the memfd holds the truth until it turns STORED
+ *   STORED     the store's slot holds it, and the memfd has a hole, or will have once PUNCHING ends
+ *   POISONED   it was stored, and can not be read back. Without a slot: the memfd holds the truth, but a process may have
+ *              a poison marker yet, which gives it SIGBUS
+ *   KEPT       it came back unchanged: the memfd holds the truth, write-protected in every process, and the slot holds
+ *              the same bytes, so that the next swap-out need not write them. A kept copy is never served
+ *
+ *   FILLING    one thread is bringing the page in or changing its protection; nobody else may
+ *   BACKGROUND together with FILLING: a swap-in does it, and a demand fault may take it over
+ *   PUNCHING   a hole is being punched here: nothing may be put there until it is done
+ *   WAITER     a guest thread waits for the end of FILLING or PUNCHING and must be woken then
+ *
+ * The flags mean something only to the process that set them. After a crash they are dropped, and the memfd decides:
+ * data there means resident; a hole and STORED: the store has it; a hole and anything else but POISONED: zeros. Kept copies
+ * are dropped: what was written between the predecessor's death and now raised no event that anyone read.
+ *
+ * The generation grows with every claim, so that a thread that was away (reading the store, say) can tell that the page
+ * went through other hands meanwhile, also where it returned to the same state and slot. */
+#ifndef VMMSWAP_PAGE_MAP_H
+#define VMMSWAP_PAGE_MAP_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/units.h"
+
+enum page_state {
+	PAGE_IN_MEMFD = 0,
+	PAGE_PROTECTED = 1,
+	PAGE_STORED = 2,
+	PAGE_POISONED = 3,
+	PAGE_KEPT = 4,
+};
+
+#define PAGE_SLOT_NONE ((uint64_t)UINT32_MAX) /* of a POISONED page: poison.h tells */
+
+#define PAGE_FILLING ((uint64_t)1 << 36)
+#define PAGE_BACKGROUND ((uint64_t)1 << 37)
+#define PAGE_PUNCHING ((uint64_t)1 << 38)
+#define PAGE_WAITER ((uint64_t)1 << 39)
+#define PAGE_FLAGS (PAGE_FILLING | PAGE_BACKGROUND | PAGE_PUNCHING | PAGE_WAITER)
+
+/* Of a page IN_MEMFD that was given up: its hole may come later. The slot says when that was, in ms. */
+#define PAGE_GIVEN_UP ((uint64_t)1 << 40)
+
+#define PAGE_STATE_SHIFT 32
+#define PAGE_GENERATION_SHIFT 44
+#define PAGE_GENERATION_ONE ((uint64_t)1 << PAGE_GENERATION_SHIFT)
+
+static inline enum page_state page_state_of(uint64_t word)
+{
+	return (enum page_state)((word >> PAGE_STATE_SHIFT) & 0xf);
+}
+
+static inline uint64_t page_slot_of(uint64_t word)
+{
+	return word & 0xffffffff;
+}
+
+/* The word that follows `word`: a new state, slot and flags, the next generation. */
+static inline uint64_t page_word_after(uint64_t word, enum page_state state, uint64_t slot_idx,
+				       uint64_t flags)
+{
+	uint64_t generation = (word & ~(PAGE_GENERATION_ONE - 1)) + PAGE_GENERATION_ONE;
+
+	return generation | flags | ((uint64_t)state << PAGE_STATE_SHIFT) | slot_idx;
+}
+
+#define PAGE_MAP_VERSION 1
+#define PAGE_MAP_MAX_PAGES ((uint64_t)1 << 30) /* 4 TiB of guest memory */
+
+/* What a successor needs to know besides the pages; lives in the memfd's first page. */
+struct page_map_header {
+	char magic[8];
+	uint32_t version;
+	uint32_t page_shift;
+	_Atomic uint64_t pages_n; /* in all regions, in the order in which they were added */
+	_Atomic uint64_t copied_pages;
+	_Atomic uint64_t zeroed_pages;
+	_Atomic uint64_t redundant_pages;
+	_Atomic uint64_t swap_time_ms;
+	_Atomic uint64_t pause_us;
+	_Atomic uint64_t written_bytes; /* by the processes before this one */
+	_Atomic uint64_t pinned_pages;
+	_Atomic uint32_t last_mode; /* enum swap_mode of the last swap-out */
+	_Atomic uint32_t job;	    /* enum job_kind under way, for a successor to finish */
+	_Atomic uint32_t tracking;  /* regions are registered with the uffds */
+	uint64_t snapshot_bytes;    /* the snapshot's memory file when the VM registered; 0: there is none */
+	int64_t snapshot_mtime_ns;
+};
+
+struct page_map;
+
+int page_map_create(struct page_map **out, struct error *err);
+
+/* Take over the map of a process that died. The fd is dup'ed. -EPROTO for another version or no page map at all. */
+int page_map_adopt(int fd, struct page_map **out, struct error *err);
+
+void page_map_destroy(struct page_map *map);
+
+int page_map_fd(const struct page_map *map);
+struct page_map_header *page_map_header(struct page_map *map);
+
+/* Append pages; *first_page_idx is where they start. In an adopted map the same calls in the same order give the pages
+ * that are already there. -E2BIG beyond PAGE_MAP_MAX_PAGES. */
+int page_map_add_pages(struct page_map *map, uint64_t pages_n, uint64_t *first_page_idx, struct error *err);
+
+_Atomic uint64_t *page_map_word(struct page_map *map, uint64_t page_idx);
+uint32_t *page_map_hash(struct page_map *map, uint64_t page_idx);
+
+/* The first page at or after page_idx, and below end_idx, whose word may be other than 0; end_idx if there is none. Skips
+ * what was never written without touching it: reading a hole of the memfd would fill it. */
+uint64_t page_map_next_used(struct page_map *map, uint64_t page_idx, uint64_t end_idx);
+
+/* Give the memory of the records from page_idx on back; all their words become 0. */
+void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n);
+
+#endif

@@ -1,0 +1,197 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "vm/registration.h"
+
+#include <errno.h>
+
+/* Without write-protection where there is none, which `protects` then says. */
+static enum uffd_outcome register_range(struct process *process, const struct range *range)
+{
+	uint64_t size_bytes = bytes_of_pages(range->pages);
+	enum uffd_outcome outcome =
+		uffd_register_shared(process->uffd, range->addr, size_bytes, process->protects);
+
+	/* What is not guest memory is refused either way, and says nothing of write-protection. */
+	if (outcome == UFFD_REFUSED && process->protects) {
+		outcome = uffd_register_shared(process->uffd, range->addr, size_bytes, false);
+		/* none to be had on this kernel: missing faults alone */
+		process->protects = outcome != UFFD_DONE;
+	}
+	return outcome;
+}
+
+void register_process(struct vm *vm, struct process *process)
+{
+	process->unwatched = false;
+	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
+		const struct range *range = &process->ranges[i];
+		enum uffd_outcome outcome = register_range(process, range);
+
+		if (outcome == UFFD_GONE)
+			vm_process_gone(vm, process);
+		else if (outcome != UFFD_DONE) {
+			process->unwatched = true;
+			notices_odd(
+				vm->notices, range->page_idx,
+				"process %u: cannot register guest memory at %#llx (%llu bytes) with its "
+				"userfaultfd: it is not mapped there any more, or another userfaultfd watches it",
+				process->id, (unsigned long long)range->addr,
+				(unsigned long long)bytes_of_pages(range->pages));
+		}
+	}
+}
+
+void unregister_process(struct vm *vm, struct process *process)
+{
+	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
+		const struct range *range = &process->ranges[i];
+
+		/* UFFD_REFUSED: the process unmapped it meanwhile. Nothing is left to unregister. */
+		if (uffd_unregister(process->uffd, range->addr, bytes_of_pages(range->pages)) == UFFD_GONE)
+			vm_process_gone(vm, process);
+	}
+}
+
+/* In how many places of a range at most to look. */
+#define LOOKS 64
+
+/* Whether some of the range is registered: *page_idx of the range's pages, if so. */
+static enum uffd_answer is_registered(const struct process *process, const struct range *range,
+				      uint64_t *page_idx)
+{
+	enum uffd_answer answer = UFFD_NO;
+
+	for (*page_idx = 0; answer == UFFD_NO && *page_idx < range->pages;
+	     *page_idx += range->pages / LOOKS + 1) {
+		answer = uffd_is_registered(process->uffd, range->addr + bytes_of_pages(*page_idx));
+		if (answer != UFFD_NO)
+			break;
+	}
+	return answer;
+}
+
+/* What a snapshot's VMM has registered is not registered again: what it has mapped anew since, as older balloons do, has nothing to
+ * do with the snapshot. */
+static void look_whether_registered(struct process *process)
+{
+	uint64_t page_idx;
+
+	for (size_t i = 0; i < process->ranges_n; i++)
+		process->unwatched = process->unwatched ||
+				     is_registered(process, &process->ranges[i], &page_idx) == UFFD_NO;
+}
+
+int register_or_refuse(struct vm *vm, struct process *process, struct error *err)
+{
+	if (vm->snapshot)
+		look_whether_registered(process);
+	else
+		register_process(vm, process);
+	if (process->gone || !process->unwatched)
+		return 0;
+	if (!vm->snapshot) /* what its VMM registered itself stays so in any case */
+		unregister_process(vm, process);
+	return error_set(
+		err, EINVAL,
+		"a region cannot be registered with the userfaultfd of the process: it is not mapped there, "
+		"or another userfaultfd watches it");
+}
+
+/* Unregister what lies in the range and in none of those that the process has had. */
+static void unregister_new(const struct process *process, const struct range *range)
+{
+	uint64_t addr = range->addr, end_addr = range->addr + bytes_of_pages(range->pages);
+
+	for (size_t i = 0; i <= process->ranges_n && addr < end_addr; i++) {
+		const struct range *had = i < process->ranges_n ? &process->ranges[i] : NULL; /* by address */
+		uint64_t until = had && had->addr < end_addr ? had->addr : end_addr;
+
+		if (addr < until)
+			uffd_unregister(process->uffd, addr, until - addr);
+		if (had && had->addr + bytes_of_pages(had->pages) > addr)
+			addr = had->addr + bytes_of_pages(had->pages);
+	}
+}
+
+/* What is registered already, by this userfaultfd, stays so, whatever comes of it. What is as it was is left alone: it may be
+ * unmapped by now, and something else be there. */
+int register_new_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
+{
+	for (size_t i = 0; i < next->ranges_n && !process->gone; i++) {
+		uint64_t addr = next->ranges[i].addr;
+		enum uffd_outcome outcome = UFFD_DONE;
+
+		if (!process_has_range(process, &next->ranges[i]))
+			outcome = register_range(next, &next->ranges[i]);
+		if (outcome == UFFD_GONE)
+			vm_process_gone(vm, process);
+		if (outcome == UFFD_GONE || outcome == UFFD_DONE)
+			continue;
+		for (size_t undone = 0; undone <= i; undone++)
+			unregister_new(process, &next->ranges[undone]);
+		return error_set(
+			err, EINVAL,
+			"the range at %#llx cannot be registered with the userfaultfd: it is not mapped there, or another "
+			"userfaultfd watches it",
+			(unsigned long long)addr);
+	}
+	return 0;
+}
+
+/* A child that has its parent's registrations has them as the parent had when it forked: in the middle of being registered, too. */
+static enum uffd_outcome complete(struct process *child, const struct range *range, uint64_t registered_idx)
+{
+	uint64_t addr = range->addr + bytes_of_pages(registered_idx);
+
+	/* A page that is protected without need costs one fault. */
+	if (!child->protects || uffd_protect(child->uffd, addr, PAGE_BYTES) == UFFD_DONE)
+		return UFFD_DONE;
+	return uffd_register_more(child->uffd, range->addr, bytes_of_pages(range->pages), true);
+}
+
+/* The child runs on as soon as its event is read. It has what its parent had, but for what that keeps from it by MADV_DONTFORK, as
+ * QEMU does with its guest's memory: it may have something of its own there already, or have forked itself, which keeps us from
+ * telling. UFFD_REFUSED: there is nothing of the guest's. */
+static enum uffd_outcome take_over_range(const struct vm *vm, struct process *child,
+					 const struct range *range, bool *inherited)
+{
+	uint64_t size_bytes = bytes_of_pages(range->pages), registered_idx;
+	enum uffd_answer answer;
+	enum uffd_outcome outcome;
+
+	if (!vm->tracking)
+		return vm->snapshot ? uffd_unregister(child->uffd, range->addr, size_bytes) :
+				      uffd_unregister_shared(child->uffd, range->addr, size_bytes);
+	answer = is_registered(child, range, &registered_idx);
+	if (vm->snapshot) /* private: nobody registers it but its VMM */
+		return answer == UFFD_NO ? UFFD_REFUSED : UFFD_DONE;
+	*inherited = *inherited && answer == UFFD_YES;
+	if (answer == UFFD_NO)
+		return register_range(child, range);
+	outcome = answer == UFFD_YES ?
+			  complete(child, range, registered_idx) :
+			  uffd_register_more(child->uffd, range->addr, size_bytes, child->protects);
+	/* a part is the guest's: it is served, and nothing else goes out */
+	return outcome == UFFD_REFUSED ? UFFD_UNMAPPED : outcome;
+}
+
+bool register_child(struct vm *vm, struct process *child)
+{
+	bool inherited_all = true;
+	size_t i = 0;
+
+	while (i < child->ranges_n && !child->gone) {
+		struct range range = child->ranges[i];
+		enum uffd_outcome outcome = take_over_range(vm, child, &range, &inherited_all);
+
+		if (outcome == UFFD_GONE) {
+			vm_process_gone(vm, child);
+		} else if (outcome == UFFD_REFUSED) {
+			/* whole: needs no memory */
+			process_forget(child, range.addr, range.addr + bytes_of_pages(range.pages));
+		} else {
+			child->unwatched = child->unwatched || outcome != UFFD_DONE;
+			i++;
+		}
+	}
+	return inherited_all || child->gone; /* who is dead writes nothing */
+}

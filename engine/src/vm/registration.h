@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Guest memory registered with the userfaultfds of the processes that map it: all of it, and nothing else.
+ *
+ * What a process has where guest memory was known to be can be something else by now, of its own, and nobody told: an attached
+ * VMM's userfaultfd has no events for mmap() and munmap(), and a child has less than its parent if that said MADV_DONTFORK.
+ * Private memory that is registered would be filled with the guest's bytes. So the kernel is asked for what it grants to shmem
+ * alone; see uffd_register_shared(). Other shmem is not told from the guest's so: whoever brings a page back through a process
+ * other than the VMM looks whether it has come to the guest's memfd, vm_has_landed().
+ *
+ * With the gate held alone; whatever was protected counts as not protected from here on (vm.h, `joined`, `keeps`). */
+#ifndef VMMSWAP_REGISTRATION_H
+#define VMMSWAP_REGISTRATION_H
+
+#include "vm/vm.h"
+
+/* All ranges of a process, or none any more. What cannot be registered is told of, and the process `unwatched`. */
+void register_process(struct vm *vm, struct process *process);
+void unregister_process(struct vm *vm, struct process *process);
+
+/* Of a process that joins while memory may be out: one that is answered and not watched would read zeros. */
+int register_or_refuse(struct vm *vm, struct process *process, struct error *err);
+
+/* Those ranges of `next` that `process` does not have yet, or none of them. `next` is the same process, to be. */
+int register_new_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err);
+
+/* Of a forked child that has its parent's ranges: what was (un)registered while the event was on its way is made up for, and what
+ * it did not get is forgotten. What it inherited stays protected; true if that is all that it has. */
+bool register_child(struct vm *vm, struct process *child);
+
+#endif

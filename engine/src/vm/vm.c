@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "vm/vm.h"
+
+#include <time.h>
+#include <unistd.h>
+
+#include "base/hash.h"
+
+uint64_t monotonic_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+void vm_process_gone(struct vm *vm, struct process *process)
+{
+	struct notice notice = { .kind = NOTICE_PROCESS_GONE, .process_id = process->id };
+
+	if (!atomic_exchange(&process->gone, true))
+		notices_post(vm->notices, &notice);
+}
+
+void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+
+		for (uint64_t done = 0; done < pages && !process->gone;) {
+			uint64_t addr;
+			uint64_t run = process_addr_of(process, page_idx + done, pages - done, &addr);
+
+			if (run && uffd_wake(process->uffd, addr, bytes_of_pages(run)) == UFFD_GONE)
+				vm_process_gone(vm, process);
+			done += run ? run : 1;
+		}
+	}
+}
+
+bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t next)
+{
+	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
+	uint64_t seen = claimed;
+
+	while (!atomic_compare_exchange_weak_explicit(word, &seen, next, memory_order_acq_rel,
+						      memory_order_acquire))
+		if (!is_claim(seen, claimed))
+			return false;
+	if (seen & PAGE_WAITER)
+		vm_wake(vm, page_idx, 1);
+	return true;
+}
+
+bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash)
+{
+	return vm->snapshot || page_hash(page) == hash;
+}
+
+void vm_found_present(struct vm *vm, uint64_t page_idx)
+{
+	if (vm->snapshot) {
+		atomic_fetch_add(&page_map_header(vm->map)->redundant_pages, 1);
+		return;
+	}
+	notices_odd(
+		vm->notices, page_idx,
+		"a page that was out is present without our doing: a process that maps guest memory without a "
+		"userfaultfd has touched it, and the guest may read zeros there");
+}
+
+/* lseek() waits for the lock of the memfd's inode, which our own SEEK_HOLE holds for 12 ms a GiB, and a thread of the VMM that writes
+ * to the file until its bytes come; all faults would wait with us. read() does not, and what was out is not zeros, as a hole is. */
+static bool reads_as_zeros(const struct region *region, uint64_t page_idx)
+{
+	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
+	off_t offset = (off_t)(region->offset_bytes + bytes_of_pages(page_idx - region->page_idx));
+
+	return pread(region->fd, page, sizeof page, offset) != (ssize_t)sizeof page || page_is_zero(page);
+}
+
+bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx)
+{
+	const struct region *region = memory_region_of(&vm->memory, page_idx);
+
+	/* The VMM itself was looked at when it was registered, and has nothing there but the guest's memory. */
+	if (process->id == 0 || !region || region->is_private || !reads_as_zeros(region, page_idx) ||
+	    !memory_is_hole(region, page_idx))
+		return true;
+	notices_odd(
+		vm->notices, page_idx,
+		"process %u has other shared memory in the place of the guest's, and was given the guest's bytes there; the "
+		"guest keeps them",
+		process->id);
+	return false;
+}
+
+uint32_t vm_now_ms(void)
+{
+	return (uint32_t)(monotonic_ns() / 1000000) | 1; /* 0 is never */
+}
+
+bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word)
+{
+	uint32_t since_ms = word & PAGE_GIVEN_UP ? (uint32_t)page_slot_of(word) :
+			    word == 0		 ? atomic_load(&vm->given_up_ms[page_idx / CHUNK_PAGES]) :
+						   0;
+
+	return since_ms && vm_now_ms() - since_ms < VM_GIVEN_UP_MS;
+}
+
+void vm_drop_copy(struct vm *vm, uint64_t old)
+{
+	uint64_t slot_idx = page_slot_of(old);
+
+	switch (page_state_of(old)) {
+	case PAGE_STORED:
+		atomic_fetch_sub(&vm->stored_pages, 1);
+		break;
+	case PAGE_POISONED:
+		atomic_fetch_sub(&vm->poisoned_pages, 1);
+		break;
+	case PAGE_KEPT:
+		atomic_fetch_sub(&vm->kept_pages, 1);
+		break;
+	default:
+		return;
+	}
+	if (slot_idx != PAGE_SLOT_NONE)
+		store_drop(vm->store, &slot_idx, 1);
+}
+
+void vm_drop_kept_copies(struct vm *vm)
+{
+	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);
+
+	for (uint64_t idx = 0; idx < end_idx && atomic_load(&vm->kept_pages); idx++) {
+		uint64_t word;
+
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx >= end_idx)
+			break;
+		word = atomic_load(page_map_word(vm->map, idx));
+		if (page_state_of(word) == PAGE_KEPT &&
+		    atomic_compare_exchange_strong(page_map_word(vm->map, idx), &word,
+						   page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
+			vm_drop_copy(vm, word);
+	}
+}
+
+void vm_wake_all(struct vm *vm)
+{
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+
+		for (size_t r = 0; r < process->ranges_n && !process->gone; r++)
+			if (uffd_wake(process->uffd, process->ranges[r].addr,
+				      bytes_of_pages(process->ranges[r].pages)) == UFFD_GONE)
+				vm_process_gone(vm, process);
+	}
+}

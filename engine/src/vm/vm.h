@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* One VM as the engine's threads share it: the rooms, and what they agree on between them.
+ *
+ * Threads have numbers, which are their lanes through the gate: fault threads first, then the workers of long jobs, then
+ * the job's own thread, then whoever calls the engine from outside (one at a time). */
+#ifndef VMMSWAP_VM_H
+#define VMMSWAP_VM_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/notice.h"
+#include "base/stats.h"
+#include "base/trace.h"
+#include "linux/uffd.h"
+#include "store/store.h"
+#include "vm/address_space.h"
+#include "vm/gate.h"
+#include "vm/memory.h"
+#include "vm/page_map.h"
+
+struct vm {
+	struct gate *gate;
+	struct page_map *map;
+	struct memory memory;	      /* changes with the gate held alone */
+	struct address_spaces spaces; /* changes with the gate held alone */
+	struct store *store;
+	struct notices *notices;
+	struct trace *trace;
+	struct latency *latencies; /* one for each fault thread */
+	size_t fault_threads_n, workers_n;
+
+	/* guest memory is private and comes from the memory file of a snapshot; nothing goes out again */
+	bool snapshot;
+
+	_Atomic bool tracking;	       /* guest memory is registered with the uffds */
+	_Atomic uint64_t stored_pages; /* pages in state STORED */
+	_Atomic uint64_t poisoned_pages;
+	_Atomic uint64_t kept_pages; /* pages in state KEPT */
+
+	/* Where pages wait for their poison markers to be lifted: somewhere from..end. The range is under the lock. */
+	pthread_mutex_t lift_lock;
+	uint64_t lift_from_idx, lift_end_idx;
+	_Atomic bool lift_wanted;
+	/* When whole chunks were given up that the page map had no record of, in ms; 0: never. */
+	_Atomic uint32_t *given_up_ms;
+	/* write-protect faults served: pages that the guest wrote to after they were protected */
+	_Atomic uint64_t writes_seen;
+
+	/* Pages that are out are write-protected, by bits or markers, in every process: all can protect, and none joined
+	 * since guest memory was registered. Only then does a page that comes back keep its copy. */
+	_Atomic bool keeps;
+
+	/* A swap-out trusts that every process's writes to a protected page are seen. A process that joins is not protected
+	 * yet: it takes `punching` for writing, so that no punch is under way, and counts `joined` up, so that chunks
+	 * protected before it came are left alone. A forked child inherits its parent's protection and needs neither. */
+	pthread_rwlock_t punching;
+	_Atomic uint64_t joined;
+};
+
+#define VM_LANES(vm) ((vm)->fault_threads_n + (vm)->workers_n + 2)
+#define VM_WORKER_LANE(vm, worker_idx) ((vm)->fault_threads_n + (worker_idx))
+#define VM_JOB_LANE(vm) ((vm)->fault_threads_n + (vm)->workers_n)
+#define VM_CALLER_LANE(vm) (VM_JOB_LANE(vm) + 1)
+
+uint64_t monotonic_ns(void);
+
+/* How long a process may be in the middle of changing its mappings before a job gives up: by the clock, since on a loaded host
+ * neither it nor the thread that reads its event need run soon. */
+#define VM_STUCK_NS 5000000000ull
+
+/* Note that a process's uffd answered ESRCH; says so once. */
+void vm_process_gone(struct vm *vm, struct process *process);
+
+/* Wake whoever waits for these pages, in every process. With the gate passed or held. */
+void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages);
+
+/* Wake all threads that wait for guest memory: they fault again. With the gate passed or held. */
+void vm_wake_all(struct vm *vm);
+
+/* Undo one's own claim: `claimed` (with WAITER or not) becomes `next`, and who waits is woken. False if the claim was
+ * lost meanwhile, to a REMOVE or a demand fault. With the gate passed. */
+bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t next);
+
+/* Whether `word` is still the claim that we made, whoever waits for it. */
+static inline bool is_claim(uint64_t word, uint64_t claimed)
+{
+	return ((word ^ claimed) & ~PAGE_WAITER) == 0;
+}
+
+/* Whether the store gave the bytes of a page with this hash. Of a snapshot's file there are no hashes. */
+bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash);
+
+/* A page that is out was found to be present, and nobody of ours put it there. In private memory a predecessor did, that died
+ * before it could note so. */
+void vm_found_present(struct vm *vm, uint64_t page_idx);
+
+/* Whether a page that was copied to the process is in the guest's memfd now. If not, the process has something else there, and was
+ * given bytes that are not its own: told of. */
+bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx);
+
+/* MADV_REMOVE raises its event before it punches, and the kernel does not say when it has: for so long what was given up does not
+ * go out, or it would come back. A fault for a missing page ends that: the hole was there. */
+#define VM_GIVEN_UP_MS 10000u
+uint32_t vm_now_ms(void);
+bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word);
+
+/* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
+void vm_drop_copy(struct vm *vm, uint64_t old);
+
+/* All kept copies are dropped: their pages are simply resident from here on. */
+void vm_drop_kept_copies(struct vm *vm);
+
+#endif

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Going over guest memory piece by piece: what a worker of a long job takes at a time.
+ *
+ * A window lies in one region and in one 2 MiB aligned piece of its memfd: the largest folio that shmem makes never crosses
+ * its bounds. */
+#ifndef VMMSWAP_WINDOW_H
+#define VMMSWAP_WINDOW_H
+
+#include "vm/memory.h"
+#include "vm/page_map.h"
+
+struct window {
+	struct region region;
+	uint64_t page_idx, pages;
+	uint64_t data[CHUNK_PAGES / 64]; /* which of its pages hold data; bit 0: page_idx */
+};
+
+/* Where a pass over memory has come to. Zeroed: the beginning. */
+struct window_cursor {
+	size_t region_i;
+	uint64_t page_idx;
+	uint64_t run_idx, run_end_idx; /* the run of data that was found last */
+	/* -errno of looking for data; 0: none. An end for that reason is not the end of the data */
+	int error;
+};
+
+static inline bool window_has_data(const struct window *window, uint64_t page_idx)
+{
+	uint64_t bit = page_idx - window->page_idx;
+
+	return window->data[bit / 64] >> (bit % 64) & 1;
+}
+
+/* The next window in which the memfd has data. Data is a picture of a moment ago: a page that has become a hole since is
+ * read as zeros, one that has been filled since is left for the next pass. */
+bool window_next_data(const struct memory *memory, struct window_cursor *cursor, struct window *out);
+
+/* The next window with records in the page map; .data is not filled. */
+bool window_next_used(const struct memory *memory, struct page_map *map, struct window_cursor *cursor,
+		      struct window *out);
+
+#endif
