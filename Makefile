@@ -5,6 +5,7 @@
 #   make test       install what is missing, then run the whole test suite
 #   make chaos      only the tests that kill and starve things
 #   make format     C and Python as .clang-format and ruff have them
+#   make generate   files that follow from tables in the code: dbus/*.xml, tables in docs/
 #   make bench      the figures of docs/performance.md on this machine
 #   make install    PREFIX=/usr DESTDIR=   programs, units, bus and polkit files; as root without DESTDIR
 #   make uninstall  PREFIX=/usr DESTDIR=   the opposite; stops what runs, which brings swapped memory in first
@@ -31,7 +32,7 @@ export PIP_ROOT_USER_ACTION := ignore
 ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch]) engine/build_cffi.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
-.PHONY: help bootstrap demo test chaos bench format clean wheelhouse
+.PHONY: help bootstrap demo test chaos bench format generate clean wheelhouse
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -81,6 +82,9 @@ chaos: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
 
 bench: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/python -m benchmarks
+
+generate: bootstrap
+	$(VENV)/bin/python tools/generate
 
 format: bootstrap
 	tools/check-format $(VENV) --write

@@ -59,12 +59,7 @@ struct engine_config {
     const char *swap_dir; uint32_t fault_threads; uint32_t spin_us; uint32_t workers;
     int page_map_fd; int store_fd; bool snapshot; ...;
 };
-struct engine_stats {
-    uint64_t resident_pages, total_pages, copied_pages, zeroed_pages, redundant_pages, swap_pages,
-        progress_pages, swap_time_ms, pause_us, fault_count, fault_p50_ns, fault_p99_ns, stored_ram_bytes,
-        stored_disk_bytes, written_bytes, processes, poisoned_pages, pinned_pages, kept_pages, trace_dropped;
-    uint32_t last_mode, job, tracking; ...;
-};
+@ENGINE_STATS@
 struct engine;
 int engine_create(const struct engine_config *, struct engine **, struct error *);
 void engine_destroy(struct engine *);
@@ -121,9 +116,23 @@ const char *failpoint_name(size_t);
 PREAMBLE = "\n".join(f'#include "{name}"' for name in HEADERS)
 
 
+def _stats_struct() -> str:
+    """struct engine_stats as engine.h has it, without comments."""
+    text = (SOURCES / "engine.h").read_text()
+    found = re.search(r"^struct engine_stats \{.*?^\};", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise ValueError(f"{SOURCES}/engine.h: struct engine_stats is not there")
+    return re.sub(r"/\*.*?\*/", "", found[0], flags=re.DOTALL)
+
+
+def declarations() -> str:
+    """All that Python uses of the engine, for cffi."""
+    return DECLARATIONS.replace("@ENGINE_STATS@", _stats_struct())
+
+
 def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
     builder = FFI()
-    builder.cdef("typedef int... dev_t; typedef int... ino_t; typedef int... pid_t;" + DECLARATIONS)
+    builder.cdef("typedef int... dev_t; typedef int... ino_t; typedef int... pid_t;" + declarations())
     builder.set_source(
         module,
         PREAMBLE,
@@ -148,7 +157,7 @@ failpoints = _builder("vmmswap._engine_failpoints", [("VMMSWAP_FAILPOINTS", None
 
 def declared_functions() -> set[str]:
     """Names of the C functions that Python calls."""
-    return set(re.findall(r"\b(\w+)\([^()]*\);", DECLARATIONS))
+    return set(re.findall(r"\b(\w+)\([^()]*\);", declarations()))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,8 @@ ALL: tuple[type[VmmswapError], ...] = (
 
 BY_DBUS_NAME: dict[str, type[VmmswapError]] = {cls.dbus_name: cls for cls in ALL}
 
-# What an errno from the engine means to a caller. An errno that is not here is a bug of ours.
+# What an errno from the engine means to a caller. An errno that is not here is a bug of ours: a test compares
+# this with the errors that the engine's sources name.
 BY_ERRNO: dict[int, type[VmmswapError]] = {
     errno.ENOSPC: NoSpaceError,
     errno.EDQUOT: NoSpaceError,
@@ -86,13 +87,25 @@ BY_ERRNO: dict[int, type[VmmswapError]] = {
     errno.EIO: StorageFailedError,
     errno.EBADMSG: StorageFailedError,
     errno.EROFS: StorageFailedError,
+    errno.EPROTO: StorageFailedError,  # what a predecessor left cannot be read
+    errno.ENOENT: StorageFailedError,  # the swap directory is not there
+    errno.ENOTDIR: StorageFailedError,
+    errno.ESTALE: StorageFailedError,
+    errno.ENXIO: StorageFailedError,
+    errno.ENODEV: StorageFailedError,
     errno.EINVAL: InvalidRegionError,
     errno.EBUSY: BusyError,
+    errno.EAGAIN: BusyError,  # the VMM is in the middle of something; later it may work
+    errno.ETIMEDOUT: BusyError,
+    errno.ESRCH: NoSuchVMError,
+    errno.E2BIG: NotSupportedError,
     errno.ENOTSUP: NotSupportedError,
     errno.ENOSYS: NotSupportedError,
     errno.EPERM: AccessDeniedError,
     errno.EACCES: AccessDeniedError,
     errno.ENOMEM: NoSpaceError,
+    errno.EMFILE: NoSpaceError,
+    errno.ENFILE: NoSpaceError,
 }
 
 

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What Status() says of one VM: the one table of its keys, their D-Bus types, and which are signalled."""
+"""What Status() says of one VM: the one table of its keys.
+
+A key is added here and nowhere else, but for the code that counts it. The D-Bus properties, dbus/*.xml, the
+table in docs/dbus.md and what vmmswapctl shows follow from it: `make generate` writes the files.
+"""
 
 from __future__ import annotations
 
@@ -26,64 +30,317 @@ class Operation(enum.StrEnum):
     TRIM = "trim"
 
 
-def _key(name: str, signature: str = "t", *, signalled: bool = False) -> dict[str, Any]:
-    return {"key": name, "signature": signature, "signalled": signalled}
+class Kind(enum.Enum):
+    """How a figure behaves: a counter grows until its restart, which its help names; a gauge does not."""
 
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """One VM's status. Each field's metadata holds its D-Bus key and signature; `signalled` fields raise
-    PropertiesChanged, the others carry EmitsChangedSignal=false so that proxies do not cache them.
-
-    Page counts are in pages of page_size bytes. The counters copied_pages, zeroed_pages and redundant_pages
-    restart at each swap-out, as crosvm's do; fault_count and its percentiles restart when the monitor does;
-    written_bytes and restarts count since the VM registered.
-    """
-
-    state: State = field(default=State.READY, metadata=_key("State", "s", signalled=True))
-    swap_time_ms: int = field(default=0, metadata=_key("SwapTimeMs"))
-    resident_pages: int = field(default=0, metadata=_key("ResidentPages"))
-    copied_pages: int = field(default=0, metadata=_key("CopiedPages"))
-    zeroed_pages: int = field(default=0, metadata=_key("ZeroedPages"))
-    redundant_pages: int = field(default=0, metadata=_key("RedundantPages"))
-    swap_pages: int = field(default=0, metadata=_key("SwapPages"))
-    name: str = field(default="", metadata=_key("Name", "s"))
-    operation: Operation = field(default=Operation.NONE, metadata=_key("Operation", "s", signalled=True))
-    progress_pages: int = field(default=0, metadata=_key("ProgressPages"))
-    total_pages: int = field(default=0, metadata=_key("TotalPages"))
-    page_size: int = field(default=4096, metadata=_key("PageSize"))
-    pause_us: int = field(default=0, metadata=_key("PauseUs"))
-    fault_count: int = field(default=0, metadata=_key("FaultCount"))
-    fault_p50_us: int = field(default=0, metadata=_key("FaultP50Us"))
-    fault_p99_us: int = field(default=0, metadata=_key("FaultP99Us"))
-    stored_bytes: int = field(default=0, metadata=_key("StoredBytes"))
-    stored_ram_bytes: int = field(default=0, metadata=_key("StoredRamBytes"))
-    stored_disk_bytes: int = field(default=0, metadata=_key("StoredDiskBytes"))
-    written_bytes: int = field(default=0, metadata=_key("WrittenBytes"))
-    processes: int = field(default=0, metadata=_key("Processes", "u"))
-    restarts: int = field(default=0, metadata=_key("Restarts", "u"))
-    page_fault_logging: bool = field(default=False, metadata=_key("PageFaultLogging", "b"))
-    error: str = field(default="", metadata=_key("Error", "s"))
-    mode: str = field(
-        default="", metadata=_key("Mode", "s")
-    )  # live or freeze: how the last swap-out was done
-    pin_check: str = field(default="", metadata=_key("PinCheck", "s"))  # which way pins are seen
-    pinned_pages: int = field(default=0, metadata=_key("PinnedPages"))  # left resident by the last swap-out
-    poisoned_pages: int = field(default=0, metadata=_key("PoisonedPages"))
-    kept_pages: int = field(default=0, metadata=_key("KeptPages"))  # resident, and their copy still good
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    TEXT = "text"
 
 
 @dataclass(frozen=True, slots=True)
 class StatusKey:
-    """One row of the table: the attribute of Status, its key on the bus, its D-Bus type."""
+    """One row of the table.
+
+    attribute: of Status. key, signature: on the bus. signalled: changes raise PropertiesChanged; the others
+    carry EmitsChangedSignal=false, so that proxies do not cache them. unit: pages (of PageSize bytes), bytes,
+    faults, ms, us or "". since: the first version that has it. engine: the field of EngineStats with the
+    value; "": monitor/report.py finds it. title: its name in `vmmswapctl status`; "": it is a part of
+    another row there. shown_if_set: no row while the value is 0, false or empty.
+    """
 
     attribute: str
     key: str
     signature: str
+    kind: Kind
+    unit: str
+    help: str
+    since: str
     signalled: bool
+    engine: str
+    title: str
+    shown_if_set: bool
 
 
-KEYS: tuple[StatusKey, ...] = tuple(
-    StatusKey(item.name, item.metadata["key"], item.metadata["signature"], item.metadata["signalled"])
-    for item in fields(Status)
-)
+def _key(  # noqa: PLR0913  one parameter a column
+    default: Any,  # noqa: ANN401  of the field's own type
+    key: str,
+    signature: str = "t",
+    *,
+    help: str,  # noqa: A002  the column's name
+    kind: Kind | None = None,
+    unit: str = "",
+    since: str = "0.1",
+    signalled: bool = False,
+    engine: str = "",
+    title: str = "",
+    shown_if_set: bool = False,
+) -> Any:  # noqa: ANN401  a dataclass field
+    kind = kind or (Kind.GAUGE if signature in "tu" else Kind.TEXT)
+    columns = {key_: value for key_, value in locals().items() if key_ != "default"}
+    return field(default=default, metadata=columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One VM's status: each field's metadata holds the other columns of its StatusKey."""
+
+    state: State = _key(
+        State.READY,
+        "State",
+        "s",
+        signalled=True,
+        help=(
+            "`Ready`: all memory is where it belongs. `InProgress`: an operation runs. `Active`: "
+            "memory is out, faults are served. `Failed`: the last operation failed, and Error "
+            "says why; what is out is served all the same, and Enable or Disable may be tried "
+            "again."
+        ),
+    )
+    swap_time_ms: int = _key(
+        0,
+        "SwapTimeMs",
+        unit="ms",
+        engine="swap_time_ms",
+        help="How long the last swap-out or swap-in took.",
+    )
+    resident_pages: int = _key(
+        0,
+        "ResidentPages",
+        unit="pages",
+        engine="resident_pages",
+        title="Resident",
+        help=(
+            "Pages of guest memory that are on RAM now, by the kernel's own count. Of a VM from "
+            "Firecracker's snapshot it is counted with what the VMM has taken for itself since: "
+            "[handoff.md](handoff.md#firecracker)."
+        ),
+    )
+    copied_pages: int = _key(
+        0,
+        "CopiedPages",
+        unit="pages",
+        kind=Kind.COUNTER,
+        engine="copied_pages",
+        title="Came back since swap-out",
+        help="Pages copied from the store because of page faults. Restarts at each swap-out.",
+    )
+    zeroed_pages: int = _key(
+        0,
+        "ZeroedPages",
+        unit="pages",
+        kind=Kind.COUNTER,
+        engine="zeroed_pages",
+        title="Came back as zeros",
+        help="Page faults answered with a page of zeros. Restarts at each swap-out.",
+    )
+    redundant_pages: int = _key(
+        0,
+        "RedundantPages",
+        unit="faults",
+        kind=Kind.COUNTER,
+        engine="redundant_pages",
+        title="Redundant faults",
+        help=(
+            "Page faults on pages that were there already: two processes wanted the same one. "
+            "Restarts at each swap-out."
+        ),
+    )
+    swap_pages: int = _key(
+        0,
+        "SwapPages",
+        unit="pages",
+        engine="swap_pages",
+        title="Swapped out",
+        help="Pages that the store holds.",
+    )
+    name: str = _key(
+        "",
+        "Name",
+        "s",
+        help="The VM's name.",
+    )
+    operation: Operation = _key(
+        Operation.NONE,
+        "Operation",
+        "s",
+        signalled=True,
+        help="`swap-out`, `swap-in`, `trim`, or empty.",
+    )
+    progress_pages: int = _key(
+        0,
+        "ProgressPages",
+        unit="pages",
+        engine="progress_pages",
+        help="Pages that the running operation has dealt with.",
+    )
+    total_pages: int = _key(
+        0,
+        "TotalPages",
+        unit="pages",
+        engine="total_pages",
+        help="Pages of guest memory.",
+    )
+    page_size: int = _key(
+        4096,
+        "PageSize",
+        unit="bytes",
+        help="Bytes in a page, for all page counts here.",
+    )
+    pause_us: int = _key(
+        0,
+        "PauseUs",
+        unit="us",
+        help=(
+            "The longest time that the last swap-out held the guest stopped, for the drain of its "
+            "I/O by QMP too. Restarts at each swap-out."
+        ),
+    )
+    fault_count: int = _key(
+        0,
+        "FaultCount",
+        unit="faults",
+        kind=Kind.COUNTER,
+        engine="fault_count",
+        help="Page faults served. Restarts with the monitor.",
+    )
+    fault_p50_us: int = _key(
+        0,
+        "FaultP50Us",
+        unit="us",
+        help="Median time from a page fault to its answer. Restarts with the monitor.",
+    )
+    fault_p99_us: int = _key(
+        0,
+        "FaultP99Us",
+        unit="us",
+        help="99 of 100 page faults were answered within this time. Restarts with the monitor.",
+    )
+    stored_bytes: int = _key(
+        0,
+        "StoredBytes",
+        unit="bytes",
+        help="What the store occupies, on RAM and disk.",
+    )
+    stored_ram_bytes: int = _key(
+        0,
+        "StoredRamBytes",
+        unit="bytes",
+        engine="stored_ram_bytes",
+        title="Stored on RAM",
+        help="The part on RAM.",
+    )
+    stored_disk_bytes: int = _key(
+        0,
+        "StoredDiskBytes",
+        unit="bytes",
+        engine="stored_disk_bytes",
+        title="Stored on disk",
+        help="The part on disk.",
+    )
+    written_bytes: int = _key(
+        0,
+        "WrittenBytes",
+        unit="bytes",
+        kind=Kind.COUNTER,
+        engine="written_bytes",
+        title="Written to disk",
+        help="Bytes written to disk since the VM registered.",
+    )
+    processes: int = _key(
+        0,
+        "Processes",
+        "u",
+        engine="processes",
+        title="Processes",
+        help="Processes of the VM that map its memory and are tracked.",
+    )
+    restarts: int = _key(
+        0,
+        "Restarts",
+        "u",
+        kind=Kind.COUNTER,
+        title="Monitor restarts",
+        help="How often the monitor was started again since the VM registered.",
+    )
+    page_fault_logging: bool = _key(
+        False,
+        "PageFaultLogging",
+        "b",
+        title="Fault logging",
+        help="Whether page faults are logged.",
+    )
+    error: str = _key(
+        "",
+        "Error",
+        "s",
+        title="Error",
+        shown_if_set=True,
+        help="Why State is `Failed`, and what to do; else empty.",
+    )
+    mode: str = _key(
+        "",
+        "Mode",
+        "s",
+        help=(
+            "How the last swap-out was done: `live` beside the running guest, or `freeze` with "
+            "the guest stopped."
+        ),
+    )
+    pin_check: str = _key(
+        "",
+        "PinCheck",
+        "s",
+        title="Pin check",
+        shown_if_set=True,
+        help=(
+            "By which of its means the last swap-out kept away from pages that somebody else "
+            "holds: `bpf`, `collapse`, `qmp`, `promise`, `settle` or `none`; [pins.md](pins.md) "
+            "explains them."
+        ),
+    )
+    pinned_pages: int = _key(
+        0,
+        "PinnedPages",
+        unit="pages",
+        engine="pinned_pages",
+        title="Pinned",
+        shown_if_set=True,
+        help="Pages that the last swap-out left on RAM because somebody else held them.",
+    )
+    poisoned_pages: int = _key(
+        0,
+        "PoisonedPages",
+        unit="pages",
+        engine="poisoned_pages",
+        title="Poisoned",
+        shown_if_set=True,
+        help=(
+            "Pages whose stored bytes cannot be read. The guest gets a memory error there, never wrong bytes."
+        ),
+    )
+    kept_pages: int = _key(
+        0,
+        "KeptPages",
+        unit="pages",
+        engine="kept_pages",
+        title="Kept",
+        shown_if_set=True,
+        help=(
+            "Pages that came back, are on RAM, and have not been written to since: the copy in "
+            "the store is still good, and they can leave again without being written to disk. Not "
+            "counted in SwapPages; their copies are part of StoredBytes."
+        ),
+    )
+    error_name: str = _key(
+        "",
+        "ErrorName",
+        "s",
+        since="0.2",
+        title="Error name",
+        shown_if_set=True,
+        help="The name of Error for programs, such as `org.vmmswap.Error.NoSpace`; empty if there is none.",
+    )
+
+
+KEYS: tuple[StatusKey, ...] = tuple(StatusKey(item.name, **item.metadata) for item in fields(Status))

@@ -348,10 +348,12 @@ def test_a_full_swap_directory_fails_the_swap_out_and_loses_nothing(bus, directo
         status = monitor.enable()
         assert status["State"] == "Failed"
         assert "no space" in status["Error"]
+        assert status["ErrorName"] == "org.vmmswap.Error.NoSpace"
         assert 0 < status["SwapPages"] < PAGES // 2
         check_all_right(guest, least=PAGES * 4096)
         assert monitor.enable()["State"] == "Failed"
-        assert monitor.disable()["State"] == "Ready"
+        ready = monitor.disable()
+        assert (ready["State"], ready["Error"], ready["ErrorName"]) == ("Ready", "", "")
         check_all_right(guest)
         subprocess.run(["mount", "-o", "remount,size=64M", str(small_disk)], check=True)
         assert monitor.enable()["State"] == "Active"

@@ -173,6 +173,7 @@ def test_a_vm_that_migrates_in_is_left_alone(undo, bus, directory):
     status = monitor.enable()
     assert status["State"] == "Failed"
     assert "migrated in" in status["Error"]
+    assert status["ErrorName"] == "org.vmmswap.Error.NotSupported"
     assert server.commands == [*HANDSHAKE, "query-status"]
     assert vmm.resident_pages == PAGES
     vmm.check()

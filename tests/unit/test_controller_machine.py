@@ -6,10 +6,12 @@ from hypothesis import HealthCheck, settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from vmmswap.engine import Job
-from vmmswap.errors import BusyError
+from vmmswap.errors import BusyError, NoSpaceError, NotSupportedError
 from vmmswap.monitor.machine import Action, Machine
 from vmmswap.status import Operation, State
 
+NO_SPACE = NoSpaceError("no space left")
+STRANGER = NotSupportedError("a stranger maps the memory")
 _JOBS = {Action.SWAP_OUT: Job.SWAP_OUT, Action.SWAP_IN: Job.SWAP_IN, Action.TRIM: Job.TRIM}
 
 
@@ -68,7 +70,7 @@ class Orders(RuleBasedStateMachine):
         self.machine.ending = False
 
     @precondition(lambda self: self.running is not Job.NONE)
-    @rule(error=strategies.sampled_from(["", "", "no space left"]))
+    @rule(error=strategies.sampled_from([None, None, NO_SPACE]))
     def job_ends(self, error):
         ended, self.running = self.running, Job.NONE
         if ended is Job.SWAP_IN and not error and not self.cancelled:
@@ -125,7 +127,7 @@ def test_enable_while_active_swaps_out_again_what_came_back():
     machine = Machine()
     assert machine.enable() is Action.SWAP_OUT
     assert machine.enable() is Action.NOTHING  # while swapping out
-    assert machine.job_done("", tracking=True) is Action.NOTHING
+    assert machine.job_done(None, tracking=True) is Action.NOTHING
     assert machine.state is State.ACTIVE
     assert machine.enable() is Action.SWAP_OUT
 
@@ -141,38 +143,38 @@ def test_turn_round_and_round_again():
     machine.enable()
     assert machine.disable() is Action.TURN
     assert machine.enable() is Action.NOTHING  # told to end already: out again afterwards
-    assert machine.job_done("", tracking=True) is Action.SWAP_OUT
+    assert machine.job_done(None, tracking=True) is Action.SWAP_OUT
     assert machine.disable() is Action.TURN
-    assert machine.job_done("", tracking=True) is Action.SWAP_IN
+    assert machine.job_done(None, tracking=True) is Action.SWAP_IN
     assert machine.enable() is Action.TURN
-    assert machine.job_done("", tracking=True) is Action.SWAP_OUT
+    assert machine.job_done(None, tracking=True) is Action.SWAP_OUT
 
 
 def test_an_order_while_a_held_job_ends_is_not_lost():
     for order, action in ((Machine.enable, Action.SWAP_OUT), (Machine.disable, Action.SWAP_IN)):
         machine = Machine()
         machine.enable()
-        machine.job_done("", tracking=True)
+        machine.job_done(None, tracking=True)
         machine.disable()
         assert machine.hold() is Action.TURN
         assert order(machine) is Action.NOTHING
-        assert machine.job_done("", tracking=True) is action
+        assert machine.job_done(None, tracking=True) is action
 
 
 def test_a_failed_swap_out_is_served_and_can_go_either_way():
     for order, action in ((Machine.enable, Action.SWAP_OUT), (Machine.disable, Action.SWAP_IN)):
         machine = Machine()
         machine.enable()
-        machine.job_done("no space left", tracking=True)
-        assert (machine.state, machine.error) == (State.FAILED, "no space left")
+        machine.job_done(NO_SPACE, tracking=True)
+        assert (machine.state, machine.error) == (State.FAILED, NO_SPACE)
         assert order(machine) is action
-        assert (machine.state, machine.error) == (State.IN_PROGRESS, "")
+        assert (machine.state, machine.error) == (State.IN_PROGRESS, None)
 
 
 def test_a_swap_out_that_failed_before_anything_was_registered_is_forgotten_by_disable():
     machine = Machine()
     machine.enable()
-    machine.job_done("not supported", tracking=False)
+    machine.job_done(NotSupportedError("not supported"), tracking=False)
     assert machine.state is State.FAILED
     assert machine.disable() is Action.NOTHING
     assert machine.state is State.READY
@@ -184,17 +186,17 @@ def test_what_is_refused_before_it_begins_takes_the_same_order_of_meanwhile_with
     assert machine.disable() is Action.TURN
     assert machine.is_turned_back
     assert machine.enable() is Action.NOTHING
-    assert machine.not_begun("a stranger maps the memory", tracking=True) is Action.NOTHING
-    assert (machine.state, machine.error) == (State.FAILED, "a stranger maps the memory")
+    assert machine.not_begun(STRANGER, tracking=True) is Action.NOTHING
+    assert (machine.state, machine.error) == (State.FAILED, STRANGER)
 
 
 def test_what_is_turned_back_before_it_begins_is_followed_by_the_last_order():
     machine = Machine()
     machine.enable()
     machine.disable()
-    assert machine.not_begun("a stranger maps the memory", tracking=True) is Action.SWAP_IN
+    assert machine.not_begun(STRANGER, tracking=True) is Action.SWAP_IN
     machine = Machine()
     machine.enable()
     machine.disable()
     machine.enable()
-    assert machine.not_begun("", tracking=True) is Action.SWAP_OUT
+    assert machine.not_begun(None, tracking=True) is Action.SWAP_OUT

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vmmswap.ctl.failure import one_line
+from vmmswap.status import KEYS, Kind, StatusKey
 
 StatusKeys = Mapping[str, Any]  # Status() as it came over the bus, variants unwrapped
 Row = Sequence[str]
@@ -97,29 +98,29 @@ def status_rows(status: StatusKeys) -> list[Row]:
     if number("Operation"):
         rows.append(("Progress", f"{number('ProgressPages', 0)} of {number('TotalPages', 0)} pages"))
     rows += [
-        ("Resident", pages(status, "ResidentPages")),
-        ("Swapped out", pages(status, "SwapPages")),
-        ("Stored on RAM", mib(number("StoredRamBytes", 0))),
-        ("Stored on disk", mib(number("StoredDiskBytes", 0))),
-        ("Written to disk", mib(number("WrittenBytes", 0))),
-        ("Came back", f"{pages(status, 'CopiedPages')} since the last swap-out"),
-        ("Came back as zeros", pages(status, "ZeroedPages")),
-        ("Redundant faults", str(number("RedundantPages", 0))),
+        (row.title, value_text(status, row))
+        for row in KEYS
+        if row.title and (number(row.key) or not row.shown_if_set)
+    ]
+    rows += [
         ("Faults", f"{number('FaultCount', 0)}, median {number('FaultP50Us', 0)} us, 99th percentile "
                    f"{number('FaultP99Us', 0)} us"),
         ("Last swap-out", f"{number('SwapTimeMs', 0)} ms, guest stopped for {number('PauseUs', 0)} us at most"
                           + (f", {one_line(str(number('Mode')))}" if number("Mode") else "")),
-        ("Processes", str(number("Processes", 0))),
-        ("Monitor restarts", str(number("Restarts", 0))),
-        ("Fault logging", "on" if number("PageFaultLogging") else "off"),
     ]  # fmt: skip
-    optional = {"Kept": "KeptPages", "Pinned": "PinnedPages", "Poisoned": "PoisonedPages"}
-    rows += [(title, pages(status, key)) for title, key in optional.items() if number(key)]
-    if number("PinCheck"):
-        rows.append(("Pin check", one_line(str(number("PinCheck")))))
-    if number("Error"):
-        rows.append(("Error", one_line(str(number("Error")))))
     return rows
+
+
+def value_text(status: StatusKeys, row: StatusKey) -> str:
+    """The value of one key, as its unit and type want it."""
+    if row.unit == "pages":
+        return pages(status, row.key)
+    if row.unit == "bytes":
+        return mib(status.get(row.key, 0))
+    if row.signature == "b":
+        return "on" if status.get(row.key) else "off"
+    value = one_line(str(status.get(row.key, 0 if row.kind is not Kind.TEXT else "")))
+    return f"{value} {row.unit}" if row.unit in ("ms", "us") else value
 
 
 def change_line(status: StatusKeys) -> str:

@@ -144,7 +144,7 @@ class Controller:
 
     # The monitor's side
 
-    def adopt(self, vm: Vm, *, error: str = "") -> None:
+    def adopt(self, vm: Vm, *, error: VmmswapError | None = None) -> None:
         """Take a VM's orders from now on; error: why its state is Failed."""
         self.vm = vm
         self._machine = Machine()
@@ -197,9 +197,9 @@ class Controller:
         self._operation_log.ended(self._machine.operation, stats, self.vm.engine.pin_check, event)
         self.vm.change(interrupted=0)
         self._is_short_of_memory = self._is_short_of_memory and stats.tracking
-        error = event.error.message if event.error else ""
+        error = event.error
         if self._is_short_of_memory:
-            error = error or self._room.message
+            error = error or NoSpaceError(self._room.message)
         self._perform(self._machine.job_done(error, stats.tracking))
 
     def protected(self) -> None:
@@ -239,14 +239,14 @@ class Controller:
             raise NoSuchVMError("the VM has ended")
 
     async def _start_checked(self, vm: Vm) -> None:
-        error = ""
+        error: VmmswapError | None = None
         try:
             await self._look_before_swap_out(vm)
         except VmmswapError as refusal:
-            error = refusal.message
+            error = refusal
         except Exception as bug:
             _log.exception("bug in what is looked at before a swap-out goes on")
-            error = f"an internal error: {bug!r}"
+            error = InternalError(f"an internal error: {bug!r}")
         if self.vm is not vm:
             return
         if not error and not self._machine.is_turned_back:
@@ -323,7 +323,7 @@ class Controller:
             self._start_job(vm, action)
         except VmmswapError as error:
             _log.error("cannot %s: %s", action.value, error.message)
-            return self._machine.job_done(error.message, vm.engine.stats().tracking)
+            return self._machine.job_done(error, vm.engine.stats().tracking)
         self._operation_log.started(self._machine.operation)
         return Action.NOTHING
 
@@ -401,9 +401,11 @@ class Controller:
 
     def _refuse_poisoned(self) -> None:
         if poisoned := self._poisoned_pages():
+            error = self._machine.error
             raise StorageFailedError(
-                self._machine.error
-                or f"{poisoned} pages of guest memory cannot be read back; all others are in. The VM cannot"
+                error.message
+                if error
+                else f"{poisoned} pages of guest memory cannot be read back; all others are in. The VM cannot"
                 " be released while they remain: the journal says why they are lost"
             )
 

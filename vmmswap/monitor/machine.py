@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 
 from vmmswap.engine import Job
-from vmmswap.errors import BusyError
+from vmmswap.errors import BusyError, VmmswapError
 from vmmswap.status import Operation, State
 
 
@@ -36,7 +36,7 @@ class Machine:
         self.following = Job.NONE  # what starts when the running job has ended
         self._is_held = False  # the running job was turned back with nothing to follow
         self.tracking = False  # guest memory is registered: something is out, or may be
-        self.error = ""  # why the last job failed
+        self.error: VmmswapError | None = None  # why the last job failed
         self.wants_out = False  # by the last order
         self.ending = False  # the VM is being released: no order against swapping in is taken
 
@@ -72,7 +72,7 @@ class Machine:
         """Swap in; where nothing is out, only forget a failure."""
         self.wants_out = False
         if self.job is Job.NONE and not self.tracking:
-            self.error = ""
+            self.error = None
             return Action.NOTHING
         return self._want(Job.SWAP_IN)
 
@@ -84,7 +84,7 @@ class Machine:
             return Action.NOTHING
         return self._want(Job.TRIM)
 
-    def job_done(self, error: str, tracking: bool) -> Action:
+    def job_done(self, error: VmmswapError | None, tracking: bool) -> Action:
         """The job has ended, or could not start; tracking: whether guest memory is registered now."""
         following, self.following = self.following, Job.NONE
         self.job = Job.NONE
@@ -95,7 +95,7 @@ class Machine:
             return self.disable()
         return self._start(following) if following is not Job.NONE else Action.NOTHING
 
-    def not_begun(self, error: str, tracking: bool) -> Action:
+    def not_begun(self, error: VmmswapError | None, tracking: bool) -> Action:
         """The job was not begun. One of its kind that was ordered meanwhile is refused with it."""
         if error and self.following is self.job:
             self.following = Job.NONE
@@ -120,5 +120,5 @@ class Machine:
 
     def _start(self, job: Job) -> Action:
         self.job = job
-        self.error = ""
+        self.error = None
         return _START[job]

@@ -325,7 +325,7 @@ class Monitor:
 
     # The VM
 
-    def _serve(self, vm: Vm, *, error: str = "") -> None:
+    def _serve(self, vm: Vm, *, error: VmmswapError | None = None) -> None:
         self._processes = Processes(vm, self._vmm_gone)
         self._controller.check_before_enable = self._processes.check_covered
         vm.count_in_process()

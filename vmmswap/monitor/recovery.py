@@ -13,7 +13,7 @@ from pathlib import Path
 from vmmswap import message_ids
 from vmmswap.config import Config
 from vmmswap.engine import Engine, Job, Range
-from vmmswap.errors import StorageFailedError, VmmswapError
+from vmmswap.errors import InternalError, StorageFailedError, VmmswapError
 from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
@@ -31,12 +31,12 @@ _MAX_INTERRUPTED = 3
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """error: why the operation that was under way is not gone on with."""
+    """error: why the operation that was under way is not resumed."""
 
     vm: Vm
     connection: socket.socket | None
     last_job: Job
-    error: str
+    error: VmmswapError | None
 
 
 def is_needed(kept: dict[str, int]) -> bool:
@@ -102,9 +102,9 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
             "", message_ids.MONITOR_RESTARTED, out_pages=found.out_pages, restarts=vm.manifest.restarts
         ),
     )
-    error = ""
+    error = None
     if interrupted >= _MAX_INTERRUPTED:
-        error = (
+        error = InternalError(
             f"{interrupted} monitors in a row died in a {job}: what is out is served, and nothing else is"
             " tried; see the journal, then call Enable or Disable"
         )

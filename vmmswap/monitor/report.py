@@ -12,7 +12,7 @@ from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import fields
 from vmmswap.monitor.machine import Machine
 from vmmswap.monitor.vm import Vm
-from vmmswap.status import Operation, Status
+from vmmswap.status import KEYS, Operation, Status
 
 _log = logging.getLogger("vmmswap.operation")
 
@@ -33,35 +33,21 @@ def status_of(
         return Status(name=name)
     stats = vm.stats()
     return Status(
+        **{row.attribute: getattr(stats, row.engine) for row in KEYS if row.engine},
         state=machine.state,
-        swap_time_ms=stats.swap_time_ms,
-        resident_pages=stats.resident_pages,
-        copied_pages=stats.copied_pages,
-        zeroed_pages=stats.zeroed_pages,
-        redundant_pages=stats.redundant_pages,
-        swap_pages=stats.swap_pages,
         name=name,
         operation=machine.operation,
-        progress_pages=stats.progress_pages,
-        total_pages=stats.total_pages,
         page_size=PAGE_SIZE,
         pause_us=max(stats.pause_us, drain_pause_us),
-        fault_count=stats.fault_count,
         fault_p50_us=_to_us(stats.fault_p50_ns),
         fault_p99_us=_to_us(stats.fault_p99_ns),
         stored_bytes=stats.stored_ram_bytes + stats.stored_disk_bytes,
-        stored_ram_bytes=stats.stored_ram_bytes,
-        stored_disk_bytes=stats.stored_disk_bytes,
-        written_bytes=stats.written_bytes,
-        processes=stats.processes,
         restarts=vm.manifest.restarts,
         page_fault_logging=logging,
-        error=machine.error,
+        error="" if machine.error is None else machine.error.message,
+        error_name="" if machine.error is None else machine.error.dbus_name,
         mode="" if stats.mode is Mode.NONE else stats.mode.name.lower(),
         pin_check=vm.engine.pin_check,
-        pinned_pages=stats.pinned_pages,
-        poisoned_pages=stats.poisoned_pages,
-        kept_pages=stats.kept_pages,
     )
 
 
