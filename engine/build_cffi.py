@@ -94,7 +94,8 @@ int engine_store_fd(const struct engine *);
 
 struct mapped_file { dev_t dev; ino_t ino; ...; };
 struct mapping {
-    pid_t pid; uint64_t addr; uint64_t size_bytes; uint64_t offset_bytes; size_t file_idx; ...;
+    pid_t pid; uint64_t addr; uint64_t size_bytes; uint64_t offset_bytes; size_t file_idx; bool is_private;
+    ...;
 };
 struct pid_list { pid_t *pids; size_t pids_n; ...; };
 struct mapper_list {

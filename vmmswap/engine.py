@@ -471,17 +471,18 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
 
 @dataclass(frozen=True, slots=True)
 class Mapping:
-    """One shared mapping of guest memory in some process; file_idx: which of the memfds asked for."""
+    """A mapping of guest memory in some process; file_idx: which of the memfds asked for."""
 
     pid: int
     addr: int
     size_bytes: int
     offset_bytes: int
     file_idx: int
+    is_private: bool  # MAP_PRIVATE: no userfaultfd of it can bring the file's pages back
 
 
 def mappings_of(memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
-    """All shared mappings of these files in other processes, and the pids whose maps cannot be read."""
+    """All mappings of these files in other processes, and the pids whose maps cannot be read."""
     files = ffi.new("struct mapped_file[]", max(1, len(memfds)))
     for idx, fd in enumerate(memfds):
         rc = lib.mappers_file_of(fd, ffi.addressof(files, idx))
@@ -493,18 +494,16 @@ def mappings_of(memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
         raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
     try:
         mappings = [
-            Mapping(int(m.pid), int(m.addr), int(m.size_bytes), int(m.offset_bytes), int(m.file_idx))
+            Mapping(
+                *(int(m.pid), int(m.addr), int(m.size_bytes), int(m.offset_bytes), int(m.file_idx)),
+                bool(m.is_private),
+            )
             for m in (found.mappings[i] for i in range(found.mappings_n))
         ]
         unreadable = [int(found.unreadable.pids[i]) for i in range(found.unreadable.pids_n)]
     finally:
         lib.mappers_free(found)
     return mappings, unreadable
-
-
-def mappers(memfds: Sequence[int]) -> list[int]:
-    """Pids of the other processes that map one of these files shared, each once."""
-    return sorted({mapping.pid for mapping in mappings_of(memfds)[0]})
 
 
 def registered_buffer_in(ranges: Sequence[tuple[int, int, int]]) -> str | None:

@@ -81,6 +81,11 @@ TEST(several_mappings_of_several_files)
 	static const struct mapping want[] = {
 		{ .addr = 0x1000, .size_bytes = 0x2000, .offset_bytes = 0x5000, .file_idx = 1 },
 		{ .addr = 0x8000, .size_bytes = 0x1000, .offset_bytes = 0x3000, .file_idx = 0 },
+		{ .addr = 0x10000,
+		  .size_bytes = 0x4000,
+		  .offset_bytes = 0,
+		  .file_idx = 0,
+		  .is_private = true },
 		{ .addr = 0x20000, .size_bytes = 0x4000, .offset_bytes = 0, .file_idx = 0 },
 	};
 	struct mapped_file files[2];
@@ -98,8 +103,8 @@ TEST(several_mappings_of_several_files)
 	wait_for(&target.memory->ready);
 	CHECK_OK(mappers_find(files, 2, &list));
 	CHECK_EQ(list.pids.pids_n, 1);
-	CHECK_EQ(list.mappings_n, 3);
-	for (size_t i = 0; i < 3; i++) {
+	CHECK_EQ(list.mappings_n, 4);
+	for (size_t i = 0; i < 4; i++) {
 		const struct mapping *got = mapping_of(&list, target.pid, i);
 
 		CHECK(got != NULL);
@@ -107,7 +112,37 @@ TEST(several_mappings_of_several_files)
 		CHECK_EQ(got->size_bytes, want[i].size_bytes);
 		CHECK_EQ(got->offset_bytes, want[i].offset_bytes);
 		CHECK_EQ(got->file_idx, want[i].file_idx);
+		CHECK_EQ(got->is_private, want[i].is_private);
 	}
+	mappers_free(&list);
+	target_end(&target);
+}
+
+static void body_private(struct memory *memory)
+{
+	map_piece(0, 16, memfds[0], 0, MAP_PRIVATE);
+	body_waits(memory);
+}
+
+/* It cannot write to the file, so nobody has to stop it. */
+TEST(who_maps_privately_is_listed_and_not_frozen)
+{
+	struct mapped_file file;
+	struct mapper_list list;
+	struct target target;
+
+	memfds[0] = (int)CHECK_SYS(memfd_create("ram", MFD_CLOEXEC));
+	CHECK_SYS(ftruncate(memfds[0], 16 << 12));
+	CHECK_OK(mappers_file_of(memfds[0], &file));
+	pieces = mmap(NULL, 64 << 12, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(pieces != MAP_FAILED);
+	target = target_start(body_private);
+	wait_for(&target.memory->ready);
+	CHECK_OK(mappers_find(&file, 1, &list));
+	CHECK_EQ(list.pids.pids_n, 0);
+	CHECK_EQ(list.mappings_n, 1);
+	CHECK_EQ(list.mappings[0].pid, target.pid);
+	CHECK(list.mappings[0].is_private);
 	mappers_free(&list);
 	target_end(&target);
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """vmmswap-monitor as a program, with vmmswap-guest as the VMM and busctl as the operator."""
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -222,6 +223,45 @@ def test_enable_is_refused_while_a_stranger_maps_guest_memory(monitor, guest):
         assert monitor.error_of("Enable") == "NotSupported"
         assert monitor.status()["State"] == "Ready"
         stranger.communicate(b"\n")
+    assert monitor.enable()["State"] == "Active"
+    check_all_right(guest)
+
+
+@contextlib.contextmanager
+def private_mapper(guest):
+    """A process that maps all of the guest's memory MAP_PRIVATE, as a clone of the VM does."""
+    memfd = os.open(f"/proc/{guest.pid}/fd/{guest.status().memfd_fds[0]}", os.O_RDONLY)
+    size = os.fstat(memfd).st_size
+    program = (
+        "import mmap, sys\n"
+        f"memory = mmap.mmap({memfd}, {size}, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)\n"
+        "print(flush=True)\n"
+        "for _ in sys.stdin: print(any(memory[::mmap.PAGESIZE]), flush=True)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], pass_fds=[memfd], **pipes) as process:
+        os.close(memfd)
+        try:
+            assert process.stdout.readline()
+            yield process
+        finally:
+            process.kill()
+
+
+def read_all(process):
+    """Whether anything that it reads is not zero."""
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    return process.stdout.readline() == b"True\n"
+
+
+def test_enable_is_refused_while_somebody_maps_guest_memory_privately(monitor, guest):
+    with private_mapper(guest) as clone:
+        with pytest.raises(BusError, match=f"process {clone.pid} .* privately"):
+            monitor.call("Enable")
+        assert monitor.error_of("Enable") == "NotSupported"
+        assert monitor.status()["State"] == "Ready"
+        assert read_all(clone)
     assert monitor.enable()["State"] == "Active"
     check_all_right(guest)
 

@@ -338,7 +338,7 @@ def _other_mappers(
     skipped = set(known)
     found: dict[int, list[Region]] = {}
     for mapping in mappings:
-        if mapping.pid not in skipped and only in (None, mapping.pid):
+        if not mapping.is_private and mapping.pid not in skipped and only in (None, mapping.pid):
             found.setdefault(mapping.pid, []).extend(_parts(mapping, guest))
     starts = {(region.memfd, region.offset_bytes) for region in guest}
     return {pid: tuple(_joined(parts, starts)) for pid, parts in found.items() if parts}

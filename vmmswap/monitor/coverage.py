@@ -3,8 +3,9 @@
 children.
 
 A process that maps guest memory without a userfaultfd reads zeros where memory is out, and what it reads so
-becomes true for all. The kernel tells of a fork without a pid, so a child's is found here: it maps the memory
-at its parent's addresses. All of this reads /proc and may wait for a lock of the VM's: call it on a thread.
+becomes true for all. That holds for a private mapping of the memory's file as well, which no userfaultfd can
+serve. The kernel tells of a fork without a pid, so a child's is found here: it maps the memory at its
+parent's addresses. All of this reads /proc and may wait for a lock of the VM's: call it on a thread.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ class Picture:
 
     known: tuple[Known, ...]
     pids: dict[int, int]
-    pieces: tuple[Piece, ...]  # all that is mapped
-    strangers: tuple[Piece, ...]  # mapped and not served
+    pieces: tuple[Piece, ...]  # all that is mapped shared
+    strangers: tuple[Piece, ...]  # mapped so and not served
+    private: tuple[Piece, ...]  # mapped privately, by whomever
     unreadable: tuple[int, ...]  # pids whose maps we may not read
 
 
@@ -103,11 +105,19 @@ def question_of(vm: Vm) -> Question:
 def look(question: Question) -> Picture:
     """One look at all processes of the host."""
     mappings, unreadable = mappings_of(question.memfds)
-    pieces = [piece for mapping in mappings for piece in _pieces(mapping, question.regions)]
+    pieces, private = (
+        [
+            piece
+            for mapping in mappings
+            if mapping.is_private is is_private
+            for piece in _pieces(mapping, question.regions)
+        ]
+        for is_private in (False, True)
+    )
     pids = _match(question.known, pieces)
     served = _served_by_pid(question.known, pids)
     strangers = tuple(piece for piece in pieces if not _is_served(piece, served))
-    return Picture(question.known, pids, tuple(pieces), strangers, tuple(unreadable))
+    return Picture(question.known, pids, tuple(pieces), strangers, tuple(private), tuple(unreadable))
 
 
 def _served_by_pid(known: Sequence[Known], pids: dict[int, int]) -> dict[int, list[Range]]:
@@ -241,6 +251,14 @@ def stranger_error(stranger: Piece) -> NotSupportedError:
     return NotSupportedError(
         f"process {name_of(stranger.pid)} maps guest memory at {stranger.addr:#x} without a userfaultfd, and"
         " would read zeros there: have the VMM send add-process for it, or end it"
+    )
+
+
+def private_error(piece: Piece) -> NotSupportedError:
+    return NotSupportedError(
+        f"process {name_of(piece.pid)} maps guest memory privately (MAP_PRIVATE, as clones of a VM do), at"
+        f" {piece.addr:#x}: where memory is out it would read zeros, and the VM's own memory would be zeros"
+        " from then on. End it, or give it a copy of the memory"
     )
 
 

@@ -136,10 +136,12 @@ class Processes:
         for looked in itertools.count(1):
             picture = await self._look()
             odd = self._odd_child(picture)
-            if not picture.strangers and odd is None:
+            if not picture.strangers and not picture.private and odd is None:
                 break
             if looked >= _LOOKS and picture.strangers:
                 raise coverage.stranger_error(picture.strangers[0])
+            if looked >= _LOOKS and picture.private:
+                raise coverage.private_error(picture.private[0])
             if odd is not None and looked >= (_LOOKS if odd.pid else _LOOKS_FOR_PIDS):
                 raise _odd_error(odd)
             await asyncio.sleep(_LOOK_AGAIN_S)

@@ -38,7 +38,7 @@ void mappers_free(struct mapper_list *list)
 
 /* "ADDR-END PERM OFFSET MAJOR:MINOR INODE PATH". Only what stands before the path is looked at: the rest is
  * any process's choice (the kernel escapes a newline in it as \012, so it cannot forge a line). False: not
- * a shared file mapping. By hand, not sscanf: a freeze scans every process while the guest stands still. */
+ * a mapping of a file. By hand, not sscanf: a freeze scans every process while the guest stands still. */
 static bool parse_line(const char *line, struct mapping *mapping, struct mapped_file *file)
 {
 	unsigned long major_number, minor_number;
@@ -49,8 +49,9 @@ static bool parse_line(const char *line, struct mapping *mapping, struct mapped_
 	if (*at++ != '-')
 		return false;
 	end = strtoull(at, &at, 16);
-	if (strnlen(at, 6) < 6 || at[4] != 's')
+	if (strnlen(at, 6) < 6)
 		return false;
+	mapping->is_private = at[4] != 's';
 	mapping->size_bytes = end - mapping->addr;
 	mapping->offset_bytes = strtoull(at + 5, &at, 16);
 	major_number = strtoul(at, &at, 16);
@@ -59,7 +60,7 @@ static bool parse_line(const char *line, struct mapping *mapping, struct mapped_
 	minor_number = strtoul(at, &at, 16);
 	file->dev = makedev(major_number, minor_number);
 	file->ino = strtoull(at, NULL, 10);
-	return true;
+	return file->ino != 0;
 }
 
 static int add_mapping(struct mapper_list *list, const struct mapping *mapping)
@@ -89,7 +90,7 @@ static int scan_line(struct scan *scan, pid_t pid)
 		if (scan->files[i].dev != file.dev || scan->files[i].ino != file.ino)
 			continue;
 		mapping.file_idx = i;
-		if ((!pids->pids_n || pids->pids[pids->pids_n - 1] != pid) &&
+		if (!mapping.is_private && (!pids->pids_n || pids->pids[pids->pids_n - 1] != pid) &&
 		    pid_list_add(&scan->out->pids, pid))
 			return -ENOMEM;
 		return add_mapping(scan->out, &mapping);

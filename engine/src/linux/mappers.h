@@ -5,6 +5,7 @@
 
 #include "linux/procfs.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -15,20 +16,22 @@ struct mapped_file {
 	ino_t ino;
 };
 
-/* One shared mapping of one of the files. */
+/* One mapping of one of the files. A private one never writes to the file, and yet what it reads in a hole fills the
+ * hole with zeros, for all. */
 struct mapping {
 	pid_t pid;
 	uint64_t addr;
 	uint64_t size_bytes;
 	uint64_t offset_bytes; /* where in the file it begins */
 	size_t file_idx;       /* which of the files asked for */
+	bool is_private;       /* MAP_PRIVATE */
 };
 
 struct mapper_list {
 	struct mapping *mappings; /* grouped by process, addresses ascending in each */
 	size_t mappings_n;
 	size_t mappings_max;	    /* allocated */
-	struct pid_list pids;	    /* processes with at least one mapping, each once */
+	struct pid_list pids;	    /* processes with at least one shared mapping, each once */
 	struct pid_list unreadable; /* processes whose maps we may not read: they may be mappers or not */
 };
 
@@ -36,8 +39,7 @@ struct mapper_list {
  * everywhere: btrfs and overlayfs give fstat() a device number that maps does not show.) 0 or -errno. */
 int mappers_file_of(int fd, struct mapped_file *out);
 
-/* Look through all processes but our own (all its threads share one memory, so one look does). Private
- * mappings do not count: they cannot be swapped and are refused elsewhere. Kernel threads, zombies and
+/* Look through all processes but our own (all its threads share one memory, so one look does). Kernel threads, zombies and
  * processes that end while we look are passed over. The picture is the kernel's at the time each line was
  * read: a process that runs meanwhile may add or drop mappings, and where /proc is mounted with hidepid=
  * others' processes are missing altogether. 0, -ENOMEM or the -errno of reading /proc. On success the
