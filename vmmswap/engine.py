@@ -383,16 +383,17 @@ class Engine:
 
     @property
     def event_fd(self) -> int:
-        """Readable while events() has something."""
+        """Readable while next_event() has something."""
         return int(lib.engine_notices_fd(self._engine))
 
-    def events(self) -> list[EngineEvent]:
-        """What happened since the last call, oldest first."""
+    def next_event(self) -> EngineEvent | None:
+        """The oldest thing that happened and was not taken yet. Whoever takes it is the only one to know."""
         notice = ffi.new("struct notice *")
-        found: list[EngineEvent] = []
-        while lib.engine_take_notice(self._engine, notice):
-            found.append(_event_of(notice))
-        return found
+        return _event_of(notice) if lib.engine_take_notice(self._engine, notice) else None
+
+    def events(self) -> list[EngineEvent]:
+        """All that happened and was not taken yet, oldest first."""
+        return list(iter(self.next_event, None))
 
     def stats(self) -> EngineStats:
         """All counters now. Nothing stops for it."""

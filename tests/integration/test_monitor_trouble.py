@@ -2,6 +2,7 @@
 """A monitor in trouble: a store that cannot be read, memory that does not suffice, VMMs that do harm."""
 
 import contextlib
+import resource
 import socket
 import uuid
 from pathlib import Path
@@ -173,4 +174,30 @@ def test_no_fd_is_leaked_by_connections_that_come_to_nothing(bus, directory):
                 bad.sendall(b"[]\n")
                 bad.recv(4096)
         monitor.until(lambda: len(list(fds.iterdir())) <= before, "no more fds than before")
+        assert guest.verify().wrong_bytes == 0
+
+
+# No fd left
+
+
+@contextlib.contextmanager
+def one_fd_left(pid):
+    used = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    free = next(number for number in range(len(used) + 1) if number not in used)
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free + 1, before[1]))
+    yield
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_a_child_that_cannot_be_kept_for_want_of_fds_is_kept_later(bus, directory):
+    with pair(bus, directory) as (monitor, guest):
+        monitor.all_out()
+        with one_fd_left(monitor.pid):
+            guest.fork(1)
+            monitor.wait_log("ProcessForked of the engine's cannot be handled; trying again")
+            assert monitor.settled()["Processes"] == 2
+        monitor.wait_log("(vmmswap-guest), forked by the VM, shares its memory")
+        assert monitor.disable()["State"] == "Ready"
+        assert "Traceback" not in monitor.log
         assert guest.verify().wrong_bytes == 0

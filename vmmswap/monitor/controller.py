@@ -22,6 +22,7 @@ from vmmswap.errors import (
 )
 from vmmswap.log import fields
 from vmmswap.monitor.drain import Drain
+from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.headroom import RoomWatch
 from vmmswap.monitor.housekeeping import Housekeeping
 from vmmswap.monitor.machine import Action, Machine
@@ -34,6 +35,7 @@ _log = logging.getLogger("vmmswap.controller")
 
 _LOW_MEMORY_RETRY_S = 1.0
 _FAILED_STOP_RETRY_S = 5.0
+_NOT_RECORDED = "a successor would not know the last order"
 
 
 async def _no_check() -> None:
@@ -169,11 +171,12 @@ class Controller:
         self._order_swap_in()
 
     def drop(self) -> None:
-        """The VM is gone, or left to a successor: nothing more is done for it."""
+        """The VM is gone: nothing more is done for it."""
         self._room.stop()
         self._housekeeping.stop()
-        self._drain.drop()
         self._cancel_retry()
+        with guarded("the drain by QMP is not given up"):
+            self._drain.drop()
         self.flush_page_faults()
         self.vm = None
         self._machine = Machine()
@@ -181,21 +184,25 @@ class Controller:
 
     def flush_page_faults(self) -> None:
         """Write what the page-fault log has not got yet; the successor goes on with it."""
-        if self._tracing is not None:
-            self._tracing.stop()
-            self._tracing = None
+        tracing, self._tracing = self._tracing, None
+        if tracing is not None:
+            with guarded("the last page faults are not in the log"):
+                tracing.stop()
 
     def job_done(self, event: JobDone) -> None:
-        """The engine's job has ended."""
-        if self.vm is None:
+        """The engine's job has ended. If this raises, it was not taken note of, and may be told again."""
+        vm = self.vm
+        if vm is None:
             return
+        stats = vm.stats()
+        stats = replace(stats, pause_us=max(stats.pause_us, self._drain.pause_us))
         self._room.stop()
         self._drain.job_ended()
         event = self._with_drain_error(event)
-        stats = self.vm.stats()
-        stats = replace(stats, pause_us=max(stats.pause_us, self._drain.pause_us))
-        self._operation_log.ended(self._machine.operation, stats, self.vm.engine.pin_check, event)
-        self.vm.change(interrupted=0)
+        with guarded("the end of the operation is not in the log"):
+            self._operation_log.ended(self._machine.operation, stats, vm.engine.pin_check, event)
+        with guarded(_NOT_RECORDED):
+            vm.change(interrupted=0)
         self._is_short_of_memory = self._is_short_of_memory and stats.tracking
         error = event.error
         if self._is_short_of_memory:
@@ -246,7 +253,7 @@ class Controller:
             error = refusal
         except Exception as bug:
             _log.exception("bug in what is looked at before a swap-out goes on")
-            error = InternalError(f"an internal error: {bug!r}")
+            error = InternalError(_bug(bug))
         if self.vm is not vm:
             return
         if not error and not self._machine.is_turned_back:
@@ -255,7 +262,8 @@ class Controller:
         if error:
             _log.warning("the swap-out that was under way does not go on: %s", error)
         vm.engine.forget_job()
-        vm.change(interrupted=0)
+        with guarded(_NOT_RECORDED):
+            vm.change(interrupted=0)
         self._perform(self._machine.not_begun(error, vm.engine.stats().tracking))
 
     def _drained(self) -> None:
@@ -270,7 +278,8 @@ class Controller:
     def _drain_idle(self) -> None:
         """What waited for the VM to go on."""
         if self.vm is not None and self._machine.ending and self._machine.job is Job.NONE:
-            self._nothing_runs()
+            with guarded("the VM is not released"):
+                self._nothing_runs()
 
     def _with_drain_error(self, event: JobDone) -> JobDone:
         reason, self._drain_error = self._drain_error, ""
@@ -304,27 +313,35 @@ class Controller:
         self._perform(self._machine.disable())
 
     def _perform(self, action: Action) -> None:
-        """Do what the machine says, and tell. A job that cannot start has failed at once."""
+        """Do what the machine says, and tell. A job that cannot start has failed at once. Raises nothing: the
+        machine counts on what it said.
+        """
         vm = self.vm
         if vm is not None:
             if vm.manifest.wants_out != self._machine.wants_out:
-                vm.change(wants_out=self._machine.wants_out)
+                with guarded(_NOT_RECORDED):
+                    vm.change(wants_out=self._machine.wants_out)
             if action is Action.TURN:
                 vm.engine.cancel()
             while action not in (Action.NOTHING, Action.TURN):
                 action = self._start(vm, action)
         if self._machine.job is Job.NONE:
-            self._nothing_runs()
+            with guarded("what follows an operation is not done"):
+                self._nothing_runs()
         self._changed()
 
     def _start(self, vm: Vm, action: Action) -> Action:
         """Start a job; what to do next if it cannot."""
         try:
             self._start_job(vm, action)
-        except VmmswapError as error:
-            _log.error("cannot %s: %s", action.value, error.message)
-            return self._machine.job_done(error, vm.engine.stats().tracking)
-        self._operation_log.started(self._machine.operation)
+        except Exception as error:
+            log_failure(f"cannot {action.value}", error)
+            known = (
+                error if isinstance(error, VmmswapError) else InternalError(f"an internal error: {error!r}")
+            )
+            return self._machine.job_done(known, vm.engine.stats().tracking)
+        with guarded("the beginning of the operation is not in the log"):
+            self._operation_log.started(self._machine.operation)
         return Action.NOTHING
 
     def _start_job(self, vm: Vm, action: Action) -> None:
@@ -410,9 +427,12 @@ class Controller:
             )
 
     def _changed(self) -> None:
-        status = self.status()
-        for listener in list(self._listeners):
-            try:
-                listener(status)
-            except Exception:
-                _log.exception("bug in what listens to changes; ignoring it")
+        with guarded("a change of the VM's state is not told of"):
+            status = self.status()
+            for listener in list(self._listeners):
+                with guarded("a change of the VM's state is not told to all"):
+                    listener(status)
+
+
+def _bug(error: Exception) -> str:
+    return f"an internal error: {error!r}"

@@ -10,11 +10,14 @@ stop above a reserve.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.handoff.messages import PAGE_SIZE
+
+_log = logging.getLogger("vmmswap.headroom")
 
 _MIB = 1 << 20
 _UNLIMITED = 1 << 62  # v1 shows no limit as a number close to 2^63
@@ -187,7 +190,13 @@ class RoomWatch:
             self._timer = None
 
     def _look_again(self) -> None:
-        if self.has_room():
+        try:
+            has_room = self.has_room()
+        except OSError as error:  # no fd left, say: the swap-in waits for what it is granted, so look again
+            _log.warning("cannot look how much memory there is: %s; trying again", error.strerror)
+            self._timer = asyncio.get_running_loop().call_later(_LONGEST_S, self._look_again)
+            return
+        if has_room:
             self.start()
         else:
             self._timer = None

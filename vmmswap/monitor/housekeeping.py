@@ -10,6 +10,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from vmmswap.monitor.guard import guarded
+
 _IDLE_S = 1.0
 _MORE_S = 0.05
 _STEPS_NS = 5_000_000  # the event loop has other things to do
@@ -35,8 +37,10 @@ class Housekeeping:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._work)
 
     def _work(self) -> None:
+        is_more = False
         end_ns = time.monotonic_ns() + _STEPS_NS
-        while is_more := self._step():
-            if time.monotonic_ns() > end_ns:
-                break
+        with guarded("disk space of what is not needed is not given back now"):
+            while is_more := self._step():
+                if time.monotonic_ns() > end_ns:
+                    break
         self._schedule(_MORE_S if is_more else _IDLE_S)

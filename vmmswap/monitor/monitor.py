@@ -18,16 +18,6 @@ from vmmswap.attach.attach import Options, parse_region
 from vmmswap.bus.connection import Connection
 from vmmswap.bus.manager import publish
 from vmmswap.config import Config
-from vmmswap.engine import (
-    JobDone,
-    Notice,
-    PageHealed,
-    PagePoisoned,
-    ProcessForked,
-    ProcessGone,
-    ProcessMoved,
-    Protected,
-)
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import file_id, is_alive
@@ -38,7 +28,9 @@ from vmmswap.handoff.session import register_firecracker
 from vmmswap.log import fields
 from vmmswap.monitor import attached, coverage, fdstore, pending, recovery, service, snapshot
 from vmmswap.monitor.controller import Controller
+from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keeper import Keeper
 from vmmswap.monitor.processes import Processes, is_vmm_alive
 from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register
@@ -79,6 +71,7 @@ class Monitor:
         self._controller.on_released = self._released
         self._controller.subscribe(lambda _status: self._say_status())
         self._processes: Processes | None = None
+        self._events: EventPump | None = None
         self._watch: attached.Watch | None = None  # of an attached VM
         self._detaching: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int] | None = None
@@ -248,9 +241,8 @@ class Monitor:
             raise NotSupportedError(
                 "fds[0]: further memory is served by the userfaultfd that was registered: leave it out"
             )
-        self._take_events(
-            vm
-        )  # a child that was forked by now does not have the new memory at its parent's places
+        if self._events is not None:  # a child that was forked by now does not have the new memory
+            self._events.take()
         given_up = {region.memfd for region in request.regions} - vm.memfds.keys()
         reopened = {number: _fd_of(request, vm, number) for number in given_up if number < len(vm.files)}
         vm.add_memory(request.memfds, request.regions, reopened)
@@ -332,7 +324,8 @@ class Monitor:
         if vm.manifest.attached:
             self._watch = attached.Watch(vm, self._processes, self._barrier)
             self._controller.check_before_enable = self._watch.check_before_enable
-        asyncio.get_running_loop().add_reader(vm.engine.event_fd, self._take_events, vm)
+        self._events = EventPump(vm.engine, EventHandler(vm, self._processes, self._controller))
+        self._events.start()
         self._controller.adopt(vm, error=error)
 
     def _recover(self, server: HandoffServer) -> None:
@@ -344,43 +337,12 @@ class Monitor:
         if found.connection is not None:
             server.adopt(found.connection, recovery.memory_of(found.vm))
         if found.vm.manifest.logging:
-            self._controller.start_page_fault_logging()
+            with guarded("page faults are not logged any more"):
+                self._controller.start_page_fault_logging()
         if found.vm.manifest.releasing:
             self._controller.release("the VMM has closed its connection", must=True)
         elif not found.error:
             self._controller.resume(found.last_job)
-
-    def _take_events(self, vm: Vm) -> None:
-        for event in vm.engine.events():
-            if self._controller.vm is not vm or self._processes is None:
-                return
-            match event:
-                case ProcessForked():
-                    self._processes.forked(event)
-                case ProcessGone():
-                    self._processes.gone(event.process_id)
-                case ProcessMoved():
-                    vm.note_ranges(event.process_id)
-                case Protected():
-                    self._controller.protected()
-                case JobDone():
-                    self._controller.job_done(event)
-                case PagePoisoned():
-                    self._say_poisoned(vm, event)
-                case PageHealed():
-                    _log.warning("page %d can be read again and is no longer poisoned", event.page_idx)
-                case Notice():
-                    message_id = message_ids.LATE_MAPPER if event.page_idx is not None else ""
-                    where = "" if event.page_idx is None else f" ({_where(vm, event.page_idx)})"
-                    _log.warning("%s%s", event.message, where, extra=fields("", message_id))
-
-    def _say_poisoned(self, vm: Vm, event: PagePoisoned) -> None:
-        _log.error(
-            "a page of guest memory cannot be read back: %s (%s); whoever touches it gets SIGBUS",
-            event.message,
-            _where(vm, event.page_idx),
-            extra=fields("", message_ids.PAGE_POISONED),
-        )
 
     def _vmm_gone(self) -> None:
         _log.info("the VMM has ended: all is freed", extra=fields("", message_ids.VM_GONE))
@@ -412,7 +374,9 @@ class Monitor:
         vm = self._controller.vm
         if vm is None:
             return
-        asyncio.get_running_loop().remove_reader(vm.engine.event_fd)
+        if self._events is not None:
+            self._events.stop()
+            self._events = None
         if self._watch is not None:
             self._watch.close()
             self._watch = None
@@ -420,7 +384,8 @@ class Monitor:
             self._processes.close()
             self._processes = None
         self._controller.drop()
-        vm.close()
+        with guarded("not all of the VM could be closed"):
+            vm.close()
 
     def _finish(self, status: int) -> None:
         if self._ended is not None and not self._ended.done():
@@ -495,14 +460,3 @@ def _fd_of(request: requests.AddRegionRequest, vm: Vm, number: int) -> int:
             if file_id(fd) == vm.files[number]:
                 return fd
     raise InternalError(f"memfd {number} was not sent")
-
-
-def _where(vm: Vm, page_idx: int) -> str:
-    """A page for people: guest address in the VMM, offset in its memfd."""
-    for item in vm.manifest.regions:
-        if item.page_idx <= page_idx < item.page_idx + item.pages:
-            into_bytes = (page_idx - item.page_idx) * PAGE_SIZE
-            offset_bytes = item.offset_bytes + into_bytes
-            file = "the snapshot's file" if vm.manifest.snapshot else f"memfd {item.memfd}"
-            return f"address {item.addr + into_bytes:#x}, offset {offset_bytes:#x} of {file}"
-    return f"page {page_idx}"

@@ -21,6 +21,7 @@ from vmmswap.errors import (
 from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor import coverage
+from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.placement import has_all
 from vmmswap.monitor.vm import VMM_KEY, NewProcess, Process, Vm
 
@@ -47,6 +48,7 @@ class Processes:
         self._loop = asyncio.get_running_loop()
         self._watched: dict[int, int] = {}  # the engine's number: pidfd
         self._told_unreadable: set[int] = set()
+        self._is_closed = False
         self._search: asyncio.Task[None] | None = None
         self._search_anew = asyncio.Event()  # one more was forked
         for process in vm.processes.values():
@@ -56,6 +58,7 @@ class Processes:
             self._start_search()
 
     def close(self) -> None:
+        self._is_closed = True
         self._timer.cancel()
         for pidfd in self._watched.values():
             self._loop.remove_reader(pidfd)
@@ -110,11 +113,8 @@ class Processes:
                 _check_apart(f"regions[{idx}]", item, process)
 
     def forked(self, event: ProcessForked) -> None:
-        try:
-            self._vm.add_child(event.process_id, event.parent_id, event.uffd)
-        except VmmswapError as error:
-            _log.error("a forked child is served, but would be lost if the monitor died: %s", error.message)
-            return
+        """If this raises, the child is served, but would be lost if the monitor died."""
+        self._vm.add_child(event.process_id, event.parent_id, event.uffd)
         self._start_search()
 
     def gone(self, process_id: int) -> None:
@@ -186,7 +186,8 @@ class Processes:
         if not self._watched:
             raise NoSuchVMError("the VM has ended")
         for process_id, pid in picture.pids.items():
-            self._found(process_id, pid)
+            with guarded(f"process {pid}, forked by the VM, is not watched yet"):
+                self._found(process_id, pid)
         return picture
 
     def _found(self, process_id: int, pid: int) -> None:
@@ -212,9 +213,10 @@ class Processes:
             self._search_anew.clear()
             try:
                 await self._look()
-            except VmmswapError as error:
-                _log.warning("cannot look for the pids of forked children: %s", error.message)
+            except NoSuchVMError:
                 return
+            except (VmmswapError, OSError) as error:  # no fd left, say
+                log_failure("cannot look for the pids of forked children", error)
             if all(process.pid or not process.ranges for process in self._vm.processes.values()):
                 return
             await asyncio.sleep(_LOOK_AGAIN_S)
@@ -242,7 +244,8 @@ class Processes:
         self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
         for process in list(self._vm.processes.values()):
             if coverage.is_gone(process.uffd):
-                self.gone(process.process_id)
+                with guarded(f"the end of process {process.pid} is not taken note of yet"):
+                    self.gone(process.process_id)
                 if process.key == VMM_KEY:
                     return
 
@@ -256,12 +259,20 @@ class Processes:
         tells for certain, and a process that lives must not lose it.
         """
         process = self._vm.processes[process_id]
-        if process.key == VMM_KEY or coverage.is_gone(process.uffd):
-            self.gone(process_id)
-            return
+        # It goes on saying so, which must not take all our time if what follows fails.
         self._loop.remove_reader(self._watched.pop(process_id))
-        self._vm.lost_pid(process)
-        self._start_search()
+        with guarded(f"the end of process {process.pid} is not taken note of; trying again"):
+            if process.key == VMM_KEY or coverage.is_gone(process.uffd):
+                self.gone(process_id)
+            else:
+                self._start_search()
+                self._vm.lost_pid(process)
+            return
+        self._loop.call_later(_ALIVE_EVERY_S, self._watch_again, process)
+
+    def _watch_again(self, process: Process) -> None:
+        if not self._is_closed and self._vm.processes.get(process.process_id) is process:
+            self._watch(process)
 
 
 def is_vmm_alive(vm: Vm) -> bool:

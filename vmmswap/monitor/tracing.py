@@ -17,6 +17,7 @@ from typing import Protocol
 from vmmswap.engine import Engine
 from vmmswap.errors import StorageFailedError
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.vm import Vm
 from vmmswap.trace_format import (
     BATCH_FAULTS,
@@ -126,7 +127,8 @@ class Tracing:
                 for record in records
             ]
             for sink in self._sinks:
-                sink.write(faults)
+                with guarded("page faults are not in the log"):
+                    sink.write(faults)
         dropped = self._engine.stats().trace_dropped
         if dropped > self._dropped:
             _log.warning("%d page faults came too fast and are not in the log", dropped - self._dropped)
@@ -138,7 +140,8 @@ class Tracing:
         self._engine.set_trace(False)
         self._drain()
         for sink in self._sinks:
-            sink.close()
+            with guarded("a page-fault log cannot be closed"):
+                sink.close()
 
 
 def sink_kinds(configured: str, *, journal: bool) -> tuple[str, ...]:

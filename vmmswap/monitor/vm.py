@@ -159,7 +159,7 @@ class Vm:
         The record and the fd store have it before the kernel makes it wait for us.
         """
         ranges = tuple(self.range_of(region) for region in new.regions)
-        key = self.manifest.next_key
+        key = self._new_key()
         with contextlib.ExitStack() as undo:
             pidfd, uffd = _dup(new.pidfd, undo), _dup(new.uffd, undo)
             process = Process(key, -1, new.pid, pidfd, uffd, True, ranges, new.is_proven, new.dummy_page or 0)
@@ -226,14 +226,18 @@ class Vm:
     def add_child(self, process_id: int, parent_id: int, uffd: int) -> None:
         """Take note of a forked child, which the engine serves already.
 
-        If this raises, the child is known all the same, but a successor will not have its userfaultfd.
+        If this raises, the child is known all the same, but a successor would not have its userfaultfd: call
+        it again.
         """
+        if known := self.processes.get(process_id):
+            self._enter(known)
+            return
         parent = self.processes.get(parent_id)  # None: it ended before its child was told of
         is_proven = parent.is_proven if parent else all(item.is_proven for item in self.processes.values())
         dummy_page = parent.dummy_page if parent else 0
         ranges = self.engine.ranges_of(process_id)  # its parent's when it was forked
         child = Process(
-            self.manifest.next_key,
+            self._new_key(),
             process_id,
             0,
             -1,
@@ -250,15 +254,19 @@ class Vm:
         """Serve a forked child whose uffd, ours from here on, a keeper saved; before the engine recovers."""
         ranges = tuple(Range(*item) for item in parent.ranges)
         process_id = self.engine.add_process(uffd, ranges)
-        key, dummy_page = self.manifest.next_key, parent.dummy_page
+        key, dummy_page = self._new_key(), parent.dummy_page
         self._enter(
             Process(key, process_id, 0, -1, uffd, True, ranges, parent.is_proven, dummy_page, is_forked=True)
         )
 
+    def _new_key(self) -> int:
+        """Not that of a process whose entry has failed, either."""
+        return max([self.manifest.next_key, *(item.key + 1 for item in self.processes.values())])
+
     def _enter(self, process: Process) -> None:
         """The record first: a uffd in the store that no record speaks of could not be used."""
         self.processes[process.process_id] = process
-        self.record(next_key=process.key + 1)
+        self.record(next_key=max(self.manifest.next_key, process.key + 1))
         self._store(process)
 
     def _store(self, process: Process) -> None:
@@ -271,9 +279,16 @@ class Vm:
         self.store.remove(fdstore.pidfd_name(process.key))
 
     def found_pid(self, process: Process, pid: int, pidfd: int) -> None:
-        """A forked child's pid is known now; the pidfd is the VM's from here on."""
+        """A forked child's pid is known now; the pidfd is the VM's from here on. If that cannot be recorded,
+        it is closed, and nothing has changed.
+        """
         process.pid, process.pidfd = pid, pidfd
-        self.record()
+        try:
+            self.record()
+        except BaseException:
+            process.pid, process.pidfd = 0, -1
+            os.close(pidfd)
+            raise
         self.store.add(fdstore.pidfd_name(process.key), pidfd)
 
     def lost_pid(self, process: Process) -> None:
@@ -284,17 +299,22 @@ class Vm:
         self.record()
 
     def remove_process(self, process_id: int) -> Process | None:
-        """Forget a process that has ended. None if it was forgotten before.
+        """Forget a process that has ended. None if it was forgotten before. If that cannot be recorded,
+        nothing has changed.
 
         Whoever waits for its pidfd in an event loop must have stopped that.
         """
         process = self.processes.pop(process_id, None)
         if process is None:
             return None
+        try:
+            self.record()
+        except BaseException:
+            self.processes[process_id] = process
+            raise
         self.engine.remove_process(process_id)
         process.close()
         self._take_out(process)
-        self.record()
         return process
 
     def add_memory(

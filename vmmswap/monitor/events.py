@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hands the engine's events to who handles them, each whatever becomes of the others.
+
+An event that is taken from the engine exists nowhere else: one that is dropped is a child that a successor
+does not serve, or a job that never ends. So each is handled on its own, and one whose handling fails (no fd
+left, no memory) is handled again until that works. Handlers must bear that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from vmmswap import message_ids
+from vmmswap.engine import (
+    Engine,
+    EngineEvent,
+    JobDone,
+    Notice,
+    PageHealed,
+    PagePoisoned,
+    ProcessForked,
+    ProcessGone,
+    ProcessMoved,
+    Protected,
+)
+from vmmswap.errors import NoSuchVMError
+from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.log import fields
+from vmmswap.monitor.controller import Controller
+from vmmswap.monitor.guard import log_failure
+from vmmswap.monitor.processes import Processes
+from vmmswap.monitor.vm import Vm
+
+_log = logging.getLogger("vmmswap.monitor")
+
+_AT_ONCE = 256  # events; the loop has other things to do
+_FIRST_RETRY_S, _LAST_RETRY_S = 0.25, 10.0
+
+
+class EventPump:
+    """Of one engine, from start() until stop()."""
+
+    def __init__(self, engine: Engine, handle: Callable[[EngineEvent], None]) -> None:
+        self._engine = engine
+        self._handle = handle
+        self._event_fd = engine.event_fd
+        self._failed: dict[int, asyncio.TimerHandle] = {}
+        self._next_key = 0
+        self._is_running = False
+
+    def start(self) -> None:
+        self._is_running = True
+        asyncio.get_running_loop().add_reader(self._event_fd, self.take)
+
+    def stop(self) -> None:
+        """What is left is of no use any more: the VM is gone, or a successor reads it."""
+        self._is_running = False
+        asyncio.get_running_loop().remove_reader(self._event_fd)
+        for timer in self._failed.values():
+            timer.cancel()
+        self._failed.clear()
+
+    def take(self) -> None:
+        """Handle what there is now. The fd stays readable while there is more."""
+        for _ in range(_AT_ONCE):
+            event = self._next()
+            if event is None:
+                return
+            self._try(event, _FIRST_RETRY_S)
+
+    def _next(self) -> EngineEvent | None:
+        if self._is_running:  # a handler may have ended the VM
+            with contextlib.suppress(NoSuchVMError):
+                return self._engine.next_event()
+        return None
+
+    def _try(self, event: EngineEvent, retry_s: float) -> None:
+        try:
+            self._handle(event)
+        except Exception as error:
+            log_failure(f"{type(event).__name__} of the engine's cannot be handled; trying again", error)
+            if self._is_running:
+                self._try_later(event, retry_s)
+
+    def _try_later(self, event: EngineEvent, retry_s: float) -> None:
+        key, self._next_key = self._next_key, self._next_key + 1
+
+        def again() -> None:
+            del self._failed[key]
+            self._try(event, min(2 * retry_s, _LAST_RETRY_S))
+
+        self._failed[key] = asyncio.get_running_loop().call_later(retry_s, again)
+
+
+class EventHandler:
+    """What becomes of each event of a VM's engine. It can be called again with the same event."""
+
+    def __init__(self, vm: Vm, processes: Processes, controller: Controller) -> None:
+        self._vm = vm
+        self._processes = processes
+        self._controller = controller
+
+    def __call__(self, event: EngineEvent) -> None:
+        match event:
+            case ProcessForked():
+                self._processes.forked(event)
+            case ProcessGone():
+                self._processes.gone(event.process_id)
+            case ProcessMoved():
+                self._vm.note_ranges(event.process_id)
+            case Protected():
+                self._controller.protected()
+            case JobDone():
+                self._controller.job_done(event)
+            case PagePoisoned():
+                self._say_poisoned(event)
+            case PageHealed():
+                _log.warning("page %d can be read again and is no longer poisoned", event.page_idx)
+            case Notice():
+                message_id = message_ids.LATE_MAPPER if event.page_idx is not None else ""
+                where = "" if event.page_idx is None else f" ({_where(self._vm, event.page_idx)})"
+                _log.warning("%s%s", event.message, where, extra=fields("", message_id))
+
+    def _say_poisoned(self, event: PagePoisoned) -> None:
+        _log.error(
+            "a page of guest memory cannot be read back: %s (%s); whoever touches it gets SIGBUS",
+            event.message,
+            _where(self._vm, event.page_idx),
+            extra=fields("", message_ids.PAGE_POISONED),
+        )
+
+
+def _where(vm: Vm, page_idx: int) -> str:
+    """A page for people: guest address in the VMM, offset in its memfd."""
+    for item in vm.manifest.regions:
+        if item.page_idx <= page_idx < item.page_idx + item.pages:
+            into_bytes = (page_idx - item.page_idx) * PAGE_SIZE
+            offset_bytes = item.offset_bytes + into_bytes
+            file = "the snapshot's file" if vm.manifest.snapshot else f"memfd {item.memfd}"
+            return f"address {item.addr + into_bytes:#x}, offset {offset_bytes:#x} of {file}"
+    return f"page {page_idx}"
