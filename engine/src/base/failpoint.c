@@ -17,16 +17,47 @@
 
 /* Every point of the engine, sorted (LC_ALL=C), one a line: add yours in its place. A test compares with
  * the sources. */
+/* clang-format off */
 static const char *const names[] = {
-	"event.read",	      "evict.checked",	 "evict.finished",  "evict.marked",   "evict.protected",
-	"evict.punched",      "evict.read",	 "evict.selected",  "evict.stored",   "fault.fork-read",
-	"freeze.before-thaw", "freeze.seized",	 "freeze.stopped",  "memory.punch",   "memory.read",
-	"memory.seek",	      "pins.blind",	 "poison.lifted",   "recover.mapped", "resolve.claimed",
-	"resolve.copied",     "resolve.fetched", "restore.claimed", "restore.copied", "restore.fetched",
-	"store.alloc",	      "store.direct",	 "store.punch",	    "store.read",     "store.read.corrupt",
-	"store.write",	      "store.written",	 "swapper.done",    "uffd.copy",      "uffd.minor",
-	"uffd.protect",	      "uffd.zeropage",
+	"event.read",
+	"evict.checked",
+	"evict.finished",
+	"evict.marked",
+	"evict.protected",
+	"evict.punched",
+	"evict.read",
+	"evict.selected",
+	"evict.stored",
+	"fault.fork-read",
+	"freeze.before-thaw",
+	"freeze.seized",
+	"freeze.stopped",
+	"memory.punch",
+	"memory.read",
+	"memory.seek",
+	"pins.blind",
+	"poison.lifted",
+	"recover.mapped",
+	"resolve.claimed",
+	"resolve.copied",
+	"resolve.fetched",
+	"restore.claimed",
+	"restore.copied",
+	"restore.fetched",
+	"store.alloc",
+	"store.direct",
+	"store.punch",
+	"store.read",
+	"store.read.corrupt",
+	"store.write",
+	"store.written",
+	"swapper.done",
+	"uffd.copy",
+	"uffd.minor",
+	"uffd.protect",
+	"uffd.zeropage",
 };
+/* clang-format on */
 
 #define NAMES_N (sizeof names / sizeof *names)
 #define TEXT_BYTES_MAX 4096
