@@ -2,6 +2,7 @@
 #include "freeze/freeze.h"
 
 #include "base/failpoint.h"
+#include "base/held.h"
 #include "freeze/tracees.h"
 
 #include <errno.h>
@@ -132,6 +133,7 @@ int freeze_create(freeze_list_fn *list, void *ctx, uint32_t timeout_ms, struct f
 	struct freeze *freeze = calloc(1, sizeof *freeze);
 	int rc;
 
+	HELD_MAY_WAIT(WAIT_TIME);
 	if (!freeze)
 		return error_set(err, ENOMEM, "no memory to freeze the VM");
 	freeze->tracees = (struct tracees){

@@ -117,6 +117,7 @@ int recover_pages(struct vm *vm, struct error *err)
 	atomic_store(&vm->tracking, atomic_load(&page_map_header(vm->map)->tracking));
 	/* Register again what should be: the predecessor may have died in the middle of it, and a child that it knew as
 	 * forked may be one that it had not registered yet. */
+	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		if (vm->snapshot && vm->tracking)
 			continue; /* the VMM did it; what it has mapped anew since has nothing to do with the snapshot */
@@ -126,5 +127,6 @@ int recover_pages(struct vm *vm, struct error *err)
 			unregister_process(vm, vm->spaces.processes[i]);
 	}
 	vm_wake_all(vm);
+	gate_release(vm->gate);
 	return 0;
 }

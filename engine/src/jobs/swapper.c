@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/failpoint.h"
+#include "base/held.h"
 #include "freeze/freeze.h"
 #include "jobs/evict.h"
 #include "jobs/restore.h"
@@ -167,6 +168,7 @@ static bool take_budget(struct swapper *swapper)
 {
 	uint64_t left = atomic_load(&swapper->budget_pages);
 
+	HELD_MAY_WAIT(WAIT_TIME);
 	while (left != UINT64_MAX) {
 		if (left < CHUNK_PAGES) {
 			nanosleep(&(struct timespec){ .tv_nsec = BUDGET_LOOK_NS }, NULL);
@@ -346,6 +348,7 @@ static void pause_job(struct swapper *swapper, uint32_t limit_ms)
 {
 	uint64_t until_ns = limit_ms ? monotonic_ns() + (uint64_t)limit_ms * 1000000 : UINT64_MAX;
 
+	HELD_MAY_WAIT(WAIT_TIME);
 	pthread_mutex_lock(&swapper->lock);
 	while (!swapper->resume && !atomic_load(&swapper->cancel) && monotonic_ns() < until_ns) {
 		struct timespec soon;

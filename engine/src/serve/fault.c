@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "base/held.h"
 #include "serve/event.h"
 #include "serve/resolve.h"
 #include "vm/poison.h"
@@ -285,6 +286,7 @@ static int wait_for_events(struct server *self, struct epoll_event *ready, bool 
 	uint64_t until_ns = served ? monotonic_ns() + (uint64_t)self->faults->spin_us * 1000 : 0;
 	int n = 0;
 
+	HELD_MAY_WAIT(WAIT_TIME);
 	while (self->faults->spin_us && served && n == 0 && monotonic_ns() < until_ns)
 		n = epoll_wait(self->epoll_fd, ready, READY_MAX, 0);
 	return n ? n : epoll_wait(self->epoll_fd, ready, READY_MAX, wait_ms);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/failpoint.h"
+#include "base/held.h"
 #include "vm/poison.h"
 
 /* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
@@ -48,6 +49,7 @@ static bool claim(struct attempt *attempt, uint64_t word, enum page_state state)
 	attempt->claimed = page_word_after(word, state, slot_idx, PAGE_FILLING | (word & PAGE_WAITER));
 	if (!atomic_compare_exchange_strong(attempt->word, &word, attempt->claimed))
 		return false;
+	HELD_TAKE(HELD_FILLING);
 	if (state == PAGE_IN_MEMFD)
 		vm_drop_copy(attempt->vm, before);
 	return true;
@@ -376,6 +378,7 @@ enum resolved resolve(struct vm *vm, size_t lane, void *page, struct fault *faul
 				fault->flags & UFFD_PAGEFAULT_FLAG_WP ? written(&attempt) : missing(&attempt);
 		}
 	}
+	HELD_DROP(HELD_FILLING); /* released by now, or lost to a REMOVE */
 	gate_leave(vm->gate, lane);
 	return result;
 }

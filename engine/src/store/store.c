@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "base/failpoint.h"
+#include "base/held.h"
 #include "base/units.h"
 #include "store/store_file.h"
 
@@ -61,6 +62,7 @@ static int write_run(struct store *store, const char *bytes, uint64_t size_bytes
 {
 	uint64_t done = 0;
 
+	HELD_MAY_WAIT(WAIT_WRITE);
 	while (done < size_bytes) {
 		ssize_t wrote = FAILPOINT("store.write");
 
@@ -217,6 +219,7 @@ static int read_run(const struct store *store, char *bytes, uint64_t size_bytes,
 {
 	uint64_t done = 0;
 
+	HELD_MAY_WAIT(WAIT_READ);
 	while (done < size_bytes) {
 		ssize_t got = FAILPOINT("store.read");
 
@@ -329,6 +332,7 @@ bool store_trim_step(struct store *store)
 	size_t extent_idx = 0;
 	bool claimed = false, done;
 
+	HELD_MAY_WAIT(WAIT_WRITE);
 	if (!store->ready)
 		return false;
 	pthread_mutex_lock(&store->lock);

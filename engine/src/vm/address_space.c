@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/held.h"
+
 static uint64_t range_end(const struct range *range)
 {
 	return range->addr + bytes_of_pages(range->pages);
@@ -30,6 +32,7 @@ struct process *address_space_add(struct address_spaces *spaces, int uffd)
 {
 	struct process *process;
 
+	HELD_NEEDS(HELD_GATE_ALONE);
 	if (spaces->n == spaces->room) {
 		size_t room = spaces->room ? spaces->room * 2 : 8;
 		struct process **grown = realloc(spaces->processes, room * sizeof *grown);
@@ -50,6 +53,7 @@ struct process *address_space_add(struct address_spaces *spaces, int uffd)
 
 void address_space_remove(struct address_spaces *spaces, uint32_t id)
 {
+	HELD_NEEDS(HELD_GATE_ALONE);
 	for (size_t i = 0; i < spaces->n; i++) {
 		if (spaces->processes[i]->id != id)
 			continue;

@@ -5,6 +5,8 @@
 #include <pthread.h>
 #include <stdlib.h>
 
+#include "base/held.h"
+
 struct lane {
 	_Alignas(64) pthread_mutex_t lock; /* a cache line each, so that passing costs no traffic */
 };
@@ -42,16 +44,19 @@ void gate_destroy(struct gate *gate)
 
 void gate_pass(struct gate *gate, size_t slot)
 {
+	HELD_TAKE(HELD_GATE);
 	pthread_mutex_lock(&gate->lanes[slot].lock);
 }
 
 void gate_leave(struct gate *gate, size_t slot)
 {
 	pthread_mutex_unlock(&gate->lanes[slot].lock);
+	HELD_DROP(HELD_GATE);
 }
 
 void gate_hold_alone(struct gate *gate)
 {
+	HELD_TAKE(HELD_GATE_ALONE);
 	for (size_t slot = 0; slot < gate->lanes_n; slot++)
 		pthread_mutex_lock(&gate->lanes[slot].lock);
 }
@@ -60,4 +65,5 @@ void gate_release(struct gate *gate)
 {
 	for (size_t slot = gate->lanes_n; slot > 0; slot--)
 		pthread_mutex_unlock(&gate->lanes[slot - 1].lock);
+	HELD_DROP(HELD_GATE_ALONE);
 }

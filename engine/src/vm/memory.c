@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "base/held.h"
 
 void memory_init(struct memory *memory)
 {
@@ -126,6 +127,7 @@ bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *
 	uint64_t region_end_idx = region->page_idx + region->pages;
 	off_t data, hole;
 
+	HELD_MAY_WAIT(WAIT_INODE);
 	*rc = FAILPOINT("memory.seek");
 	if (page_idx >= region_end_idx || region->is_private || *rc)
 		return false;
@@ -227,6 +229,7 @@ int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 {
 	int rc = FAILPOINT("memory.punch");
 
+	HELD_MAY_WAIT(WAIT_PUNCH);
 	if (rc)
 		return rc;
 	while (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,

@@ -28,6 +28,10 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#ifdef VMMSWAP_FAILPOINTS
+#include <stdio.h>
+#include <stdlib.h>
+#endif
 
 #include "base/error.h"
 #include "base/units.h"
@@ -65,12 +69,45 @@ static inline uint64_t page_slot_of(uint64_t word)
 	return word & 0xffffffff;
 }
 
+#define PAGE_SLOT_MASK ((uint64_t)UINT32_MAX)
+
+/* Whether a word may have these together. In builds with failpoints page_word_after() aborts where not. */
+static inline bool page_word_is_sane(enum page_state state, uint64_t slot_idx, uint64_t flags)
+{
+	bool one_holder = !(flags & PAGE_FILLING) || !(flags & PAGE_PUNCHING);
+	bool given_up = flags & PAGE_GIVEN_UP;
+
+	if (slot_idx > PAGE_SLOT_MASK || (flags & ~(PAGE_FLAGS | PAGE_GIVEN_UP)) || !one_holder ||
+	    ((flags & PAGE_BACKGROUND) && !(flags & PAGE_FILLING)))
+		return false;
+	switch (state) {
+	case PAGE_IN_MEMFD: /* filled with zeros, un-protected, or punched as zeros */
+		return !(flags & PAGE_BACKGROUND) && (given_up || slot_idx == 0);
+	case PAGE_PROTECTED:
+		return !flags && slot_idx == 0;
+	case PAGE_STORED:
+		return !given_up;
+	case PAGE_POISONED:
+		return !given_up && !(flags & PAGE_PUNCHING);
+	case PAGE_KEPT:
+		return !given_up && !(flags & ~PAGE_WAITER);
+	}
+	return false;
+}
+
 /* The word that follows `word`: a new state, slot and flags, the next generation. */
 static inline uint64_t page_word_after(uint64_t word, enum page_state state, uint64_t slot_idx,
 				       uint64_t flags)
 {
 	uint64_t generation = (word & ~(PAGE_GENERATION_ONE - 1)) + PAGE_GENERATION_ONE;
 
+#ifdef VMMSWAP_FAILPOINTS
+	if (!page_word_is_sane(state, slot_idx, flags)) {
+		fprintf(stderr, "bug: state %d, slot %llu and flags %#llx do not go together\n", state,
+			(unsigned long long)slot_idx, (unsigned long long)flags);
+		abort();
+	}
+#endif
 	return generation | flags | ((uint64_t)state << PAGE_STATE_SHIFT) | slot_idx;
 }
 

@@ -2,12 +2,14 @@
 #include "vm/poison.h"
 
 #include "base/failpoint.h"
+#include "base/held.h"
 
 /* A page whose entry holds a write-protect marker answers EEXIST until that is gone. */
 bool poison_mark(struct vm *vm, uint64_t page_idx)
 {
 	bool done = true;
 
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		struct process *process = vm->spaces.processes[i];
 		uint64_t addr;

@@ -3,6 +3,8 @@
 
 #include <errno.h>
 
+#include "base/held.h"
+
 /* Without write-protection where there is none, which `protects` then says. */
 static enum uffd_outcome register_range(struct process *process, const struct range *range)
 {
@@ -21,6 +23,7 @@ static enum uffd_outcome register_range(struct process *process, const struct ra
 
 void register_process(struct vm *vm, struct process *process)
 {
+	HELD_NEEDS(HELD_GATE_ALONE);
 	process->unwatched = false;
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		const struct range *range = &process->ranges[i];
@@ -42,6 +45,7 @@ void register_process(struct vm *vm, struct process *process)
 
 void unregister_process(struct vm *vm, struct process *process)
 {
+	HELD_NEEDS(HELD_GATE_ALONE);
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		const struct range *range = &process->ranges[i];
 

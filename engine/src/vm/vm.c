@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "base/held.h"
 
 uint64_t monotonic_ns(void)
 {
@@ -24,6 +25,7 @@ void vm_process_gone(struct vm *vm, struct process *process)
 
 void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		struct process *process = vm->spaces.processes[i];
 
@@ -43,6 +45,7 @@ bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t nex
 	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
 	uint64_t seen = claimed;
 
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
 	while (!atomic_compare_exchange_weak_explicit(word, &seen, next, memory_order_acq_rel,
 						      memory_order_acquire))
 		if (!is_claim(seen, claimed))
@@ -151,6 +154,7 @@ void vm_drop_kept_copies(struct vm *vm)
 
 void vm_wake_all(struct vm *vm)
 {
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		struct process *process = vm->spaces.processes[i];
 

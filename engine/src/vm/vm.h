@@ -2,7 +2,32 @@
 /* One VM as the engine's threads share it: the rooms, and what they agree on between them.
  *
  * Threads have numbers, which are their lanes through the gate: fault threads first, then the workers of long jobs, then
- * the job's own thread, then whoever calls the engine from outside (one at a time). */
+ * the job's own thread, then whoever calls the engine from outside (one at a time).
+ *
+ * What may be called while holding what a page fault needs
+ * --------------------------------------------------------
+ * A page fault needs the gate, passed, and its page. So each of these holds up faults:
+ *
+ *   the gate held alone: all of them. The gate passed: all of them too, once anybody wants it alone, as every reader of
+ *     events does.
+ *   a page FILLING, but not BACKGROUND, which a demand fault takes over: those on that page.
+ *   a page PUNCHING: those on that page that find it missing, and all writes to it.
+ *
+ * Nobody may wait meanwhile for what a guest, a disk or another process can delay, for that wait may in turn be for a page
+ * fault. The case that happens: a thread of the VMM write()s to its memfd from guest memory. The kernel holds the lock of the
+ * inode while the thread faults, so who waits for that lock waits for the fault. Hence, with any of these held:
+ *
+ *   Fine: atomics on page words; ioctls of userfaultfds; pread() of guest memory, and all that tells a page from a hole by
+ *     page tables (no inode's lock); fstat(); mmap() of our own; locks that are held for such things alone (lift_lock, the
+ *     store's slots: store_drop(), notices); posting a notice.
+ *   Forbidden: lseek(), fallocate(), ftruncate(), write() of a guest's memfd; reading and writing the store; waiting for a
+ *     clock, a condition, a thread, a process; anything proportional to guest memory.
+ *
+ * Two exceptions, each argued where it is: a page FILLING waits for its own bytes from the store, outside of the gate
+ * (serve/resolve.c), and pages PUNCHING wait for their own punch (jobs/evict.c).
+ *
+ * base/held.h keeps watch in builds with failpoints, which all tests use: it aborts at once where this is broken, whether
+ * anybody would have been held up or not. Who adds a way to wait adds HELD_MAY_WAIT() to it. */
 #ifndef VMMSWAP_VM_H
 #define VMMSWAP_VM_H
 
