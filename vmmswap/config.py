@@ -118,6 +118,14 @@ class Config:
         "Give a freeze up if not all threads of the VM stand still within this time.",
         10.0,
     )
+    freeze_limit_s: float = _key(
+        "FreezeLimitSec",
+        "seconds",
+        _seconds,
+        "Let the VM run again once a freeze has lasted this long. What is not out by then stays resident,"
+        " State is Failed with that reason, and a further Enable takes the rest.",
+        60.0,
+    )
     swap_directory: str = _key(
         "SwapDirectory",
         "absolute path",
@@ -182,6 +190,7 @@ class Config:
             max_passes=self.max_passes,
             until_resident_pages=self.until_resident_pages,
             freeze_timeout_ms=max(1, round(self.freeze_timeout_s * 1000)),
+            freeze_limit_ms=max(1, round(self.freeze_limit_s * 1000)),
             pins=self._pin_options(promised_unpinned, qmp_drained),
         )
 

@@ -84,6 +84,7 @@ class SwapOutOptions:
     max_passes: int = 1
     until_resident_pages: int = 0
     freeze_timeout_ms: int = 10000
+    freeze_limit_ms: int = 0
     pins: PinOptions | None = PinOptions()
 
 
@@ -346,6 +347,7 @@ class Engine:
                 "max_passes": options.max_passes,
                 "until_resident_pages": options.until_resident_pages,
                 "freeze_timeout_ms": options.freeze_timeout_ms,
+                "freeze_limit_ms": options.freeze_limit_ms,
                 "check_pins": options.pins is not None,
                 "pins": {
                     "allow_bpf": pins.bpf,

@@ -2,7 +2,7 @@
 #include "base/failpoint.h"
 #include "harness.h"
 
-#include <dirent.h>
+#include <glob.h>
 #include <pthread.h>
 #include <stdatomic.h>
 
@@ -227,24 +227,16 @@ static size_t check_file(const char *path)
 
 TEST(every_point_of_the_sources_is_in_the_table)
 {
-	char dir_path[512], path[1024];
+	char pattern[512];
 	size_t found = 0;
-	struct dirent *entry;
-	DIR *dir;
+	glob_t files;
 
-	snprintf(dir_path, sizeof dir_path, "%.*s../src",
+	snprintf(pattern, sizeof pattern, "%.*s../src/*/*.c",
 		 (int)(strlen(__FILE__) - strlen("test_failpoint.c")), __FILE__);
-	dir = opendir(dir_path);
-	if (!dir)
-		test_fail(__FILE__, __LINE__, "%s: run where the test was compiled", dir_path);
-	while ((entry = readdir(dir))) {
-		size_t length = strlen(entry->d_name);
-
-		if (length < 3 || strcmp(entry->d_name + length - 2, ".c"))
-			continue;
-		snprintf(path, sizeof path, "%s/%s", dir_path, entry->d_name);
-		found += check_file(path);
-	}
-	closedir(dir);
+	if (glob(pattern, 0, NULL, &files))
+		test_fail(__FILE__, __LINE__, "%s: run where the test was compiled", pattern);
+	for (size_t i = 0; i < files.gl_pathc; i++)
+		found += check_file(files.gl_pathv[i]);
+	globfree(&files);
 	CHECK(found > 0);
 }

@@ -449,6 +449,58 @@ TEST(memory_that_is_moved_and_unmapped_is_followed)
 	rig_stop(&rig);
 }
 
+/* Who maps the memory is found before the freeze. A process that comes after that must stand still too: all again. */
+TEST(a_process_that_comes_before_the_freeze_is_frozen_too)
+{
+	static const struct layout alone = { .memfd_pages = { PAGES },
+					     .regions = { { 0, 0, PAGES } },
+					     .full = 1 };
+	uint64_t before;
+	struct rig rig;
+
+	rig_start(&rig, &alone);
+	rig.options.mode = MODE_FREEZE;
+	CHECK_OK(failpoint_arm("mappers.read=count"));
+	before = failpoint_hits("swapper.listed");
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "swapper.listed");
+	rig_fork(&rig, 1);
+	rig_disarm("swapper.listed");
+	rig_end_job(&rig);
+	CHECK_EQ(failpoint_hits("swapper.listed") - before, 2);
+	CHECK_OK(failpoint_arm("mappers.read=off"));
+	CHECK_EQ(rig_resident_pages(&rig, 0, PAGES), 0);
+	puppet_check_all(&rig, 0);
+	puppet_check_all(&rig, 1);
+	rig_stop(&rig);
+}
+
+/* A slow disk, say: the guest runs again, and what was out by then is served. */
+TEST(a_freeze_that_takes_too_long_is_called_off)
+{
+	static const struct layout alone = { .memfd_pages = { PAGES },
+					     .regions = { { 0, 0, PAGES } },
+					     .full = 1 };
+	struct notice done;
+	struct rig rig;
+
+	rig_start(&rig, &alone);
+	rig.options.mode = MODE_FREEZE;
+	rig.options.freeze_limit_ms = 20;
+	rig_arm(&rig, "evict.stored", "sleep:20");
+	rig_start_job(&rig, JOB_SWAP_OUT);
+	done = rig_await_job(&rig);
+	CHECK_EQ(done.code, ETIMEDOUT);
+	CHECK(strstr(done.message, "FreezeLimitSec"));
+	CHECK(rig_resident_pages(&rig, 0, PAGES) > 0);
+	rig_disarm("evict.stored");
+	puppet_check_all(&rig, 0);
+	rig.options.freeze_limit_ms = 0;
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(rig_resident_pages(&rig, 0, PAGES), 0);
+	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}
+
 static uint64_t map_bytes(const struct rig *rig)
 {
 	struct stat status;

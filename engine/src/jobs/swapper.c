@@ -10,14 +10,15 @@
 #include "base/failpoint.h"
 #include "base/held.h"
 #include "freeze/freeze.h"
+#include "freeze/members.h"
 #include "jobs/evict.h"
 #include "jobs/restore.h"
-#include "linux/mappers.h"
 #include "vm/poison.h"
 #include "vm/registration.h"
 
 #define STACK_BYTES ((size_t)256 << 10)
 #define WORKERS_MAX 16
+#define FREEZE_ATTEMPTS 5
 
 struct swapper {
 	struct vm *vm;
@@ -36,6 +37,7 @@ struct swapper {
 	pthread_cond_t resumed;
 	bool resume; /* swapper_continue() was called */
 	bool frozen;
+	struct freeze *freeze; /* set while workers run, if frozen */
 	bool free_only;
 	uint64_t joined; /* vm->joined when the pass began */
 	struct window_cursor cursor;
@@ -60,10 +62,27 @@ static void fail(struct swapper *swapper, const struct error *error)
 	pthread_mutex_unlock(&swapper->lock);
 }
 
+/* The guest has stood still for long enough: what is not out yet stays. */
+static void look_at_freeze(struct swapper *swapper)
+{
+	uint32_t limit_ms = swapper->options.freeze_limit_ms;
+	struct error error;
+
+	if (!swapper->freeze || !limit_ms || freeze_duration_us(swapper->freeze) / 1000 < limit_ms)
+		return;
+	error_set(
+		&error, ETIMEDOUT,
+		"the VM stood still for %u ms, which is FreezeLimitSec=, and runs again: what is not out yet stays. "
+		"Call Enable again for the rest, or set Mode=live where the kernel can",
+		limit_ms);
+	fail(swapper, &error);
+}
+
 static bool go_on(struct swapper *swapper)
 {
 	bool failed;
 
+	look_at_freeze(swapper);
 	pthread_mutex_lock(&swapper->lock);
 	failed = swapper->error.code != 0;
 	pthread_mutex_unlock(&swapper->lock);
@@ -294,25 +313,64 @@ static bool all_protect(struct swapper *swapper)
 	return all;
 }
 
-/* Every process that maps a memfd of the VM, whether we know it or not. */
-static int list_mappers(void *ctx, struct pid_list *out)
+static size_t files_of(const struct memory *memory, struct mapped_file files[static MEMORY_MAX_REGIONS])
 {
-	struct swapper *swapper = ctx;
-	struct memory *memory = &swapper->memory;
-	struct mapped_file files[MEMORY_MAX_REGIONS];
-	struct mapper_list found = { 0 };
-	size_t files_n = 0;
-	int rc = 0;
+	size_t n = 0;
 
 	for (size_t i = 0; i < memory->regions_n; i++)
 		if (memory->regions[i].fd >= 0)
-			files[files_n++] =
+			files[n++] =
 				(struct mapped_file){ memory->regions[i].device, memory->regions[i].inode };
-	rc = mappers_find(files, files_n, &found);
-	for (size_t i = 0; i < found.pids.pids_n && !rc; i++)
-		rc = pid_list_add(out, found.pids.pids[i]);
-	mappers_free(&found);
+	return n;
+}
+
+/* How many processes were ever served. Whoever holds the gate alone has all forks handled that were read of. */
+static uint32_t processes_ever(struct vm *vm)
+{
+	uint32_t n;
+
+	gate_hold_alone(vm->gate);
+	n = vm->spaces.next_id;
+	gate_release(vm->gate);
+	return n;
+}
+
+static int freeze_once(struct swapper *swapper, const struct mapped_file *files, size_t files_n,
+		       struct freeze **freeze)
+{
+	uint32_t timeout_ms = swapper->options.freeze_timeout_ms;
+	struct members members;
+	int rc = members_find(&members, files, files_n);
+
+	if (rc)
+		return error_set(&swapper->error, -rc, "cannot list the VM's processes: %s", strerror(-rc));
+	FAILPOINT_HERE("swapper.listed");
+	members.deadline_ns = monotonic_ns() + (uint64_t)timeout_ms * 1000000;
+	rc = freeze_create(members_list, &members, timeout_ms, freeze, &swapper->error);
+	members_free(&members);
 	return rc;
+}
+
+/* Every process that maps a memfd of the VM, whether we know it or not. One that was forked between the look at all
+ * processes and the freeze, by a process that has ended since, shows by its fork's event. */
+static int freeze_all(struct swapper *swapper, struct freeze **freeze)
+{
+	struct mapped_file files[MEMORY_MAX_REGIONS];
+	size_t files_n = files_of(&swapper->memory, files);
+
+	for (int attempt = 0; attempt < FREEZE_ATTEMPTS; attempt++) {
+		uint32_t before = processes_ever(swapper->vm);
+		int rc = freeze_once(swapper, files, files_n, freeze);
+
+		if (rc || processes_ever(swapper->vm) == before)
+			return rc;
+		freeze_destroy(*freeze);
+		*freeze = NULL;
+	}
+	return error_set(
+		&swapper->error, ETIMEDOUT,
+		"the VM was given new processes each of %d times that it was to be frozen; all run again",
+		FREEZE_ATTEMPTS);
 }
 
 static int choose_mode(struct swapper *swapper, enum swap_mode *mode)
@@ -448,14 +506,15 @@ static void swap_out(struct swapper *swapper)
 	if (choose_mode(swapper, &mode) || prepare_pin_check(swapper))
 		return;
 	swapper->frozen = mode == MODE_FREEZE;
-	if (swapper->frozen && freeze_create(list_mappers, swapper, swapper->options.freeze_timeout_ms,
-					     &freeze, &swapper->error))
+	if (swapper->frozen && freeze_all(swapper, &freeze))
 		return;
 	atomic_store(&header->copied_pages, 0);
 	atomic_store(&header->zeroed_pages, 0);
 	atomic_store(&header->redundant_pages, 0);
 	atomic_store(&header->last_mode, mode);
+	swapper->freeze = freeze;
 	passes_over_memory(swapper);
+	swapper->freeze = NULL;
 	if (freeze)
 		freeze_thaw(freeze);
 	atomic_store(&header->pause_us,

@@ -20,7 +20,8 @@ struct swap_out_options {
 	/* at least 1; further ones take what the guest used during those before */
 	uint32_t max_passes;
 	uint64_t until_resident_pages; /* no further pass once no more than these are resident */
-	uint32_t freeze_timeout_ms;
+	uint32_t freeze_timeout_ms;    /* until all stand still */
+	uint32_t freeze_limit_ms; /* how long they stand still at most, but for one chunk; 0: without limit */
 	struct pins_config pins;
 	bool check_pins; /* false: the caller knows that nothing can pin guest memory */
 };

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "linux/mappers.h"
 
+#include "base/failpoint.h"
+
 #include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -104,6 +106,7 @@ static int scan_maps(struct scan *scan, pid_t pid, const char *path, bool *empty
 	int rc = 0;
 	FILE *maps = fopen(path, "re");
 
+	FAILPOINT_HERE("mappers.read");
 	*empty_out = true;
 	if (!maps)
 		return -errno;
@@ -157,20 +160,30 @@ static int scan_process(struct scan *scan, pid_t pid)
 	return rc;
 }
 
-int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out)
+int mappers_among(const struct pid_list *pids, const struct mapped_file *files, size_t files_n,
+		  struct mapper_list *out)
 {
 	struct scan scan = { .files = files, .files_n = files_n, .out = out };
-	struct pid_list pids = { 0 };
-	int rc;
+	int rc = 0;
 
 	*out = (struct mapper_list){ 0 };
-	rc = procfs_list("/proc", &pids);
-	for (size_t i = 0; i < pids.pids_n && !rc; i++)
-		if (pids.pids[i] != getpid())
-			rc = scan_process(&scan, pids.pids[i]);
-	pid_list_free(&pids);
+	for (size_t i = 0; i < pids->pids_n && !rc; i++)
+		if (pids->pids[i] != getpid())
+			rc = scan_process(&scan, pids->pids[i]);
 	free(scan.line);
 	if (rc)
 		mappers_free(out);
+	return rc;
+}
+
+int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out)
+{
+	struct pid_list pids = { 0 };
+	int rc = procfs_list("/proc", &pids);
+
+	*out = (struct mapper_list){ 0 };
+	if (!rc)
+		rc = mappers_among(&pids, files, files_n, out);
+	pid_list_free(&pids);
 	return rc;
 }

@@ -45,6 +45,10 @@ int mappers_file_of(int fd, struct mapped_file *out);
  * others' processes are missing altogether. 0, -ENOMEM or the -errno of reading /proc. On success the
  * caller frees the list. */
 int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out);
+
+/* The same, of these processes only. */
+int mappers_among(const struct pid_list *pids, const struct mapped_file *files, size_t files_n,
+		  struct mapper_list *out);
 void mappers_free(struct mapper_list *list); /* leaves an empty list */
 
 #endif

@@ -56,6 +56,40 @@ int procfs_list(const char *dir_path, struct pid_list *out)
 	return rc;
 }
 
+static int children_of_thread(pid_t pid, pid_t tid, struct pid_list *out)
+{
+	char path[64];
+	FILE *file;
+	int child, rc = 0;
+
+	snprintf(path, sizeof path, "/proc/%d/task/%d/children", pid, tid);
+	file = fopen(path, "re");
+	if (!file && errno == ENOENT && access("/proc/thread-self/children", F_OK))
+		return -ENOTSUP;
+	if (!file)
+		return errno == ENOENT || errno == ESRCH ? 0 : -errno;
+	while (!rc && fscanf(file, "%d", &child) == 1)
+		rc = pid_list_add(out, child);
+	fclose(file);
+	return rc;
+}
+
+int procfs_children(pid_t pid, struct pid_list *out)
+{
+	struct pid_list tids = { 0 };
+	char path[64];
+	int rc;
+
+	snprintf(path, sizeof path, "/proc/%d/task", pid);
+	rc = procfs_list(path, &tids);
+	if (rc == -ENOENT || rc == -ESRCH)
+		rc = 0;
+	for (size_t i = 0; i < tids.pids_n && !rc; i++)
+		rc = children_of_thread(pid, tids.pids[i], out);
+	pid_list_free(&tids);
+	return rc;
+}
+
 /* One of the small files of a thread, which the kernel hands out in one read. */
 static int read_file(pid_t pid, pid_t tid, const char *name, char *out, size_t out_bytes)
 {

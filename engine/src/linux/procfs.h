@@ -21,6 +21,10 @@ void pid_list_free(struct pid_list *list);	    /* leaves an empty list */
  * list again until nothing changes. */
 int procfs_list(const char *dir_path, struct pid_list *out);
 
+/* Append a process's children: of all its threads. Exact only while neither the process nor its children run (proc(5)).
+ * 0, also if the process has ended; -ENOMEM; -ENOTSUP: this kernel does not tell (CONFIG_PROC_CHILDREN). */
+int procfs_children(pid_t pid, struct pid_list *out);
+
 struct procfs_task {
 	char state;    /* R, S, D, T, t, Z, X, ... as in /proc/PID/stat */
 	char name[32]; /* printable, shortened */
