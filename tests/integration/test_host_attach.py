@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from vmmswap.attach.access import User
 from vmmswap.bus.dispatch import Caller, RemoteError
 from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError, ProtocolError
 from vmmswap.host.handover import attach_message, raise_reply, send_attach
@@ -40,26 +41,40 @@ def as_uids(real: int, effective: int) -> list[str]:
     return ["setpriv", f"--ruid={real}", f"--euid={effective}", "--clear-groups"]
 
 
-def caller(uid: int, pid: int = 0) -> Caller:
-    return Caller(":1.7", uid, pid or os.getpid(), interactive=False)
+@contextmanager
+def caller(uid: int, *prefix: str) -> Iterator[Caller]:
+    """A real process of this user, as the bus would name it."""
+    with process(*prefix, *as_uids(uid, uid)) as pid:
+        yield Caller(":1.7", uid, pid, interactive=False)
 
 
 @needs_root
 def test_ones_own_process_and_roots_any() -> None:
-    with process(*as_uids(NOBODY, NOBODY)) as pid, Target(pid) as target:
-        target.check_owned_by(caller(NOBODY))
-        target.check_owned_by(caller(0))
-        with pytest.raises(AccessDeniedError, match=rf"uid {STRANGER} may not attach to pid {pid}"):
-            target.check_owned_by(caller(STRANGER))
+    with (
+        process(*as_uids(NOBODY, NOBODY)) as pid,
+        Target(pid) as target,
+        caller(NOBODY) as nobody,
+        caller(0) as root,
+        caller(STRANGER) as stranger,
+    ):
+        target.check_owned_by(nobody)
+        target.check_owned_by(root)
+        with pytest.raises(AccessDeniedError, match=rf"uid {STRANGER} may not attach to process {pid}"):
+            target.check_owned_by(stranger)
 
 
 @needs_root
 @pytest.mark.parametrize(("real", "effective"), [(NOBODY, 0), (0, NOBODY), (NOBODY, STRANGER)])
 def test_every_uid_of_the_target_counts(real: int, effective: int) -> None:
-    with process(*as_uids(real, effective)) as pid, Target(pid) as target:
-        with pytest.raises(AccessDeniedError, match="whose uids are"):
-            target.check_owned_by(caller(NOBODY))
-        target.check_owned_by(caller(0))
+    with (
+        process(*as_uids(real, effective)) as pid,
+        Target(pid) as target,
+        caller(NOBODY) as nobody,
+        caller(0) as root,
+    ):
+        with pytest.raises(AccessDeniedError, match=r"its uids are \["):
+            target.check_owned_by(nobody)
+        target.check_owned_by(root)
 
 
 @needs_root
@@ -67,24 +82,35 @@ def test_another_user_namespace_is_another_owner() -> None:
     user = [*as_uids(NOBODY, NOBODY), "unshare", "--user"]
     if subprocess.run([*user, "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("needs user namespaces for unprivileged users")
-    with process(*user) as pid, Target(pid) as target:
-        with pytest.raises(AccessDeniedError, match="another user namespace"):
-            target.check_owned_by(caller(NOBODY))
-        with pytest.raises(AccessDeniedError, match="cannot see the user namespace"):
-            target.check_owned_by(caller(NOBODY, pid=2**22 + 1))
+    with (
+        process(*user, "setpriv", "--bounding-set=-all") as pid,
+        Target(pid) as target,
+        caller(NOBODY) as nobody,
+        pytest.raises(AccessDeniedError, match="another user namespace"),
+    ):
+        target.check_owned_by(nobody)
+
+
+@needs_root
+def test_a_caller_that_has_become_somebody_else() -> None:
+    """The bus tells who connected; the process may run a set-uid program by now, or be another."""
+    with process(*as_uids(NOBODY, NOBODY)) as pid, Target(pid) as target:
+        with process(*as_uids(NOBODY, 0)) as other, pytest.raises(AccessDeniedError, match="alone"):
+            target.check_owned_by(Caller(":1.7", NOBODY, other, interactive=False))
+        with pytest.raises(NotSupportedError, match="has ended"):
+            target.check_owned_by(Caller(":1.7", NOBODY, 2**22 + 1, interactive=False))
 
 
 def test_a_target_that_ends_is_noticed() -> None:
     with subprocess.Popen(["sleep", "600"]) as child, Target(child.pid) as target:
-        assert target.uids() == {os.geteuid()}
         child.kill()
         poll = select.poll()
         poll.register(target.pidfd, select.POLLIN)
         assert poll.poll(10_000)
-        with pytest.raises(NotSupportedError, match="it has ended"):
-            target.uids()
         with pytest.raises(NotSupportedError, match=f"cannot attach to pid {child.pid}: it has ended"):
-            target.check_owned_by(caller(0))  # a zombie is one that has ended
+            target.check_owned_by(
+                Caller(":1.7", 0, os.getpid(), interactive=False)
+            )  # a zombie is one that has ended
 
 
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 2**32 - 1, 2**22 + 1])
@@ -101,7 +127,13 @@ def test_the_message_holds_the_options() -> None:
         "qmp": "/run/q",
     }
     assert attach_message({}).endswith(b"\n")
-    assert json.loads(attach_message({}, 1000)) == {"vmmswap": 1, "type": "attach", "uid": 1000}
+    assert json.loads(attach_message({}, User(1000, 100, 42))) == {
+        "vmmswap": 1,
+        "type": "attach",
+        "uid": 1000,
+        "gid": 100,
+        "caller_pid": 42,
+    }
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ import os
 import re
 from collections.abc import Container, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vmmswap.attach import memory
 from vmmswap.attach import target as target_module
+from vmmswap.attach.access import ROOT, User, check_process
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.failpoint import reach
 from vmmswap.attach.kernel import is_same_memory
@@ -51,13 +52,13 @@ _MAX_ROUNDS = 5  # of looking whether somebody has mapped the memory meanwhile
 class Options:
     """regions: (start, end) addresses in the VMM, instead of all that looks like guest memory.
 
-    force: attach also where we cannot know that it is harmless. uid: who wants it; other users' processes
-    that map the memory are attached to for root only.
+    force: attach also where we cannot know that it is harmless. user: who wants it; to processes that the
+    user may not trace, root attaches only.
     """
 
     regions: tuple[tuple[int, int], ...] = ()
     force: bool = False
-    uid: int = 0
+    user: User = ROOT
 
 
 def parse_region(text: str) -> tuple[int, int]:
@@ -142,9 +143,8 @@ def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
     """Attach. VmmswapError with the reason if it cannot be; no process has changed then. pidfd stays the
     caller's.
     """
-    vmm = _look(pidfd)
     options = options or Options()
-    _check_owner(vmm, options.uid)
+    vmm = _look(pidfd, options.user)
     try:
         return _attach_vm(vmm, options)
     except VmmswapError:
@@ -274,8 +274,9 @@ def check_devices_of(pidfd: int) -> None:
         target_module.check_devices(target_module.look_again(pidfd))
 
 
-def _look(pidfd: int) -> Target:
-    target = target_module.look_at(pidfd)
+def _look(pidfd: int, user: User) -> Target:
+    target = target_module.look_at(pidfd, user)
+    check_process(target.pid, user)
     target_module.check_devices(target)
     return target
 
@@ -303,22 +304,13 @@ def _open_and_check(work: _Work, pid: int, regions: Sequence[Region]) -> Target:
     pidfd = open_target(pid)
     work.owned.add(pidfd)
     try:
-        target = _look(pidfd)
-        _check_owner(target, work.options.uid)
+        target = _look(pidfd, replace(work.options.user, pid=0))
         _check(target, regions)
-    except (NotSupportedError, BusyError) as error:
+    except (AccessDeniedError, NotSupportedError, BusyError) as error:
         raise type(error)(
             f"process {pid} maps guest memory too, and cannot be attached to: {error}"
         ) from None
     return target
-
-
-def _check_owner(target: Target, uid: int) -> None:
-    if uid and target.uids != {uid}:
-        raise AccessDeniedError(
-            f"{target} maps the guest's memory and is not uid {uid}'s (its uids are {sorted(target.uids)}):"
-            " attach as root"
-        )
 
 
 def _other_mappers(

@@ -25,6 +25,7 @@ from typing import Generic, TypeVar
 
 from vmmswap.attach import arch as arch_module
 from vmmswap.attach import kernel
+from vmmswap.attach.access import check_thread
 from vmmswap.attach.arch import Architecture, Registers, WayHome
 from vmmswap.attach.failpoint import reach
 from vmmswap.attach.kernel import PTRACE_EVENT_STOP, SYSCALL_STOP, Stop, ptrace
@@ -123,7 +124,7 @@ class HeldThread:
         if stack is None or (needs_guard and not _is_guarded(stack, areas)):
             return False
         self._read_filters()
-        kernel.write_memory(self.target.pid, home.addr, home.data)
+        kernel.poke(self._tid, home.addr, home.data)
         self._home = home
         reach("frame")
         return True
@@ -173,10 +174,10 @@ class HeldThread:
         ptrace(kernel.PTRACE_SETOPTIONS, self._tid, 0, options)
 
     def read(self, addr: int, size_bytes: int) -> bytes:
-        return kernel.read_memory(self.target.pid, addr, size_bytes)
+        return kernel.peek(self._tid, addr, size_bytes)
 
     def write(self, addr: int, data: bytes) -> None:
-        kernel.write_memory(self.target.pid, addr, data)
+        kernel.poke(self._tid, addr, data)
 
     def call(self, name: str, *arguments: int) -> int:
         """Make a system call. OSError with what it returned; CallRefusedError if a filter forbids it."""
@@ -425,6 +426,7 @@ def _try(place: _Place, tid: int, choice: _Choice, problems: list[str], stuck: s
         thread = HeldThread(place, tid)
         try:
             thread.check()
+            check_thread(place.target.pid, tid, place.target.user)  # it can no longer change
             if choice.takes_any or thread.is_in_syscall():
                 if thread.prepare(read_areas(place.target.pid), needs_guard=choice.needs_guard):
                     return thread

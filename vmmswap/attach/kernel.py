@@ -7,9 +7,11 @@ import ctypes
 import errno
 import os
 import signal
-from collections.abc import Callable
+import struct
 from dataclasses import dataclass
 
+PTRACE_PEEKDATA = 2
+PTRACE_POKEDATA = 5
 PTRACE_CONT = 7
 PTRACE_DETACH = 17
 PTRACE_SYSCALL = 24
@@ -36,13 +38,14 @@ _WALL = 0x40000000
 _WNOTHREAD = 0x20000000
 _SIGINFO_BYTES = 128
 SIGMASK_BYTES = 8
+_WORD = struct.Struct("<q")
+_WORD_MASK = (1 << 64) - 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
 _libc.syscall.restype = ctypes.c_long
 _libc.process_vm_readv.restype = ctypes.c_ssize_t
-_libc.process_vm_writev.restype = ctypes.c_ssize_t
 
 
 class Iovec(ctypes.Structure):
@@ -50,7 +53,7 @@ class Iovec(ctypes.Structure):
 
 
 def ptrace(request: int, tid: int, addr: int = 0, data: int = 0) -> int:
-    done: int = _libc.ptrace(request, tid, addr, data)
+    done: int = _libc.ptrace(request, tid, addr, data & _WORD_MASK)
     if done == -1:
         code = ctypes.get_errno()
         raise OSError(code, f"ptrace({request:#x}) of thread {tid}: {os.strerror(code)}")
@@ -153,20 +156,33 @@ def _is_same(pid: int, other: int, what: int, idx: int, other_idx: int) -> bool:
 def read_memory(pid: int, addr: int, size_bytes: int) -> bytes:
     """All of it, or OSError. Not through /proc/PID/mem, which only the target's uid may open."""
     buffer = ctypes.create_string_buffer(size_bytes)
-    _transfer(_libc.process_vm_readv, pid, addr, buffer)
-    return buffer.raw
-
-
-def write_memory(pid: int, addr: int, data: bytes) -> None:
-    _transfer(_libc.process_vm_writev, pid, addr, ctypes.create_string_buffer(data, len(data)))
-
-
-def _transfer(call: Callable[..., int], pid: int, addr: int, buffer: ctypes.Array[ctypes.c_char]) -> None:
-    here = Iovec(ctypes.addressof(buffer), len(buffer))
-    there = Iovec(addr, len(buffer))
-    done = call(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
+    here, there = Iovec(ctypes.addressof(buffer), size_bytes), Iovec(addr, size_bytes)
+    done = _libc.process_vm_readv(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
     if done < 0:
         code = ctypes.get_errno()
         raise OSError(code, f"memory of process {pid} at {addr:#x}: {os.strerror(code)}")
-    if done != len(buffer):
-        raise OSError(errno.EFAULT, f"only {done} of {len(buffer)} bytes of process {pid} are at {addr:#x}")
+    if done != size_bytes:
+        raise OSError(errno.EFAULT, f"only {done} of {size_bytes} bytes of process {pid} are at {addr:#x}")
+    return buffer.raw
+
+
+def peek(tid: int, addr: int, size_bytes: int) -> bytes:
+    """Memory of a tracee that stands still: of no other process, whatever has that number by now."""
+    words = [_peek_word(tid, addr + done) for done in range(0, size_bytes, _WORD.size)]
+    return b"".join(words)[:size_bytes]
+
+
+def _peek_word(tid: int, addr: int) -> bytes:
+    ctypes.set_errno(0)  # the C library returns the word itself
+    word: int = _libc.ptrace(PTRACE_PEEKDATA, tid, addr, None)
+    if word == -1 and (code := ctypes.get_errno()):
+        raise OSError(code, f"memory of thread {tid} at {addr:#x}: {os.strerror(code)}")
+    return _WORD.pack(word)
+
+
+def poke(tid: int, addr: int, data: bytes) -> None:
+    """Write whole words into a tracee that stands still. Never by pid: the process may have become another
+    program since it was looked at, a set-uid one for instance, by execve() in another of its threads.
+    """
+    for idx, (word,) in enumerate(_WORD.iter_unpack(data)):
+        ptrace(PTRACE_POKEDATA, tid, addr + idx * _WORD.size, word)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmmswap.attach.access import ROOT, User
 from vmmswap.attach.kernel import pidfd_getfd
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
@@ -25,21 +26,21 @@ class Target:
     pidfd: int
     name: str
     uid: int
-    uids: frozenset[int]  # real, effective, saved and of the file system
     may_make_uffd: bool  # has CAP_SYS_PTRACE, so that userfaultfd(2) may be allowed to it
     fd_limit: int  # all its fd numbers are below
+    user: User = ROOT  # who wants it to be attached to
 
     def __str__(self) -> str:
         return f"process {self.pid} ({self.name})"
 
 
-def look_at(pidfd: int) -> Target:
+def look_at(pidfd: int, user: User = ROOT) -> Target:
     """What process a pidfd is of. NotSupportedError if it cannot be attached to, with the reason."""
     if not fds.is_alive(pidfd):
         raise NotSupportedError("the process has ended: it is gone, or a zombie that its parent leaves there")
     pid = fds.pid_of(pidfd, "pid")
     status = _read_status(pid, pid)
-    target = _target_of(pid, pidfd, status)
+    target = replace(_target_of(pid, pidfd, status), user=user)
     _check(target, status)
     if not fds.is_alive(pidfd):
         raise NotSupportedError(f"{target} has ended")
@@ -58,7 +59,6 @@ def _target_of(pid: int, pidfd: int, status: Mapping[str, str]) -> Target:
         pidfd=pidfd,
         name=status.get("Name", "?"),
         uid=int(status.get("Uid", "0").split()[0]),
-        uids=frozenset(map(int, status.get("Uid", "0").split())),
         may_make_uffd=bool(int(status.get("CapEff", "0"), 16) >> _CAP_SYS_PTRACE & 1),
         fd_limit=int(status.get("FDSize", "0")),
     )

@@ -140,6 +140,8 @@ def attach(message: Attach, frame: Frame) -> AttachRequest:
         message.force,
         message.regions,
         message.uid,
+        message.gid,
+        message.caller_pid,
     )
 
 

@@ -82,8 +82,8 @@ class RemoveRegion:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """fds: the pidfd of the process to attach to. regions: START-END, as in /proc/PID/maps; none: all. uid:
-    who wants it.
+    """fds: the pidfd of the process to attach to. regions: START-END, as in /proc/PID/maps; none: all. uid,
+    gid, caller_pid: of the process that wants it; its pid is 0 if that does not matter.
     """
 
     pins: bool = True
@@ -91,6 +91,8 @@ class Attach:
     force: bool = False
     regions: tuple[str, ...] = ()
     uid: int = 0
+    gid: int = 0
+    caller_pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +125,7 @@ def parse(data: bytes, fd_count: int) -> Message:
             return RemoveRegion(_regions(message))
         case "attach":
             _check_fds(fd_count, 1, "the pidfd of the process")
-            return Attach(
-                message.boolean("pins", True),
-                _qmp(message),
-                message.boolean("force", False),
-                message.strings("regions", MAX_REGIONS),
-                message.integer("uid", 0),
-            )
+            return _attach(message)
     raise ProtocolError(
         f"type: {show(kind)} is none of register, add-process, add-region, remove-region, attach"
     )
@@ -150,6 +146,19 @@ def _register(message: Fields, fd_count: int) -> Register:
     _check_fds(fd_count, 1 + memfd_count, f"a userfaultfd and {memfd_count} memfds")
     return Register(
         regions, memfd_count, _dummy_page(message, regions), message.boolean("pins", True), _qmp(message)
+    )
+
+
+def _attach(message: Fields) -> Attach:
+    uid = message.integer("uid", 0)
+    return Attach(
+        message.boolean("pins", True),
+        _qmp(message),
+        message.boolean("force", False),
+        message.strings("regions", MAX_REGIONS),
+        uid,
+        message.integer("gid") if uid else 0,
+        message.integer("caller_pid", 0),
     )
 
 

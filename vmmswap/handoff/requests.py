@@ -128,7 +128,9 @@ class AttachRequest:
     qmp: str | None
     force: bool
     regions: tuple[str, ...] = ()  # START-END in hexadecimal; none: all that looks like guest memory
-    uid: int = 0  # who wants it: but for root, no other user's process may be attached to
+    uid: int = 0  # who wants it: but for root, only what that user may trace is attached to
+    gid: int = 0
+    caller_pid: int = 0  # 0: does not matter
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from vmmswap.attach.access import ROOT, User
 from vmmswap.bus.dispatch import RemoteError
 from vmmswap.errors import BY_DBUS_NAME, PREFIX, NotSupportedError, ProtocolError, VmmswapError
 
@@ -18,13 +19,13 @@ _REPLY_TIMEOUT_S = 120.0
 _OPTIONS = ("regions", "force", "pins", "qmp")
 
 
-def attach_message(options: dict[str, Any], uid: int = 0) -> bytes:
-    """The message's line; ProtocolError for options that the message cannot carry. uid: the caller's."""
+def attach_message(options: dict[str, Any], user: User = ROOT) -> bytes:
+    """The message's line; ProtocolError for options that the message cannot carry. user: the caller."""
     for key in options:
         if key not in _OPTIONS:  # one that was meant, and spelled wrong, must not be left out silently
             raise ProtocolError(f"options[{key!r}] is not known: there are {', '.join(_OPTIONS)}")
     try:
-        caller = {"uid": uid} if uid else {}
+        caller = {} if user.is_root else {"uid": user.uid, "gid": user.gid, "caller_pid": user.pid}
         text = json.dumps({"vmmswap": 1, "type": "attach", **options, **caller}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"options cannot be written as JSON: {error}") from error

@@ -17,7 +17,7 @@ from vmmswap.bus.interface import ATTACH, HOST, MANAGER, OBJECT_MANAGER, Interfa
 from vmmswap.errors import AccessDeniedError, InternalError, NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.host.handover import attach_message, send_attach
 from vmmswap.host.registry import Registry, Vm
-from vmmswap.host.target import Target
+from vmmswap.host.target import Target, user_behind
 from vmmswap.host.units import Units
 from vmmswap.names import HOST_PATH, check_name, object_path_of, socket_path_of
 
@@ -81,10 +81,10 @@ class HostObject:
         return path
 
     async def _attach(self, name: str, pid: int, options: dict[str, Any], caller: Caller) -> str:
-        message = attach_message(options, caller.uid)
         check_name(name)
         with Target(pid) as target:
             self._check_owned(target, caller, name)
+            message = attach_message(options, user_behind(caller))
             await self._authority.check(caller, ATTACH, name, caller.uid)
             async with self._turns.setdefault(name, asyncio.Lock()):
                 await self._attach_in_turn(name, target, message, caller)

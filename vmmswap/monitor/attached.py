@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from vmmswap import message_ids
+from vmmswap.attach.access import User
 from vmmswap.attach.attach import (
     AttachedProcess,
     AttachedVm,
@@ -118,7 +119,7 @@ def new_vm(attached: AttachedVm, *, pins: bool, qmp: str | None) -> NewVm:
         attached=True,
         forced=attached.options.force,
         chosen=bool(attached.options.regions),
-        ordered_by=attached.options.uid,
+        ordered_by=attached.options.user,
     )
 
 
@@ -253,7 +254,8 @@ class Watch:
             Region(item.addr, item.pages * PAGE_SIZE, item.offset_bytes, numbers.index(item.memfd))
             for item in vm.manifest.regions
         ]
-        options = Options(force=vm.manifest.forced, uid=vm.manifest.ordered_by)
+        user = User(vm.manifest.ordered_by, vm.manifest.ordered_by_gid)
+        options = Options(force=vm.manifest.forced, user=user)
         memfds = [vm.memfds[number] for number in numbers]
         owned, process = await _attach_one(pid, memfds, guest, options)
         with owned:

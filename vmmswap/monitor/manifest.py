@@ -55,7 +55,8 @@ class Manifest:
     attached: bool = False  # no connection belongs to the VM
     forced: bool = False  # attached with force: what only warns then does so at each Enable too
     chosen: bool = False  # attached to regions that were given by hand: no other memory is looked for
-    ordered_by: int = 0  # attached by this uid: other users' processes are, if it is root
+    ordered_by: int = 0  # attached by this uid: what it may not trace is left, but for root
+    ordered_by_gid: int = -1  # -1: not known, which is no process's
     snapshot: bool = False  # private memory, filled from a snapshot's memory file, which is the store
     releasing: bool = False  # its connection has ended: all in, and let it go
     memfds: tuple[int, ...] = ()  # the numbers that still have one, as memfd-N

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmmswap import message_ids
+from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, parse_region
 from vmmswap.bus.connection import Connection
 from vmmswap.bus.manager import publish
@@ -252,7 +253,8 @@ class Monitor:
         self._registered()[0].remove_regions(request.regions)
 
     async def attach(self, request: requests.AttachRequest) -> None:
-        options = Options(tuple(map(parse_region, request.regions)), request.force, request.uid)
+        user = User(request.uid, request.gid, request.caller_pid)
+        options = Options(tuple(map(parse_region, request.regions)), request.force, user)
         await self._attach(request.pidfd, options, pins=request.pins, qmp=request.qmp)
 
     async def _attach(

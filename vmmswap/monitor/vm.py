@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from vmmswap.attach.access import ROOT, User
 from vmmswap.attach.failpoint import reach
 from vmmswap.config import Config
 from vmmswap.engine import Engine, EngineConfig, EngineStats, Range
@@ -59,7 +60,7 @@ class NewVm:
     attached: bool = False
     forced: bool = False
     chosen: bool = False
-    ordered_by: int = 0
+    ordered_by: User = ROOT
 
 
 @dataclass(slots=True)
@@ -463,7 +464,8 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
             wants_out=new.snapshot is not None,  # until Disable: what the guest has not had stays out
             forced=new.forced,
             chosen=new.chosen,
-            ordered_by=new.ordered_by,
+            ordered_by=new.ordered_by.uid,
+            ordered_by_gid=new.ordered_by.gid,
             config=config.to_json(),
         )
         vm = Vm(engine, manifest, file, store)
