@@ -157,7 +157,7 @@ def _attach(message: Fields) -> Attach:
         message.boolean("force", False),
         message.strings("regions", MAX_REGIONS),
         uid,
-        message.integer("gid") if uid else 0,
+        message.integer("gid") if uid else message.integer("gid", 0),
         message.integer("caller_pid", 0),
     )
 
