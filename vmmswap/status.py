@@ -341,6 +341,18 @@ class Status:
         shown_if_set=True,
         help="The name of Error for programs, such as `org.vmmswap.Error.NoSpace`; empty if there is none.",
     )
+    dropped_messages: int = _key(
+        0,
+        "DroppedMessages",
+        kind=Kind.COUNTER,
+        since="0.2",
+        title="Log messages dropped",
+        shown_if_set=True,
+        help=(
+            "Messages of the log that were dropped, because nobody took them: the monitor never "
+            "waits for the journal. Restarts with the monitor."
+        ),
+    )
 
 
 KEYS: tuple[StatusKey, ...] = tuple(StatusKey(item.name, **item.metadata) for item in fields(Status))

@@ -14,6 +14,7 @@ from tests.support.bus import missing
 from tests.support.guest import Guest
 from tests.support.monitor import PROGRAM, Monitor
 from tests.support.notify import ServiceManager
+from tests.support.restarts import wait_gone
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -243,3 +244,39 @@ def test_the_watchdog_is_fed(service):
     service.start(env={"WATCHDOG_USEC": "300000"})
     service.manager.wait_line("WATCHDOG=1")
     service.manager.wait_line("STATUS=waiting for a VMM")
+
+
+# A service manager that stands still
+
+
+def out_with_a_child(service, guest):
+    monitor = service.monitor
+    assert monitor.enable()["State"] == "Active"
+    guest.fork(1)
+    monitor.wait_log("forked by the VM")
+
+
+def test_a_service_manager_that_stands_still_holds_up_nothing(service, guest):
+    with service.manager.standing_still():
+        out_with_a_child(service, guest)
+        check_all_right(guest)
+        assert service.monitor.disable()["State"] == "Ready"
+        assert service.monitor.enable()["State"] == "Active"
+    service.manager.wait_line("FDNAME=pidfd-1")
+    service.manager.wait_line("STATUS=Active")
+    monitor = service.kill_and_start()
+    assert (monitor.status()["State"], monitor.status()["Processes"]) == ("Active", 2)
+    check_all_right(guest)
+
+
+def test_what_could_not_be_sent_is_not_lost_with_the_monitor(service, guest):
+    with service.manager.standing_still():
+        out_with_a_child(service, guest)
+        pid = service.monitor.pid
+        (keeper,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        service.monitor.kill()
+    wait_gone(keeper)
+    assert {"uffd-1", "pidfd-1"} <= service.manager.kept.keys()
+    monitor = service.start()
+    assert (monitor.status()["State"], monitor.status()["Processes"]) == ("Active", 2)
+    check_all_right(guest)

@@ -7,13 +7,14 @@ What only systemd itself can show (when it drops fds, when it restarts) is teste
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import select
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -91,6 +92,16 @@ class ServiceManager:
     def forget_lines(self) -> None:
         with self._changed:
             self.lines.clear()
+
+    @contextlib.contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """As one that is stopped: nothing is read, and there is no room for any more."""
+        with self._changed, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    sock.sendto(b"STATUS=filler", str(self.path))
+            yield
 
     def at(self, name: str, action: Callable[[], None]) -> None:
         """Do that once, as soon as `name` is kept; the service waits if it asks for a barrier next."""

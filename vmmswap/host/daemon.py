@@ -9,8 +9,6 @@ import logging
 import os
 import signal
 
-from systemd.daemon import notify
-
 from vmmswap.bus.authority import Authority
 from vmmswap.bus.connection import Connection
 from vmmswap.errors import VmmswapError
@@ -18,6 +16,7 @@ from vmmswap.host.host import HostObject
 from vmmswap.host.registry import Registry
 from vmmswap.host.units import Units
 from vmmswap.names import BUS_NAME
+from vmmswap.notify import Notifier
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +31,12 @@ class Daemon:
         self._units = Units(self.connection)
         self._idle_exit_s = idle_exit_s
         self._stop = asyncio.Event()
+        self._manager = Notifier()
         self.connection.export(HostObject(self.registry, self._units, authority))
 
     async def run(self) -> None:
         """Serve until idle, SIGTERM or SIGINT; BusUnreachableError, NameUnavailableError if it cannot."""
+        self._manager.start()
         await self.registry.start()
         await self._units.follow()
         await self.connection.start()
@@ -45,9 +46,9 @@ class Daemon:
                 asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
             await self.connection.own_name(BUS_NAME)
             background = [asyncio.create_task(self._watch_idle()), asyncio.create_task(self._feed_watchdog())]
-            notify("READY=1")
+            self._manager.notify("READY=1")
             await self._stop.wait()
-            notify("STOPPING=1")
+            self._manager.notify("STOPPING=1")
             with contextlib.suppress(VmmswapError):  # without a bus there is nothing to release
                 await self.connection.release_name(BUS_NAME)  # what was sent before this is still answered
         finally:
@@ -55,6 +56,7 @@ class Daemon:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await self.connection.close()
+            self._manager.close()
 
     async def _watch_idle(self) -> None:
         """Stop after a whole period without a VM, a prepared socket or a call."""
@@ -74,9 +76,8 @@ class Daemon:
             log.warning("cannot ask systemd for prepared sockets: %s; staying", error.message)
             return False
 
-    @staticmethod
-    async def _feed_watchdog() -> None:
+    async def _feed_watchdog(self) -> None:
         period_us = int(os.environ.get("WATCHDOG_USEC", "0"))
         while period_us > 0:
-            notify("WATCHDOG=1")
+            self._manager.notify("WATCHDOG=1", latest="WATCHDOG")
             await asyncio.sleep(period_us / 3e6)

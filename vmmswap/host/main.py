@@ -5,20 +5,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import sys
 
+from vmmswap import log
 from vmmswap.errors import VmmswapError
 from vmmswap.host.daemon import Daemon
-from vmmswap.log import JournalHandler, under_journal
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run vmmswapd; the exit status."""
     options = _parser().parse_args(arguments)
-    handler = JournalHandler("vmmswapd", "") if under_journal() else logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s" if under_journal() else "vmmswapd: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log.set_up("vmmswapd")
     try:
         asyncio.run(_run(options))
     except VmmswapError as error:
@@ -28,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 async def _run(options: argparse.Namespace) -> None:
+    log.start()
     await Daemon(options.bus, options.idle_exit).run()
 
 

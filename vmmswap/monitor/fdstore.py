@@ -9,15 +9,12 @@ until systemd has worked off all that was sent before.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-
-import systemd.daemon
 
 from vmmswap.errors import InternalError
 from vmmswap.monitor.keeper import Keeper
-
-_log = logging.getLogger("vmmswap.fdstore")
+from vmmswap.notify import Notifier
+from vmmswap.outbox import Message
 
 MANIFEST = "manifest"
 MESSAGE = "message"  # of a VM that is registering: pending.py
@@ -48,12 +45,19 @@ def has_fd_store() -> bool:
 
 
 class FdStore:
-    """Without a service manager only the keeper is told."""
+    """manager None: there is no fd store, and only the keeper is told. What systemd does not take at once is
+    sent as soon as it does, by the keeper if we die before that.
+    """
 
-    def __init__(self, available: bool, keeper: Keeper | None = None) -> None:
-        self.available = available
+    def __init__(self, manager: Notifier | None, keeper: Keeper | None = None) -> None:
+        self._manager = manager
         self._keeper = keeper
         self._names: set[str] = set()
+        self._unsent: dict[str, Message] = {}
+
+    @property
+    def available(self) -> bool:
+        return self._manager is not None
 
     def adopt(self, name: str, fd: int | None = None) -> None:
         """Know of an fd that is in the store already. fd None: only to remove it."""
@@ -62,28 +66,40 @@ class FdStore:
             self._keeper.keep(name, fd)
 
     def add(self, name: str, fd: int) -> None:
-        """Keep a duplicate of fd. InternalError if systemd cannot be told. A name that is kept already is
-        this file's.
+        """Keep a duplicate of fd. InternalError if there is no fd left for that. A name that is kept already
+        is this file's.
         """
-        if self.available and name not in self._names:
-            try:
-                systemd.daemon.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
-            except OSError as error:
-                raise InternalError(f"systemd does not take {name} into its fd store: {error}") from None
-            self._names.add(name)
+        try:
+            if self._manager is None:
+                if self._keeper is not None:
+                    self._keeper.keep(name, fd)
+            elif name not in self._names:
+                self._send(self._manager, name, fd)
+        except OSError as error:
+            raise InternalError(f"{name} cannot be kept for a successor: {error.strerror}") from None
+
+    def _send(self, manager: Notifier, name: str, fd: int) -> None:
+        def sent() -> None:
+            self._unsent.pop(name, None)
+            if self._keeper is not None:
+                self._keeper.stored(name)
+
+        message = manager.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd], on_sent=sent)
+        self._names.add(name)
+        if message.is_waiting:
+            self._unsent[name] = message
         if self._keeper is not None:
-            self._keeper.keep(name, fd)
+            self._keeper.keep(name, fd, unsent=message.fds[0] if message.is_waiting else -1)
 
     def remove(self, name: str) -> None:
         """Have the duplicate closed."""
         if self._keeper is not None:
             self._keeper.forget(name)
-        if name in self._names:
+        unsent = self._unsent.pop(name, None)
+        if name in self._names and self._manager is not None:
             self._names.discard(name)
-            try:
-                systemd.daemon.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
-            except OSError as error:
-                _log.error("systemd does not take %s out of its fd store: %s", name, error)
+            if unsent is None or not self._manager.cancel(unsent):
+                self._manager.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def remove_all(self) -> None:
         for name in sorted(self._names):
@@ -93,14 +109,15 @@ class FdStore:
 
     async def barrier(self) -> None:
         """Return once systemd has seen to all that was sent. OSError (TimeoutError) if it does not."""
-        if not self.available:
+        if self._manager is None:
             return
         loop = asyncio.get_running_loop()
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         passed: asyncio.Future[None] = loop.create_future()
+        message: Message | None = None
         try:
             try:
-                systemd.daemon.notify("BARRIER=1", fds=[writer])
+                message = self._manager.notify("BARRIER=1", [writer])
             finally:
                 os.close(writer)
             # systemd closes the other end: end of file.
@@ -108,6 +125,8 @@ class FdStore:
             async with asyncio.timeout(_BARRIER_S):
                 await passed
         finally:
+            if message is not None:
+                self._manager.cancel(message)
             loop.remove_reader(reader)
             os.close(reader)
 

@@ -32,16 +32,15 @@ import signal
 import struct
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-import systemd.daemon
-
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.uffd_api import is_userfaultfd, register_shmem
 from vmmswap.monitor.manifest import ProcessRecord
+from vmmswap.notify import Notifier
 
 MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
 MESSAGE = "message"  # a VM was registering that will not say so again
@@ -52,7 +51,7 @@ _KEPT = "VMMSWAP_KEPT_FDS"  # NAME=FD,NAME=FD,... for the successor that a keepe
 _LIVES = "VMMSWAP_KEPT_LIVES"  # how many successors in a row lived shortly
 _SHORT_LIFE_S = 10.0
 _LONGEST_WAIT_S = 10.0
-_BARRIER_MS = 10_000
+_SPARE_FDS = 4  # a monitor may die when it has no fd left: to list its fds, and for a barrier
 
 _CLONE_FILES = 0x400
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}
@@ -65,12 +64,13 @@ _Part = tuple[int, int, int]  # address, page, pages
 
 _ENTRIES = 8192
 _ENTRY = struct.Struct("<B47siIQ")  # in use, name, fd or -1, nothing, inode
+_FD, _FD_AT = struct.Struct("<i"), 48
 _NO_FD = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something that a successor needs. fd: in our table; -1: the fd store has it."""
+    """Something that a successor needs. fd: in our table; -1: the fd store has it, or has been sent it."""
 
     name: str
     fd: int
@@ -94,6 +94,12 @@ class Table:
         _ENTRY.pack_into(self._memory, at, 0, entry.name.encode(), entry.fd, 0, entry.inode)
         self._memory[at] = 1
 
+    def sent(self, name: str) -> None:
+        """The entry has no fd any more."""
+        place = self._places.get(name)
+        if place is not None:
+            _FD.pack_into(self._memory, place * _ENTRY.size + _FD_AT, _NO_FD)
+
     def drop(self, name: str) -> int:
         """Its fd, -1 for none."""
         place = self._places.pop(name, None)
@@ -112,25 +118,32 @@ class Table:
 
 
 class Keeper:
-    """The monitor's side."""
+    """The monitor's side. manager: of the fd store; None: there is none."""
 
-    def __init__(self, *, fd_store: bool) -> None:
-        self._fd_store = fd_store
+    def __init__(self, manager: Notifier | None) -> None:
+        self._manager = manager
         self._table = Table()
 
     def start(self) -> int:
         """Its pid. Before any thread is started. OSError if there can be no such process."""
-        return _clone(self._table, os.pidfd_open(os.getpid()), fd_store=self._fd_store)
+        spares = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(_SPARE_FDS)]
+        return _clone(self._table, os.pidfd_open(os.getpid()), spares, self._manager)
 
-    def keep(self, name: str, fd: int) -> None:
-        """The fd store has a duplicate; or, where there is none, make one here."""
-        own = _NO_FD if self._fd_store else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    def keep(self, name: str, fd: int, *, unsent: int = _NO_FD) -> None:
+        """The fd store has a duplicate, or will have one once `unsent`, which stays the caller's, is sent.
+        Where there is no fd store, make a duplicate here.
+        """
+        own = unsent if self._manager else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         self.forget(name)
         self._table.put(Entry(name, own, os.fstat(fd).st_ino))
 
+    def stored(self, name: str) -> None:
+        """What was unsent has been sent."""
+        self._table.sent(name)
+
     def forget(self, name: str) -> None:
         fd = self._table.drop(name)
-        if fd >= 0:
+        if fd >= 0 and not self._manager:
             os.close(fd)
 
     def forget_all(self) -> None:
@@ -239,7 +252,7 @@ def _unreadable() -> int:
 # In the keeper. It is a copy of the monitor as it was before it had threads.
 
 
-def _clone(table: Table, pidfd: int, *, fd_store: bool) -> int:
+def _clone(table: Table, pidfd: int, spares: Sequence[int], manager: Notifier | None) -> int:
     number = _SYS_CLONE.get(platform.machine())
     if number is None:
         raise OSError(errno.ENOSYS, f"no number of clone() known for {platform.machine()}")
@@ -252,27 +265,32 @@ def _clone(table: Table, pidfd: int, *, fd_store: bool) -> int:
             raise OSError(ctypes.get_errno(), "clone")
         if pid == 0:
             libc.prctl(_PR_SET_NAME, b"vmmswap-keeper", 0, 0, 0)
-            _keep(table, pidfd, started_s, fd_store=fd_store)
+            _keep(table, pidfd, started_s, spares, manager)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
-def _keep(table: Table, pidfd: int, started_s: float, *, fd_store: bool) -> NoReturn:
+def _keep(
+    table: Table, pidfd: int, started_s: float, spares: Sequence[int], manager: Notifier | None
+) -> NoReturn:
     try:
         _ignore_signals()
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         while not poll.poll():
             pass
+        for fd in spares:
+            os.close(fd)
         kept = table.entries()
         names = {entry.name for entry in kept}
         if names & {MANIFEST, MESSAGE} and not _is_vmm_gone(kept):
             orphans = dict(_orphans(kept)) if MANIFEST in names else {}
-            if fd_store:
-                _store(orphans)
+            ours = {entry.name: entry.fd for entry in kept if entry.fd >= 0} | orphans
+            if manager:
+                _store(ours, manager)
             else:
-                _succeed({entry.name: entry.fd for entry in kept} | orphans, started_s)
+                _succeed(ours, started_s)
     except BaseException as error:  # nobody is left to raise it to
         with contextlib.suppress(BaseException):
             print(f"vmmswap-keeper: {error!r}", file=sys.stderr, flush=True)
@@ -313,18 +331,22 @@ def _orphans(kept: Iterable[Entry]) -> Iterator[tuple[str, int]]:
             continue  # the fd that listed the directory
 
 
-def _store(orphans: Mapping[str, int]) -> None:
-    """systemd must have taken them, and seen who sent them, before we are gone."""
-    if not orphans:
+def _store(fds: Mapping[str, int], manager: Notifier) -> None:
+    """The orphans, and what the monitor could not send any more. systemd must have taken them, and seen who
+    sent them, before we are gone: if it stands still, so do we.
+    """
+    if not fds:
         return
-    for name, fd in orphans.items():
-        systemd.daemon.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", fds=[fd])
+    for name, fd in fds.items():
+        with contextlib.suppress(OSError):
+            manager.notify_now(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd])
     reader, writer = os.pipe2(os.O_CLOEXEC)
-    systemd.daemon.notify("BARRIER=1", fds=[writer])
+    manager.notify_now("BARRIER=1", [writer])
     os.close(writer)
     poll = select.poll()
     poll.register(reader, 0)
-    poll.poll(_BARRIER_MS)
+    while not poll.poll():
+        pass
 
 
 def _succeed(kept: Mapping[str, int], started_s: float) -> NoReturn:

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmmswap import message_ids
+from vmmswap import log, message_ids
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, parse_region
 from vmmswap.bus.connection import Connection
@@ -67,7 +67,7 @@ class Monitor:
     def __init__(self, setup: Setup) -> None:
         self.name = setup.name
         self._setup = setup
-        self._store = FdStore(setup.fd_store, setup.keeper)
+        self._store = FdStore(service.manager() if setup.fd_store else None, setup.keeper)
         self._controller = Controller(setup.name, setup.config, journal=setup.journal, log_dir=setup.log_dir)
         self._controller.on_released = self._released
         self._controller.subscribe(lambda _status: self._say_status())
@@ -87,6 +87,8 @@ class Monitor:
         self._ended = loop.create_future()
         for number, action in self._signals().items():
             loop.add_signal_handler(number, action)
+        service.manager().start()
+        log.start()
         tasks = [loop.create_task(service.feed_watchdog(), name="watchdog")]
         recovered = recovery.is_needed(self._setup.kept)
         patience_s = self._setup.config.handoff_timeout_s

@@ -9,7 +9,7 @@ import time
 from vmmswap import message_ids
 from vmmswap.engine import EngineStats, JobDone, Mode
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.log import fields
+from vmmswap.log import dropped, fields
 from vmmswap.monitor.machine import Machine
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import KEYS, Operation, Status
@@ -48,6 +48,7 @@ def status_of(
         error_name="" if machine.error is None else machine.error.dbus_name,
         mode="" if stats.mode is Mode.NONE else stats.mode.name.lower(),
         pin_check=vm.engine.pin_check,
+        dropped_messages=dropped(),
     )
 
 

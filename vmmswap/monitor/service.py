@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
+import functools
 import logging
 import os
 import resource
 from pathlib import Path
 
-import systemd.daemon
+from vmmswap.notify import Notifier
 
 _log = logging.getLogger("vmmswap.service")
 
@@ -21,15 +21,20 @@ _EXTEND_S = 10.0
 _EXTEND_EVERY_S = 3.0
 
 
-def notify(*lines: str) -> None:
-    """Send lines to the service manager; that it cannot be reached stops nothing."""
-    with contextlib.suppress(OSError):
-        systemd.daemon.notify("\n".join(lines))
+@functools.cache
+def manager() -> Notifier:
+    """The service manager that has started us, if one has."""
+    return Notifier()
+
+
+def notify(line: str, *, latest: str = "") -> None:
+    """Send a line to the service manager; that it does not take it stops nothing."""
+    manager().notify(line.replace("\n", " "), latest=latest)
 
 
 def status(text: str) -> None:
     """The line that `systemctl status` shows."""
-    notify(f"STATUS={text}")
+    notify(f"STATUS={text}", latest="STATUS")
 
 
 def watchdog_interval_s() -> float | None:
@@ -45,13 +50,13 @@ async def feed_watchdog() -> None:
     """For ever, if the service manager watches us."""
     interval_s = watchdog_interval_s()
     while interval_s:
-        notify("WATCHDOG=1")
+        notify("WATCHDOG=1", latest="WATCHDOG")
         await asyncio.sleep(interval_s)
 
 
 def ask_for_time() -> None:
     """A stop may take as long as memory is out."""
-    notify(f"EXTEND_TIMEOUT_USEC={round(_EXTEND_S * 1e6)}")
+    notify(f"EXTEND_TIMEOUT_USEC={round(_EXTEND_S * 1e6)}", latest="EXTEND")
 
 
 async def extend_stop() -> None:

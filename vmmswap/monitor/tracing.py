@@ -6,6 +6,7 @@ both.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import secrets
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from vmmswap import log
 from vmmswap.engine import Engine
 from vmmswap.errors import StorageFailedError
 from vmmswap.handoff.messages import PAGE_SIZE
@@ -33,6 +35,7 @@ from vmmswap.trace_format import (
 
 _log = logging.getLogger("vmmswap.trace")
 FILE_NAME = "page_fault.log"
+_BATCHES_A_TICK = 8
 
 
 class Sink(Protocol):
@@ -45,24 +48,29 @@ class JournalSink:
     """One entry for the header, one for each batch."""
 
     def __init__(self, vm: str, header: TraceHeader) -> None:
-        from systemd.journal import send  # noqa: PLC0415  not needed without a journal
-
-        self._send = send
+        self._outbox = log.traces()
         self._vm = vm
         self._trace_id = secrets.token_hex(16)
         self._sequence = 0
+        self._lost = 0
         self._put(header_fields(vm, self._trace_id, header))
 
     def write(self, faults: Sequence[Fault]) -> None:
+        dropped = self._outbox.dropped
         self._put(batch_fields(self._vm, self._trace_id, self._sequence, faults))
-        self._sequence += 1
+        if self._outbox.dropped == dropped:
+            self._sequence += 1
+        else:
+            self._lost += len(faults)
+        if self._lost and not self._outbox.waiting:
+            _log.warning("the journal took no entries for a while: %d page faults are not in it", self._lost)
+            self._lost = 0
 
     def close(self) -> None:
         """Nothing to do: each entry stands for itself."""
 
     def _put(self, fields: dict[str, str]) -> None:
-        message = fields.pop("MESSAGE")
-        self._send(message, PRIORITY="7", SYSLOG_IDENTIFIER="vmmswap-monitor", **fields)
+        self._outbox.put({**fields, "PRIORITY": "7", "SYSLOG_IDENTIFIER": "vmmswap-monitor"})
 
 
 class FileSink:
@@ -118,10 +126,14 @@ class Tracing:
 
     def _tick(self) -> None:
         self._timer = self._schedule()
-        self._drain()
+        self._drain(_BATCHES_A_TICK)
 
-    def _drain(self) -> None:
-        while records := self._engine.drain_trace(BATCH_FAULTS):
+    def _drain(self, batches: int | None = None) -> None:
+        """So many at most: faults may come as fast as they are written, and others wait."""
+        for _ in itertools.count() if batches is None else range(batches):
+            records = self._engine.drain_trace(BATCH_FAULTS)
+            if not records:
+                break
             faults = [
                 Fault(max(0, record.time_ns - self._base_ns), record.addr, record.process_id)
                 for record in records

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Messages to the service manager (sd_notify), without ever waiting for it.
+
+Of messages that say how things are now the latest alone waits, so what waits is as bounded as the fds that
+there are to be stored; none is dropped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+from vmmswap.outbox import WAITS, DatagramOutbox, Message
+
+_LOOK_S = 1.0
+
+
+class Notifier(DatagramOutbox):
+    """To the manager at NOTIFY_SOCKET; without one nothing happens."""
+
+    def __init__(self) -> None:
+        address = os.environ.get("NOTIFY_SOCKET", "")
+        self._is_there = bool(address)
+        super().__init__(address, None)
+
+    def notify(
+        self,
+        text: str,
+        fds: Sequence[int] = (),
+        *,
+        latest: str = "",
+        on_sent: Callable[[], None] | None = None,
+    ) -> Message:
+        """As send()."""
+        if not self._is_there:
+            return Message(b"", latest, on_sent)
+        return self.send(text.encode(), fds, latest=latest, on_sent=on_sent)
+
+    def notify_now(self, text: str, fds: Sequence[int] = ()) -> None:
+        """Wait for as long as it takes: for a process that has nothing else to do. OSError."""
+        while True:
+            try:
+                self._transmit(text.encode(), fds)
+            except OSError as error:
+                if error.errno not in WAITS:
+                    raise
+                self._poll(_LOOK_S)
+            else:
+                return
