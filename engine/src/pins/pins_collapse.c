@@ -5,7 +5,8 @@
  * - It fills holes with zeros, and so does reading through a mapping; the guest would find zeros where its
  * data is out. So our mapping of the chunk is registered with a userfaultfd of our own, for missing pages,
  * with faults answered by SIGBUS: a hole then gives EFAULT to MADV_POPULATE_READ, and collapse, which
- * respects such a registration in any process, gives EBUSY.
+ * respects such a registration in any process, gives EBUSY. Before Linux 6.4 it does not, and is not used at
+ * all.
  * - It returns 0 for what already is a huge page, without looking for references. So 0 alone proves nothing:
  * the page must have moved, that is, have another frame number than before.
  * - What it made is a huge page for good. If the guest writes to one page of it, the rest cannot leave
@@ -23,6 +24,7 @@
 #include <unistd.h>
 
 #include "base/units.h"
+#include "linux/collapse.h"
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22
@@ -59,8 +61,15 @@ static int open_uffd(struct error *err)
 int pins_collapse_create(struct pins_collapse **out, struct error *err)
 {
 	struct pins_collapse *collapse = calloc(1, sizeof *collapse);
-	int rc = 0;
+	int rc = collapse_try_holes(err);
 
+	if (rc == COLLAPSE_FILLS_HOLES)
+		rc = error_set(err, ENOTSUP, "this kernel's MADV_COLLAPSE fills holes with zeros");
+	if (rc < 0) {
+		free(collapse);
+		return rc;
+	}
+	rc = 0;
 	if (!collapse)
 		return error_set(err, ENOMEM, "no memory");
 	collapse->pagemap_fd = -1;
