@@ -15,6 +15,7 @@
 #include "base/failpoint.h"
 #include "base/units.h"
 #include "harness.h"
+#include "linux/collapse.h"
 #include "pins/pins_btf.h"
 #include "pins/pins_snapshot.h"
 #include "slow_disk.h"
@@ -63,6 +64,11 @@ static struct pins *open_collapse(void)
 
 	if (!have_capability(CAP_SYS_ADMIN))
 		test_skip("needs CAP_SYS_ADMIN");
+	if (collapse_try_holes(&err) == COLLAPSE_FILLS_HOLES) {
+		CHECK_EQ(pins_create(&config, &pins, &err), -ENOTSUP);
+		CHECK_CONTAINS(err.message, "MADV_COLLAPSE fills holes");
+		test_skip("needs a kernel whose MADV_COLLAPSE leaves holes alone");
+	}
 	if (pins_create(&config, &pins, &err))
 		test_fail(__FILE__, __LINE__, "%s", err.message);
 	CHECK(!strcmp(pins_kind(pins), "collapse"));
@@ -75,12 +81,11 @@ struct memory {
 	uint64_t size_bytes;
 };
 
-static struct memory open_memory(uint64_t size_bytes)
+static struct memory map_memory(int memfd, uint64_t size_bytes)
 {
-	struct memory m = { .size_bytes = size_bytes };
+	struct memory m = { .memfd = memfd, .size_bytes = size_bytes };
 	uint8_t *reserve;
 
-	m.memfd = (int)CHECK_SYS(memfd_create("guest", MFD_CLOEXEC));
 	CHECK_SYS(ftruncate(m.memfd, (off_t)size_bytes));
 	reserve = mmap(NULL, size_bytes + CHUNK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
 		       -1, 0);
@@ -88,6 +93,16 @@ static struct memory open_memory(uint64_t size_bytes)
 	m.map = (uint8_t *)(((uintptr_t)reserve + CHUNK_BYTES - 1) & ~(uintptr_t)(CHUNK_BYTES - 1));
 	CHECK(mmap(m.map, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, m.memfd, 0) !=
 	      MAP_FAILED);
+	return m;
+}
+
+/* Of small pages, also where shared memory gets large folios by itself. */
+static struct memory open_memory(uint64_t size_bytes)
+{
+	struct memory m = map_memory((int)CHECK_SYS(memfd_create("guest", MFD_CLOEXEC)), size_bytes);
+
+	if (madvise(m.map, size_bytes, MADV_NOHUGEPAGE))
+		CHECK_EQ(errno, EINVAL); /* a kernel without huge pages */
 	return m;
 }
 
@@ -398,7 +413,8 @@ TEST(holes_remain_holes)
 
 static bool make_large(const struct memory *m, uint64_t chunk)
 {
-	return madvise(m->map + chunk * CHUNK_BYTES, CHUNK_BYTES, MADV_COLLAPSE) == 0;
+	return madvise(m->map + chunk * CHUNK_BYTES, CHUNK_BYTES, MADV_HUGEPAGE) == 0 &&
+	       madvise(m->map + chunk * CHUNK_BYTES, CHUNK_BYTES, MADV_COLLAPSE) == 0;
 }
 
 TEST(a_large_folio_is_held_whole)
@@ -434,6 +450,36 @@ TEST(a_large_folio_is_held_whole)
 	CHECK_EQ(count(seen.held), 100);
 	CHECK_EQ(count(seen.present), 100);
 	CHECK(has(seen.held, 99) && !has(seen.held, 100));
+	pins_destroy(pins);
+}
+
+/* One touch brings 512 pages: nobody asked for a huge page. */
+TEST(a_large_folio_that_came_by_itself)
+{
+	struct pins *pins = open_bpf();
+	struct pins_chunk seen;
+	struct memory m;
+	char path[300];
+	int ends[2];
+
+	test_private_mounts();
+	if (mount("tmpfs", test_dir(), "tmpfs", 0, "huge=always"))
+		test_skip("needs tmpfs with huge pages (%s)", strerror(errno));
+	snprintf(path, sizeof path, "%s/memory", test_dir());
+	m = map_memory((int)CHECK_SYS(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600)), 2 * CHUNK_BYTES);
+	m.map[CHUNK_BYTES + 5 * PAGE_BYTES] = 1;
+	if (blocks_of(&m) != CHUNK_BYTES / 512)
+		test_skip("no huge page is to be had now");
+	CHECK_OK(pins_begin_pass(pins));
+	CHECK_EQ(count(look_until(pins, &m, 0, 0).present), 0);
+	seen = look_until(pins, &m, 1, 0);
+	CHECK_EQ(count(seen.present), CHUNK_PAGES);
+	CHECK_EQ(count(seen.large), CHUNK_PAGES);
+	CHECK_SYS(pipe(ends));
+	hold(ends[1], &m, CHUNK_PAGES + 200);
+	look_until(pins, &m, 1, CHUNK_PAGES);
+	let_go(ends[0], 1);
+	look_until(pins, &m, 1, 0);
 	pins_destroy(pins);
 }
 
@@ -769,6 +815,7 @@ static const struct pins_layout fake_layout = {
 	.folio_refcount = 52,
 	.folio_large_mapcount = 80,
 	.folio_pincount = 92,
+	.folio_entire_mapcount = PINS_NONE,
 	.head_bit = 6,
 };
 
@@ -906,6 +953,76 @@ TEST(a_large_folio_is_judged_as_one)
 	snap->pages[72].mapcount_before = 10;
 	CHECK_OK(judge(snap, &seen));
 	CHECK_EQ(count(seen.chunk.held), 7);
+}
+
+/* A chunk that is one folio, of a kernel before 6.10: mapped as a whole by one, and three of its pages by another. */
+static struct pins_snapshot *fake_folio(struct pins_layout *layout, bool entire_in_pages)
+{
+	static struct pins_snapshot snap;
+
+	*layout = fake_layout;
+	layout->folio_large_mapcount = PINS_NONE;
+	layout->folio_entire_mapcount = 84;
+	layout->entire_in_pages = entire_in_pages;
+	memset(&snap, 0, sizeof snap);
+	snap.mapping = FAKE_MAPPING;
+	snap.ino = 5;
+	snap.root[0] = snap.root[1] = snap.level[0].entry = FAKE_ROOT + 2;
+	snap.level[0].shift = 6;
+	fake_head(snap.level[0].head, 6, 33, 0);
+	snap.group[0] = FAKE_PAGE;
+	for (uint32_t group = 1; group < PINS_GROUPS; group++)
+		snap.group[group] = 8 << 2 | 2;
+	fake_page(&snap, 0, 512, 0, CHUNK_PAGES + 1 + 3);
+	snap.pages[0].page[fake_layout.folio_flags] = 1 << 6;
+	for (int copy = 0; copy < 2; copy++) {
+		memcpy(snap.folio_pages[copy], snap.pages[0].page, PINS_PAGE_BYTES);
+		for (uint32_t i = 0; i < CHUNK_PAGES; i++) {
+			int32_t mapcount = -1 + entire_in_pages + (i == 0 || i == 7 || i == 511);
+
+			memcpy(snap.folio_pages[copy] + 64 * i + layout->folio_mapcount, &mapcount, 4);
+		}
+	}
+	return &snap;
+}
+
+static uint32_t held_of_folio(const struct pins_snapshot *snap, const struct pins_layout *layout)
+{
+	struct pins_place place = { 5, CHUNK_PAGES, CHUNK_PAGES };
+	struct pins_verdict seen;
+
+	CHECK_OK(pins_snapshot_judge(snap, layout, &place, true, &seen));
+	CHECK_EQ(count(seen.chunk.large), CHUNK_PAGES);
+	return count(seen.chunk.held);
+}
+
+static void try_folio(bool entire_in_pages)
+{
+	struct pins_layout layout;
+	struct pins_snapshot *snap = fake_folio(&layout, entire_in_pages);
+	uint8_t *before = snap->folio_pages[0], *after = snap->folio_pages[1];
+
+	CHECK_EQ(held_of_folio(snap, &layout), 0);
+	snap->pages[0].page[fake_layout.folio_refcount]++;
+	CHECK_EQ(held_of_folio(snap, &layout), CHUNK_PAGES);
+	snap = fake_folio(&layout, entire_in_pages);
+	after[64 * 300 + layout.folio_mapcount]++; /* one page was mapped meanwhile */
+	CHECK_EQ(held_of_folio(snap, &layout), CHUNK_PAGES);
+	snap = fake_folio(&layout, entire_in_pages);
+	before[layout.folio_entire_mapcount]++; /* all of it was mapped once more */
+	CHECK_EQ(held_of_folio(snap, &layout), CHUNK_PAGES);
+	snap = fake_folio(&layout, entire_in_pages);
+	before[layout.folio_pincount] = 1;
+	CHECK_EQ(held_of_folio(snap, &layout), CHUNK_PAGES);
+	snap = fake_folio(&layout, entire_in_pages);
+	after[layout.folio_flags] |= 1; /* locked */
+	CHECK_EQ(held_of_folio(snap, &layout), CHUNK_PAGES);
+}
+
+TEST(mappings_that_no_word_counts_are_added_up)
+{
+	try_folio(true);
+	try_folio(false);
 }
 
 /* ---- type information ---- */

@@ -157,7 +157,8 @@ void pins_bpf_destroy(struct pins_bpf *bpf)
 
 void pins_bpf_trust_large(struct pins_bpf *bpf, bool trust)
 {
-	atomic_store(&bpf->trust_large, trust && bpf->layout.folio_large_mapcount != PINS_NONE);
+	atomic_store(&bpf->trust_large, trust && (bpf->layout.folio_large_mapcount != PINS_NONE ||
+						  bpf->layout.folio_entire_mapcount != PINS_NONE));
 }
 
 static int run(const struct pins_bpf *bpf, int memfd, uint64_t first_page, uint32_t scratch_idx)

@@ -257,6 +257,22 @@ static void read_pages(struct builder *b, const struct pins_layout *l)
 	b->insns[back].off = (int16_t)((int)loop - (int)back - 1);
 }
 
+/* Every struct page of a folio that fills the chunk: they lie one after the other. */
+static void read_folio_pages(struct builder *b, const struct pins_layout *l)
+{
+	int size_bytes = PINS_CHUNK_PAGES * PINS_PAGE_BYTES;
+	size_t small;
+
+	load(b, BPF_REG_1, BPF_REG_7, SNAP(pages[0]) + (int)l->folio_flags);
+	alu(b, BPF_AND, BPF_REG_1, 1 << l->head_bit);
+	small = jump(b, BPF_JEQ, BPF_REG_1, 0);
+	load(b, BPF_REG_9, BPF_REG_7, SNAP(slots[0]));
+	read_at(b, BPF_REG_7, SNAP(folio_pages[0]), size_bytes, 0);
+	read_at(b, BPF_REG_7, SNAP(pages[0]), PINS_PAGE_BYTES, 0);
+	read_at(b, BPF_REG_7, SNAP(folio_pages[1]), size_bytes, 0);
+	land(b, small);
+}
+
 size_t pins_bpf_program(const struct pins_layout *layout, int map_fd,
 			struct bpf_insn insns[PINS_PROGRAM_INSNS])
 {
@@ -270,6 +286,8 @@ size_t pins_bpf_program(const struct pins_layout *layout, int map_fd,
 	load(&b, BPF_REG_9, BPF_REG_10, STACK_XARRAY_HEAD);
 	read_at(&b, BPF_REG_7, SNAP(root[1]), 8, 0);
 	read_pages(&b, layout);
+	if (layout->folio_entire_mapcount != PINS_NONE)
+		read_folio_pages(&b, layout);
 	alu(&b, BPF_MOV, BPF_REG_0, 0);
 	emit(&b, BPF_JMP | BPF_EXIT, 0, 0, 0, 0);
 	return b.n;

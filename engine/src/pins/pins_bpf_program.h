@@ -9,7 +9,7 @@
 
 #include "pins/pins_snapshot.h"
 
-#define PINS_SCRATCH_SHIFT 16 /* one snapshot each 64 KiB of the map's value */
+#define PINS_SCRATCH_SHIFT 17 /* one snapshot each 128 KiB of the map's value */
 #define PINS_SCRATCHES 4      /* a power of two */
 #define PINS_PROGRAM_INSNS 1024
 

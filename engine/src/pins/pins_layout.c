@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <errno.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "pins/pins_btf.h"
@@ -59,12 +60,31 @@ static int read_wanted(const struct pins_btf *btf, struct pins_layout *layout, s
 	return 0;
 }
 
-/* Large folios came to keep one count of all their mappings in 6.10. Without it they are taken for held. */
+static bool is_in_second_page(uint32_t at)
+{
+	return at >= PINS_PAGE_BYTES && at + 4 <= 2 * PINS_PAGE_BYTES;
+}
+
+/* Large folios came to keep one count of all their mappings in 6.10. Kernels before count those of the whole folio in
+ * one word, which 6.1 misnames _total_mapcount, and those of single pages in each page; up to 6.1 the former are in
+ * the latter, too. Where neither is found large folios are taken for held. */
 static void read_large(const struct pins_btf *btf, struct pins_layout *layout)
 {
-	if (pins_btf_offset(btf, "folio", "_large_mapcount", &layout->folio_large_mapcount) ||
-	    pins_btf_offset(btf, "folio", "_pincount", &layout->folio_pincount))
-		layout->folio_large_mapcount = layout->folio_pincount = PINS_NONE;
+	layout->folio_large_mapcount = layout->folio_entire_mapcount = PINS_NONE;
+	if (pins_btf_offset(btf, "folio", "_pincount", &layout->folio_pincount) ||
+	    !is_in_second_page(layout->folio_pincount) ||
+	    pins_btf_enumerator(btf, "pageflags", "PG_locked", &layout->locked_bit) ||
+	    layout->locked_bit > 30)
+		return;
+	if (!pins_btf_offset(btf, "folio", "_large_mapcount", &layout->folio_large_mapcount))
+		return;
+	layout->folio_large_mapcount = PINS_NONE;
+	layout->entire_in_pages =
+		!pins_btf_offset(btf, "folio", "_total_mapcount", &layout->folio_entire_mapcount);
+	if ((!layout->entire_in_pages &&
+	     pins_btf_offset(btf, "folio", "_entire_mapcount", &layout->folio_entire_mapcount)) ||
+	    !is_in_second_page(layout->folio_entire_mapcount))
+		layout->folio_entire_mapcount = PINS_NONE;
 }
 
 static int check_sizes(const struct pins_btf *btf, const struct pins_layout *layout, struct error *err)

@@ -52,7 +52,15 @@ static int scene_map(struct scene *s)
 	    MAP_FAILED)
 		return -errno;
 	s->again = mmap(NULL, 2 * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
-	return s->again == MAP_FAILED ? -errno : 0;
+	if (s->again == MAP_FAILED)
+		return -errno;
+	/* Where shared memory gets large folios by itself a single touch would bring 512 pages. EINVAL: this
+	 * kernel has none. */
+	if ((madvise(s->map, 2 * CHUNK_BYTES, MADV_NOHUGEPAGE) ||
+	     madvise(s->again, 2 * CHUNK_BYTES, MADV_NOHUGEPAGE)) &&
+	    errno != EINVAL)
+		return -errno;
+	return 0;
 }
 
 static int scene_open(struct scene *s, struct error *err)
@@ -169,7 +177,7 @@ static int try_large(struct pins_bpf *bpf, struct scene *s)
 	int rc;
 
 	memset(s->map, 1, CHUNK_BYTES);
-	if (madvise(s->map, CHUNK_BYTES, MADV_COLLAPSE))
+	if (madvise(s->map, CHUNK_BYTES, MADV_HUGEPAGE) || madvise(s->map, CHUNK_BYTES, MADV_COLLAPSE))
 		return -EAGAIN;
 	memset(&expected, 0xff, sizeof expected);
 	memset(expected.held, 0, sizeof expected.held);

@@ -17,6 +17,11 @@
  *   else has one. A large folio has its counters in two words: pins by DMA have a counter of their own there,
  *   which must be zero, and the number of mappings must be the same before and after the references were
  *   read.
+ * - Before 6.10 no word has the number of a large folio's mappings: those of each page are counted there, and those of
+ *   all of it once more. They are read one after the other, all before the references and all again after them, and
+ *   must be the same. Up to 6.1 a mapping of the whole adds to each page's counter in turn, and a thread that is
+ *   halfway through that could make up for as many references of others. The folio is locked meanwhile (a fault
+ *   maps it so), and a locked one is held.
  * - Whatever is not understood is held. */
 #include "pins/pins_snapshot.h"
 
@@ -107,6 +112,43 @@ static enum seen judge_count(uint32_t references, uint32_t expected)
 	return references == expected + 1 ? SEEN_NEARLY : SEEN_HELD;
 }
 
+/* The mappings of a folio that fills the chunk, by adding up. False: it was mapped, unmapped or locked meanwhile, or is
+ * pinned. */
+static bool add_up_mappings(const struct judge *j, uint64_t flags, uint32_t *mappings_n)
+{
+	const struct pins_layout *l = j->layout;
+	const uint8_t *before = j->snap->folio_pages[0], *after = j->snap->folio_pages[1];
+	uint32_t entire_n = u32_at(before, l->folio_entire_mapcount) + 1;
+	uint64_t locked =
+		(flags | u64_at(before, l->folio_flags) | u64_at(after, l->folio_flags)) >> l->locked_bit & 1;
+
+	*mappings_n = entire_n;
+	if (locked || entire_n != u32_at(after, l->folio_entire_mapcount) + 1 ||
+	    u32_at(before, l->folio_pincount) || u32_at(after, l->folio_pincount))
+		return false;
+	for (uint32_t i = 0; i < PINS_CHUNK_PAGES; i++) {
+		uint32_t at = i * PINS_PAGE_BYTES + l->folio_mapcount;
+		uint32_t count = u32_at(before, at) + 1 - (l->entire_in_pages ? entire_n : 0);
+
+		if (u32_at(before, at) != u32_at(after, at) || count > INT32_MAX)
+			return false;
+		*mappings_n += count;
+	}
+	return true;
+}
+
+static bool count_mappings(const struct judge *j, uint32_t i, uint32_t pages_n, uint32_t *mappings_n)
+{
+	const struct pins_page_copy *copy = &j->snap->pages[i];
+
+	if (j->layout->folio_large_mapcount != PINS_NONE) {
+		*mappings_n = copy->mapcount_after + 1;
+		return copy->mapcount_before == copy->mapcount_after && copy->pincount == 0;
+	}
+	return j->layout->folio_entire_mapcount != PINS_NONE && pages_n == PINS_CHUNK_PAGES &&
+	       add_up_mappings(j, u64_at(copy->page, j->layout->folio_flags), mappings_n);
+}
+
 /* The folio whose first page is page i of the chunk. Mapping counts are stored less one. */
 static void judge_folio(const struct judge *j, uint32_t i, uint32_t pages_n)
 {
@@ -117,12 +159,13 @@ static void judge_folio(const struct judge *j, uint32_t i, uint32_t pages_n)
 	bool large = u64_at(copy->page, l->folio_flags) >> l->head_bit & 1;
 	uint32_t references = u32_at(copy->page, l->folio_refcount);
 	enum seen seen = SEEN_HELD;
+	uint32_t mappings_n;
 
 	if (ours && !large && pages_n == 1)
 		seen = judge_count(references, u32_at(copy->page, l->folio_mapcount) + 2);
 	if (ours && large && pages_n > 1 && j->trust_large && i + pages_n <= j->place->pages_n &&
-	    copy->mapcount_before == copy->mapcount_after && copy->pincount == 0)
-		seen = judge_count(references, copy->mapcount_after + 1 + pages_n);
+	    count_mappings(j, i, pages_n, &mappings_n))
+		seen = judge_count(references, mappings_n + pages_n);
 	mark(j, i, pages_n, seen, large || pages_n > 1);
 }
 

@@ -26,9 +26,12 @@ struct pins_layout {
 	uint32_t xarray_head;
 	uint32_t node_shift, node_offset, node_parent, node_array, node_slots;
 	uint32_t folio_flags, folio_mapping, folio_index, folio_mapcount, folio_refcount;
-	uint32_t folio_large_mapcount,
-		folio_pincount; /* in the second struct page; both PINS_NONE if unknown */
-	uint32_t head_bit;	/* PG_head */
+	/* in the second struct page; PINS_NONE if unknown */
+	uint32_t folio_pincount;
+	uint32_t folio_large_mapcount;	/* of all mappings, since 6.10 */
+	uint32_t folio_entire_mapcount; /* of mappings of all of it; used where there is no large_mapcount */
+	bool entire_in_pages;		/* such a mapping is counted in each page's _mapcount, too */
+	uint32_t head_bit, locked_bit;	/* PG_head, PG_locked */
 };
 
 struct pins_node_copy {
@@ -56,6 +59,9 @@ struct pins_snapshot {
 	uint8_t leaf[PINS_GROUPS][PINS_NODE_HEAD_BYTES]; /* read after the slots */
 	uint64_t slots[PINS_CHUNK_PAGES]; /* of group i / 64; or its one entry, if that is no node */
 	struct pins_page_copy pages[PINS_CHUNK_PAGES]; /* of slots[i], where that is a pointer */
+	/* Where no word counts all mappings of a folio: every struct page of one that fills the chunk, before and
+	 * after pages[0] was read. */
+	uint8_t folio_pages[2][PINS_CHUNK_PAGES * PINS_PAGE_BYTES];
 };
 
 struct pins_verdict {
