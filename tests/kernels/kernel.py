@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's own kernels of other versions, booted over this machine's root file system.
+
+    result = run("6.1", "uname -r; engine/build/gcc/test_pins", limit_s=600)
+    assert result.status == 0, result.output
+
+A job is a script for bash. It runs as root, in this source tree, and what it writes is gone with the kernel.
+Nothing of the kernel is this machine's: a job may change any setting.
+By hand: python -m tests.kernels VERSION COMMAND.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.guests import qemu
+
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "build" / "kernels"
+VERSIONS = ("6.1", "6.12")  # of Debian 12 and 13; both are in the archives of Debian 12
+_NO_SUCH_KERNEL = 3
+_ENDED = re.compile(r"^job ended with status (\d+)\s*$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """status None: the job did not come to its end. output: of the job; console: of the kernel."""
+
+    status: int | None
+    output: str
+    console: str
+
+    def __str__(self) -> str:
+        if self.status is None:
+            return f"the job did not end:\n{self.output[-4000:]}\nconsole:\n{self.console[-3000:]}"
+        return f"status {self.status}:\n{self.output[-8000:]}"
+
+
+def missing() -> str:
+    """Why no kernel can be booted here, or ""."""
+    if os.geteuid() != 0:
+        return "needs root: the booted kernel has this machine's root file system"
+    if os.uname().machine != "x86_64":
+        return "kernels are fetched for x86-64 only"
+    tools = ("qemu-system-x86_64", "busybox", "cpio", "apt-get", "dpkg", "xz")
+    absent = [tool for tool in tools if not shutil.which(tool)]
+    return f"needs {' and '.join(absent)}" if absent else ""
+
+
+def prepare(version: str) -> str:
+    """Fetch the kernel. Returns why this machine cannot have it, or "". RuntimeError if fetching failed."""
+    made = subprocess.run(
+        [str(Path(__file__).with_name("prepare")), version], capture_output=True, text=True, check=False
+    )
+    if made.returncode == _NO_SUCH_KERNEL:
+        return made.stderr.strip().splitlines()[-1]
+    if made.returncode:
+        raise RuntimeError(f"tests/kernels/prepare {version}: {made.stderr.strip()[-500:]}")
+    return ""
+
+
+def run(version: str, script: str, *, limit_s: float, memory_mib: int = 3072, boot: str = "") -> Result:
+    """Boot a prepared kernel, run a job and turn the machine off. boot: further words for the kernel."""
+    folder = KERNELS / version
+    with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as directory:
+        here = Path(directory)
+        job = here / "job"
+        job.write_text(script)
+        console, output = here / "console", here / "output"
+        accel = qemu.accelerator()[0]
+        words = f"console=ttyS0 panic=-1 quiet tree={ROOT} job={job} {boot}"
+        command = [
+            *("qemu-system-x86_64", "-accel", accel, "-cpu", "host" if accel == "kvm" else "max"),
+            *("-machine", "pc", "-m", f"{memory_mib}M", "-smp", "2", "-nodefaults", "-no-reboot"),
+            *("-display", "none", "-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd.gz")),
+            *("-append", words, "-serial", f"file:{console}", "-serial", f"file:{output}"),
+            *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
+            *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),
+        ]
+        said = _run_bounded(command, limit_s)
+        text = output.read_text(errors="replace") if output.exists() else ""
+        booted = console.read_text(errors="replace") if console.exists() else ""
+    ended = _ENDED.search(text)
+    status = int(ended[1]) if ended else None
+    return Result(status, _ENDED.sub("", text).replace("\r", ""), booted + said)
+
+
+def _run_bounded(command: list[str], limit_s: float) -> str:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"\nended by force after {limit_s:.0f} s"
+    return done.stderr
