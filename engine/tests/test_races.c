@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <sys/mount.h>
 
+#include "large_folios.h"
 #include "puppet.h"
 
 #define PAGE 1	      /* the page that things happen to, as do 3 and 5 */
@@ -768,43 +769,6 @@ static const struct layout folios = {
 	.memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .huge = 1
 };
 
-/* The kernel's settings are everybody's, so they stay: guest memory lies on a tmpfs of our own whose policy is huge=always, and
- * what the engine reads of the settings is shown to it in our own mount namespace. The folios are real. */
-static void use_large_folios(void)
-{
-	static const char setting[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-	char path[300];
-	int fd;
-
-	test_private_mounts();
-	if (access(setting, F_OK))
-		test_skip("this kernel has no large folios in shared memory");
-	snprintf(path, sizeof path, "%s/shmem_enabled", test_dir());
-	fd = (int)CHECK_SYS(open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
-	CHECK_EQ(write(fd, "[always] never\n", 15), 15);
-	close(fd);
-	CHECK_SYS(mount(path, setting, NULL, MS_BIND, NULL));
-	if (mount("vmmswap-test", test_dir(), "tmpfs", 0, "huge=always"))
-		test_skip("this kernel has no tmpfs with huge=always (%s)", strerror(errno));
-}
-
-/* Shared memory that the process maps by huge entries. */
-static uint64_t huge_mapped_pages(pid_t pid)
-{
-	unsigned long long kib, sum = 0;
-	char path[64], line[256];
-	FILE *file;
-
-	snprintf(path, sizeof path, "/proc/%d/smaps", pid);
-	file = fopen(path, "re");
-	CHECK(file != NULL);
-	while (fgets(line, sizeof line, file))
-		if (sscanf(line, "ShmemPmdMapped: %llu kB", &kib) == 1)
-			sum += kib / 4;
-	fclose(file);
-	return sum;
-}
-
 static void start_with_folios(struct rig *rig, const struct layout *layout, uint64_t huge_pages, bool bpf)
 {
 	struct pins *pins;
@@ -829,7 +793,7 @@ static void one_hot_page_a_folio(bool bpf)
 	uint64_t resident;
 	struct rig rig;
 
-	use_large_folios();
+	use_large_folios("always");
 	start_with_folios(&rig, &folios, 2048, bpf);
 	for (uint32_t number = 1; number < 4; number++)
 		puppet_tell(&rig, 0, number,
@@ -867,7 +831,7 @@ TEST(large_folios_with_one_hot_page_each_seen_by_bpf)
 /* One page of the first folio is written at each point: the folio stays whole, or has gone whole. */
 static void whole_or_not_at_all(bool bpf)
 {
-	use_large_folios();
+	use_large_folios("always");
 	for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
 		const struct point *point = &points[i];
 		bool dropped = !point->in_gate && !point->punching && !point->out, done;
@@ -909,7 +873,7 @@ static void parts_of_folios_stay(bool bpf)
 	};
 	struct rig rig;
 
-	use_large_folios();
+	use_large_folios("always");
 	start_with_folios(&rig, &parts, 1536, bpf);
 	rig_run_job(&rig, JOB_SWAP_OUT);
 	CHECK_EQ(rig_resident_pages(&rig, 0, 512), 0);

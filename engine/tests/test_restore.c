@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A swap-in that cannot put a page back says so, and keeps it. */
+#include "large_folios.h"
 #include "puppet.h"
 
 static const struct layout layout = { .memfd_pages = { 512 }, .regions = { { 0, 0, 512 } }, .full = 1 };
@@ -45,5 +46,94 @@ TEST(a_read_error_that_passes)
 	rig_disarm("restore.copied");
 	done = rig_await_job(&rig);
 	CHECK_EQ(done.code, 0);
+	rig_stop(&rig);
+}
+
+/* --- pages that no process maps any more */
+
+static const struct layout folios = {
+	.memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .huge = 1
+};
+
+/* What the file holds, whoever maps it. */
+static uint64_t wrong_in_file(const struct rig *rig)
+{
+	uint64_t wrong = 0, words[PUPPET_WORDS], wanted[PUPPET_WORDS];
+
+	for (uint64_t page = 0; page < rig->total_pages; page++) {
+		for (uint64_t word = 0; word < PUPPET_WORDS; word++)
+			wanted[word] = puppet_word(page, 1, word);
+		CHECK_EQ(pread(rig->memfds[0], words, sizeof words, (off_t)bytes_of_pages(page)),
+			 sizeof words);
+		wrong += memcmp(words, wanted, sizeof words) != 0;
+	}
+	return wrong;
+}
+
+/* A page that is written to the file would bring a folio of zeros with it, around it. */
+static void come_back_unmapped(const struct layout *memory, uint64_t page, long pages)
+{
+	struct puppet_order order = { .kind = ORDER_CALL, .run = unmap, .page = page, .argument = pages };
+	struct rig rig;
+
+	rig_start(&rig, memory);
+	if (memory->huge && huge_mapped_pages(rig.pids[0]) < 2048)
+		test_skip("the kernel gave %llu pages of huge memory, not 2048",
+			  (unsigned long long)huge_mapped_pages(rig.pids[0]));
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(rig_resident_pages(&rig, 0, rig.total_pages), 0);
+	CHECK_EQ(puppet_do(&rig, 0, 0, order), 0);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	CHECK_EQ(wrong_in_file(&rig), 0);
+	CHECK_EQ(rig_resident_pages(&rig, 0, rig.total_pages), rig.total_pages);
+	CHECK_EQ(rig_stats(&rig).swap_pages, 0);
+	CHECK_EQ(rig.odd, 0);
+	rig_stop(&rig);
+}
+
+TEST(unmapped)
+{
+	come_back_unmapped(&layout, 0, 512);
+}
+
+TEST(unmapped_in_part)
+{
+	come_back_unmapped(&layout, 100, 10);
+}
+
+TEST(unmapped_where_folios_are_always_large)
+{
+	use_large_folios("always");
+	come_back_unmapped(&folios, 0, 2048);
+}
+
+TEST(unmapped_in_part_where_folios_are_always_large)
+{
+	use_large_folios("always");
+	come_back_unmapped(&folios, 0, 10);
+}
+
+TEST(unmapped_where_folios_are_large_within_the_file)
+{
+	use_large_folios("within_size");
+	come_back_unmapped(&folios, 0, 2048);
+}
+
+/* Guest memory that the VMM shrank meanwhile is given up, and does not grow again. */
+TEST(unmapped_and_shrunk)
+{
+	struct puppet_order order = { .kind = ORDER_CALL, .run = unmap, .argument = 512 };
+	struct stat status;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(puppet_do(&rig, 0, 0, order), 0);
+	CHECK_SYS(ftruncate(rig.memfds[0], 256 * PAGE_BYTES));
+	rig_run_job(&rig, JOB_SWAP_IN);
+	CHECK_SYS(fstat(rig.memfds[0], &status));
+	CHECK_EQ(status.st_size, 256 * PAGE_BYTES);
+	CHECK_EQ(rig_resident_pages(&rig, 0, 256), 256);
+	CHECK_EQ(rig_stats(&rig).swap_pages, 0);
 	rig_stop(&rig);
 }

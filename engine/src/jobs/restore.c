@@ -6,6 +6,8 @@
 #include <time.h>
 
 #include "base/failpoint.h"
+#include "base/held.h"
+#include "vm/own_mapping.h"
 #include "vm/poison.h"
 
 /* So many pages are copied in one passage of the gate: whoever reads events waits for no more than that. */
@@ -15,6 +17,8 @@
 /* The pages of a chunk on their way in; page i's bytes stand at buffer + i * PAGE_BYTES. */
 struct batch {
 	struct restorer *restorer;
+	uint64_t page_idx, pages; /* the window */
+	struct own_mapping own;	  /* of the window; open once it was needed */
 	size_t n;
 	uint64_t idx[CHUNK_PAGES];
 	uint64_t claimed[CHUNK_PAGES]; /* 0: no longer ours */
@@ -116,6 +120,7 @@ static bool harden(struct batch *batch, size_t i)
 			return false;
 		}
 	} while (!atomic_compare_exchange_weak(at, &seen, next));
+	HELD_TAKE(HELD_FILLING);
 	batch->claimed[i] = next & ~PAGE_WAITER;
 	return true;
 }
@@ -140,24 +145,43 @@ static void now_resident(struct batch *batch, size_t from, size_t n)
 	batch->restorer->restored_pages += n;
 }
 
-/* No process maps the page any more, so none can touch it while we write. It may be mapped anew later; private memory that is
- * unmapped is gone for good. */
+/* 0, -ENOMEM, or -EIO. Opened inside the gate: it waits for nobody. */
+static int open_own_mapping(struct batch *batch, const struct region *region)
+{
+	int rc = batch->own.base ? 0 : own_mapping_open(&batch->own, region, batch->page_idx, batch->pages);
+
+	if (rc && rc != -ENOMEM)
+		notices_odd(batch->restorer->vm->notices, batch->page_idx,
+			    "guest memory that no process maps cannot be filled: %s%s", strerror(-rc),
+			    rc == -EPERM ? " (is its memfd sealed against writing?)" : "");
+	return rc && rc != -ENOMEM ? -EIO : rc;
+}
+
+/* No process maps the page any more: its bytes go to the file, for whoever maps it anew. Private memory that is unmapped is gone for
+ * good. */
 static int restore_unmapped(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->restorer->vm;
 	const struct region *region = memory_region_of(&vm->memory, batch->idx[i]);
-	int rc = 0;
+	int rc;
 
 	if (!region || region->is_private)
 		return 0;
-	if (memory_is_hole(region, batch->idx[i]))
-		rc = memory_write(region, batch->idx[i], batch->restorer->buffer + i * PAGE_BYTES);
-	else
+	rc = open_own_mapping(batch, region);
+	if (rc)
+		return rc;
+	switch (own_mapping_fill(&batch->own, batch->idx[i], batch->restorer->buffer + i * PAGE_BYTES)) {
+	case UFFD_EXISTS:
 		vm_found_present(vm, batch->idx[i]);
-	/* -ERANGE, -EINVAL: the VMM shrank its memfd: the page is given up. */
-	if (rc == -ERANGE || rc == -EINVAL)
-		rc = 0;
-	return rc == -ENOSPC || rc == -EDQUOT ? -ENOMEM : rc && rc != -ENOMEM ? -EIO : rc;
+		return 0;
+	case UFFD_DONE:
+	case UFFD_BEYOND: /* the VMM shrank its memfd: the page is given up */
+		return 0;
+	case UFFD_NO_MEMORY:
+		return -ENOMEM;
+	default:
+		return -EIO;
+	}
 }
 
 /* Private memory is nowhere else: what could not be put back for any other reason than that it is gone stays out. */
@@ -241,6 +265,23 @@ static size_t hardened_run(struct batch *batch, size_t i, size_t end)
 	return n;
 }
 
+/* The opposite of harden(): what was not copied now may wait for a process, and a demand fault need not wait with us. */
+static void soften(struct batch *batch, size_t from, size_t end)
+{
+	struct vm *vm = batch->restorer->vm;
+
+	for (size_t i = from; i < end; i++) {
+		uint64_t claimed = batch->claimed[i];
+
+		if (!claimed || (claimed & PAGE_BACKGROUND))
+			continue;
+		batch->claimed[i] = claimed | PAGE_BACKGROUND;
+		if (!vm_release(vm, batch->idx[i], claimed, batch->claimed[i]))
+			batch->claimed[i] = 0;
+	}
+	HELD_DROP(HELD_FILLING);
+}
+
 /* One passage of the gate: pages from *next on, a piece at most. 0, -EAGAIN (nothing came on), -ENOMEM, or -EIO. */
 static int copy_piece(struct batch *batch, size_t *next)
 {
@@ -262,13 +303,14 @@ static int copy_piece(struct batch *batch, size_t *next)
 		if (done == 0 && !rc)
 			rc = -EAGAIN;
 	}
+	soften(batch, *next, end);
 	gate_leave(vm->gate, batch->restorer->lane);
 	return rc == -EAGAIN && *next > start ? 0 : rc;
 }
 
 int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, struct error *err)
 {
-	struct batch batch = { .restorer = restorer };
+	struct batch batch = { .restorer = restorer, .page_idx = page_idx, .pages = pages };
 	uint64_t stuck_since_ns = 0;
 	size_t next = 0;
 	int rc = 0;
@@ -289,6 +331,7 @@ int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, 
 			rc = 0;
 		}
 	}
+	own_mapping_close(&batch.own);
 	if (!rc)
 		return 0;
 	give_back_from(&batch, next);

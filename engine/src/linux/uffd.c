@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -61,6 +62,23 @@ static enum uffd_outcome outcome_of(int code)
 	default:
 		return UFFD_REFUSED;
 	}
+}
+
+int uffd_open_own(void)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM,
+	};
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0)
+		return fd;
+	int rc = -errno;
+
+	if (fd >= 0)
+		close(fd);
+	return rc;
 }
 
 /* Hardly anything is mapped there (vm.mmap_min_addr's default), and no guest memory. */

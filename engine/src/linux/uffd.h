@@ -26,6 +26,10 @@ enum uffd_outcome {
 
 const char *uffd_outcome_text(enum uffd_outcome outcome);
 
+/* A userfaultfd for mappings of our own process, which nobody accesses: for user mode only, as anybody may have it (Linux 5.11).
+ * The fd, or -errno. */
+int uffd_open_own(void);
+
 /* Register for missing faults, and for write-protect faults if wanted. UFFD_REFUSED: no such mapping, another uffd
  * watches it (EBUSY), or write-protection is not to be had. */
 enum uffd_outcome uffd_register(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect);

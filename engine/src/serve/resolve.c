@@ -7,6 +7,7 @@
 
 #include "base/failpoint.h"
 #include "base/held.h"
+#include "vm/own_mapping.h"
 #include "vm/poison.h"
 
 /* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
@@ -303,7 +304,7 @@ static enum resolved written_while_out(struct attempt *attempt)
 
 	/* EEXIST is also what the kernel says of a page table that somebody else frees just then. */
 	if ((outcome == UFFD_DONE || outcome == UFFD_EXISTS) &&
-	    (attempt->process->id != 0 || (region && !memory_is_hole(region, attempt->page_idx))))
+	    (attempt->process->id != 0 || (region && own_mapping_region_has_page(region, attempt->page_idx))))
 		return found_present(attempt);
 	release(attempt, page_state_of(attempt->claimed));
 	return unfilled(attempt, outcome);

@@ -116,11 +116,6 @@ const struct region *memory_region_of(const struct memory *memory, uint64_t page
 	return NULL;
 }
 
-static uint64_t offset_of(const struct region *region, uint64_t page_idx)
-{
-	return region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
-}
-
 bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx,
 		      int *rc)
 {
@@ -131,7 +126,7 @@ bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *
 	*rc = FAILPOINT("memory.seek");
 	if (page_idx >= region_end_idx || region->is_private || *rc)
 		return false;
-	data = lseek(region->fd, (off_t)offset_of(region, page_idx), SEEK_DATA);
+	data = lseek(region->fd, (off_t)region_offset_of(region, page_idx), SEEK_DATA);
 	if (data < 0) {
 		*rc = errno == ENXIO ? 0 : -errno;
 		return false;
@@ -153,9 +148,11 @@ bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *
 
 bool memory_has_data(const struct region *region, uint64_t page_idx, uint64_t pages)
 {
-	off_t data = lseek(region->fd, (off_t)offset_of(region, page_idx), SEEK_DATA);
+	off_t data;
 
-	return data >= 0 && (uint64_t)data < offset_of(region, page_idx) + bytes_of_pages(pages);
+	HELD_MAY_WAIT(WAIT_INODE);
+	data = lseek(region->fd, (off_t)region_offset_of(region, page_idx), SEEK_DATA);
+	return data >= 0 && (uint64_t)data < region_offset_of(region, page_idx) + bytes_of_pages(pages);
 }
 
 bool memory_is_hole(const struct region *region, uint64_t page_idx)
@@ -203,7 +200,7 @@ uint64_t memory_total_pages(const struct memory *memory)
 
 int memory_read(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf)
 {
-	uint64_t offset_bytes = offset_of(region, page_idx), left_bytes = bytes_of_pages(pages);
+	uint64_t offset_bytes = region_offset_of(region, page_idx), left_bytes = bytes_of_pages(pages);
 	char *to = buf;
 	int rc = FAILPOINT("memory.read");
 
@@ -233,7 +230,7 @@ int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 	if (rc)
 		return rc;
 	while (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			 (off_t)offset_of(region, page_idx), (off_t)bytes_of_pages(pages)) != 0)
+			 (off_t)region_offset_of(region, page_idx), (off_t)bytes_of_pages(pages)) != 0)
 		if (errno != EINTR)
 			return -errno;
 	return 0;
@@ -244,11 +241,12 @@ int memory_write(const struct region *region, uint64_t page_idx, const void *pag
 	struct stat status;
 	ssize_t put;
 
+	HELD_MAY_WAIT(WAIT_INODE);
 	if (fstat(region->fd, &status) != 0)
 		return -errno;
-	if ((uint64_t)status.st_size < offset_of(region, page_idx) + PAGE_BYTES)
+	if ((uint64_t)status.st_size < region_offset_of(region, page_idx) + PAGE_BYTES)
 		return -ERANGE; /* shrunk: a write would make it grow again */
-	put = pwrite(region->fd, page, PAGE_BYTES, (off_t)offset_of(region, page_idx));
+	put = pwrite(region->fd, page, PAGE_BYTES, (off_t)region_offset_of(region, page_idx));
 
 	if (put < 0)
 		return -errno;

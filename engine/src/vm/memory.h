@@ -2,7 +2,7 @@
 /* Guest memory as files: which page of the guest is where in which memfd. The one room that reads and punches memfds.
  *
  * It never maps them: a read through a mapping of ours would fill the guest's holes with zeros, and the guest would then
- * read those without any event. pread() of a hole allocates nothing. */
+ * read those without any event. pread() of a hole allocates nothing. Nor does it write to them: own_mapping.h says why. */
 #ifndef VMMSWAP_MEMORY_H
 #define VMMSWAP_MEMORY_H
 
@@ -25,6 +25,11 @@ struct region {
 	uint64_t device, inode; /* of the memfd, as /proc/PID/maps shows them */
 	bool whole_file;	/* the region is all of its memfd, so that st_blocks counts its pages */
 };
+
+static inline uint64_t region_offset_of(const struct region *region, uint64_t page_idx)
+{
+	return region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
+}
 
 struct memory {
 	size_t regions_n;

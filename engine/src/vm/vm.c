@@ -6,6 +6,7 @@
 
 #include "base/hash.h"
 #include "base/held.h"
+#include "vm/own_mapping.h"
 
 uint64_t monotonic_ns(void)
 {
@@ -72,14 +73,14 @@ void vm_found_present(struct vm *vm, uint64_t page_idx)
 		"userfaultfd has touched it, and the guest may read zeros there");
 }
 
-/* lseek() waits for the lock of the memfd's inode, which our own SEEK_HOLE holds for 12 ms a GiB, and a thread of the VMM that writes
- * to the file until its bytes come; all faults would wait with us. read() does not, and what was out is not zeros, as a hole is. */
+/* Waits for no lock, and what was out is not zeros, as a hole is. */
 static bool reads_as_zeros(const struct region *region, uint64_t page_idx)
 {
 	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
-	off_t offset = (off_t)(region->offset_bytes + bytes_of_pages(page_idx - region->page_idx));
 
-	return pread(region->fd, page, sizeof page, offset) != (ssize_t)sizeof page || page_is_zero(page);
+	return pread(region->fd, page, sizeof page, (off_t)region_offset_of(region, page_idx)) !=
+		       (ssize_t)sizeof page ||
+	       page_is_zero(page);
 }
 
 bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx)
@@ -88,7 +89,7 @@ bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_i
 
 	/* The VMM itself was looked at when it was registered, and has nothing there but the guest's memory. */
 	if (process->id == 0 || !region || region->is_private || !reads_as_zeros(region, page_idx) ||
-	    !memory_is_hole(region, page_idx))
+	    own_mapping_region_has_page(region, page_idx))
 		return true;
 	notices_odd(
 		vm->notices, page_idx,

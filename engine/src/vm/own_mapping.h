@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A piece of guest memory's file, mapped into our own process: for what only a mapping can do.
+ *
+ * It fills a hole of the file where no process of the VM maps it. A write() must not: the kernel sizes what it allocates for a
+ * hole by the file's settings (mm/shmem.c, shmem_allowable_huge_orders()), up to 2 MiB of which all but our page are zeros,
+ * present, and pass for the guest's own. And it waits for the lock of the file's inode, which a thread of the VMM may hold while
+ * it waits for us. UFFDIO_COPY allocates single pages and takes no such lock (shmem_mfill_atomic_pte(), the same from Linux 6.1
+ * to 6.18).
+ *
+ * It tells a page from a hole, where lseek() waits for that same lock: UFFDIO_CONTINUE finds a page, or does not.
+ *
+ * An access through any mapping of ours would fill a hole with zeros. So the mapping has no access rights, exists only for as long
+ * as it is needed, and is registered with a userfaultfd of our own, which is for user mode only: everybody may have one. */
+#ifndef VMMSWAP_OWN_MAPPING_H
+#define VMMSWAP_OWN_MAPPING_H
+
+#include "linux/uffd.h"
+#include "vm/memory.h"
+
+/* Zeroed: not open. */
+struct own_mapping {
+	char *base; /* NULL: not open */
+	int uffd;
+	uint64_t page_idx, pages;
+};
+
+/* Map pages of one region. 0, or -errno: -EPERM if the file is sealed against writing. Waits for no inode's lock. */
+int own_mapping_open(struct own_mapping *mapping, const struct region *region, uint64_t page_idx,
+		     uint64_t pages);
+void own_mapping_close(struct own_mapping *mapping); /* not open: fine */
+
+/* Put the page's bytes into its hole. UFFD_EXISTS: there is a page already. UFFD_BEYOND: the file ends before it. */
+enum uffd_outcome own_mapping_fill(struct own_mapping *mapping, uint64_t page_idx, const void *page);
+
+/* True if the file has the page. */
+bool own_mapping_has_page(struct own_mapping *mapping, uint64_t page_idx);
+
+/* The same without a mapping that is open already. False also if that cannot be found out. */
+bool own_mapping_region_has_page(const struct region *region, uint64_t page_idx);
+
+#endif
