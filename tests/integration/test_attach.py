@@ -23,7 +23,8 @@ from vmmswap.attach import inject, memory
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process, parse_region
 from vmmswap.attach.failpoint import STEPS, VARIABLE
-from vmmswap.attach.target import fd_links, look_at, open_target
+from vmmswap.attach.fd_table import fd_links
+from vmmswap.attach.target import look_at, open_target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
 from vmmswap.handoff import uffd_api
 from vmmswap.handoff.owned import OwnedFds

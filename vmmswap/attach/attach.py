@@ -20,6 +20,7 @@ from vmmswap.attach import memory
 from vmmswap.attach import target as target_module
 from vmmswap.attach.access import ROOT, User, check_process
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
+from vmmswap.attach.devices import check_devices
 from vmmswap.attach.failpoint import reach
 from vmmswap.attach.kernel import is_same_memory
 from vmmswap.attach.memory import Candidate, FilePart, Found
@@ -264,20 +265,20 @@ def find_further_memory(pidfd: int, known: Sequence[FilePart]) -> Found:
 def check_before_enable(pidfd: int, *, force: bool) -> CommandLine:
     """What must be true not only when a process is attached to: NotSupportedError if it is not."""
     target = target_module.look_again(pidfd)
-    target_module.check_devices(target)
+    check_devices(target)
     return read_command_line(target.pid) if force else check_back_ends(target, target.pid)
 
 
 def check_devices_of(pidfd: int) -> None:
     """The same of any other process that maps the memory; one that has ended has none."""
     if fds.is_alive(pidfd):
-        target_module.check_devices(target_module.look_again(pidfd))
+        check_devices(target_module.look_again(pidfd))
 
 
 def _look(pidfd: int, user: User) -> Target:
     target = target_module.look_at(pidfd, user)
     check_process(target.pid, user)
-    target_module.check_devices(target)
+    check_devices(target)
     return target
 
 

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.attach.kernel import pidfd_getfd
-from vmmswap.attach.target import Target, fd_numbers
+from vmmswap.attach.fd_table import fds_of_inode
+from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
-from vmmswap.handoff.fds import FileId, file_id
+from vmmswap.handoff.fds import FileId
 from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
 from vmmswap.handoff.owned import OwnedFds
 
@@ -231,27 +232,57 @@ def _take(
 
 
 def _open_file(target: Target, area: Area) -> int:
-    """The file behind a mapping, with a file position of our own if that can be had."""
-    # needs CAP_CHECKPOINT_RESTORE; the link is named after one line of maps, of which this may be several
-    try:
-        for path in Path(f"/proc/{target.pid}/map_files").iterdir():
-            start, end = (int(addr, 16) for addr in path.name.split("-"))
-            if start <= area.start < end:
-                return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        pass
-    for number in fd_numbers(target):
+    """The file that maps showed and no other, with a file position of our own.
+
+    Between maps and here the process may have mapped another file there, one that it may only read, or one
+    whose server answers when it likes. So the file system is told by its number, which asks nobody; what is
+    found is compared before it is opened; and that very thing is opened.
+    """
+    _check_shmem(target, area)
+    for fd in _views(target, area):
         try:
-            fd = pidfd_getfd(target.pidfd, number)
-        except OSError:
-            continue
-        if file_id(fd) == area.file:
-            return _reopen(fd)
-        os.close(fd)
+            if fds.file_id_unasked(fd) == area.file:
+                return _reopen(fd)
+        finally:
+            os.close(fd)
     raise NotSupportedError(
         "the process holds no fd of it, and opening it through /proc/PID/map_files needs"
         f" CAP_CHECKPOINT_RESTORE, which the unit does not have: {_AS_ROOT}"
     )
+
+
+def _check_shmem(target: Target, area: Area) -> None:
+    if area.file.dev == _memfd_dev():
+        return
+    if area.path.startswith("/memfd:"):
+        raise NotSupportedError(
+            f"{area.path[:60]!a} is a hugetlb file: huge pages cannot be swapped out. Use normal pages"
+        )
+    mounts = Path(f"/proc/{target.pid}/mountinfo").read_text(errors="replace").splitlines()
+    own = f"{os.major(area.file.dev)}:{os.minor(area.file.dev)}"
+    kinds = {line.partition(" - ")[2].split()[0] for line in mounts if line.split()[2] == own}
+    if kinds != {"tmpfs"}:
+        raise NotSupportedError(f"{area.path[:60]!a} is not a memfd nor a file on tmpfs")
+
+
+def _memfd_dev() -> int:
+    """Of the kernel's own tmpfs, which has all memfds and shared anonymous memory."""
+    fd = os.memfd_create("vmmswap-dev", os.MFD_CLOEXEC)
+    try:
+        return os.fstat(fd).st_dev
+    finally:
+        os.close(fd)
+
+
+def _views(target: Target, area: Area) -> Iterator[int]:
+    """Fds, to be closed, of what may be the file behind a mapping."""
+    # needs CAP_CHECKPOINT_RESTORE; the link is named after one line of maps, of which this may be several
+    with suppress(OSError):
+        for path in Path(f"/proc/{target.pid}/map_files").iterdir():
+            start, end = (int(addr, 16) for addr in path.name.split("-"))
+            if start <= area.start < end:
+                yield os.open(path, os.O_PATH | os.O_CLOEXEC)
+    yield from fds_of_inode(target, area.file.inode)
 
 
 def _reopen(fd: int) -> int:
@@ -263,8 +294,6 @@ def _reopen(fd: int) -> int:
             f"the file may not be opened here ({error.strerror}): it is another user's, and the unit has no"
             f" CAP_DAC_OVERRIDE. Use a memfd, or {_AS_ROOT}"
         ) from None
-    finally:
-        os.close(fd)
 
 
 def _check_found(

@@ -21,10 +21,11 @@ from pathlib import Path
 
 from vmmswap.attach import inject
 from vmmswap.attach.failpoint import reach
+from vmmswap.attach.fd_table import fd_links
 from vmmswap.attach.inject import CallRefusedError, HeldThread
 from vmmswap.attach.kernel import is_same_file, pidfd_getfd
 from vmmswap.attach.memory import read_areas
-from vmmswap.attach.target import Target, fd_links
+from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
 from vmmswap.handoff import uffd_api
 from vmmswap.handoff.messages import PAGE_SIZE

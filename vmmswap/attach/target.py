@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.attach.access import ROOT, User
-from vmmswap.attach.kernel import pidfd_getfd
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
 
 _ELF_CLASS_64 = 2
 _CAP_SYS_PTRACE = 19
-_PINNING = ("/dev/vfio/", "/dev/vhost-vdpa", "/dev/iommu", "/dev/infiniband/uverbs", "anon_inode:[vfio")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,53 +166,6 @@ def thread_ids(pid: int) -> list[int]:
         )
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-def fd_numbers(target: Target) -> list[int]:
-    """The fds that the process has open, or all that it might."""
-    try:
-        return sorted(int(path.name) for path in Path(f"/proc/{target.pid}/fdinfo").iterdir())
-    except OSError:
-        return list(range(target.fd_limit))
-
-
-def fd_links(target: Target) -> Iterator[tuple[int, str]]:
-    """Each fd's number, and what it is of.
-
-    Without the target's uid /proc/PID/fd is closed even to CAP_SYS_PTRACE: then each fd is fetched and looked
-    at.
-    """
-    for number in fd_numbers(target):
-        try:
-            yield number, str(Path(f"/proc/{target.pid}/fd/{number}").readlink())
-        except PermissionError:
-            link = _link_by_getfd(target, number)
-            if link is not None:
-                yield number, link
-        except OSError:
-            continue  # closed meanwhile
-
-
-def _link_by_getfd(target: Target, number: int) -> str | None:
-    try:
-        fd = pidfd_getfd(target.pidfd, number)
-    except OSError:
-        return None
-    try:
-        return str(Path(f"/proc/self/fd/{fd}").readlink())
-    finally:
-        os.close(fd)
-
-
-def check_devices(target: Target) -> None:
-    """NotSupportedError if a device has the guest's memory pinned for good."""
-    for number, link in fd_links(target):
-        if link.startswith(_PINNING):
-            raise NotSupportedError(
-                f"{target} has {link} open (fd {number}): a device that is passed through to the guest has"
-                f" all of its"
-                " memory pinned, so that none can be swapped out: take the device away from the VM"
-            )
 
 
 def flags_of_mappings(pid: int) -> Iterator[tuple[int, int, frozenset[bytes]]]:

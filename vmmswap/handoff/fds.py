@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 import select
-import stat
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +18,11 @@ from vmmswap.handoff.uffd_api import Feature
 
 _TMPFS_MAGIC = 0x01021994
 _HUGETLBFS_MAGIC = 0x958458F6
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_INO = 0x100
+_STATX_BYTES = 256
+_STATX_INO_AT, _STATX_DEV_AT = 32, 136  # struct statx: stx_ino; stx_dev_major, stx_dev_minor
 _STATFS_BYTES = 256  # more than struct statfs has on any Linux; its first word is the type
 _PUNCH_SEALS = {fcntl.F_SEAL_WRITE: "F_SEAL_WRITE", 0x10: "F_SEAL_FUTURE_WRITE"}
 _FORBIDDEN = {
@@ -70,6 +75,20 @@ def file_id(fd: int) -> FileId:
     return FileId(status.st_dev, status.st_ino)
 
 
+def file_id_unasked(fd: int) -> FileId:
+    """The same without asking the file system, whose server may be a peer's and never answer (FUSE).
+
+    AT_STATX_DONT_SYNC: what the kernel knows already, and number and device never change.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_BYTES)
+    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_INO, buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"statx: {os.strerror(code)}")
+    (inode,) = struct.unpack_from("<Q", buffer, _STATX_INO_AT)
+    major, minor = struct.unpack_from("<II", buffer, _STATX_DEV_AT)
+    return FileId(os.makedev(major, minor), inode)
+
+
 def _target(fd: int) -> str:
     """What /proc says that the fd is; a path in it is the peer's, so it is shortened and quoted."""
     return ascii(str(Path(f"/proc/self/fd/{fd}").readlink())[:60])
@@ -86,10 +105,12 @@ def check_memfd(fd: int, field: str, end_offset_bytes: int) -> FileId:
     """The identity of a shmem file (memfd or a file on tmpfs) that can be read, punched, and is large
     enough.
     """
-    status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        raise InvalidRegionError(f"{field}: {_target(fd)} is not a memfd")
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if flags & os.O_PATH:
+        raise InvalidRegionError(f"{field}: {_target(fd)} is not open for reading and writing")
+    seals = _seals(fd)
+    if seals is None:
+        raise InvalidRegionError(f"{field}: {_target(fd)} is not a memfd nor a file on tmpfs")
     file_system = _file_system(fd)
     if file_system == _HUGETLBFS_MAGIC:
         raise InvalidRegionError(
@@ -97,9 +118,14 @@ def check_memfd(fd: int, field: str, end_offset_bytes: int) -> FileId:
         )
     if file_system != _TMPFS_MAGIC:
         raise InvalidRegionError(f"{field}: {_target(fd)} is not a memfd nor a file on tmpfs")
-    if flags & os.O_ACCMODE != os.O_RDWR or flags & os.O_PATH:
+    if flags & os.O_ACCMODE != os.O_RDWR:
         raise InvalidRegionError(f"{field}: {_target(fd)} is not open for reading and writing")
-    _check_seals(fd, field)
+    for seal, name in _PUNCH_SEALS.items():
+        if seals & seal:
+            raise InvalidRegionError(
+                f"{field}: the memfd is sealed with {name}: the kernel would refuse to punch holes in it"
+            )
+    status = os.fstat(fd)
     if status.st_size < end_offset_bytes:
         raise InvalidRegionError(
             f"{field}: the memfd has {status.st_size} bytes, the region ends at {end_offset_bytes}"
@@ -107,16 +133,14 @@ def check_memfd(fd: int, field: str, end_offset_bytes: int) -> FileId:
     return FileId(status.st_dev, status.st_ino)
 
 
-def _check_seals(fd: int, field: str) -> None:
+def _seals(fd: int) -> int | None:
+    """None: neither shmem nor hugetlb. The kernel looks at the file alone: it asks no file system, as fstat()
+    and fstatfs() do, whose server may be the peer's.
+    """
     try:
-        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
-        return  # a tmpfs of a kernel that has seals for memfds only
-    for seal, name in _PUNCH_SEALS.items():
-        if seals & seal:
-            raise InvalidRegionError(
-                f"{field}: the memfd is sealed with {name}: the kernel would refuse to punch holes in it"
-            )
+        return None
 
 
 def check_uffd(fd: int, field: str = "fds[0]") -> UffdInfo:

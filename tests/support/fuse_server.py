@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A FUSE server that stops answering: python fuse_server.py SOCKET-FD PATH
+
+It mounts itself where nobody else sees it, opens its one file, and sends the fd over the socket. From then on
+it answers nothing, and names each request that it gets in a line of its own. It takes the end of this process
+to end who waits for an answer.
+"""
+
+import array
+import ctypes
+import os
+import socket
+import struct
+import sys
+import threading
+
+LOOKUP, FORGET, GETATTR, OPEN, INIT = 1, 2, 3, 14, 26
+NAMES = {3: "getattr", 15: "read", 17: "statfs", 18: "release", 25: "flush", 36: "interrupt"}
+_IN = struct.Struct("<IIQQIIIHH")  # length, opcode, unique, node, uid, gid, pid, extensions, padding
+_OUT = struct.Struct("<IiQ")  # length, error, unique
+_CLONE_NEWNS = 0x20000
+_MS_PRIVATE_REC = 1 << 18 | 1 << 14
+_ROOT, _FILE = 1, 2
+_FILE_BYTES = 1 << 20
+
+
+def attributes(node: int) -> bytes:
+    mode = 0o40755 if node == _ROOT else 0o100666
+    return struct.pack("<6Q10I", node, _FILE_BYTES, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+
+
+def answer_of(opcode: int, node: int) -> bytes:
+    """Attributes are never kept by the kernel: each stat() asks."""
+    if opcode == INIT:
+        return struct.pack("<4I2H2I2H8I", 7, 31, 0, 0, 16, 12, 1 << 16, 1, 0, 0, *[0] * 8)
+    if opcode == LOOKUP:
+        return struct.pack("<4Q2I", _FILE, 0, 0, 0, 0, 0) + attributes(_FILE)
+    if opcode == GETATTR:
+        return struct.pack("<QII", 0, 0, 0) + attributes(node)
+    return struct.pack("<QII", 0, 0, 0) if opcode == OPEN else b""
+
+
+def serve(device: int, is_silent: threading.Event, stream: socket.socket) -> None:
+    while True:
+        request = os.read(device, 1 << 18)
+        _, opcode, unique, node, *_ = _IN.unpack_from(request)
+        if is_silent.is_set():
+            stream.sendall(f"{NAMES.get(opcode, opcode)}\n".encode())
+        elif opcode != FORGET:
+            body = answer_of(opcode, node)
+            os.write(device, _OUT.pack(_OUT.size + len(body), 0, unique) + body)
+
+
+def main() -> None:
+    stream = socket.socket(fileno=int(sys.argv[1]))
+    path = sys.argv[2]
+    libc = ctypes.CDLL(None, use_errno=True)
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={device},rootmode=40000,user_id=0,group_id=0,allow_other".encode()
+    if (
+        libc.unshare(_CLONE_NEWNS)
+        or libc.mount(b"none", b"/", None, _MS_PRIVATE_REC, None)
+        or libc.mount(b"vmmswap-test", path.encode(), b"fuse", 0, options)
+    ):
+        raise OSError(ctypes.get_errno(), "mount")
+    is_silent = threading.Event()
+    threading.Thread(target=serve, args=(device, is_silent, stream), daemon=True).start()
+    file = os.open(f"{path}/file", os.O_RDWR)
+    stream.sendmsg([b"ready\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))])
+    os.close(file)  # or our own end would wait for our answer
+    is_silent.set()
+    stream.sendall(b"silent\n")
+    threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
