@@ -6,6 +6,7 @@
 #   make chaos      only the tests that kill and starve things
 #   make format     C and Python as .clang-format and ruff have them
 #   make generate   files that follow from tables in the code: dbus/*.xml, tables in docs/
+#   make soak       each test SOAK_ROUNDS=100 times beside busy processors; SOAK_TESTS= a pattern of names
 #   make bench      the figures of docs/performance.md on this machine
 #   make install    PREFIX=/usr DESTDIR=   programs, units, bus and polkit files; as root without DESTDIR
 #   make uninstall  PREFIX=/usr DESTDIR=   the opposite; stops what runs, which brings swapped memory in first
@@ -32,7 +33,7 @@ export PIP_ROOT_USER_ACTION := ignore
 ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch]) engine/build_cffi.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
-.PHONY: help bootstrap demo test chaos bench format generate clean wheelhouse
+.PHONY: help bootstrap demo test chaos soak bench format generate clean wheelhouse
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -79,6 +80,9 @@ test: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
 chaos: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
 	CHAOS_MONITOR_KILLS=100 CHAOS_SERVICE_KILLS=60 $(VENV)/bin/pytest -p no:cacheprovider -s tests/chaos
 	CHAOS_KILLS=2000 $(MAKE) --no-print-directory -C engine check VARIANTS=gcc TESTS=chaos
+
+soak: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
+	tools/soak $(VENV)
 
 bench: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/python -m benchmarks

@@ -94,7 +94,7 @@ static _Atomic uint64_t *page_at(uint64_t page)
 	return (_Atomic uint64_t *)(uintptr_t)addr;
 }
 
-static void obey(struct hand *hand)
+static void obey(struct hand *hand, enum order order)
 {
 	_Atomic uint64_t *at = page_at(hand->page);
 
@@ -103,7 +103,7 @@ static void obey(struct hand *hand)
 		hand->sigbus = true;
 		return;
 	}
-	switch ((enum order)hand->order) {
+	switch (order) {
 	case CHECK_PAGE:
 		for (uint64_t word = 0; word < PAGE_WORDS; word++)
 			hand->wrong = hand->wrong ||
@@ -143,11 +143,13 @@ static void obey(struct hand *hand)
 static void *be_hand(void *argument)
 {
 	struct hand *hand = argument;
+	int order;
 
-	while (hand->order != END) {
-		if (hand->order != NOTHING) {
-			obey(hand);
-			hand->order = NOTHING;
+	while ((order = hand->order) != END) {
+		if (order != NOTHING) {
+			obey(hand, (enum order)order);
+			/* An END that came meanwhile stays. */
+			atomic_compare_exchange_strong(&hand->order, &order, NOTHING);
 		}
 		poll(NULL, 0, 1);
 	}
