@@ -136,6 +136,27 @@ class PageHealed:
 
 
 @dataclass(frozen=True, slots=True)
+class PagesLost:
+    """Pages that were out have been filled by something else: take_lost() has which. Told once until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """Pages of guest memory, counted over all regions."""
+
+    page_idx: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class LostIncident:
+    """How many pages were lost since the last look, and where, as far as that was noted; ascending."""
+
+    pages: int
+    ranges: tuple[PageRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Protected:
     """A swap-out with pins.qmp_drained has protected all and waits for resume()."""
 
@@ -149,7 +170,15 @@ class Notice:
 
 
 EngineEvent = (
-    ProcessForked | ProcessGone | ProcessMoved | JobDone | PagePoisoned | PageHealed | Protected | Notice
+    ProcessForked
+    | ProcessGone
+    | ProcessMoved
+    | JobDone
+    | PagePoisoned
+    | PageHealed
+    | PagesLost
+    | Protected
+    | Notice
 )
 
 
@@ -186,6 +215,7 @@ class EngineStats:
     poisoned_pages: int
     pinned_pages: int
     kept_pages: int
+    lost_pages: int
     trace_dropped: int
     mode: Mode
     job: Job
@@ -397,6 +427,13 @@ class Engine:
         """All that happened and was not taken yet, oldest first."""
         return list(iter(self.next_event, None))
 
+    def take_lost(self) -> LostIncident:
+        """What was lost since the last call."""
+        incident = ffi.new("struct lost_incident *")
+        pages = int(lib.engine_take_lost(self._engine, incident))
+        ranges = incident.ranges[0 : incident.ranges_n]
+        return LostIncident(pages, tuple(PageRange(int(item.page_idx), int(item.pages)) for item in ranges))
+
     def stats(self) -> EngineStats:
         """All counters now. Nothing stops for it."""
         stats = ffi.new("struct engine_stats *")
@@ -465,6 +502,8 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
             event = PagePoisoned(page_idx, message)
         case lib.NOTICE_PAGE_HEALED:
             event = PageHealed(page_idx)
+        case lib.NOTICE_PAGES_LOST:
+            event = PagesLost()
         case lib.NOTICE_PROTECTED:
             event = Protected()
         case _:

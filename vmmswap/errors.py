@@ -59,6 +59,10 @@ class StorageFailedError(VmmswapError):
     dbus_name = PREFIX + "StorageFailed"
 
 
+class PagesLostError(VmmswapError):
+    dbus_name = PREFIX + "PagesLost"
+
+
 class ProtocolError(VmmswapError):
     dbus_name = PREFIX + "ProtocolError"
 
@@ -73,6 +77,7 @@ ALL: tuple[type[VmmswapError], ...] = (
     AccessDeniedError,
     NoSpaceError,
     StorageFailedError,
+    PagesLostError,
     ProtocolError,
 )
 

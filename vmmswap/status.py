@@ -332,6 +332,22 @@ class Status:
             "counted in SwapPages; their copies are part of StoredBytes."
         ),
     )
+    lost_pages: int = _key(
+        0,
+        "LostPages",
+        unit="pages",
+        kind=Kind.COUNTER,
+        since="0.2",
+        engine="lost_pages",
+        title="Lost",
+        shown_if_set=True,
+        help=(
+            "Pages whose place something other than the monitor filled while they were out: the guest reads "
+            "what that put there, zeros as a rule. One access can lose 512 pages: "
+            "[attach.md](attach.md#what-one-access-from-outside-costs). State is `Failed` from then on, "
+            "whatever is ordered, until the VM ends. Counts since the VM registered."
+        ),
+    )
     error_name: str = _key(
         "",
         "ErrorName",

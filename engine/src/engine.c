@@ -66,6 +66,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	pthread_rwlock_init(&vm->punching, &waiting_writers_first);
 	pthread_rwlockattr_destroy(&waiting_writers_first);
 	pthread_mutex_init(&vm->lift_lock, NULL);
+	pthread_mutex_init(&vm->lost.lock, NULL);
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
 	/* what is not used takes no memory */
 	vm->given_up_ms = calloc(PAGE_MAP_MAX_PAGES / CHUNK_PAGES, sizeof *vm->given_up_ms);
@@ -121,6 +122,7 @@ void engine_destroy(struct engine *engine)
 	gate_destroy(vm->gate);
 	pthread_rwlock_destroy(&vm->punching);
 	pthread_mutex_destroy(&vm->lift_lock);
+	pthread_mutex_destroy(&vm->lost.lock);
 	free(vm->latencies);
 	free(vm->given_up_ms);
 	free(engine);
@@ -564,6 +566,11 @@ int engine_take_notice(struct engine *engine, struct notice *out)
 	return notices_take(engine->vm.notices, out);
 }
 
+uint64_t engine_take_lost(struct engine *engine, struct lost_incident *out)
+{
+	return lost_take(&engine->vm, out);
+}
+
 static uint64_t living_processes(struct vm *vm)
 {
 	uint64_t living = 0;
@@ -604,6 +611,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->stored_disk_bytes = account.disk_bytes;
 	out->written_bytes = atomic_load(&header->written_bytes) + account.written_bytes;
 	out->poisoned_pages = atomic_load(&vm->poisoned_pages);
+	out->lost_pages = atomic_load(&header->lost_pages);
 	out->kept_pages = atomic_load(&vm->kept_pages);
 	out->pinned_pages = atomic_load(&header->pinned_pages);
 	out->trace_dropped = trace_dropped(vm->trace);

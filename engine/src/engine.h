@@ -16,6 +16,7 @@
 #include "base/trace.h"
 #include "jobs/swapper.h"
 #include "vm/address_space.h"
+#include "vm/lost.h"
 
 #define ENGINE_MAX_FAULT_THREADS 4
 #define ENGINE_DEFAULT_SPIN_US 0
@@ -43,6 +44,7 @@ struct engine_stats {
 	uint64_t stored_ram_bytes, stored_disk_bytes, written_bytes;
 	uint64_t processes;
 	uint64_t poisoned_pages, pinned_pages, kept_pages;
+	uint64_t lost_pages; /* since the VM registered */
 	uint64_t trace_dropped;
 	uint32_t last_mode; /* enum swap_mode */
 	uint32_t job;	    /* enum job_kind running now */
@@ -127,6 +129,9 @@ bool engine_housekeep(struct engine *engine);
 
 int engine_notices_fd(const struct engine *engine);
 int engine_take_notice(struct engine *engine, struct notice *out);
+
+/* After NOTICE_PAGES_LOST: how many pages were lost since the last call, and which. */
+uint64_t engine_take_lost(struct engine *engine, struct lost_incident *out);
 
 void engine_read_stats(struct engine *engine, struct engine_stats *out);
 const char *engine_pin_check(const struct engine *engine);

@@ -101,6 +101,9 @@ static void listen_to(struct control *control, struct engine *engine, uint32_t *
 		if (notice.kind == NOTICE_ODD)
 			give_in(control, EPROTO, "odd: page %lld: %s", (long long)notice.page_idx,
 				notice.message);
+		if (notice.kind == NOTICE_PAGES_LOST)
+			give_in(control, EPROTO, "%llu pages are lost",
+				(unsigned long long)engine_take_lost(engine, &(struct lost_incident){ 0 }));
 		if (notice.kind != NOTICE_JOB_DONE)
 			continue;
 		if (notice.code)

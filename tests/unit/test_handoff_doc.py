@@ -76,7 +76,7 @@ def test_the_answers() -> None:
 
 
 def test_the_errors() -> None:
-    named = {*table("error"), *re.findall(r"`(NoSuchVM|InvalidName)`", TEXT)}
+    named = {*table("error"), *re.findall(r"`(NoSuchVM|InvalidName|PagesLost)`", TEXT)}
     assert {PREFIX + name for name in named} == {cls.dbus_name for cls in ALL}
     assert set(re.findall(rf"{re.escape(PREFIX)}(\w+)", TEXT)) <= named
 

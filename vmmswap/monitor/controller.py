@@ -209,6 +209,15 @@ class Controller:
             error = error or NoSpaceError(self._room.message)
         self._perform(self._machine.job_done(error, stats.tracking))
 
+    @property
+    def is_busy(self) -> bool:
+        """An operation runs."""
+        return self._machine.job is not Job.NONE
+
+    def pages_lost(self) -> None:
+        """State says so from now on."""
+        self._changed()
+
     def protected(self) -> None:
         """The engine's job waits until the VMM's I/O has ended."""
         if self.vm is None or self._machine.job is Job.NONE:

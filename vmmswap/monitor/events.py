@@ -21,6 +21,7 @@ from vmmswap.engine import (
     Notice,
     PageHealed,
     PagePoisoned,
+    PagesLost,
     ProcessForked,
     ProcessGone,
     ProcessMoved,
@@ -31,6 +32,7 @@ from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import fields
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.guard import log_failure
+from vmmswap.monitor.lost import LostReport
 from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import Vm
 
@@ -41,11 +43,17 @@ _FIRST_RETRY_S, _LAST_RETRY_S = 0.25, 10.0
 
 
 class EventPump:
-    """Of one engine, from start() until stop()."""
+    """Of one engine, from start() until stop(). flush reports what waits for more of its kind."""
 
-    def __init__(self, engine: Engine, handle: Callable[[EngineEvent], None]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        handle: Callable[[EngineEvent], None],
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._handle = handle
+        self.flush = flush
         self._event_fd = engine.event_fd
         self._failed: dict[int, asyncio.TimerHandle] = {}
         self._next_key = 0
@@ -58,6 +66,7 @@ class EventPump:
     def stop(self) -> None:
         """What is left is of no use any more: the VM is gone, or a successor reads it."""
         self._is_running = False
+        self.flush()
         asyncio.get_running_loop().remove_reader(self._event_fd)
         for timer in self._failed.values():
             timer.cancel()
@@ -102,6 +111,16 @@ class EventHandler:
         self._vm = vm
         self._processes = processes
         self._controller = controller
+        self._lost = LostReport(
+            vm.engine,
+            where=lambda page_idx: _where(vm, page_idx),
+            is_busy=lambda: controller.is_busy,
+            on_lost=controller.pages_lost,
+        )
+
+    def flush(self) -> None:
+        """Report what waits for more of its kind."""
+        self._lost.report()
 
     def __call__(self, event: EngineEvent) -> None:
         match event:
@@ -114,9 +133,12 @@ class EventHandler:
             case Protected():
                 self._controller.protected()
             case JobDone():
+                self._lost.report()
                 self._controller.job_done(event)
             case PagePoisoned():
                 self._say_poisoned(event)
+            case PagesLost():
+                self._lost.found()
             case PageHealed():
                 _log.warning("page %d can be read again and is no longer poisoned", event.page_idx)
             case Notice():

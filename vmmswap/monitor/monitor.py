@@ -328,7 +328,8 @@ class Monitor:
         if vm.manifest.attached:
             self._watch = attached.Watch(vm, self._processes, self._barrier)
             self._controller.check_before_enable = self._watch.check_before_enable
-        self._events = EventPump(vm.engine, EventHandler(vm, self._processes, self._controller))
+        handler = EventHandler(vm, self._processes, self._controller)
+        self._events = EventPump(vm.engine, handler, handler.flush)
         self._events.start()
         self._controller.adopt(vm, error=error)
 
@@ -430,6 +431,8 @@ class Monitor:
             return
         _log.info("told to restart: memory stays where it is")
         self._controller.flush_page_faults()
+        if self._events is not None:
+            self._events.flush()
         self._finish(EXIT_RESTART)  # until we are gone, faults and forks are seen to
 
     def _say_status(self) -> None:

@@ -8,11 +8,12 @@ import time
 
 from vmmswap import message_ids
 from vmmswap.engine import EngineStats, JobDone, Mode
+from vmmswap.errors import PagesLostError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import dropped, fields
 from vmmswap.monitor.machine import Machine
 from vmmswap.monitor.vm import Vm
-from vmmswap.status import KEYS, Operation, Status
+from vmmswap.status import KEYS, Operation, State, Status
 
 _log = logging.getLogger("vmmswap.operation")
 
@@ -32,9 +33,12 @@ def status_of(
     if vm is None:
         return Status(name=name)
     stats = vm.stats()
+    state, error = machine.state, machine.error
+    if stats.lost_pages and state is not State.IN_PROGRESS:
+        state, error = State.FAILED, error or _lost(stats.lost_pages)
     return Status(
         **{row.attribute: getattr(stats, row.engine) for row in KEYS if row.engine},
-        state=machine.state,
+        state=state,
         name=name,
         operation=machine.operation,
         page_size=PAGE_SIZE,
@@ -44,11 +48,18 @@ def status_of(
         stored_bytes=stats.stored_ram_bytes + stats.stored_disk_bytes,
         restarts=vm.manifest.restarts,
         page_fault_logging=logging,
-        error="" if machine.error is None else machine.error.message,
-        error_name="" if machine.error is None else machine.error.dbus_name,
+        error="" if error is None else error.message,
+        error_name="" if error is None else error.dbus_name,
         mode="" if stats.mode is Mode.NONE else stats.mode.name.lower(),
         pin_check=vm.engine.pin_check,
         dropped_messages=dropped(),
+    )
+
+
+def _lost(pages: int) -> PagesLostError:
+    return PagesLostError(
+        f"{pages} pages of guest memory are lost: something other than the monitor filled their place while"
+        " they were out; the journal says which. Restart the VM"
     )
 
 

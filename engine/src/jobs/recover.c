@@ -49,6 +49,14 @@ static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
 	return outcome == UFFD_DONE || outcome == UFFD_EXISTS;
 }
 
+/* Of a page that is resident: the predecessor neither was about to punch its hole, nor was putting it back when it died. */
+static bool is_lost(uint64_t word)
+{
+	bool was_filled = (word & PAGE_FILLING) && !(word & PAGE_BACKGROUND);
+
+	return page_state_of(word) == PAGE_STORED && !(word & PAGE_PUNCHING) && !was_filled;
+}
+
 /* [page_idx, end_idx) are all resident, or all holes. */
 static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool resident, struct error *err)
 {
@@ -77,6 +85,8 @@ static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool 
 		} else if (word) {
 			uint64_t given_up = page_state_of(word) == PAGE_IN_MEMFD ? word & PAGE_GIVEN_UP : 0;
 
+			if (is_lost(word))
+				lost_note(vm, idx);
 			atomic_store(page_map_word(vm->map, idx),
 				     page_word_after(word, PAGE_IN_MEMFD, given_up ? page_slot_of(word) : 0,
 						     given_up));

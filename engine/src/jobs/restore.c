@@ -192,16 +192,40 @@ static bool must_not_be_lost(struct batch *batch, size_t i, enum uffd_outcome ou
 	return outcome != UFFD_UNMAPPED && region && region->is_private;
 }
 
-/* So many of the n pages at i, copied to the process, are the guest's now. */
+/* So many of the n pages at i, copied to the process, are the guest's now. Of those that follow one that is not, each that is goes
+ * its way alone. */
 static size_t landed_run(struct batch *batch, const struct process *process, size_t i, size_t n, int *rc)
 {
+	size_t landed = n;
+
 	for (size_t page = 0; page < n; page++) {
+		int page_rc = 0;
+
 		if (!vm_has_landed(batch->restorer->vm, process, batch->idx[i + page]))
-			*rc = restore_unmapped(batch, i + page);
-		if (*rc)
-			return page;
+			page_rc = restore_unmapped(batch, i + page);
+		if (page_rc && landed == n) {
+			landed = page;
+			*rc = page_rc;
+		} else if (!page_rc && landed < n) {
+			now_resident(batch, i + page, 1);
+		}
 	}
-	return n;
+	return landed;
+}
+
+/* The kernel says that the process has something at page i. 1 if the page is dealt with. */
+static size_t found_there(struct batch *batch, const struct process *process, size_t i, int *rc)
+{
+	struct vm *vm = batch->restorer->vm;
+
+	if (vm_file_has_page(vm, batch->idx[i])) {
+		vm_found_present(vm, batch->idx[i]);
+		return 1;
+	}
+	if (process->id == 0 || vm_has_landed(vm, process, batch->idx[i]))
+		return 0; /* not for long */
+	*rc = restore_unmapped(batch, i);
+	return *rc ? 0 : 1;
 }
 
 /* Copy the run of n pages at i through the first process that can take it. How many were done: 0 with *rc 0 means that
@@ -228,12 +252,7 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 		case UFFD_RETRY:
 			return landed_run(batch, process, i, pages_of_bytes(copied_bytes), rc);
 		case UFFD_EXISTS:
-			if (!vm_has_landed(vm, process, batch->idx[i])) {
-				*rc = restore_unmapped(batch, i);
-				return *rc ? 0 : 1;
-			}
-			vm_found_present(vm, batch->idx[i]);
-			return 1;
+			return found_there(batch, process, i, rc);
 		case UFFD_NO_MEMORY:
 			*rc = -ENOMEM;
 			return 0;

@@ -153,6 +153,7 @@ static void *protect_worker(void *argument)
 	while (go_on(swapper) && next_window(swapper, true, &window)) {
 		struct error error = { 0 };
 
+		lost_look_in(swapper->vm, worker->lane, &window);
 		if (evict_protect(&evictor, &window, &error))
 			fail(swapper, &error);
 	}

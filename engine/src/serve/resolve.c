@@ -26,6 +26,7 @@ struct attempt {
 	uint64_t page_idx;
 	_Atomic uint64_t *word;
 	uint64_t claimed;
+	bool lost; /* the page was found to be lost: so may others around it be */
 };
 
 static bool others_hold(uint64_t word)
@@ -193,10 +194,16 @@ static void leave_other_memory(struct attempt *attempt)
  * copy would only hide what happened. */
 static enum resolved found_present(struct attempt *attempt)
 {
-	if (!vm_has_landed(attempt->vm, attempt->process, attempt->page_idx)) {
+	if (!vm_file_has_page(attempt->vm, attempt->page_idx)) {
+		if (attempt->process->id == 0 ||
+		    vm_has_landed(attempt->vm, attempt->process, attempt->page_idx)) {
+			release(attempt, page_state_of(attempt->claimed));
+			return RETRY_SOON;
+		}
 		leave_other_memory(attempt);
 		return RESOLVED;
 	}
+	attempt->lost = !attempt->vm->snapshot;
 	vm_found_present(attempt->vm, attempt->page_idx);
 	leave_store(attempt);
 	if (attempt->process->protects)
@@ -381,5 +388,7 @@ enum resolved resolve(struct vm *vm, size_t lane, void *page, struct fault *faul
 	}
 	HELD_DROP(HELD_FILLING); /* released by now, or lost to a REMOVE */
 	gate_leave(vm->gate, lane);
+	if (attempt.lost)
+		lost_look_around(vm, lane, attempt.page_idx);
 	return result;
 }

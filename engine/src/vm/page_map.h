@@ -132,6 +132,7 @@ struct page_map_header {
 	_Atomic uint32_t tracking;  /* regions are registered with the uffds */
 	uint64_t snapshot_bytes;    /* the snapshot's memory file when the VM registered; 0: there is none */
 	int64_t snapshot_mtime_ns;
+	_Atomic uint64_t lost_pages; /* since the VM registered; see lost.h */
 };
 
 struct page_map;

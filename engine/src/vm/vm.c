@@ -67,10 +67,14 @@ void vm_found_present(struct vm *vm, uint64_t page_idx)
 		atomic_fetch_add(&page_map_header(vm->map)->redundant_pages, 1);
 		return;
 	}
-	notices_odd(
-		vm->notices, page_idx,
-		"a page that was out is present without our doing: a process that maps guest memory without a "
-		"userfaultfd has touched it, and the guest may read zeros there");
+	lost_note(vm, page_idx);
+}
+
+bool vm_file_has_page(const struct vm *vm, uint64_t page_idx)
+{
+	const struct region *region = memory_region_of(&vm->memory, page_idx);
+
+	return !region || region->is_private || own_mapping_region_has_page(region, page_idx);
 }
 
 /* Waits for no lock, and what was out is not zeros, as a hole is. */

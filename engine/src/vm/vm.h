@@ -43,6 +43,7 @@
 #include "store/store.h"
 #include "vm/address_space.h"
 #include "vm/gate.h"
+#include "vm/lost.h"
 #include "vm/memory.h"
 #include "vm/page_map.h"
 
@@ -69,6 +70,7 @@ struct vm {
 	pthread_mutex_t lift_lock;
 	uint64_t lift_from_idx, lift_end_idx;
 	_Atomic bool lift_wanted;
+	struct lost lost; /* pages that somebody else filled */
 	/* When whole chunks were given up that the page map had no record of, in ms; 0: never. */
 	_Atomic uint32_t *given_up_ms;
 	/* write-protect faults served: pages that the guest wrote to after they were protected */
@@ -118,9 +120,13 @@ static inline bool is_claim(uint64_t word, uint64_t claimed)
 /* Whether the store gave the bytes of a page with this hash. Of a snapshot's file there are no hashes. */
 bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash);
 
-/* A page that is out was found to be present, and nobody of ours put it there. In private memory a predecessor did, that died
- * before it could note so. */
+/* A page that is out was found to be present, and nobody of ours put it there: it is lost. In private memory a predecessor did,
+ * that died before it could note so. */
 void vm_found_present(struct vm *vm, uint64_t page_idx);
+
+/* Whether the memfd has the page, where the kernel says of a process that something is there. It may be other memory of that
+ * process, or a page table that somebody frees just then (EEXIST: mm/userfaultfd.c). Of private memory: yes. */
+bool vm_file_has_page(const struct vm *vm, uint64_t page_idx);
 
 /* Whether a page that was copied to the process is in the guest's memfd now. If not, the process has something else there, and was
  * given bytes that are not its own: told of. */

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-static void window_around(const struct region *region, uint64_t page_idx, struct window *out)
+void window_around(const struct region *region, uint64_t page_idx, struct window *out)
 {
 	uint64_t offset_bytes = region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
 	uint64_t into_chunk = pages_of_bytes(offset_bytes % CHUNK_BYTES),

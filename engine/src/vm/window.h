@@ -31,6 +31,9 @@ static inline bool window_has_data(const struct window *window, uint64_t page_id
 	return window->data[bit / 64] >> (bit % 64) & 1;
 }
 
+/* The window that has the page; .data is not filled. */
+void window_around(const struct region *region, uint64_t page_idx, struct window *out);
+
 /* The next window in which the memfd has data. Data is a picture of a moment ago: a page that has become a hole since is
  * read as zeros, one that has been filled since is left for the next pass. */
 bool window_next_data(const struct memory *memory, struct window_cursor *cursor, struct window *out);

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "vm/lost.h"
+
+#include <string.h>
+
+#include "vm/own_mapping.h"
+#include "vm/vm.h"
+#include "vm/window.h"
+
+#define PIECE_PAGES 32 /* in one passage of the gate */
+
+static void remove_range(struct lost_incident *incident, size_t i)
+{
+	incident->ranges_n--;
+	memmove(&incident->ranges[i], &incident->ranges[i + 1],
+		(incident->ranges_n - i) * sizeof incident->ranges[0]);
+}
+
+static void insert_range(struct lost_incident *incident, size_t i, struct lost_range range)
+{
+	if (incident->ranges_n == LOST_RANGES_MAX)
+		return;
+	memmove(&incident->ranges[i + 1], &incident->ranges[i],
+		(incident->ranges_n - i) * sizeof incident->ranges[0]);
+	incident->ranges[i] = range;
+	incident->ranges_n++;
+}
+
+static void add_page(struct lost_incident *incident, uint64_t page_idx)
+{
+	struct lost_range *ranges = incident->ranges;
+	size_t i = 0;
+
+	while (i < incident->ranges_n && ranges[i].page_idx + ranges[i].pages < page_idx)
+		i++;
+	if (i == incident->ranges_n || page_idx + 1 < ranges[i].page_idx) {
+		insert_range(incident, i, (struct lost_range){ page_idx, 1 });
+	} else if (page_idx + 1 == ranges[i].page_idx) {
+		ranges[i].page_idx--;
+		ranges[i].pages++;
+	} else if (page_idx == ranges[i].page_idx + ranges[i].pages) {
+		ranges[i].pages++;
+		if (i + 1 < incident->ranges_n && ranges[i + 1].page_idx == page_idx + 1) {
+			ranges[i].pages += ranges[i + 1].pages;
+			remove_range(incident, i + 1);
+		}
+	}
+}
+
+void lost_note(struct vm *vm, uint64_t page_idx)
+{
+	struct notice notice = { .kind = NOTICE_PAGES_LOST };
+	bool is_first;
+
+	atomic_fetch_add(&page_map_header(vm->map)->lost_pages, 1);
+	pthread_mutex_lock(&vm->lost.lock);
+	is_first = vm->lost.incident.pages++ == 0;
+	add_page(&vm->lost.incident, page_idx);
+	pthread_mutex_unlock(&vm->lost.lock);
+	if (is_first)
+		notices_post(vm->notices, &notice);
+}
+
+uint64_t lost_take(struct vm *vm, struct lost_incident *out)
+{
+	pthread_mutex_lock(&vm->lost.lock);
+	*out = vm->lost.incident;
+	vm->lost.incident = (struct lost_incident){ 0 };
+	pthread_mutex_unlock(&vm->lost.lock);
+	return out->pages;
+}
+
+static bool is_out(uint64_t word)
+{
+	return page_state_of(word) == PAGE_STORED && !(word & PAGE_FLAGS);
+}
+
+/* We put a page into its hole only while we have claimed it, which changes its word: one that is there with the word as it was before
+ * is not of our doing. */
+static void look_at(struct vm *vm, struct own_mapping *mapping, uint64_t page_idx)
+{
+	_Atomic uint64_t *at = page_map_word(vm->map, page_idx);
+	uint64_t word = atomic_load(at), before = word;
+
+	if (!is_out(word) || !own_mapping_has_page(mapping, page_idx) ||
+	    !atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
+		return;
+	vm_drop_copy(vm, before);
+	lost_note(vm, page_idx);
+}
+
+void lost_look_around(struct vm *vm, size_t lane, uint64_t page_idx)
+{
+	struct own_mapping mapping = { 0 };
+	const struct region *region;
+	struct window window;
+
+	gate_pass(vm->gate, lane);
+	region = memory_region_of(&vm->memory, page_idx);
+	if (region && !region->is_private) {
+		window_around(region, page_idx, &window);
+		/* not opened: the swap-in finds them */
+		own_mapping_open(&mapping, region, window.page_idx, window.pages);
+	}
+	gate_leave(vm->gate, lane);
+	for (uint64_t done = 0; mapping.base && done < mapping.pages; done += PIECE_PAGES) {
+		gate_pass(vm->gate, lane);
+		for (uint64_t i = done; i < done + PIECE_PAGES && i < mapping.pages; i++)
+			look_at(vm, &mapping, mapping.page_idx + i);
+		gate_leave(vm->gate, lane);
+	}
+	own_mapping_close(&mapping);
+}
+
+void lost_look_in(struct vm *vm, size_t lane, const struct window *window)
+{
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
+		if (!window_has_data(window, idx) || !is_out(atomic_load(page_map_word(vm->map, idx))))
+			continue;
+		lost_look_around(vm, lane, idx);
+		return;
+	}
+}

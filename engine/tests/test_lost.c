@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Somebody besides us fills holes of guest memory: what is lost by that is counted, all of it, and reported as one. */
+#include "large_folios.h"
+#include "puppet.h"
+
+static const struct layout plain = { .memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1 };
+static const struct layout folios = {
+	.memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .huge = 1
+};
+
+#define PAGE 600 /* in the second window of 512 */
+
+static void swap_all_out(struct rig *rig, const struct layout *memory)
+{
+	rig_start(rig, memory);
+	rig_run_job(rig, JOB_SWAP_OUT);
+	CHECK_EQ(rig_resident_pages(rig, 0, rig->total_pages), 0);
+	CHECK_EQ(rig_stats(rig).lost_pages, 0);
+}
+
+static void write_from_outside(const struct rig *rig, uint64_t page)
+{
+	static const char bytes[PAGE_BYTES] = "from outside";
+
+	CHECK_EQ(pwrite(rig->memfds[0], bytes, sizeof bytes, (off_t)bytes_of_pages(page)), sizeof bytes);
+}
+
+static void expect_lost(struct rig *rig, uint64_t page, uint64_t pages)
+{
+	struct lost_incident incident;
+
+	CHECK_EQ(rig_stats(rig).lost_pages, pages);
+	CHECK_EQ(rig->incidents, 1);
+	CHECK_EQ(engine_take_lost(rig->engine, &incident), pages);
+	CHECK_EQ(incident.ranges_n, 1);
+	CHECK_EQ(incident.ranges[0].page_idx, page);
+	CHECK_EQ(incident.ranges[0].pages, pages);
+	CHECK_EQ(engine_take_lost(rig->engine, &incident), 0);
+	CHECK_EQ(rig->odd, 0);
+}
+
+static void found_by_a_swap_in(const struct layout *memory, uint64_t page, uint64_t pages)
+{
+	struct rig rig;
+
+	swap_all_out(&rig, memory);
+	write_from_outside(&rig, PAGE);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	expect_lost(&rig, page, pages);
+	CHECK_EQ(rig_stats(&rig).swap_pages, 0);
+	CHECK_EQ(rig_resident_pages(&rig, 0, rig.total_pages), rig.total_pages);
+	rig_stop(&rig);
+}
+
+TEST(a_page)
+{
+	found_by_a_swap_in(&plain, PAGE, 1);
+}
+
+TEST(all_of_a_folio)
+{
+	use_large_folios("always");
+	found_by_a_swap_in(&folios, 512, 512);
+}
+
+/* A second mapping, without a userfaultfd, reads every page. */
+TEST(all_of_memory)
+{
+	volatile const char *mapping;
+	struct rig rig;
+
+	use_large_folios("within_size");
+	swap_all_out(&rig, &folios);
+	mapping = mmap(NULL, bytes_of_pages(2048), PROT_READ, MAP_SHARED, rig.memfds[0], 0);
+	CHECK(mapping != MAP_FAILED);
+	for (uint64_t page = 0; page < 2048; page++)
+		CHECK_EQ(mapping[bytes_of_pages(page)], 0);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	expect_lost(&rig, 0, 2048);
+	rig_stop(&rig);
+}
+
+/* A write to one of them is the first that anybody knows of it. */
+TEST(found_by_a_write_protect_fault)
+{
+	struct rig rig;
+
+	use_large_folios("always");
+	swap_all_out(&rig, &folios);
+	write_from_outside(&rig, PAGE);
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = PAGE + 1 });
+	rig_await_notice(&rig, NOTICE_PAGES_LOST);
+	while (rig_stats(&rig).lost_pages < 512) /* whoever found the first one looks at the others */
+		sched_yield();
+	expect_lost(&rig, 512, 512);
+	rig_stop(&rig);
+}
+
+TEST(found_by_the_next_swap_out)
+{
+	struct rig rig;
+
+	use_large_folios("always");
+	swap_all_out(&rig, &folios);
+	write_from_outside(&rig, PAGE);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	expect_lost(&rig, 512, 512);
+	rig_run_job(&rig, JOB_SWAP_OUT); /* they go out as any others do */
+	CHECK_EQ(rig_resident_pages(&rig, 0, rig.total_pages), 0);
+	CHECK_EQ(rig_stats(&rig).lost_pages, 512);
+	rig_stop(&rig);
+}
+
+/* They are found while a swap-in and the guest want them, too: each is counted once. */
+TEST(found_by_several_at_once)
+{
+	struct rig rig;
+
+	use_large_folios("always");
+	swap_all_out(&rig, &folios);
+	write_from_outside(&rig, PAGE);
+	rig_start_job_until(&rig, JOB_SWAP_IN, "restore.claimed");
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = PAGE + 1 });
+	rig_disarm("restore.claimed");
+	rig_end_job(&rig);
+	while (rig_stats(&rig).lost_pages < 512)
+		sched_yield();
+	expect_lost(&rig, 512, 512);
+	rig_stop(&rig);
+}
+
+/* It happened while no engine ran: the next one knows, and the count goes on. */
+TEST(found_by_a_successor)
+{
+	struct engine_config config = { .swap_dir = "/tmp", .workers = 1, .fault_threads = 3 };
+	uint32_t last_job;
+	uint64_t out_pages;
+	struct error err = { 0 };
+	struct rig rig;
+
+	swap_all_out(&rig, &plain);
+	config.page_map_fd = (int)CHECK_SYS(dup(engine_page_map_fd(rig.engine)));
+	config.store_fd = (int)CHECK_SYS(dup(engine_store_fd(rig.engine)));
+	engine_destroy(rig.engine);
+	write_from_outside(&rig, PAGE);
+	write_from_outside(&rig, PAGE + 1);
+	CHECK_OK(engine_create(&config, &rig.engine, &err));
+	CHECK_OK(engine_add_region(rig.engine, rig.memfds[0], 0, bytes_of_pages(2048), &rig.first_idx[0],
+				   &err));
+	CHECK_OK(rig_add_process(&rig, 0, &err));
+	CHECK_OK(engine_recover(rig.engine, &out_pages, &last_job, &err));
+	CHECK_OK(engine_start(rig.engine, &err));
+	CHECK_EQ(out_pages, 2046);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	expect_lost(&rig, PAGE, 2);
+	close(config.page_map_fd);
+	close(config.store_fd);
+	rig_stop(&rig);
+}
+
+/* Ranges that grow together are one; of more than there is place for, the count says. */
+TEST(many_ranges)
+{
+	struct lost_incident incident;
+	struct rig rig;
+
+	swap_all_out(&rig, &plain);
+	for (uint64_t i = 0; i < 2 * LOST_RANGES_MAX; i++)
+		write_from_outside(&rig, i * 3);
+	for (uint64_t i = 0; i < 8; i++) {
+		write_from_outside(&rig, i * 3 + 2);
+		write_from_outside(&rig, i * 3 + 1);
+	}
+	rig_run_job(&rig, JOB_SWAP_IN);
+	CHECK_EQ(engine_take_lost(rig.engine, &incident), 2 * LOST_RANGES_MAX + 16);
+	CHECK_EQ(incident.ranges_n, LOST_RANGES_MAX);
+	CHECK_EQ(incident.ranges[0].page_idx, 0);
+	CHECK_EQ(incident.ranges[0].pages, 25);
+	CHECK_EQ(incident.ranges[1].page_idx, 27);
+	CHECK_EQ(incident.ranges[1].pages, 1);
+	rig_stop(&rig);
+}
+
+/* The kernel says EEXIST also where it finds that somebody frees a page table: nothing is lost then. */
+TEST(nothing_by_a_page_table_that_is_freed)
+{
+	struct rig rig;
+
+	swap_all_out(&rig, &plain);
+	rig_arm(&rig, "uffd.copy", "once:EEXIST");
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = PAGE });
+	rig_arm(&rig, "uffd.copy", "once:EEXIST");
+	rig_run_job(&rig, JOB_SWAP_IN);
+	rig_disarm("uffd.copy");
+	CHECK_EQ(rig_stats(&rig).lost_pages, 0);
+	puppet_check_all(&rig, 0);
+	CHECK_EQ(rig.odd, 0);
+	rig_stop(&rig);
+}

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reports pages that are lost: what was out, and was filled in the memory's file by somebody else.
+
+One access from outside loses up to 512 pages, and they are found one by one. So what is found within a while,
+or in one operation, is one journal entry with its ranges.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from vmmswap import message_ids
+from vmmswap.engine import Engine
+from vmmswap.log import fields
+
+_log = logging.getLogger("vmmswap.monitor")
+
+_QUIET_S = 2.0
+_LONGEST_S = 60.0  # while an operation runs, whose end reports all
+_RANGES_IN_MESSAGE = 8
+
+
+class LostReport:
+    """Of one VM's engine. where(page_idx): a page for people. on_lost: after each report."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        where: Callable[[int], str],
+        is_busy: Callable[[], bool],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._where = where
+        self._is_busy = is_busy
+        self._on_lost = on_lost
+        self._timer: asyncio.TimerHandle | None = None
+
+    def found(self) -> None:
+        """The engine has found some, and may find more."""
+        if self._timer is None:
+            delay_s = _LONGEST_S if self._is_busy() else _QUIET_S
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self.report)
+
+    def report(self) -> None:
+        """Report what was found and not reported yet; nothing if there is none."""
+        if self._timer is None:
+            return
+        self._timer.cancel()
+        self._timer = None
+        lost = self._engine.take_lost()
+        if not lost.pages:
+            return
+        shown = lost.ranges[:_RANGES_IN_MESSAGE]
+        places = [f"{item.pages} from {self._where(item.page_idx)}" for item in shown]
+        if rest := lost.pages - sum(item.pages for item in shown):
+            places.append(f"and {rest} more")
+        _log.error(
+            "%d pages of guest memory are lost: while they were out, something other than this monitor filled"
+            " their place in the memory's file, and the guest reads what that put there, zeros as a rule"
+            " (%s). Restart the VM; `journalctl -x` says what to look for",
+            lost.pages,
+            "; ".join(places),
+            extra=fields(
+                "",
+                message_ids.PAGES_LOST,
+                vmmswap_lost_pages=lost.pages,
+                vmmswap_lost_ranges=" ".join(f"{item.page_idx}+{item.pages}" for item in lost.ranges),
+            ),
+        )
+        self._on_lost()
