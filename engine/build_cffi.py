@@ -62,7 +62,8 @@ struct swap_out_options {
 
 struct engine_config {
     const char *swap_dir; uint32_t fault_threads; uint32_t spin_us; uint32_t workers;
-    int page_map_fd; int store_fd; bool snapshot; ...;
+    int page_map_fd; int store_fd; uint64_t store_max_bytes; uint64_t store_keep_free_bytes;
+    bool snapshot; ...;
 };
 @ENGINE_STATS@
 struct engine;

@@ -22,7 +22,7 @@ PROGRAM_vmmswapd := vmmswap.host.main
 PROGRAM_vmmswapctl := vmmswap.ctl.main
 PROGRAMS := vmmswap-monitor vmmswapd vmmswapctl
 
-UNITS := vmmswap@.socket vmmswap@.service vmmswapd.service
+UNITS := vmmswap@.socket vmmswap@.service vmmswapd.service vmmswap.slice
 PRESERVE := $(UNITDIR)/vmmswap@.service.d/10-fd-store-preserve.conf
 SYSTEMD_VERSION ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 

@@ -8,6 +8,7 @@ it stands. An empty value means the default again. `KEYS` is the table of all ke
 
 from __future__ import annotations
 
+import pwd
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +23,8 @@ FILE = Path("/etc/vmmswap.conf")
 DROP_IN_DIR = Path("/etc/vmmswap.conf.d")
 
 _SECTION = re.compile(r"\[(?P<title>[^\]]*)\]")
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}|[0-9]{1,10}")
+_SIZE = re.compile(r"[0-9]{1,15}[KMGT]?|[0-9]{1,2}%|100%")
 _MAX_COUNT = (1 << 32) - 1
 _DEFAULT_SETTLE_MS = 10_000
 
@@ -49,6 +52,10 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _seconds_or_never(text: str) -> float:
+    return 0.0 if text == "0" else _seconds(text)
+
+
 def _one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
@@ -62,6 +69,28 @@ def _absolute_path(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError(f"{text!r} is not an absolute path")
     return text
+
+
+def _size(text: str) -> str:
+    if not _SIZE.fullmatch(text):
+        raise ValueError(f"{text!r} is not a size: give bytes, 512M, 10G or 20%")
+    return text
+
+
+def _user(text: str) -> str:
+    if not _USER.fullmatch(text):
+        raise ValueError(f"{text!r} is neither a user's name nor a uid")
+    return text
+
+
+def uid_of(user: str) -> int:
+    """The uid of a user's name, or of a number. ConfigError if this host has no such user."""
+    if user.isdigit():
+        return int(user)
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        raise ConfigError(f"Owner={user}: this host has no such user") from None
 
 
 def _key(name: str, kind: str, parse: Callable[[str], Any], text: str, default: str | float) -> Any:  # noqa: ANN401  what field() returns
@@ -134,6 +163,23 @@ class Config:
         " O_TMPFILE. --swap-dir comes before it. Default: the unit's state directory, /var/lib/vmmswap/NAME.",
         "",
     )
+    disk_tier_max: str = _key(
+        "DiskTierMax",
+        "bytes, with K, M, G, T or %",
+        _size,
+        "How much of the disk what is out of one VM may occupy; a percentage is of the swap directory's file"
+        " system. When it is reached a swap-out fails with NoSpace, and the rest stays on RAM. Default: all"
+        " but what DiskKeepFree= leaves.",
+        "",
+    )
+    disk_keep_free: str = _key(
+        "DiskKeepFree",
+        "bytes, with K, M, G, T or %",
+        _size,
+        "How much of the swap directory's file system stays free for others, as DiskTierMax= gives sizes."
+        " Default: 5%, at most 4G.",
+        "",
+    )
     page_fault_log: str = _key(
         "PageFaultLog",
         "journal, file, both",
@@ -166,13 +212,40 @@ class Config:
         "How long a VMM may take to send its message once it has connected, and to take the reply.",
         10.0,
     )
+    idle_exit_s: float = _key(
+        "IdleExitSec",
+        "seconds",
+        _seconds_or_never,
+        "End a monitor whose socket systemd holds, after so long without VM and connection. Whoever"
+        " connects starts it again. 0: never.",
+        60.0,
+    )
+    owner: str = _key(
+        "Owner",
+        "user name or uid",
+        _user,
+        "Whose VM this is. Besides root, only this user may hand it over, prepare its socket or attach under"
+        " its name, and he may do with it what the polkit actions for a VM's own user allow. Without it the"
+        " name belongs to the user whom its socket was prepared for, or, where the administrator started the"
+        " socket, to the member of the group vmmswap who hands a VM over first.",
+        "",
+    )
+    max_vms_per_user: int = _key(
+        "MaxVMsPerUser",
+        "count",
+        _count(0, 100_000),
+        "How many sockets a user who is not root may have prepared, and VMs attached, at a time. Only what"
+        " stands in [Swap] counts.",
+        32,
+    )
     snapshot_file: str = _key(
         "SnapshotFile",
         "absolute path",
         _absolute_path,
         "The memory file of the snapshot that a Firecracker VM is restored from. Only where it is set is"
-        " Firecracker's message accepted. The setting is read at each hand-off. Do not change the file"
-        " while a VM is served from it.",
+        " Firecracker's message accepted. Its contents go to root, to the user whom Owner= names and to the"
+        " user who owns the file, and to nobody else. The setting is read at each hand-off. Do not change the"
+        " file while a VM is served from it.",
         "",
     )
 

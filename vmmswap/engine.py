@@ -56,6 +56,8 @@ class EngineConfig:
     """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most four.
     spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long
     job. snapshot: guest memory is private and comes from a snapshot's memory file, which is the store.
+    store_max_bytes: what the VM may occupy on the disk; store_keep_free_bytes: what it leaves free there;
+    0: no limit.
     """
 
     swap_dir: Path
@@ -63,6 +65,8 @@ class EngineConfig:
     spin_us: int = 0
     workers: int = 3
     snapshot: bool = False
+    store_max_bytes: int = 0
+    store_keep_free_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,8 @@ class Engine:
                 "page_map_fd": -1 if page_map_fd is None else page_map_fd,
                 "store_fd": -1 if store_fd is None else store_fd,
                 "snapshot": config.snapshot,
+                "store_max_bytes": config.store_max_bytes,
+                "store_keep_free_bytes": config.store_keep_free_bytes,
             },
         )
         self._error = ffi.new("struct error *")

@@ -34,17 +34,21 @@ static int open_store(struct vm *vm, const struct engine_config *config, struct 
 {
 	struct page_map_header *header = page_map_header(vm->map);
 	struct snapshot_version version = { header->snapshot_bytes, header->snapshot_mtime_ns };
+	int rc;
 
 	vm->snapshot = config->snapshot;
 	if (vm->snapshot) {
-		int rc = store_open_snapshot(config->store_fd, &version, &vm->store, err);
+		rc = store_open_snapshot(config->store_fd, &version, &vm->store, err);
 
 		header->snapshot_bytes = version.size_bytes;
 		header->snapshot_mtime_ns = version.mtime_ns;
 		return rc;
 	}
-	return config->store_fd < 0 ? store_create(config->swap_dir, &vm->store, err) :
-				      store_adopt(config->store_fd, &vm->store, err);
+	rc = config->store_fd < 0 ? store_create(config->swap_dir, &vm->store, err) :
+				    store_adopt(config->store_fd, &vm->store, err);
+	if (!rc)
+		store_limit(vm->store, config->store_max_bytes, config->store_keep_free_bytes);
+	return rc;
 }
 
 static int create_rooms(struct engine *engine, const struct engine_config *config, struct error *err)

@@ -28,7 +28,8 @@ struct engine_config {
 	uint32_t workers; /* threads of a long job: at least 1 */
 	/* -1: a new VM. Otherwise recovery: the same regions must be added again, in the same order */
 	int page_map_fd;
-	int store_fd; /* -1: a new store */
+	int store_fd;					 /* -1: a new store */
+	uint64_t store_max_bytes, store_keep_free_bytes; /* see store_limit(); 0: no limit */
 	/* store_fd is the memory file of a snapshot, also of a new VM: see engine_add_snapshot_region() */
 	bool snapshot;
 };

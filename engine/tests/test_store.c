@@ -230,6 +230,79 @@ TEST(no_space_on_a_small_tmpfs)
 	store_destroy(store);
 }
 
+/* Put until it is refused; how often that went well. */
+static size_t put_all(struct store *store, uint64_t slot_idx[][N], size_t most, struct error *err)
+{
+	for (size_t i = 0; i < most; i++) {
+		char *pages = test_pages(N);
+		int rc;
+
+		fill(pages, N, i * N);
+		rc = store_put(store, pages, N, slot_idx[i], err);
+		munmap(pages, bytes_of_pages(N));
+		if (rc) {
+			CHECK_EQ(rc, -ENOSPC);
+			return i;
+		}
+	}
+	return most;
+}
+
+/* What is refused costs nothing of what is stored, and slots that have blocks are used again. */
+static void check_refused_store(struct store *store, uint64_t slot_idx[][N], size_t puts)
+{
+	uint64_t disk_bytes = account(store).disk_bytes;
+
+	CHECK(puts > 1);
+	CHECK_EQ(account(store).used_slots, puts * N);
+	for (size_t i = 0; i < puts; i++)
+		check_get(store, N, i * N, slot_idx[i]);
+	store_drop(store, slot_idx[0], N);
+	put(store, N, 77, slot_idx[0]);
+	check_get(store, N, 77, slot_idx[0]);
+	CHECK(account(store).disk_bytes <= disk_bytes);
+}
+
+TEST(a_store_stops_at_its_maximum)
+{
+	const uint64_t max_bytes = 3 * bytes_of_pages(N) + PAGE_BYTES;
+	uint64_t slot_idx[5][N];
+	struct error err = { 0 };
+	struct store *store;
+	size_t puts;
+
+	mount_tmpfs("size=64m");
+	store = open_store(test_dir());
+	store_limit(store, max_bytes, 0);
+	puts = put_all(store, slot_idx, 5, &err);
+	CHECK_EQ(puts, 3);
+	CHECK_CONTAINS(err.message, "DiskTierMax=");
+	CHECK(account(store).disk_bytes <= max_bytes);
+	check_refused_store(store, slot_idx, puts);
+	store_destroy(store);
+}
+
+TEST(a_store_leaves_the_reserve_free)
+{
+	const uint64_t keep_free_bytes = 10 << 20;
+	uint64_t slot_idx[8][N];
+	struct error err = { 0 };
+	struct store *store;
+	struct statfs fs;
+	size_t puts;
+
+	mount_tmpfs("size=16m");
+	store = open_store(test_dir());
+	store_limit(store, 0, keep_free_bytes);
+	puts = put_all(store, slot_idx, 8, &err);
+	CHECK(puts < 4);
+	CHECK_CONTAINS(err.message, "DiskKeepFree=");
+	CHECK_SYS(statfs(test_dir(), &fs));
+	CHECK((uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize >= keep_free_bytes);
+	check_refused_store(store, slot_idx, puts);
+	store_destroy(store);
+}
+
 TEST(write_errors_are_told_apart)
 {
 	static const struct {

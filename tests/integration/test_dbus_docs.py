@@ -11,8 +11,19 @@ import pytest
 from tests.support.bus import REPOSITORY, Client, PrivateBus, private_bus, start, until
 from tests.support.introspection import Args, Described, describe
 from tests.support.recording_vm import RecordingVm
-from vmmswap.bus.interface import HOST, MANAGER, Interface
+from vmmswap.bus.interface import HOST, MANAGER, OWN, Interface
 from vmmswap.bus.manager import publish
+from vmmswap.bus.waiting import (
+    BUDGET,
+    CALLS,
+    CALLS_PER_SENDER,
+    CHANGES,
+    JOBS,
+    OWN_CALLS,
+    PASSWORDS,
+    QUESTIONS,
+    READS,
+)
 from vmmswap.errors import ALL, PREFIX
 from vmmswap.names import BUS_NAME, HOST_PATH, bus_name_of, name_of, object_path_of
 
@@ -86,11 +97,26 @@ def test_the_errors_are_as_documented() -> None:
 
 
 def test_the_actions_are_as_documented() -> None:
-    documented = {row[0]: set(row[1].split(", ")) for row in rows(section("## Who may call"))}
+    table = [row for row in rows(section("## Who may call")) if row[0].startswith("org.vmmswap.")]
+    documented = {row[0]: set(row[1].split(", ")) for row in table}
     assert set(documented) == {action.get("id") for action in POLICY.iter("action")}
     for action, members in documented.items():
-        needed = {m.name for interface in (MANAGER, HOST) for m in interface.methods if m.action == action}
+        base = action.removesuffix(OWN)
+        needed = {m.name for interface in (MANAGER, HOST) for m in interface.methods if m.action == base}
         assert members == needed
+
+
+def test_the_bounds_are_as_documented() -> None:
+    table = section("## Errors").partition("| what waits |")[2]
+    cells = [line.strip("|").split("|") for line in table.splitlines()[2:] if line.startswith("|")]
+    documented = [tuple(int(cell) for cell in row[1:] if cell.strip()) for row in cells]
+    rooms = [(room.per_uid, room.shared) for room in (CALLS, PASSWORDS, QUESTIONS, CHANGES, READS, JOBS)]
+    assert documented == [(CALLS_PER_SENDER,), *rooms]
+
+
+def test_what_waits_stays_below_what_a_system_bus_allows() -> None:
+    pending = sum(room.shared + room.for_root for room in BUDGET) + OWN_CALLS * 2
+    assert pending < 128
 
 
 @pytest.mark.parametrize(("name", "label"), re.findall(r"`([^`/ ]+)` (?:stays|is)\n?\s*`([^`]+)`", TEXT))

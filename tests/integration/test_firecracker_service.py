@@ -81,10 +81,17 @@ def test_a_snapshot_is_served_by_the_unit(host: Service) -> None:
     refused = Vmm(host, "fc")  # the file is mode 0600 and nobody's
     machine.wait_for("the refusal", lambda: "vmmswap's user may read it" in host.log("fc"))
     machine.run("systemctl", "stop", refused.unit)
-    machine.sh("rm /run/fc.orders /run/fc.answers; chmod a+r /var/lib/firecracker/memory")
+    machine.sh("rm /run/fc.orders /run/fc.answers")
+
+    machine.sh("chown root /var/lib/firecracker/memory")  # and not whoever may hand a VM over reads it then
+    refused = Vmm(host, "fc")
+    machine.wait_for("the refusal", lambda: "uid 65534 may not read SnapshotFile=" in host.log("fc"))
+    machine.run("systemctl", "stop", refused.unit, "vmmswap@fc.service")
+    machine.sh("rm /run/fc.orders /run/fc.answers")
+    config.write_text("[VM fc]\nSnapshotFile=/var/lib/firecracker/memory\nOwner=nobody\n")
 
     vmm = Vmm(host, "fc")
-    machine.wait_for("the registration", lambda: host.status("fc")["State"] == "Active")
+    host.wait_state("fc", "Active")
     assert vmm.sum(500, 100) == sum_of(snapshot[500 * PAGE : 600 * PAGE])
     machine.wait_for("the count", lambda: host.status("fc")["CopiedPages"] == 100)
     status = host.status("fc")

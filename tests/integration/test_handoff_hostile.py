@@ -112,7 +112,7 @@ async def test_message_of_just_1_mib_is_read():
 
 
 async def test_too_many_connections(guest):
-    async with serving(RecordingHandler(), connections=2) as connect:
+    async with serving(RecordingHandler(), connections_per_uid=2) as connect:
         waiting = [connect(), connect()]
         assert await replies(connect()) == []
         waiting[0].close()

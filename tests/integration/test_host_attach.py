@@ -17,7 +17,7 @@ import pytest
 from vmmswap.attach.access import User
 from vmmswap.bus.dispatch import Caller, RemoteError
 from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError, ProtocolError
-from vmmswap.host.handover import attach_message, raise_reply, send_attach
+from vmmswap.host.handover import attach_message, connect, raise_reply, send_attach
 from vmmswap.host.target import Target
 
 NOBODY, STRANGER = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
@@ -150,7 +150,7 @@ async def answered(path: Path, reply: bytes) -> tuple[bytes, int]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, Target(os.getpid()) as target:
         listener.bind(str(path))
         listener.listen()
-        sending = asyncio.create_task(send_attach(path, attach_message({}), target.pidfd))
+        sending = asyncio.create_task(send_attach(connect(path), attach_message({}), target.pidfd))
         await asyncio.sleep(0)
         stream, _address = listener.accept()
         with stream:
@@ -182,9 +182,9 @@ async def test_a_monitor_that_hangs_up(tmp_path: Path) -> None:
         await answered(tmp_path / "s", b"")
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
-    with Target(os.getpid()) as target, pytest.raises(NotSupportedError, match="no monitor answers at"):
-        await send_attach(tmp_path / "s", attach_message({}), target.pidfd)
+def test_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(NotSupportedError, match="no monitor answers at"):
+        connect(tmp_path / "s")
 
 
 @pytest.mark.parametrize("line", [b"{", b"[]\n", b"7\n", b'{"type":"error"}\n', b'{"type":[]}\n', b"\xff\n"])

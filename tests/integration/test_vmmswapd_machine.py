@@ -18,8 +18,8 @@ RESTART_POLKIT = "systemctl reset-failed polkit.service; systemctl restart polki
 
 @pytest.fixture
 def web(installed: Machine) -> Iterator[Machine]:
-    """A VM called web, owned by nobody."""
-    with recording_vm(installed, "web"):
+    """A VM called web, owned by the user bin."""
+    with recording_vm(installed, "web", 2):
         yield installed
 
 
@@ -88,6 +88,14 @@ def test_polkit_denies_what_no_rule_allows(web: Machine) -> None:
     assert " org.vmmswap.control for the VM web: polkit " in denials[0]["MESSAGE"]
 
 
+def test_polkit_lets_a_vms_owner_do_all_with_it(web: Machine) -> None:
+    for destination in ("org.vmmswap", bus_name_of("web")):
+        vm = (destination, object_path_of("web"), MANAGER_INTERFACE)
+        for member in ("Enable", "Disable", "StartPageFaultLogging", "StopPageFaultLogging"):
+            web.call(*vm, member, user="bin")
+    web.call(*vm, "Exit", user="bin")
+
+
 def test_a_polkit_rule_allows(web: Machine, nobody_is_allowed: Machine) -> None:
     for destination in ("org.vmmswap", bus_name_of("web")):
         vm = (destination, object_path_of("web"), MANAGER_INTERFACE)
@@ -100,7 +108,7 @@ def test_a_polkit_rule_allows(web: Machine, nobody_is_allowed: Machine) -> None:
 def test_a_prepared_socket_belongs_to_its_caller_alone(nobody_is_allowed: Machine) -> None:
     machine = nobody_is_allowed
     [path] = machine.call(*HOST, "Prepare", "s", "mine", user="nobody")
-    assert machine.sh(f"stat -c '%U %G %a' {path}").stdout == "nobody vmmswap 660\n"
+    assert machine.sh(f"stat -c '%U %G %a' {path}").stdout == "nobody vmmswap 600\n"
     machine.sh("groupadd --force nogroup && usermod --append --groups nogroup games")
     text = error_of(machine, *HOST, "Prepare", "string:mine", user="games")
     assert text == f"org.vmmswap.Error.AccessDenied: {path} was prepared for uid 65534: choose another name"

@@ -127,6 +127,9 @@ class RecordingHandler:
         if self.keeps:
             self.kept.extend(request.fds.release())
 
+    def check_peer(self, _peer):
+        pass
+
     @contextlib.asynccontextmanager
     async def keeping(self, frame):
         self.messages.append(frame.data)

@@ -24,7 +24,7 @@ cd {REPOSITORY}
 install -Dm644 -t /usr/share/dbus-1/system.d dbus/org.vmmswap.conf
 install -Dm644 -t /usr/share/dbus-1/system-services dbus/org.vmmswap.service
 install -Dm644 -t /usr/share/polkit-1/actions dbus/org.vmmswap.policy
-install -Dm644 -t /etc/systemd/system systemd/vmmswapd.service systemd/vmmswap@.s*
+install -Dm644 -t /etc/systemd/system systemd/vmmswapd.service systemd/vmmswap.slice systemd/vmmswap@.s*
 systemd-sysusers $PWD/systemd/vmmswap.sysusers.conf
 systemd-tmpfiles --create $PWD/systemd/vmmswap.tmpfiles.conf
 mkdir /opt/vmmswapd

@@ -20,14 +20,16 @@ GUEST_PROGRAM = "/usr/libexec/vmmswap/vmmswap-guest"
 class GuestInside(Guest):
     """The installed guest program, run as a unit of the machine. Its pids are the machine's."""
 
-    def __init__(self, machine: Machine, unit: str, argv: Sequence[str], **options: Any) -> None:
+    def __init__(
+        self, machine: Machine, unit: str, argv: Sequence[str], user: str | None = None, **options: Any
+    ) -> None:
         super().__init__(program=Path(GUEST_PROGRAM), **options)
         self.unit = unit
         self._machine = machine
         # The environment is ours, and may name a bus that does not exist in there.
         clean = ["env", "-u", "DBUS_SYSTEM_BUS_ADDRESS"]
         self.argv = clean + machine.unit_command(
-            [*argv, *self.argv], ["--wait", "--pipe", f"--unit={unit}"], None, ()
+            [*argv, *self.argv], ["--wait", "--pipe", f"--unit={unit}"], user, ()
         )
 
     def kill(self) -> None:

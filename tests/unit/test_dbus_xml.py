@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.introspection import Described, describe
-from vmmswap.bus.interface import HOST, MANAGER, OBJECT_MANAGER, STANDARD, Interface, node_xml
+from vmmswap.bus.interface import HOST, MANAGER, OBJECT_MANAGER, OWN, STANDARD, Interface, node_xml
 from vmmswap.status import KEYS
 
 DBUS = Path(__file__).resolve().parents[2] / "dbus"
@@ -50,6 +50,7 @@ def test_manager_and_host_have_the_members_of_the_contract() -> None:
         "ListVMs": [("a(sos)", "out")],
         "GetVM": [("s", "in"), ("o", "out")],
         "Prepare": [("s", "in"), ("s", "out")],
+        "Unprepare": [("s", "in")],
         "Attach": [("s", "in"), ("u", "in"), ("o", "out")],
         "AttachWithOptions": [("s", "in"), ("u", "in"), ("a{sv}", "in"), ("o", "out")],
     }
@@ -59,12 +60,15 @@ def test_changing_methods_need_an_action_that_polkit_knows_and_reading_needs_non
     actions = {action.get("id") for action in POLICY.iter("action")}
     needed = {method.name: method.action for interface in (MANAGER, HOST) for method in interface.methods}
     assert {name for name, action in needed.items() if not action} == {"Status", "ListVMs", "GetVM"}
-    assert {action for action in needed.values() if action} == actions
+    assert {action + own for action in needed.values() if action for own in ("", OWN)} == actions
     assert all(not method.action for interface in (*STANDARD, OBJECT_MANAGER) for method in interface.methods)
 
 
-def test_every_polkit_action_has_its_texts_and_asks_an_administrator() -> None:
+def test_every_polkit_action_has_its_texts_and_asks_an_administrator_unless_the_vm_is_the_callers() -> None:
     for action in POLICY.iter("action"):
+        name = action.get("id", "")
         assert action.findtext("description")
         assert (action.findtext("message") or "").endswith(".")
-        assert action.findtext("defaults/allow_any") == "auth_admin"
+        assert action.findtext("defaults/allow_any") == ("yes" if name.endswith(OWN) else "auth_admin")
+        implied = action.findtext("annotate")
+        assert implied == (None if name.endswith(OWN) else name + OWN)

@@ -129,6 +129,7 @@ def test_the_limits() -> None:
         limits.silence_s,
         limits.message_s,
         limits.reply_s,
+        limits.connections_per_uid,
         limits.connections,
     ]
 

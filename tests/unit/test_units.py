@@ -14,6 +14,7 @@ SYSTEMD = Path(__file__).parents[2] / "systemd"
 MONITOR = SYSTEMD / "vmmswap@.service"
 SOCKET = SYSTEMD / "vmmswap@.socket"
 HOST = SYSTEMD / "vmmswapd.service"
+SLICE = SYSTEMD / "vmmswap.slice"
 
 needs_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed"
@@ -48,7 +49,7 @@ def installed(tmp_path: Path) -> Path:
     """The units as `make install` puts them, their programs present, because `verify` looks."""
     units = tmp_path / "units"
     units.mkdir()
-    for unit in (MONITOR, SOCKET, HOST):
+    for unit in (MONITOR, SOCKET, HOST, SLICE):
         (units / unit.name).write_text(unit.read_text().replace("/usr/bin/", f"{tmp_path}/bin/"))
     (tmp_path / "bin").mkdir()
     for program in ("vmmswap-monitor", "vmmswapd"):
@@ -73,7 +74,7 @@ def test_verify_has_nothing_to_say(installed: Path, instance: str) -> None:
         name = unit.name.replace("@", f"@{instance}")
         (installed / name).symlink_to(unit.name)
         names.append(name)
-    assert verify(installed, *names, "vmmswapd.service") == ""
+    assert verify(installed, *names, "vmmswapd.service", "vmmswap.slice") == ""
 
 
 @needs_analyze
@@ -124,6 +125,12 @@ def test_a_guests_bytes_are_never_dumped_or_listed() -> None:
     assert Unit(MONITOR).get("Service", "WatchdogSignal") == "SIGALRM"
     assert Unit(MONITOR).get("Service", "StateDirectoryMode") == "0700"
     assert Unit(HOST).get("Service", "LimitCORE") == "0"
+
+
+def test_all_monitors_together_are_bounded() -> None:
+    assert Unit(MONITOR).get("Service", "Slice") == SLICE.name
+    assert Unit(SLICE).get("Slice", "MemoryMax") == "50%"
+    assert Unit(HOST).all("Service", "MemoryMax") != []
 
 
 def test_keys_of_new_systemd_are_in_the_drop_in_only() -> None:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmmswap.bus.dbus import Flag, Kind, MalformedError, Message
 from vmmswap.bus.dispatch import DBUS_ERROR, BusObject, Caller, Dispatcher, RemoteError
+from vmmswap.bus.presence import Presence
 from vmmswap.bus.transport import BusUnreachableError, Transport, bus_address
 from vmmswap.errors import BY_DBUS_NAME, AccessDeniedError, VmmswapError
 
@@ -24,6 +25,7 @@ _SIGNAL_BODY_LIMIT_BYTES = 64 * 1024
 _RETRY_FIRST_S = 0.05
 _RETRY_LAST_S = 5.0
 _DRAIN_S = 2.0
+_CALLERS_REMEMBERED = 1024
 _DO_NOT_QUEUE = 4
 _PRIMARY_OWNER, _ALREADY_OWNER = 1, 4
 
@@ -44,9 +46,10 @@ class Match:
     path: str = ""
     path_namespace: str = ""
     arg0namespace: str = ""
+    arg0: str = ""
 
     def rule(self) -> str:
-        keys = ("interface", "member", "sender", "path", "path_namespace", "arg0namespace")
+        keys = ("interface", "member", "sender", "path", "path_namespace", "arg0namespace", "arg0")
         return ",".join(
             ["type='signal'", *(f"{key}='{getattr(self, key)}'" for key in keys if getattr(self, key))]
         )
@@ -58,6 +61,13 @@ class Match:
             and f"{message.path}/".startswith(f"{self.path_namespace}/")
             and (self.sender != BUS or message.sender == BUS)
         )
+
+
+_OWNER_CHANGED = Match(BUS, "NameOwnerChanged", sender=BUS)
+
+
+def _leaving(name: str) -> Match:
+    return replace(_OWNER_CHANGED, arg0=name)
 
 
 class Connection:
@@ -80,6 +90,10 @@ class Connection:
         self._matches: list[tuple[Match, Callable[[Message], None]]] = []
         self._hooks: list[Callable[[], Awaitable[None]]] = []
         self._names: list[str] = []
+        self._callers: dict[
+            str, tuple[int, int]
+        ] = {}  # uid and pid by unique name, which the bus never reuses
+        self.presence = Presence(self)
 
     @property
     def connected(self) -> bool:
@@ -163,11 +177,13 @@ class Connection:
         *,
         timeout_s: float = _CALL_TIMEOUT_S,
         flags: Flag = Flag.NONE,
+        on_settled: Callable[[], None] = lambda: None,
     ) -> list[Any]:
         """Call a method and return its reply's values.
 
         Raises the class of vmmswap.errors that the reply names, RemoteError for any other error, and
-        BusUnreachableError without a bus or when it goes away meanwhile.
+        BusUnreachableError without a bus or when it goes away meanwhile. on_settled is called once the bus
+        owes us no reply any more: after a timeout, or if we are cancelled, that may be long after the return.
         """
         message = Message(
             kind=Kind.CALL,
@@ -179,28 +195,71 @@ class Connection:
             signature=signature,
             body=body or [],
         )
-        serial = self._send_numbered(message)
+        try:
+            serial = self._send_numbered(message)
+        except BaseException:
+            on_settled()
+            raise
         if not serial:
+            on_settled()
             raise BusUnreachableError(f"not connected to the message bus at {self.address}")
         future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
         self._pending[serial] = future
+        future.add_done_callback(lambda _done: self._settle(serial, on_settled))
         try:
             async with asyncio.timeout(timeout_s):
-                return await future
+                return await asyncio.shield(future)
         except TimeoutError:
             raise RemoteError(
                 DBUS_ERROR + "NoReply", f"{destination} did not answer {member} within {timeout_s:g} s"
             ) from None
-        finally:
-            self._pending.pop(serial, None)
+
+    def _settle(self, serial: int, on_settled: Callable[[], None]) -> None:
+        future = self._pending.pop(serial, None)
+        if future is not None and not future.cancelled():
+            future.exception()  # nobody may be left who would look at it
+        on_settled()
 
     async def caller_of(self, sender: str, interactive: bool = False) -> Caller:
         """Who owns this unique name, as the bus saw it connect; AccessDeniedError if the bus cannot tell."""
-        try:
-            [found] = await self.call(BUS, _BUS_PATH, BUS, "GetConnectionCredentials", "s", [sender])
-            return Caller(sender, found["UnixUserID"].value, found["ProcessID"].value, interactive)
-        except (KeyError, RemoteError) as error:
-            raise AccessDeniedError(f"the bus does not say who {sender} is: {error}") from error
+        if sender not in self._callers:
+            try:
+                [found] = await self.call(BUS, _BUS_PATH, BUS, "GetConnectionCredentials", "s", [sender])
+                who = found["UnixUserID"].value, found["ProcessID"].value
+            except (KeyError, RemoteError) as error:
+                raise AccessDeniedError(f"the bus does not say who {sender} is: {error}") from error
+            if len(self._callers) >= _CALLERS_REMEMBERED:
+                self._callers.clear()
+            self._callers[sender] = who
+        uid, pid = self._callers[sender]
+        return Caller(sender, uid, pid, interactive)
+
+    async def watch_leaving(self, name: str) -> None:
+        """Have presence told when this unique name leaves, also if it has left by now."""
+        await self.call(BUS, _BUS_PATH, BUS, "AddMatch", "s", [_leaving(name).rule()])
+        if not await self.owner_of(name):
+            self.presence.left(Message(kind=Kind.SIGNAL, body=[name, name, ""]))
+
+    def stop_watching(self, name: str) -> None:
+        """Undo one watch_leaving(), whatever became of it."""
+        self.send_call(BUS, _BUS_PATH, BUS, "RemoveMatch", "s", [_leaving(name).rule()])
+
+    def send_call(  # noqa: PLR0913, PLR0917  what a D-Bus call consists of
+        self, destination: str, path: str, interface: str, member: str, signature: str, body: list[Any]
+    ) -> None:
+        """Call a method and want no answer. Without a bus nothing happens."""
+        self._send(
+            Message(
+                kind=Kind.CALL,
+                flags=Flag.NO_REPLY_EXPECTED,
+                destination=destination,
+                path=path,
+                interface=interface,
+                member=member,
+                signature=signature,
+                body=body,
+            )
+        )
 
     async def owner_of(self, name: str) -> str:
         """The unique name that owns this name now, or ""."""
@@ -264,7 +323,9 @@ class Connection:
         self._ready.clear()
         transport, self._transport = self._transport, None
         reader, self._reader = self._reader, None
-        for future in self._pending.values():
+        self._callers.clear()
+        self.presence.all_left()
+        for future in list(self._pending.values()):
             if not future.done():
                 future.set_exception(reason)
         if transport:
@@ -298,7 +359,7 @@ class Connection:
         except Exception:
             log.exception("bug in reading from the message bus; connecting again")
         finally:
-            for future in self._pending.values():
+            for future in list(self._pending.values()):
                 if not future.done():
                     future.set_exception(BusUnreachableError("the message bus went away"))
 
@@ -306,8 +367,8 @@ class Connection:
         if message.kind is Kind.CALL:
             return self.dispatcher.wants_body(message, body_bytes)
         if message.kind is Kind.SIGNAL:
-            return body_bytes <= _SIGNAL_BODY_LIMIT_BYTES and any(
-                m.accepts(message) for m, _ in self._matches
+            return body_bytes <= _SIGNAL_BODY_LIMIT_BYTES and (
+                _OWNER_CHANGED.accepts(message) or any(m.accepts(message) for m, _ in self._matches)
             )
         return body_bytes <= _REPLY_BODY_LIMIT_BYTES and message.reply_serial in self._pending
 
@@ -315,6 +376,8 @@ class Connection:
         if message.kind is Kind.CALL:
             self.dispatcher.handle(message)
         elif message.kind is Kind.SIGNAL:
+            if _OWNER_CHANGED.accepts(message):
+                self._tell(self.presence.left, message)
             for match, listener in self._matches:
                 if match.accepts(message):
                     self._tell(listener, message)

@@ -26,14 +26,14 @@ from vmmswap.bus.interface import (
     Property,
     node_xml,
 )
+from vmmswap.bus.waiting import CALLS, CALLS_PER_SENDER, Places, caller_uid
 from vmmswap.errors import BusyError, InternalError, VmmswapError
 
 log = logging.getLogger(__name__)
 
 DBUS_ERROR = "org.freedesktop.DBus.Error."
 _CALL_BODY_LIMIT_BYTES = 64 * 1024
-_CALLS_PER_SENDER = 64
-_CALLS = 1024
+_CALLS = 4096  # also of callers that the bus has not named yet
 
 
 class RemoteError(VmmswapError):
@@ -106,6 +106,7 @@ class Dispatcher:
         self._objects: dict[str, BusObject] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: Counter[str] = Counter()
+        self._places = Places(CALLS, "calls")
         self.handled = 0  # calls so far
         self.explain_missing: Callable[[str], VmmswapError | None] = lambda _path: None
 
@@ -132,9 +133,9 @@ class Dispatcher:
     def handle(self, message: Message) -> None:
         """Answer the call, now or later."""
         self.handled += 1
-        if len(self._tasks) >= _CALLS or self._in_flight[message.sender] >= _CALLS_PER_SENDER:
+        if len(self._tasks) >= _CALLS or self._in_flight[message.sender] >= CALLS_PER_SENDER:
             self._reply_error(
-                message, BusyError(f"more than {_CALLS_PER_SENDER} calls are waiting: wait for replies first")
+                message, BusyError(f"more than {CALLS_PER_SENDER} calls are waiting: wait for replies first")
             )
             return
         self._in_flight[message.sender] += 1
@@ -161,7 +162,10 @@ class Dispatcher:
         try:
             target = self._find(message)
             self._check_arguments(target, message)
-            body = await self._perform(target, message)
+            caller = await self._caller_of(message.sender, False)
+            caller_uid.set(caller.uid)
+            with self._places.one(caller.uid):
+                body = await self._perform(target, message)
             self._reply(message, target.method.out_signature, body)
         except VmmswapError as error:
             self._reply_error(message, error)

@@ -17,6 +17,8 @@ from vmmswap.status import KEYS
 CONTROL = "org.vmmswap.control"
 LOG = "org.vmmswap.log"
 ATTACH = "org.vmmswap.attach"
+RELEASE = "org.vmmswap.release"
+OWN = "-own"  # behind an action: the same for the user whose VM it is
 
 PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
 OBJECT_MANAGER_INTERFACE = "org.freedesktop.DBus.ObjectManager"
@@ -98,8 +100,8 @@ MANAGER = Interface(
         Method("Status", outs=(Arg("status", "a{sv}"),)),
         Method("StartPageFaultLogging", action=LOG),
         Method("StopPageFaultLogging", action=LOG),
-        Method("Exit", action=ATTACH),
-        Method("Detach", action=ATTACH),
+        Method("Exit", action=RELEASE),
+        Method("Detach", action=RELEASE),
     ),
     signals=(STATUS_CHANGED,),
     properties=(
@@ -115,6 +117,7 @@ HOST = Interface(
         Method("ListVMs", outs=(Arg("vms", "a(sos)"),)),
         Method("GetVM", ins=(Arg("name", "s"),), outs=(Arg("path", "o"),)),
         Method("Prepare", ins=(Arg("name", "s"),), outs=(Arg("socket", "s"),), action=ATTACH),
+        Method("Unprepare", ins=(Arg("name", "s"),), action=RELEASE),
         Method("Attach", ins=(Arg("name", "s"), Arg("pid", "u")), outs=(Arg("path", "o"),), action=ATTACH),
         Method(
             "AttachWithOptions",

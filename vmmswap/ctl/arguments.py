@@ -151,6 +151,15 @@ def _add_host_verbs(verbs: Verbs) -> None:
 
     verb = _bus_verb(
         verbs,
+        "unprepare",
+        "remove a socket that prepare has made",
+        details="Refused while a VM is there: `vmmswapctl exit` releases it first.",
+        example="vmmswapctl unprepare web",
+    )
+    verb.add_argument("name", metavar="NAME")
+
+    verb = _bus_verb(
+        verbs,
         "attach",
         "take over a running VMM that knows nothing of vmmswap",
         details=(

@@ -135,6 +135,11 @@ async def prepare(client: Client, args: argparse.Namespace) -> None:
         print(path)
 
 
+async def unprepare(client: Client, args: argparse.Namespace) -> None:
+    """`unprepare`: have vmmswapd remove the socket again."""
+    await client.call_host("Unprepare", "s", [args.name])
+
+
 async def attach(client: Client, args: argparse.Namespace) -> None:
     """`attach`: have vmmswapd take over a running VMM."""
     options: dict[str, Variant] = {}
@@ -164,6 +169,7 @@ VERBS: dict[str, Verb] = {
     "monitor": follow,
     "log": log,
     "prepare": prepare,
+    "unprepare": unprepare,
     "attach": attach,
     **dict.fromkeys(_OPERATIONS, operate),
     **dict.fromkeys(_ENDINGS, end),

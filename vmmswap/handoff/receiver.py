@@ -36,7 +36,8 @@ class Limits:
     silence_s: float = 10.0  # from connect to the first byte of the first message
     message_s: float = 10.0  # from a message's first byte to its last
     reply_s: float = 10.0  # for the peer to take a reply
-    connections: int = 16  # that have not registered
+    connections_per_uid: int = 16  # that have not registered
+    connections: int = 64  # the same, of all uids but root and the VM's owner
 
 
 @dataclass(frozen=True, slots=True)

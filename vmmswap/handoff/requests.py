@@ -158,6 +158,11 @@ class HandoffHandler(Protocol):
     def name(self) -> str:
         """The VM's name, for `ready`."""
 
+    def check_peer(self, peer: Peer) -> None:
+        """AccessDeniedError unless this process may hand a VM over here. Asked before anything that it sent
+        is looked at.
+        """
+
     async def register(self, request: RegisterRequest) -> None:
         """Return once everything is in the fd store and the dummy page is registered: `ready` is sent
         then.

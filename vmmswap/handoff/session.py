@@ -138,6 +138,7 @@ class HandoffSession:
         return _OK
 
     async def _answer_first(self, frame: Frame) -> dict[str, str] | None:
+        self._handler.check_peer(frame.peer)
         self._claim.take()
         try:
             if frame.is_firecracker:

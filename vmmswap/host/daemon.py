@@ -32,7 +32,8 @@ class Daemon:
         self._idle_exit_s = idle_exit_s
         self._stop = asyncio.Event()
         self._manager = Notifier()
-        self.connection.export(HostObject(self.registry, self._units, authority))
+        self._host = HostObject(self.connection, self.registry, self._units, authority)
+        self.connection.export(self._host)
 
     async def run(self) -> None:
         """Serve until idle, SIGTERM or SIGINT; BusUnreachableError, NameUnavailableError if it cannot."""
@@ -45,6 +46,7 @@ class Daemon:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
             await self.connection.own_name(BUS_NAME)
+            self._host.sweep()
             background = [asyncio.create_task(self._watch_idle()), asyncio.create_task(self._feed_watchdog())]
             self._manager.notify("READY=1")
             await self._stop.wait()

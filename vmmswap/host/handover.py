@@ -32,23 +32,31 @@ def attach_message(options: dict[str, Any], user: User = ROOT) -> bytes:
     return text.encode() + b"\n"
 
 
-async def send_attach(path: Path, message: bytes, pidfd: int) -> None:
-    """Send it to the monitor that listens at path, and wait until it has attached, or raise its error."""
+def connect(path: Path) -> socket.socket:
+    """A connection to the monitor that listens at path; NotSupportedError if none does."""
+    stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    stream.setblocking(False)
+    try:
+        stream.connect(os.fspath(path))  # to a UNIX socket at once, or not at all
+    except OSError as error:
+        stream.close()
+        raise NotSupportedError(f"no monitor answers at {path}: {error.strerror or error}") from error
+    return stream
+
+
+async def send_attach(stream: socket.socket, message: bytes, pidfd: int) -> None:
+    """Send it to the monitor, and wait until it has attached, or raise its error. Closes the connection."""
     loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
-        stream.setblocking(False)
+    with stream:
         try:
             async with asyncio.timeout(_REPLY_TIMEOUT_S):
-                await loop.sock_connect(stream, os.fspath(path))
                 sent_bytes = socket.send_fds(stream, [message], [pidfd])
                 await loop.sock_sendall(stream, message[sent_bytes:])
                 reply = await _read_line(loop, stream)
         except TimeoutError:  # which is an OSError
-            raise NotSupportedError(
-                f"the monitor at {path} has not attached in {_REPLY_TIMEOUT_S:g} s"
-            ) from None
+            raise NotSupportedError(f"the monitor has not attached in {_REPLY_TIMEOUT_S:g} s") from None
         except OSError as error:
-            raise NotSupportedError(f"no monitor answers at {path}: {error.strerror or error}") from error
+            raise NotSupportedError(f"the monitor does not answer: {error.strerror or error}") from error
     raise_reply(reply)
 
 

@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import os
 import weakref
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from vmmswap.bus.authority import Authority
+from vmmswap.bus.connection import Connection
 from vmmswap.bus.dbus import Value, plain
 from vmmswap.bus.dispatch import Call, Caller
-from vmmswap.bus.interface import ATTACH, HOST, MANAGER, OBJECT_MANAGER, Interface
-from vmmswap.errors import AccessDeniedError, InternalError, NoSuchVMError, NotSupportedError, VmmswapError
-from vmmswap.host.handover import attach_message, send_attach
+from vmmswap.bus.interface import ATTACH, HOST, MANAGER, OBJECT_MANAGER, RELEASE, Interface
+from vmmswap.bus.waiting import JOBS, Slots
+from vmmswap.errors import AccessDeniedError, BusyError, InternalError, NoSuchVMError, VmmswapError
+from vmmswap.host.handover import attach_message, connect, send_attach
 from vmmswap.host.registry import Registry, Vm
+from vmmswap.host.sockets import Sockets
 from vmmswap.host.target import Target, user_behind
 from vmmswap.host.units import Units
 from vmmswap.names import HOST_PATH, check_name, object_path_of, socket_path_of
@@ -24,6 +28,7 @@ from vmmswap.names import HOST_PATH, check_name, object_path_of, socket_path_of
 log = logging.getLogger(__name__)
 
 _APPEAR_TIMEOUT_S = 10.0
+_LOOK_AGAIN_S = 1.0
 
 
 class HostObject:
@@ -32,11 +37,17 @@ class HostObject:
     path = HOST_PATH
     interfaces = (HOST, OBJECT_MANAGER)
 
-    def __init__(self, registry: Registry, units: Units, authority: Authority) -> None:
+    def __init__(
+        self, connection: Connection, registry: Registry, units: Units, authority: Authority
+    ) -> None:
+        self._connection = connection
         self._registry = registry
-        self._units = units
+        self._sockets = Sockets(units)
         self._authority = authority
         self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._jobs = Slots(JOBS)
+        self._following: dict[str, asyncio.Task[None]] = {}
+        registry.on_gone = self._vm_gone
 
     async def call(self, _interface: Interface, call: Call) -> list[Any]:
         match call.method.name:
@@ -46,14 +57,8 @@ class HostObject:
                 return [await asyncio.gather(*(self._row(vm) for vm in self._registry.vms))]
             case "GetVM":
                 return [self._registry.get(call.args[0]).path]
-            case "Prepare":
-                return [str(await self._prepare(check_name(call.args[0]), await call.caller()))]
-            case "Attach":
-                name, pid = call.args
-                return [await self._attach(name, pid, {}, await call.caller())]
-            case "AttachWithOptions":
-                name, pid, options = call.args
-                return [await self._attach(name, pid, plain(options), await call.caller())]
+            case "Prepare" | "Unprepare" | "Attach" | "AttachWithOptions":
+                return await self._change(call, await call.caller())
         raise InternalError(f"{call.method.name} is in no table")
 
     async def get(self, _interface: Interface, name: str) -> Value:
@@ -72,21 +77,46 @@ class HostObject:
         values = await _values_or_nothing(vm)
         return [vm.name, vm.path, values["State"].value if "State" in values else ""]
 
+    async def _change(self, call: Call, caller: Caller) -> list[Any]:
+        name = check_name(call.args[0])
+        match call.method.name:
+            case "Prepare":
+                return [str(await self._prepare(name, caller))]
+            case "Unprepare":
+                await self._unprepare(name, caller)
+                return []
+            case "Attach":
+                return [await self._attach(name, call.args[1], {}, caller)]
+            case _:
+                return [await self._attach(name, call.args[1], plain(call.args[2]), caller)]
+
     async def _prepare(self, name: str, caller: Caller) -> Path:
-        owner_uid = await self._owner_uid(name)
-        await self._authority.check(caller, ATTACH, name, owner_uid)
-        path = await self._start_socket(name, caller, owner_uid)
-        if caller.uid != 0:
-            self._give(path, name, caller)
-        return path
+        await self._authority.check(caller, ATTACH, name, await self._owner_uid(name))
+        async with self._turn(name, caller):
+            await self._claim(name, caller, for_attach=False)
+        return socket_path_of(name)
+
+    async def _unprepare(self, name: str, caller: Caller) -> None:
+        if self._sockets.holder(name) is None:
+            raise NoSuchVMError(f"no socket is prepared for {name!r}")
+        await self._authority.check(caller, RELEASE, name, await self._owner_uid(name))
+        async with self._turn(name, caller):
+            if caller.uid != 0 and self._sockets.holder(name) == 0:
+                raise self._denied(caller, RELEASE, name, f"the socket of {name!r} is the administrator's")
+            if self._registry.has(name):
+                vm = self._registry.get(name)
+                if await vm.is_taken():
+                    raise BusyError(f"the VM {name!r} is there: call Exit first")
+                await vm.dismiss()
+            await self._sockets.remove(name)
 
     async def _attach(self, name: str, pid: int, options: dict[str, Any], caller: Caller) -> str:
-        check_name(name)
         with Target(pid) as target:
             self._check_owned(target, caller, name)
             message = attach_message(options, user_behind(caller))
-            await self._authority.check(caller, ATTACH, name, caller.uid)
-            async with self._turns.setdefault(name, asyncio.Lock()):
+            owner_uid = await self._owner_uid(name)
+            await self._authority.check(caller, ATTACH, name, owner_uid, is_own_process=owner_uid is None)
+            async with self._turn(name, caller):
                 await self._attach_in_turn(name, target, message, caller)
         log.info("attached pid %d as %s for uid %d", pid, name, caller.uid)
         try:
@@ -95,16 +125,76 @@ class HostObject:
             return object_path_of(name)  # attached, but its monitor is not on this bus yet
 
     async def _attach_in_turn(self, name: str, target: Target, message: bytes, caller: Caller) -> None:
-        """One at a time: who is refused ends the monitor that he has started."""
-        is_new = not self._registry.has(name)
-        path = await self._start_socket(name, caller, await self._owner_uid(name))
-        self._check_owned(target, caller, name)  # once more: it may have run a set-uid program meanwhile
+        """Who is refused ends what he has started."""
+        was_there = self._registry.has(name)
+        is_new = await self._claim(name, caller, for_attach=True)
         try:
-            await send_attach(path, message, target.pidfd)
-        except VmmswapError:
-            if is_new:
-                await self._dismiss(name)
+            self._check_owned(target, caller, name)  # once more: it may have run a set-uid program meanwhile
+            with self._sockets.opened(name) as path:
+                stream = connect(path)
+            await send_attach(stream, message, target.pidfd)
+        except BaseException:
+            await self._undo_attach(name, was_there=was_there, is_new=is_new)
             raise
+
+    async def _undo_attach(self, name: str, *, was_there: bool, is_new: bool) -> None:
+        try:
+            if not was_there:
+                await self._dismiss(name)
+            if is_new:
+                await self._sockets.remove(name)
+        except VmmswapError as error:
+            log.warning("what a refused attach started as %s stays: %s", name, error.message)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, name: str, caller: Caller) -> AsyncIterator[None]:
+        """One change of a name's socket at a time, and not too many in all. Nobody waits who has left."""
+        lock = self._turns.setdefault(name, asyncio.Lock())
+        give_back = await self._connection.presence.run(caller.name, self._jobs.take(caller.uid))
+        try:
+            await self._connection.presence.run(caller.name, lock.acquire())
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            give_back()
+
+    async def _claim(self, name: str, caller: Caller, *, for_attach: bool) -> bool:
+        """Have the socket started for the caller, unless the VM or the name is another user's."""
+        try:
+            vm_uid = await self._vm_uid(name)
+            if caller.uid != 0 and vm_uid not in (None, caller.uid):
+                raise AccessDeniedError(f"the VM {name!r} belongs to uid {vm_uid}: choose another name")
+            return await self._sockets.claim(name, caller.uid, for_attach=for_attach)
+        except AccessDeniedError as error:
+            raise self._denied(caller, ATTACH, name, error.message) from error
+
+    def sweep(self) -> None:
+        """See to sockets that a vmmswapd before us made for VMs that have gone since."""
+        for name in self._sockets.made_for_attach():
+            if not self._registry.has(name):
+                self._vm_gone(name)
+
+    def _vm_gone(self, name: str) -> None:
+        if name not in self._following:
+            task = asyncio.create_task(self._remove_with_vm(name))
+            self._following[name] = task
+            task.add_done_callback(lambda _done: self._following.pop(name))
+
+    async def _remove_with_vm(self, name: str) -> None:
+        """Remove a socket that was made only to attach to a VM, once its monitor has ended for good: one that
+        is only started again keeps it.
+        """
+        while self._sockets.is_for_attach(name) and not self._registry.has(name):
+            async with self._turns.setdefault(name, asyncio.Lock()):
+                try:
+                    if await self._sockets.remove_if_idle(name):
+                        return
+                except VmmswapError as error:
+                    log.warning("the socket of %s, made to attach to it, stays: %s", name, error.message)
+                    return
+            await asyncio.sleep(_LOOK_AGAIN_S)
 
     async def _dismiss(self, name: str) -> None:
         """End the monitor that a refused attach has started: it would be listed as a VM."""
@@ -117,46 +207,24 @@ class HostObject:
         try:
             target.check_owned_by(caller)
         except AccessDeniedError as error:
-            raise self._denied(caller, name, error.message) from error
+            raise self._denied(caller, ATTACH, name, error.message) from error
 
-    def _denied(self, caller: Caller, name: str, reason: str) -> AccessDeniedError:
-        self._authority.log_denial(caller, ATTACH, name, reason)
+    def _denied(self, caller: Caller, action: str, name: str, reason: str) -> AccessDeniedError:
+        self._authority.log_denial(caller, action, name, reason)
         return AccessDeniedError(reason)
 
     async def _owner_uid(self, name: str) -> int | None:
+        """Whose name this is, by what is recorded of it or else by the VM that there is."""
+        owner = self._sockets.owner(name)
+        return owner if owner is not None else await self._vm_uid(name)
+
+    async def _vm_uid(self, name: str) -> int | None:
         """Whose VM this is, if there is one."""
         try:
             vm = self._registry.get(name)
             return await vm.owner_uid() if await vm.is_taken() else None
         except NoSuchVMError:
             return None
-
-    async def _start_socket(self, name: str, caller: Caller, owner_uid: int | None) -> Path:
-        """Start vmmswap@NAME.socket, unless the VM or the socket is another user's."""
-        if caller.uid != 0 and owner_uid not in (None, caller.uid):
-            raise self._denied(
-                caller, name, f"the VM {name!r} belongs to uid {owner_uid}: choose another name"
-            )
-        await self._units.start(f"vmmswap@{name}.socket")
-        path = socket_path_of(name)
-        try:
-            holder = path.stat(follow_symlinks=False).st_uid
-        except OSError as error:
-            raise _no_socket(path, name, error) from error
-        if caller.uid not in (0, holder) and holder != 0:
-            raise self._denied(caller, name, f"{path} was prepared for uid {holder}: choose another name")
-        return path
-
-    def _give(self, path: Path, name: str, caller: Caller) -> None:
-        """The socket is the caller's to connect to."""
-        try:
-            os.chown(path, caller.uid, -1, follow_symlinks=False)
-        except OSError as error:
-            raise _no_socket(path, name, error) from error
-
-
-def _no_socket(path: Path, name: str, error: OSError) -> NotSupportedError:
-    return NotSupportedError(f"vmmswap@{name}.socket is started, yet {path}: {error.strerror}")
 
 
 async def _values_or_nothing(vm: Vm) -> dict[str, Any]:

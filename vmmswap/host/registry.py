@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from vmmswap.bus.authority import Authority
@@ -22,6 +23,7 @@ from vmmswap.bus.interface import (
     STATUS_CHANGED,
     Interface,
 )
+from vmmswap.bus.waiting import CHANGES, READS, Slots, caller_uid
 from vmmswap.errors import BusyError, InvalidNameError, NoSuchVMError, VmmswapError
 from vmmswap.names import HOST_PATH, VM_BUS_PREFIX, VM_PATH_PREFIX, label_of, name_of
 
@@ -31,8 +33,13 @@ _READ_TIMEOUT_S = 5.0
 _CHANGE_TIMEOUT_S = 3600.0  # Exit answers when all memory is in; the real caller has a timeout of its own
 _GONE = tuple(DBUS_ERROR + name for name in ("ServiceUnknown", "NameHasNoOwner", "Disconnected", "NoReply"))
 _FRESH_READS = 5
-_FORWARDED = 100  # a system bus allows 128 replies to be awaited
 _CHANGES_PER_VM = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    reads: Slots
+    changes: Slots
 
 
 class Vm:
@@ -46,7 +53,7 @@ class Vm:
         authority: Authority,
         label: str,
         owner: str,
-        slots: asyncio.Semaphore,
+        slots: _Slots,
     ) -> None:
         self.name = name_of(label)
         self.path = VM_PATH_PREFIX + label
@@ -88,7 +95,7 @@ class Vm:
     async def dismiss(self) -> None:
         """End the monitor if it has no VM. Its socket stays: whoever connects starts it again."""
         if not await self.is_taken():
-            await self._forward(MANAGER.name, "Exit", "", [], _CHANGE_TIMEOUT_S)
+            await self._forward(MANAGER.name, "Exit", "", [], changes=True)
 
     async def _change(self, interface: Interface, call: Call) -> list[Any]:
         if self._changing >= _CHANGES_PER_VM:
@@ -96,27 +103,28 @@ class Vm:
         self._changing += 1
         try:
             return await self._forward(
-                interface.name, call.method.name, call.method.in_signature, call.args, _CHANGE_TIMEOUT_S
+                interface.name, call.method.name, call.method.in_signature, call.args, changes=True
             )
         finally:
             self._changing -= 1
 
     async def _forward(
-        self, interface: str, member: str, signature: str, args: list[Any], timeout_s: float = _READ_TIMEOUT_S
+        self, interface: str, member: str, signature: str, args: list[Any], *, changes: bool = False
     ) -> list[Any]:
         # To the unique name: neither a monitor that has come since nor activation is what the caller meant.
+        slots = self._slots.changes if changes else self._slots.reads
         try:
-            async with self._slots:
-                return await self._connection.call(
-                    self.owner,
-                    self.path,
-                    interface,
-                    member,
-                    signature,
-                    args,
-                    timeout_s=timeout_s,
-                    flags=Flag.NO_AUTO_START,
-                )
+            return await self._connection.call(
+                self.owner,
+                self.path,
+                interface,
+                member,
+                signature,
+                args,
+                timeout_s=_CHANGE_TIMEOUT_S if changes else _READ_TIMEOUT_S,
+                flags=Flag.NO_AUTO_START,
+                on_settled=await slots.take(caller_uid.get()),
+            )
         except RemoteError as error:
             if error.error_name in _GONE:
                 raise await self._no_answer(error) from error
@@ -136,8 +144,9 @@ class Registry:
         self._authority = authority
         self._vms: dict[str, Vm] = {}  # by object path
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(_FORWARDED)
+        self._slots = _Slots(Slots(READS), Slots(CHANGES))
         self._changed = asyncio.Condition()
+        self.on_gone: Callable[[str], None] = lambda _name: None  # told the name of each VM that leaves
         self._told: set[str] = set()  # names that changed hands since _list began
 
     async def start(self) -> None:
@@ -211,7 +220,8 @@ class Registry:
         known = self._vms.get(VM_PATH_PREFIX + label)
         if known and known.owner == new:
             return  # listed at connect, and told of once more
-        if self._forget(VM_PATH_PREFIX + label):
+        if gone := self._forget(VM_PATH_PREFIX + label):
+            self.on_gone(gone.name)
             body = [VM_PATH_PREFIX + label, [MANAGER.name]]
             self._emit(INTERFACES_REMOVED.name, INTERFACES_REMOVED.signature, body)
         if new and (vm := self._remember(label, new)):

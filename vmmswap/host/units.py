@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import Any
 
 from vmmswap.bus.connection import Connection, Match
 from vmmswap.bus.dbus import Message
@@ -32,16 +34,33 @@ class Units:
 
     async def start(self, unit: str) -> None:
         """Start the unit; NotSupportedError with systemd's reason if that cannot be."""
+        await self._do("start", "StartUnit", unit)
+
+    async def stop(self, unit: str) -> None:
+        """Stop the unit; NotSupportedError with systemd's reason if that cannot be."""
+        await self._do("stop", "StopUnit", unit)
+
+    async def is_active(self, unit: str) -> bool:
+        """Whether the unit is active, or on its way to or from that; False without systemd."""
+        return await self._ask("ListUnitsByNames", "as", [[unit]], _is_row_active)
+
+    async def is_enabled(self, unit: str) -> bool:
+        """Whether systemd starts the unit by itself; False without systemd."""
+        return await self._ask(
+            "GetUnitFileState", "s", [unit], lambda state: state in ("enabled", "enabled-runtime")
+        )
+
+    async def _do(self, verb: str, method: str, unit: str) -> None:
         owner = await self._connection.owner_of(SYSTEMD)
         if not owner:
             raise NotSupportedError(
-                f"cannot start {unit}: systemd is not on this bus. Run vmmswap-monitor --listen instead"
+                f"cannot {verb} {unit}: systemd is not on this bus. Run vmmswap-monitor --listen instead"
             )
         ended: asyncio.Queue[Message] = asyncio.Queue()
         self._jobs.add(ended)
         try:
             async with asyncio.timeout(_JOB_TIMEOUT_S):
-                result = await self._run(unit, owner, ended)
+                result = await self._run(method, unit, owner, ended)
         except TimeoutError:
             result = f"timeout after {_JOB_TIMEOUT_S:g} s"
         except RemoteError as error:
@@ -50,7 +69,7 @@ class Units:
             self._jobs.discard(ended)
         if result != "done":
             raise NotSupportedError(
-                f"systemd could not start {unit}: {result}. See `systemctl status {unit}`"
+                f"systemd could not {verb} {unit}: {result}. See `systemctl status {unit}`"
             )
 
     async def active_sockets(self) -> list[str]:
@@ -62,13 +81,21 @@ class Units:
         )
         return [row[0] for row in rows]
 
-    async def _run(self, unit: str, owner: str, ended: asyncio.Queue[Message]) -> str:
+    async def _ask(
+        self, method: str, signature: str, arguments: list[Any], judge: Callable[[Any], bool]
+    ) -> bool:
+        if not await self._connection.owner_of(SYSTEMD):
+            return False
+        [answer] = await self._connection.call(SYSTEMD, _PATH, _MANAGER, method, signature, arguments)
+        return judge(answer)
+
+    async def _run(self, method: str, unit: str, owner: str, ended: asyncio.Queue[Message]) -> str:
         try:
             await self._connection.call(SYSTEMD, _PATH, _MANAGER, "Subscribe")
         except RemoteError as error:
             if error.error_name != _ALREADY:
                 raise
-        [job] = await self._connection.call(SYSTEMD, _PATH, _MANAGER, "StartUnit", "ss", [unit, "replace"])
+        [job] = await self._connection.call(SYSTEMD, _PATH, _MANAGER, method, "ss", [unit, "replace"])
         while True:
             message = await ended.get()
             if message.sender == owner and message.body[1] == job:
@@ -77,3 +104,8 @@ class Units:
     def _job_removed(self, message: Message) -> None:
         for queue in self._jobs:
             queue.put_nowait(message)
+
+
+def _is_row_active(rows: list[list[Any]]) -> bool:
+    """rows: name, description, load state, active state and more, of each unit."""
+    return any(row[3] not in ("inactive", "failed") for row in rows)

@@ -176,6 +176,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
         bus=options.bus,
         listener=None,
         kept=given,
+        starts_on_demand=fdstore.LISTEN in given,
         fd_store=fd_store,
         keeper=helper,
         journal=journal,

@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from vmmswap import log, message_ids
@@ -23,6 +24,7 @@ from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapE
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import file_id, is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame, Limits
 from vmmswap.handoff.server import HandoffServer
 from vmmswap.handoff.session import register_firecracker
@@ -33,6 +35,7 @@ from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keeper import Keeper
+from vmmswap.monitor.ownership import Ownership
 from vmmswap.monitor.processes import Processes, is_vmm_alive
 from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register
 
@@ -54,6 +57,7 @@ class Setup:
     config_path: Path | None = None  # the configuration to read anew; None: the host's
     kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
     fd_store: bool = False
+    starts_on_demand: bool = False  # whoever connects starts the next monitor
     journal: bool = False
     keeper: Keeper | None = None
     attach: int | None = None  # the pidfd of a VMM to take over at once
@@ -67,6 +71,7 @@ class Monitor:
     def __init__(self, setup: Setup) -> None:
         self.name = setup.name
         self._setup = setup
+        self._ownership = Ownership(setup.name, setup.config.owner, setup.listener)
         self._store = FdStore(service.manager() if setup.fd_store else None, setup.keeper)
         self._controller = Controller(setup.name, setup.config, journal=setup.journal, log_dir=setup.log_dir)
         self._controller.on_released = self._released
@@ -77,6 +82,7 @@ class Monitor:
         self._detaching: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._oom_victim = service.OomVictim()
         self._is_keeping = False  # a message that is sent only once, while its VM registers
         self._put_off: Callable[[], None] | None = None  # what a signal asked for meanwhile
         self._server: HandoffServer | None = None
@@ -96,7 +102,16 @@ class Monitor:
         if not recovered:
             await self._register_kept()
         has_vm = recovered or self._controller.vm is not None
-        self._server = HandoffServer(self, limits, is_registered=has_vm or self._setup.attach is not None)
+        self._server = HandoffServer(
+            self,
+            limits,
+            is_registered=has_vm or self._setup.attach is not None,
+            owner_uid=self._ownership.owner_uid,
+        )
+        if not has_vm:
+            self._oom_victim.first()
+        if self._setup.starts_on_demand and self._setup.config.idle_exit_s:
+            tasks.append(loop.create_task(self._exit_when_idle(self._server), name="idle exit"))
         if recovered:
             self._recover(self._server)
         elif self._setup.attach is not None:
@@ -123,7 +138,20 @@ class Monitor:
                 await connection.close()
             await self._barrier()  # systemd takes nothing from a process that is gone
 
+    async def _exit_when_idle(self, server: HandoffServer) -> None:
+        """End after a whole period without a VM and without a connection."""
+        accepted = -1
+        while accepted != server.accepted or not server.is_idle or self._controller.vm is not None:
+            accepted = server.accepted
+            await asyncio.sleep(self._setup.config.idle_exit_s)
+        server.stop_accepting()
+        _log.info("no VM for %g s: ending until somebody connects", self._setup.config.idle_exit_s)
+        self._finish(0)
+
     # The hand-off
+
+    def check_peer(self, peer: Peer) -> None:
+        self._ownership.check(peer.uid)
 
     async def register(self, request: requests.RegisterRequest) -> None:
         vmm = request.process
@@ -141,6 +169,7 @@ class Monitor:
     async def register_vm(self, new: NewVm) -> None:
         """Serve a VM from now on, wherever its fds came from. Returns when it is safe in the fd store."""
         self._check_free()
+        new = replace(new, uid=self._owner_of(new.uid))
         vm = register(self.name, new, self._setup.config, self._setup.swap_dir, self._store)
         try:
             if new.snapshot is None:
@@ -164,6 +193,11 @@ class Monitor:
         )
         for limit in new.vmm.limits:
             _log.warning("process %d: %s", new.vmm.pid, limit)
+
+    def _owner_of(self, uid: int) -> int:
+        """Whose VM it is that this uid hands over."""
+        recorded = self._ownership.owner_uid()
+        return uid if recorded is None else recorded
 
     async def _must_be_kept(self) -> None:
         try:
@@ -210,9 +244,10 @@ class Monitor:
 
     async def register_firecracker(self, request: requests.FirecrackerRequest) -> None:
         path = snapshot.configured_file(self.name, self._setup.config_path)
-        file = snapshot.open_file(path, request.regions)
-        _log.info("guest memory comes from SnapshotFile=%s", path)
+        may_read = partial(self._ownership.check_snapshot, uid=request.peer.uid)
+        file = snapshot.open_file(path, request.regions, may_read)
         try:
+            _log.info("guest memory comes from SnapshotFile=%s", path)
             await self.register_vm(
                 NewVm(
                     vmm=NewProcess(
@@ -255,6 +290,7 @@ class Monitor:
         self._registered()[0].remove_regions(request.regions)
 
     async def attach(self, request: requests.AttachRequest) -> None:
+        self._ownership.check(request.uid)
         user = User(request.uid, request.gid, request.caller_pid)
         options = Options(tuple(map(parse_region, request.regions)), request.force, user)
         await self._attach(request.pidfd, options, pins=request.pins, qmp=request.qmp)
@@ -322,6 +358,7 @@ class Monitor:
     # The VM
 
     def _serve(self, vm: Vm, *, error: VmmswapError | None = None) -> None:
+        self._oom_victim.last()
         self._processes = Processes(vm, self._vmm_gone)
         self._controller.check_before_enable = self._processes.check_covered
         vm.count_in_process()

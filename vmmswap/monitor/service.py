@@ -66,6 +66,33 @@ async def extend_stop() -> None:
         await asyncio.sleep(_EXTEND_EVERY_S)
 
 
+class OomVictim:
+    """Whether the kernel, when memory is short, kills this process before others of the unit's kind.
+
+    A process may raise its oom_score_adj and go back to what the service manager gave it (fs/proc/base.c:
+    only below that CAP_SYS_RESOURCE is needed).
+    """
+
+    _FILE = Path("/proc/self/oom_score_adj")
+
+    def __init__(self) -> None:
+        self._given = self._FILE.read_text()
+
+    def first(self) -> None:
+        """Before all monitors that serve a guest."""
+        self._write("500")
+
+    def last(self) -> None:
+        """As the service manager wants it."""
+        self._write(self._given)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._FILE.write_text(text)
+        except OSError as error:
+            _log.debug("oom_score_adj stays as it is: %s", error.strerror)
+
+
 def lock_memory() -> None:
     """Never be swapped out while a guest waits for us. Only what is used counts (MCL_ONFAULT).
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vmmswap import config
@@ -42,8 +42,11 @@ def configured_file(name: str, config_path: Path | None) -> str:
     return path
 
 
-def open_file(path: str, regions: Sequence[Region]) -> int:
-    """The memory file, open for reading. StorageFailedError, or InvalidRegionError if it is too short."""
+def open_file(path: str, regions: Sequence[Region], check_reader: Callable[[int], None]) -> int:
+    """The memory file, open for reading. StorageFailedError, or InvalidRegionError if it is too short.
+
+    check_reader raises if its contents may not go to who asks; nothing of the file is told before.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -52,6 +55,7 @@ def open_file(path: str, regions: Sequence[Region]) -> int:
             " vmmswap's user may read it"
         ) from None
     try:
+        check_reader(fd)
         _check_file(fd, path, regions)
     except BaseException:
         os.close(fd)

@@ -17,6 +17,7 @@ from pathlib import Path
 from vmmswap.attach.access import ROOT, User
 from vmmswap.attach.failpoint import reach
 from vmmswap.config import Config
+from vmmswap.disk_limits import disk_limits
 from vmmswap.engine import Engine, EngineConfig, EngineStats, Range
 from vmmswap.errors import BusyError, InvalidRegionError
 from vmmswap.handoff.fds import FileId, file_id
@@ -437,7 +438,14 @@ class Vm:
 
 
 def engine_config(config: Config, swap_dir: Path, *, is_snapshot: bool) -> EngineConfig:
-    return EngineConfig(swap_dir, config.fault_threads, config.spin_us, config.workers, is_snapshot)
+    return EngineConfig(
+        swap_dir,
+        config.fault_threads,
+        config.spin_us,
+        config.workers,
+        is_snapshot,
+        *disk_limits(config, swap_dir),
+    )
 
 
 def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdStore) -> Vm:

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 int store_mark_used(struct store *store, uint64_t slot_idx)
@@ -39,6 +40,12 @@ void store_destroy(struct store *store)
 	pthread_mutex_destroy(&store->write_back);
 	free(store->place);
 	free(store);
+}
+
+void store_limit(struct store *store, uint64_t max_bytes, uint64_t keep_free_bytes)
+{
+	store->max_bytes = max_bytes;
+	store->keep_free_bytes = keep_free_bytes;
 }
 
 int store_fd(const struct store *store)
@@ -154,6 +161,37 @@ static bool is_no_space(int rc)
 	return rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG;
 }
 
+/* What stands against n pages of new disk blocks. A file system that does not tell has none of it. */
+enum shortage { NO_SHORTAGE, OVER_MAX, INTO_RESERVE };
+
+static enum shortage find_shortage(const struct store *store, size_t n)
+{
+	uint64_t wanted_bytes = bytes_of_pages(n);
+	struct statvfs fs;
+	struct stat st;
+
+	if (store->max_bytes && fstat(store->fd, &st) == 0 &&
+	    (uint64_t)st.st_blocks * 512 + wanted_bytes > store->max_bytes)
+		return OVER_MAX;
+	if (store->keep_free_bytes && fstatvfs(store->fd, &fs) == 0 &&
+	    (uint64_t)fs.f_bavail * fs.f_frsize < store->keep_free_bytes + wanted_bytes)
+		return INTO_RESERVE;
+	return NO_SHORTAGE;
+}
+
+static int refuse_shortage(const struct store *store, enum shortage shortage, struct error *err)
+{
+	if (shortage == OVER_MAX)
+		return error_set(
+			err, ENOSPC,
+			"the VM may store %llu MiB in swap directory %s and needs more: raise DiskTierMax=",
+			(unsigned long long)(store->max_bytes >> 20), store->place);
+	return error_set(err, ENOSPC,
+			 "less than %llu MiB would be left free on the file system of swap directory %s: "
+			 "free some there, set another one, or lower DiskKeepFree=",
+			 (unsigned long long)(store->keep_free_bytes >> 20), store->place);
+}
+
 static int refuse_put(const struct store *store, size_t n, int rc, struct error *err)
 {
 	unsigned long kib = (unsigned long)(bytes_of_pages(n) >> 10);
@@ -187,6 +225,7 @@ static int refuse_put(const struct store *store, size_t n, int rc, struct error 
 
 int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_idx, struct error *err)
 {
+	enum shortage shortage;
 	int rc;
 
 	if (!n)
@@ -199,7 +238,8 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 				 "the store in %s is not ready: "
 				 "its used slots are still being marked",
 				 store->place);
-	rc = put(store, pages, n, slot_idx, slots_take);
+	shortage = find_shortage(store, n);
+	rc = shortage ? -ENOSPC : put(store, pages, n, slot_idx, slots_take);
 	/* No new blocks to be had: what was freed inside the file still has its own. */
 	if (is_no_space(rc)) {
 		int again = put(store, pages, n, slot_idx, slots_take_spare);
@@ -209,7 +249,8 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 	}
 	if (rc) {
 		store_trim(store);
-		return refuse_put(store, n, rc, err);
+		return shortage && rc == -ENOSPC ? refuse_shortage(store, shortage, err) :
+						   refuse_put(store, n, rc, err);
 	}
 	FAILPOINT_HERE("store.written");
 	return 0;

@@ -66,6 +66,11 @@ int store_open_snapshot(int fd, struct snapshot_version *version, struct store *
  * does not tell, everything is data. */
 bool store_next_data(struct store *store, uint64_t slot_idx, uint64_t *start_idx, uint64_t *end_idx);
 
+/* Before the first put. max_bytes: what the file may occupy on the disk. keep_free_bytes: what a put leaves free on the file
+ * system for others, but for what other stores write in the same moment. 0: no limit. Slots that have disk blocks already are
+ * used all the same. */
+void store_limit(struct store *store, uint64_t max_bytes, uint64_t keep_free_bytes);
+
 /* Closes the fd; the pages are lost unless someone else holds a dup of it. NULL is allowed. */
 void store_destroy(struct store *store);
 

@@ -24,6 +24,8 @@ struct store {
 	enum store_mode mode;
 	char *place;			 /* the swap directory, or the snapshot's file; for messages only */
 	struct snapshot_version version; /* SNAPSHOT only */
+	uint64_t max_bytes;		 /* of disk blocks; 0: no limit */
+	uint64_t keep_free_bytes;	 /* on the file system; 0: none */
 	uint64_t marks_n;		 /* slots in the adopted file; marks must be below */
 	/* pages can be put: false between store_adopt() and store_ready(), and for a snapshot */
 	bool ready;

@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who may do what: attacks as real users of a booted machine, on vmmswap as it is installed.
+
+alice and bob own VMs and are in the group vmmswap, eve is in no group; root is the administrator.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import installation
+from tests.support.guest import GuestError
+from tests.support.machine import Machine
+from tests.support.service import GuestInside, Service
+from vmmswap.message_ids import ACCESS_DENIED
+from vmmswap.names import HOST_INTERFACE, HOST_PATH, MANAGER_INTERFACE, object_path_of
+
+HOST = ("org.vmmswap", HOST_PATH, HOST_INTERFACE)
+SUPPORT = Path(__file__).parents[1] / "support"
+HOSTILE = "/usr/local/lib/hostile.py"
+RULES = "/etc/polkit-1/rules.d/10-vmmswap-test.rules"
+CONFIG = "/etc/vmmswap.conf.d/security.conf"
+FIRECRACKERS = '[{"base_host_virt_addr":4096,"size":4096,"offset":0,"page_size":4096}]'
+REGISTER = '{"vmmswap":1,"type":"register","regions":[]}\n'
+# Mallory may attach, and nothing else; prepare and attach, that is, under names that are nobody's.
+MAY_ATTACH = """
+polkit.addRule(function(action, subject) {
+    if (action.id == "org.vmmswap.attach" && subject.user == "mallory") return polkit.Result.YES;
+});
+"""
+
+
+class Host(Service):
+    """The installed service with its users."""
+
+    def hostile(self, user: str, *arguments: str) -> str:
+        """What the hostile program prints as this user."""
+        return self.machine.sh(hostile_command(*arguments), user=user).stdout
+
+    def host(self, user: str, member: str, *arguments: str) -> str:
+        """Call org.vmmswap.Host: what dbus-send prints, "" or the error's name and text."""
+        return self.send(user, HOST_PATH, f"{HOST_INTERFACE}.{member}", *arguments)
+
+    def manage(self, user: str, name: str, member: str) -> str:
+        """Call the VM through vmmswapd: "" or the error."""
+        return self.send(user, object_path_of(name), f"{MANAGER_INTERFACE}.{member}")
+
+    def send(self, user: str, path: str, member: str, *arguments: str) -> str:
+        command = ["dbus-send", "--system", "--print-reply", "--reply-timeout=60000", "--dest=org.vmmswap"]
+        done = self.machine.sh(shlex.join([*command, path, member, *arguments]), user=user, check=False)
+        return done.stderr.strip().removeprefix("Error ") if done.returncode else ""
+
+    def configure(self, text: str) -> None:
+        self.machine.path(CONFIG).parent.mkdir(exist_ok=True)
+        self.machine.path(CONFIG).write_text(text)
+
+    def socket(self, name: str) -> str:
+        return self.machine.sh(f"stat -c '%U %G %a' /run/vmmswap/{name}.sock").stdout.strip()
+
+    def end(self, name: str) -> None:
+        """The monitor and the socket of a name that a test has used."""
+        self.machine.run("systemctl", "stop", f"vmmswap@{name}.socket", f"vmmswap@{name}.service")
+
+
+def hostile_command(*arguments: str) -> str:
+    return shlex.join(["env", "PYTHONPATH=/usr/lib/vmmswap", "python3", HOSTILE, *arguments])
+
+
+@pytest.fixture(scope="module")
+def host(tree: Path) -> Iterator[Host]:
+    if reason := Machine.missing():
+        pytest.skip(reason)
+    with Machine(binds={installation.INSIDE: str(tree)}) as machine:
+        if machine.sh("test -x /usr/lib/polkit-1/polkitd", check=False).returncode != 0:
+            pytest.skip("needs polkitd")
+        installation.make_inside(machine, "install")
+        machine.sh("for user in alice bob eve mallory; do useradd --no-create-home $user; done")
+        machine.sh("for user in alice bob; do usermod --append --groups vmmswap $user; done")
+        # As the udev rule has it.
+        machine.sh("chgrp vmmswap /dev/userfaultfd && chmod 660 /dev/userfaultfd")
+        machine.sh(f"cp {SUPPORT}/hostile.py {HOSTILE} && chmod 755 {HOSTILE}")
+        machine.sh(f"mkdir -p {Path(RULES).parent} && cat >{RULES}", stdin=MAY_ATTACH)
+        machine.sh("systemctl reset-failed polkit.service; systemctl restart polkit.service")
+        yield Host(machine)
+
+
+@contextmanager
+def guest_of(host: Host, user: str, name: str) -> Iterator[GuestInside]:
+    """A VM of this user on a socket that is there."""
+    options = {"regions": ("16M",), "socket": Path(f"/run/vmmswap/{name}.sock")}
+    guest = GuestInside(host.machine, f"guest-{name}.service", (), user, **options)
+    with guest:
+        try:
+            assert guest.wait_ready() == name
+        except GuestError as error:
+            raise GuestError(f"{error}\n{host.log(name)}") from error
+        guest.fill()
+        yield guest
+    host.wait_unit(name, "inactive")
+
+
+# Whose a name is
+
+
+def test_snapshot_memory_goes_to_its_vms_owner_only(host: Host) -> None:
+    """SnapshotFile= is opened by root. Neither the group nor the attach grant may have it read out."""
+    host.machine.sh("install -m 600 /dev/null /srv/secret.mem && truncate -s 1M /srv/secret.mem")
+    host.configure("[VM snap]\nSnapshotFile=/srv/secret.mem\n[VM snapowned]\nOwner=bob\n")
+    host.machine.run("systemctl", "start", "vmmswap@snap.socket")
+    # Mallory may attach, and prepare a name that is nobody's: this one has a socket of the administrator's.
+    assert "AccessDenied" in host.host("mallory", "Prepare", "string:snap")
+    answer = host.hostile("alice", "handoff", "/run/vmmswap/snap.sock", FIRECRACKERS)
+    assert "not a userfaultfd" in answer  # a VM may come from the group; its contents are checked for below
+    host.end("snap")
+    assert host.host("mallory", "Prepare", "string:snap") == ""
+    assert host.socket("snap") == "mallory vmmswap 600"
+    host.end("snap")
+
+
+@pytest.mark.parametrize("message", [FIRECRACKERS, REGISTER], ids=["firecracker", "register"])
+def test_nobody_hands_over_under_a_name_that_is_anothers(host: Host, message: str) -> None:
+    """Refused for who he is, before anything that he sent is looked at."""
+    host.configure("[VM owned]\nOwner=bob\n")
+    host.machine.run("systemctl", "start", "vmmswap@owned.socket")
+    answer = json.loads(host.hostile("alice", "handoff", "/run/vmmswap/owned.sock", message))
+    assert answer["error"] == "org.vmmswap.Error.AccessDenied", answer
+    answer = json.loads(host.hostile("bob", "handoff", "/run/vmmswap/owned.sock", message))
+    assert answer["error"] != "org.vmmswap.Error.AccessDenied", answer
+    assert host.hostile("eve", "handoff", "/run/vmmswap/owned.sock", message) == "PermissionError\n"
+    with guest_of(host, "bob", "owned"):
+        assert host.status("owned")["State"] == "Ready"
+    host.end("owned")
+
+
+def test_a_prepared_socket_is_its_callers_alone(host: Host) -> None:
+    host.configure("")
+    assert host.host("mallory", "Prepare", "string:private") == ""
+    assert host.socket("private") == "mallory vmmswap 600"
+    for user in ("alice", "eve"):
+        assert host.hostile(user, "handoff", "/run/vmmswap/private.sock", REGISTER) == "PermissionError\n"
+    # He may open his own socket to others. They cannot hand over all the same.
+    host.machine.sh("chmod 666 /run/vmmswap/private.sock", user="mallory")
+    answer = json.loads(host.hostile("eve", "handoff", "/run/vmmswap/private.sock", REGISTER))
+    assert answer["error"] == "org.vmmswap.Error.AccessDenied", answer
+    host.end("private")
+
+
+def test_nobody_prepares_or_attaches_under_a_name_that_is_the_administrators(host: Host) -> None:
+    host.configure("[VM bobs]\nOwner=bob\n")
+    host.machine.run("systemctl", "enable", "vmmswap@enabled.socket")  # not started yet, as early in a boot
+    host.machine.run("systemctl", "start", "vmmswap@started.socket")
+    pid = host.machine.unit(
+        host.machine.spawn("exec sleep infinity", unit="mallorys.service", user="mallory"), "MainPID"
+    )["MainPID"]
+    for name in ("enabled", "started", "bobs"):
+        for call in (("Prepare", f"string:{name}"), ("Attach", f"string:{name}", f"uint32:{pid}")):
+            text = host.host("mallory", *call)
+            assert text.startswith("org.vmmswap.Error.AccessDenied: "), (call, text)
+    assert host.socket("started") == "root vmmswap 660"
+    assert not host.machine.path("/run/vmmswap/enabled.sock").exists()
+    assert host.host("bob", "Prepare", "string:bobs") == ""
+    assert host.socket("bobs") == "bob vmmswap 600"
+    denials = host.machine.journal(MESSAGE_ID=ACCESS_DENIED, VMMSWAP_VM="started")
+    assert {entry["VMMSWAP_ACTION"] for entry in denials} == {"org.vmmswap.attach"}
+    host.machine.run("systemctl", "stop", "mallorys.service")
+    host.machine.run("systemctl", "disable", "vmmswap@enabled.socket")
+    for name in ("started", "bobs"):
+        host.end(name)
+
+
+def test_a_refused_attach_leaves_nothing(host: Host) -> None:
+    host.configure("")
+    unit = host.machine.spawn("exec sleep infinity", unit="plain.service", user="mallory")
+    pid = host.machine.unit(unit, "MainPID")["MainPID"]
+    assert "no shared guest memory" in host.host("mallory", "Attach", "string:nothing", f"uint32:{pid}")
+    assert not host.machine.path("/run/vmmswap/nothing.sock").exists()
+    for directory in ("/var/lib/vmmswap/nothing", "/var/log/vmmswap/nothing"):
+        assert not host.machine.path(directory).exists()
+    assert host.wait_unit("nothing", "inactive")["Result"] == "success"
+    host.machine.run("systemctl", "stop", unit)
+
+
+def test_an_owner_does_all_with_his_vm_and_nothing_with_anothers(host: Host) -> None:
+    host.configure("[VM bobs]\nOwner=bob\n")
+    assert host.host("bob", "Prepare", "string:bobs") == ""
+    with guest_of(host, "bob", "bobs") as guest:
+        # Mallory may attach. That lets her do nothing to a VM that is there.
+        for user in ("mallory", "alice", "eve"):
+            for member in ("Enable", "Disable", "StartPageFaultLogging", "Exit", "Detach"):
+                assert host.manage(user, "bobs", member).startswith("org.vmmswap.Error.AccessDenied: ")
+            for call in (("Unprepare", "string:bobs"), ("Prepare", "string:bobs")):
+                assert host.host(user, *call).startswith("org.vmmswap.Error.AccessDenied: ")
+        assert host.manage("bob", "bobs", "Enable") == ""
+        host.wait_state("bobs", "Active")
+        assert "Busy" in host.host("bob", "Unprepare", "string:bobs")
+        assert host.manage("bob", "bobs", "Exit") == ""
+        assert guest.verify().wrong_bytes == 0
+    host.wait_unit("bobs", "inactive")
+    assert host.host("bob", "Unprepare", "string:bobs") == ""
+    for path in ("/run/vmmswap/bobs.sock", "/var/lib/vmmswap/bobs", "/var/log/vmmswap/bobs"):
+        assert not host.machine.path(path).exists(), path
+    assert "NoSuchVM" in host.host("bob", "Unprepare", "string:bobs")
+
+
+BY_VM = """
+polkit.addRule(function(action, subject) {
+    if (action.id == "org.vmmswap.control" && subject.user == "eve" && action.lookup("vm") == "webone"
+        && action.lookup("owner_uid") == "%d") return polkit.Result.YES;
+});
+"""
+
+
+def test_a_rule_allows_one_vm(host: Host) -> None:
+    uid = int(host.machine.sh("id --user alice").stdout)
+    host.configure("[VM webone]\nOwner=alice\n[VM webtwo]\nOwner=alice\n")
+    host.machine.sh(f"cat >{RULES}.new && mv {RULES}.new {RULES.replace('10', '20')}", stdin=BY_VM % uid)
+    host.machine.sh("systemctl reset-failed polkit.service; systemctl restart polkit.service")
+    host.machine.run("systemctl", "start", "vmmswap@webone.socket", "vmmswap@webtwo.socket")
+    with guest_of(host, "alice", "webone"), guest_of(host, "alice", "webtwo"):
+        assert host.manage("eve", "webone", "Enable") == ""
+        assert "AccessDenied" in host.manage("eve", "webtwo", "Enable")
+        assert "AccessDenied" in host.manage("eve", "webone", "Exit")
+        host.wait_state("webone", "Active")
+    for name in ("webone", "webtwo"):
+        host.end(name)
+
+
+# How much
+
+
+def test_monitors_without_a_vm_end_and_their_number_is_bounded(host: Host) -> None:
+    host.configure("[Swap]\nIdleExitSec=0.5\nMaxVMsPerUser=3\n")
+    for name in ("many1", "many2", "many3"):
+        assert host.host("mallory", "Prepare", f"string:{name}") == ""
+    text = host.host("mallory", "Prepare", "string:many4")
+    assert text.startswith("org.vmmswap.Error.Busy: ") and "MaxVMsPerUser=3" in text, text
+    assert host.host("root", "Prepare", "string:roots") == ""
+    assert "regions" in host.hostile("mallory", "handoff", "/run/vmmswap/many1.sock", REGISTER)
+    assert host.machine.journal("--unit=vmmswap@many1.service", "--grep=hand-off refused") != []
+    assert host.wait_unit("many1", "inactive")["Result"] == "success"
+    assert "regions" in host.hostile("mallory", "handoff", "/run/vmmswap/many1.sock", REGISTER)  # another
+    assert host.host("mallory", "Unprepare", "string:many1") == ""
+    assert host.host("mallory", "Prepare", "string:many4") == ""
+    for name in ("many2", "many3", "many4"):
+        assert host.host("mallory", "Unprepare", f"string:{name}") == ""
+    host.end("roots")
+    for parent in ("/run/vmmswap", "/var/lib/vmmswap", "/var/log/vmmswap"):
+        assert list(host.machine.path(parent).glob("many*")) == []
+
+
+def test_a_monitor_is_in_the_slice_and_without_a_vm_the_first_to_go(host: Host) -> None:
+    host.configure("[VM sliced]\nOwner=bob\n")
+    host.machine.run("systemctl", "start", "vmmswap@sliced.service")
+    assert host.machine.unit("vmmswap@sliced.service", "Slice") == {"Slice": "vmmswap.slice"}
+    assert host.machine.unit("vmmswap.slice", "MemoryMax")["MemoryMax"] not in ("infinity", "0")
+
+    def score() -> int:
+        return int(host.machine.path(f"/proc/{host.pid('sliced')}/oom_score_adj").read_text())
+
+    assert score() == 500
+    with guest_of(host, "bob", "sliced"):
+        assert score() <= 0
+    host.end("sliced")
+
+
+@contextmanager
+def hostile_unit(host: Host, user: str, *arguments: str) -> Iterator[Path]:
+    """The hostile program in the background; what it prints."""
+    output = host.machine.path("/run/hostile.output")
+    unit = host.machine.spawn(f"exec {hostile_command(*arguments)} >/run/hostile.output", user=user)
+    yield output
+    host.machine.run("systemctl", "kill", "--signal=KILL", unit)
+
+
+def test_one_users_connections_leave_room_for_the_owner(host: Host) -> None:
+    host.configure("[VM crowded]\nOwner=bob\nHandoffTimeoutSec=600\n")
+    host.machine.run("systemctl", "start", "vmmswap@crowded.socket")
+    host.machine.sh("install -o alice /dev/null /run/hostile.output")
+    with hostile_unit(host, "alice", "hold", "/run/vmmswap/crowded.sock", "100", "16") as output:
+        assert host.machine.wait_for("its connections", output.read_text) == "16\n"
+        with guest_of(host, "bob", "crowded"):
+            assert host.status("crowded")["State"] == "Ready"
+    host.end("crowded")
+
+
+def test_questions_for_passwords_leave_room_for_root_and_end_with_who_asked(host: Host) -> None:
+    """The bus allows vmmswapd 128 replies that are still to come; each of these waits for two minutes."""
+    call = ("5", "60", HOST_PATH, f"{HOST_INTERFACE}.Prepare", "s", "eves")
+    for _ in range(2):  # the second time shows that nothing of the first is left
+        host.machine.sh("install -o eve /dev/null /run/hostile.output")
+        with hostile_unit(host, "eve", "flood", *call) as output:
+
+            def all_answered(output: Path = output) -> list[str] | None:
+                lines = output.read_text().split()
+                return lines if len(lines) > 5 * 60 else None
+
+            lines = host.machine.wait_for("all but those that wait", all_answered)
+            assert sorted(lines) == ["asked"] * 4 + ["org.vmmswap.Error.Busy"] * 296 + ["sent"]
+            assert host.host("root", "Prepare", "string:rooms") == ""
+            assert host.host("mallory", "Prepare", "string:rooms2") == ""  # another user, whom polkit answers
+            assert host.host("alice", "ListVMs") == ""
+            host.end("rooms")
+            host.end("rooms2")
+
+
+def test_calls_that_wait_for_a_hung_monitor_leave_room_for_root(host: Host) -> None:
+    host.configure("[VM hung]\nOwner=bob\n")
+    host.drop_in("hung", "WatchdogSec=0")
+    host.machine.run("systemctl", "start", "vmmswap@hung.socket", "vmmswap@well.socket")
+    host.machine.sh("install -o eve /dev/null /run/hostile.output")
+    with guest_of(host, "bob", "hung"), guest_of(host, "alice", "well"):
+        host.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "vmmswap@hung.service")
+        call = ("10", "60", object_path_of("hung"), f"{MANAGER_INTERFACE}.Status", "", "")
+        with hostile_unit(host, "eve", "flood", *call) as output:
+            host.machine.wait_for("the flood", output.read_text)
+            for _ in range(3):
+                assert host.manage("root", "well", "Enable") == ""
+            (rows,) = host.machine.call(*HOST, "ListVMs")
+            assert {name for name, _path, _state in rows} >= {"hung", "well"}
+            assert host.manage("bob", "well", "Status") == ""
+        host.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=CONT", "vmmswap@hung.service")
+    for name in ("hung", "well"):
+        host.end(name)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DiskTierMax= and DiskKeepFree= in bytes, for the file system that the swap directory is on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vmmswap.config import Config
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_KEEP_FREE_PERCENT = 5
+_KEEP_FREE_AT_MOST_BYTES = 4 << 30
+
+
+def disk_limits(config: Config, swap_dir: Path) -> tuple[int, int]:
+    """Bytes that the VM may occupy on the disk, and bytes that stay free there; 0: no limit."""
+    try:
+        found = os.statvfs(swap_dir)
+    except OSError:  # a successor's: its store is open, and its directory may be gone
+        return 0, 0
+    total_bytes = found.f_blocks * found.f_frsize
+    keep_free_bytes = min(total_bytes * _KEEP_FREE_PERCENT // 100, _KEEP_FREE_AT_MOST_BYTES)
+    if config.disk_keep_free:
+        keep_free_bytes = _in_bytes(config.disk_keep_free, total_bytes)
+    return _in_bytes(config.disk_tier_max, total_bytes), keep_free_bytes
+
+
+def _in_bytes(text: str, total_bytes: int) -> int:
+    """config.SIZE as bytes; a percentage is of total_bytes."""
+    if text.endswith("%"):
+        return total_bytes * int(text[:-1]) // 100
+    digits = text.rstrip("KMGT")
+    return int(digits or "0") << _UNITS[text[len(digits) :]]
