@@ -12,12 +12,17 @@ import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support import installation
 from tests.support.machine import Machine
 
 EXPECTED_SKIPS = Path(__file__).with_name("expected-skips")
+
+# How long an example takes says how busy this machine is, and nothing of the code.
+hypothesis.settings.register_profile("vmmswap", deadline=None)
+hypothesis.settings.load_profile("vmmswap")
 
 # A shell that runs the suite in the background has it ignore Ctrl-C, and so all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
