@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "jobs/recover.h"
@@ -56,8 +57,6 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	struct vm *vm = &engine->vm;
 	uint32_t cpus = usable_cpus();
 	uint32_t threads = config->fault_threads ? config->fault_threads : cpus;
-	/* or swap-out's workers keep a joining process out for long */
-	pthread_rwlockattr_t waiting_writers_first;
 	int rc;
 
 	vm->fault_threads_n = threads < ENGINE_MAX_FAULT_THREADS ? threads : ENGINE_MAX_FAULT_THREADS;
@@ -65,10 +64,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 			config->workers > MAX_WORKERS ? MAX_WORKERS :
 							config->workers;
 	memory_init(&vm->memory);
-	pthread_rwlockattr_init(&waiting_writers_first);
-	pthread_rwlockattr_setkind_np(&waiting_writers_first, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-	pthread_rwlock_init(&vm->punching, &waiting_writers_first);
-	pthread_rwlockattr_destroy(&waiting_writers_first);
+	pthread_mutex_init(&vm->punching_lock, NULL);
 	pthread_mutex_init(&vm->lift_lock, NULL);
 	pthread_mutex_init(&vm->lost.lock, NULL);
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
@@ -124,7 +120,7 @@ void engine_destroy(struct engine *engine)
 	trace_destroy(vm->trace);
 	notices_destroy(vm->notices);
 	gate_destroy(vm->gate);
-	pthread_rwlock_destroy(&vm->punching);
+	pthread_mutex_destroy(&vm->punching_lock);
 	pthread_mutex_destroy(&vm->lift_lock);
 	pthread_mutex_destroy(&vm->lost.lock);
 	free(vm->latencies);
@@ -289,8 +285,9 @@ static void note_join(struct vm *vm)
 	vm_drop_kept_copies(vm);
 }
 
-int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
-		       uint32_t *process_id, struct error *err)
+/* -EAGAIN: pages are PUNCHING, and the process cannot be protected there. */
+static int try_to_add(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
+		      uint32_t *process_id, struct error *err)
 {
 	struct vm *vm = &engine->vm;
 	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 3);
@@ -299,13 +296,18 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 
 	if (own < 0)
 		return error_set(err, errno, "cannot dup the userfaultfd: %s", strerror(errno));
-	pthread_rwlock_wrlock(&vm->punching);
 	gate_hold_alone(vm->gate);
-	note_join(vm);
 	process = address_space_add(&vm->spaces, own);
 	if (process) {
 		*process_id = process->id;
 		rc = fill_process(engine, process, ranges, ranges_n, err);
+		if (!rc && !vm_protect_punching(vm, process)) {
+			unregister_process(vm, process);
+			rc = error_set(
+				err, EAGAIN,
+				"a swap-out is under way, and the process cannot be write-protected: it is changing its "
+				"mappings, or its userfaultfd has no write-protection; try again when the swap-out is done");
+		}
 		if (rc) {
 			faults_unwatch(engine->faults, process);
 			address_space_remove(&vm->spaces, process->id);
@@ -314,8 +316,25 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 		close(own);
 		rc = error_set(err, ENOMEM, "no memory for one more process");
 	}
+	if (rc != -EAGAIN) /* whatever came of it: there is a process that may map guest memory */
+		note_join(vm);
 	gate_release(vm->gate);
-	pthread_rwlock_unlock(&vm->punching);
+	return rc;
+}
+
+/* A punch takes microseconds, as does a change of mappings, unless somebody is in the way. */
+#define JOIN_TRIES 200
+#define JOIN_RETRY_NS 1000000
+
+int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
+		       uint32_t *process_id, struct error *err)
+{
+	int rc = try_to_add(engine, uffd, ranges, ranges_n, process_id, err);
+
+	for (int tries = 1; rc == -EAGAIN && tries < JOIN_TRIES; tries++) {
+		nanosleep(&(struct timespec){ .tv_nsec = JOIN_RETRY_NS }, NULL);
+		rc = try_to_add(engine, uffd, ranges, ranges_n, process_id, err);
+	}
 	return rc;
 }
 
@@ -401,13 +420,14 @@ int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct r
 	struct process *process;
 	int rc;
 
-	pthread_rwlock_wrlock(&vm->punching);
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
 	rc = process ? set_ranges(vm, process, ranges, ranges_n, err) :
 		       error_set(err, EINVAL, "there is no process %u", process_id);
+	/* It runs already: what cannot be protected now is as what it wrote before it was known. */
+	if (!rc)
+		vm_protect_punching(vm, process);
 	gate_release(vm->gate);
-	pthread_rwlock_unlock(&vm->punching);
 	return rc;
 }
 
@@ -416,15 +436,14 @@ void engine_register_again(struct engine *engine, uint32_t process_id)
 	struct vm *vm = &engine->vm;
 	struct process *process;
 
-	pthread_rwlock_wrlock(&vm->punching);
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
 	if (process && vm->tracking) {
 		note_join(vm);
 		register_process(vm, process);
+		vm_protect_punching(vm, process);
 	}
 	gate_release(vm->gate);
-	pthread_rwlock_unlock(&vm->punching);
 }
 
 size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range *out, size_t room)

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The engine of one VM: what Python sees. All that happens per page, or while a guest thread waits, happens below here.
  *
- * Calls come from one thread at a time. None blocks for longer than a system call, but engine_add_process() and
- * engine_add_region(), which wait for the punch of a chunk, and engine_destroy(), which waits for a running job to end its
- * chunk. All fds given are dup'ed. Functions return 0 or -errno with *err filled. */
+ * Calls come from one thread at a time. None blocks for longer than a system call, but engine_destroy(), which waits for a
+ * running job to end its chunk, and engine_add_process(), which tries for 200 ms to protect a process where pages are just
+ * being punched. All fds given are dup'ed. Functions return 0 or -errno with *err filled. */
 #ifndef VMMSWAP_ENGINE_H
 #define VMMSWAP_ENGINE_H
 
@@ -78,7 +78,7 @@ bool engine_is_out(struct engine *engine, uint64_t page_idx, uint64_t pages);
 int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
 /* The uffd must have had UFFDIO_API. While guest memory is tracked the process is registered before this returns, and -EINVAL
- * says that it could not be. */
+ * says that it could not be. -EAGAIN: it could not be write-protected where a swap-out is taking pages out. */
 int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
 		       uint32_t *process_id, struct error *err);
 

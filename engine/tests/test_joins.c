@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Processes that join, mappings and files that change: each case lost a byte, or hung, in some version of the engine. */
-#include "puppet.h"
+#include "inode_lock.h"
 
 #define PAGES 1024
 
 static const struct layout layout = {
 	.memfd_pages = { PAGES }, .regions = { { 0, 0, PAGES } }, .full = 1, .stranger = 1
+};
+
+/* A page of the file is beyond guest memory. */
+static const struct layout with_room = {
+	.memfd_pages = { PAGES + 1 }, .regions = { { 0, 0, PAGES } }, .full = 1, .stranger = 1
 };
 
 static void stranger_writes(struct rig *rig, uint64_t page)
@@ -33,7 +38,19 @@ TEST(kept_copies_end_when_a_process_joins)
 	rig_stop(&rig);
 }
 
-/* The pass that it joins in evicts nothing more; what that pass had protected is protected anew, in all, by the next. */
+/* All bytes are right, and nothing but what was written meanwhile is left. */
+static void all_but_the_written_went_out(struct rig *rig, struct notice done)
+{
+	struct engine_stats stats = rig_stats(rig);
+
+	CHECK_EQ(done.code, 0);
+	if (stats.swap_pages + 8 < stats.total_pages)
+		FAIL("of %llu pages only %llu are out", (unsigned long long)stats.total_pages,
+		     (unsigned long long)stats.swap_pages);
+	puppet_check_all(rig, 0);
+}
+
+/* The pass that it joins in evicts nothing more; what that pass had protected is protected anew, in all, by the one that follows. */
 TEST(what_a_pass_left_is_protected_anew)
 {
 	struct error err = { 0 };
@@ -42,13 +59,132 @@ TEST(what_a_pass_left_is_protected_anew)
 	rig_start(&rig, &layout);
 	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.read");
 	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	rig_arm(&rig, "evict.protected", "stall");
 	rig_disarm("evict.read");
-	rig_end_job(&rig);
-	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.read");
+	rig_await_point(&rig, "evict.protected");
+	rig_arm(&rig, "evict.read", "stall");
+	rig_disarm("evict.protected");
+	rig_await_point(&rig, "evict.read");
 	stranger_writes(&rig, 5);
 	rig_disarm("evict.read");
-	rig_end_job(&rig);
+	all_but_the_written_went_out(&rig, rig_await_job(&rig));
+	rig_stop(&rig);
+}
+
+/* It joins when nothing is out yet: the pass begins anew, also if it is the only one that is allowed. */
+TEST(a_process_that_joins_early)
+{
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.checked");
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	rig_disarm("evict.checked");
+	all_but_the_written_went_out(&rig, rig_await_job(&rig));
+	rig_stop(&rig);
+}
+
+/* What nobody else may write while all stand still: who joins then has not been frozen. */
+TEST(a_process_that_joins_while_the_others_are_frozen)
+{
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig.options.mode = MODE_FREEZE;
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.checked");
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	rig_arm(&rig, "evict.protected", "stall");
+	rig_disarm("evict.checked");
+	rig_await_point(&rig, "evict.protected");
+	rig_disarm("evict.protected");
+	all_but_the_written_went_out(&rig, rig_await_job(&rig));
+	puppet_check_all(&rig, PUPPET_STRANGER);
+	rig_stop(&rig);
+}
+
+/* Somebody joins each time that a pass has begun: the job ends, and says why. */
+TEST(processes_that_join_without_end)
+{
+	struct error err = { 0 };
+	struct notice done = { 0 };
+	struct rig rig;
+	int joins = 0;
+
+	rig_start(&rig, &layout);
+	rig_arm(&rig, "evict.checked", "stall");
+	rig_start_job(&rig, JOB_SWAP_OUT);
+	for (rig_await_point(&rig, "evict.checked"); done.kind != NOTICE_JOB_DONE; joins++) {
+		if (rig.process_ids[PUPPET_STRANGER])
+			CHECK_OK(engine_remove_process(rig.engine, rig.process_ids[PUPPET_STRANGER], &err));
+		CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+		rig_arm(&rig, "evict.protected", "stall");
+		rig_disarm("evict.checked");
+		while (failpoint_hits("evict.protected") == rig.hits && done.kind != NOTICE_JOB_DONE)
+			engine_take_notice(rig.engine, &done);
+		if (done.kind == NOTICE_JOB_DONE)
+			break;
+		rig_arm(&rig, "evict.checked", "stall");
+		rig_disarm("evict.protected");
+		rig_await_point(&rig, "evict.checked");
+	}
+	CHECK_EQ(done.code, EAGAIN);
+	CHECK_CONTAINS(done.message, "join");
+	CHECK(joins >= 10);
+	CHECK_EQ(rig_stats(&rig).swap_pages, 0);
 	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}
+
+static long keep_from_children(void *addr, long pages)
+{
+	return madvise(addr, (size_t)bytes_of_pages((uint64_t)pages), MADV_DONTFORK);
+}
+
+/* QEMU keeps guest memory from its children. Such a child takes nothing from a swap-out, nor its kept copies. */
+TEST(a_child_without_guest_memory)
+{
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	CHECK_EQ(puppet_do(&rig, 0, 0,
+			   (struct puppet_order){
+				   .kind = ORDER_CALL, .run = keep_from_children, .argument = PAGES }),
+		 0);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_check_all(&rig, 0);
+	CHECK(rig_stats(&rig).kept_pages > 0);
+	puppet_do(&rig, 0, 1, (struct puppet_order){ .kind = ORDER_WRITE, .page = 700 });
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.checked");
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_FORK, .process = 1 });
+	rig_await_notice(&rig, NOTICE_PROCESS_FORKED);
+	CHECK(rig_stats(&rig).kept_pages > 0);
+	rig_arm(&rig, "evict.protected", "count");
+	rig_disarm("evict.checked");
+	all_but_the_written_went_out(&rig, rig_await_job(&rig));
+	CHECK_EQ(failpoint_hits("evict.protected"), rig.hits); /* it was one pass */
+	rig_stop(&rig);
+}
+
+/* Somebody has the lock of the memfd's inode, and a punch waits for it: who joins does not. */
+TEST(a_process_joins_while_a_punch_waits)
+{
+	struct inode_lock lock;
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_start(&rig, &with_room);
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.marked");
+	inode_lock_take(&lock, rig.memfds[0], PAGES);
+	rig_disarm("evict.marked");
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	puppet_tell(&rig, PUPPET_STRANGER, 1, (struct puppet_order){ .kind = ORDER_WRITE, .page = 5 });
+	puppet_do(&rig, PUPPET_STRANGER, 0, (struct puppet_order){ .kind = ORDER_CHECK, .page = 6 });
+	inode_lock_release(&lock);
+	puppet_await(&rig, PUPPET_STRANGER, 1);
+	all_but_the_written_went_out(&rig, rig_await_job(&rig));
+	puppet_check_all(&rig, PUPPET_STRANGER);
 	rig_stop(&rig);
 }
 

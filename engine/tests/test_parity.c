@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What the seed system's tests assert, asserted of ours; and what its later versions had to fix. docs/parity.md says which test
  * here stands for which there, and where the others are. */
+#include "base/held.h"
 #include "puppet.h"
 
 #include "base/units.h"
@@ -273,9 +274,11 @@ TEST(remove_outside_of_the_region)
 {
 	struct error err = { 0 };
 	struct vm vm = { 0 };
-	struct process *process = address_space_add(&vm.spaces, (int)CHECK_SYS(eventfd(0, EFD_CLOEXEC)));
+	struct process *process;
 	uint64_t base = 0x10003000, first_idx, end = base + 3 * PAGE_BYTES;
 
+	HELD_TAKE(HELD_GATE_ALONE); /* nobody else is there */
+	process = address_space_add(&vm.spaces, (int)CHECK_SYS(eventfd(0, EFD_CLOEXEC)));
 	vm.given_up_ms = calloc(1, sizeof *vm.given_up_ms);
 	CHECK(vm.given_up_ms);
 	CHECK_OK(page_map_create(&vm.map, &err));

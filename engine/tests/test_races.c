@@ -386,22 +386,24 @@ static void *join(void *argument)
 }
 
 /* A process that maps guest memory joins in the middle. It was not protected, so what it writes is seen by nobody: nothing that
- * was protected before it came may go. A punch under way ends first. */
+ * was protected before it came may go. Where a punch is under way it is protected at once, and what it writes there waits. */
 static void play_join(struct rig *rig, const struct point *point)
 {
 	struct joining joining = { .rig = rig };
 	pthread_t thread;
+	bool written = false;
 
 	CHECK_OK(pthread_create(&thread, NULL, join, &joining));
-	if (!point->in_gate && !point->punching) {
-		CHECK_OK(pthread_join(thread, NULL));
-		puppet_do(rig, PUPPET_STRANGER, 0, write_half(PAGE, 1));
-		rig_disarm(point->name);
-	} else {
+	if (point->in_gate) {
 		CHECK(!joining.done);
 		rig_disarm(point->name);
 		CHECK_OK(pthread_join(thread, NULL));
 		puppet_do(rig, PUPPET_STRANGER, 0, write_half(PAGE, 1));
+	} else {
+		CHECK_OK(pthread_join(thread, NULL));
+		written = give_order(rig, PUPPET_STRANGER, 0, write_half(PAGE, 1), point->punching);
+		rig_disarm(point->name);
+		settle(rig, PUPPET_STRANGER, 0, written);
 	}
 	CHECK_OK(joining.rc);
 	puppet_do(rig, PUPPET_STRANGER, 1, order(ORDER_CHECK, 0, rig->total_pages));

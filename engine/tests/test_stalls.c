@@ -222,3 +222,185 @@ TEST(a_swap_in_that_cannot_copy_holds_no_page)
 	rig_end_job(&rig);
 	rig_stop(&rig);
 }
+
+/* --- a swap-out, and who has the lock of the memfd's inode */
+
+#define FIRST_RUN 1   /* pages 0 to 6, as page 7 is a hole */
+#define LATER_RUN 100 /* not marked yet while the second one is punched */
+
+/* The kernel zeroed a part of a large folio in place: its bytes are put back, without that lock. */
+TEST(inode_is_locked_when_a_page_is_there_after_its_punch)
+{
+	struct puppet_order read_run = { .kind = ORDER_CHECK, .page = FIRST_RUN };
+	_Alignas(8) char zeros[PAGE_BYTES] = { 0 }, bytes[PAGE_BYTES] = "from outside";
+	struct inode_lock lock;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.punched");
+	CHECK_EQ(pwrite(rig.memfds[0], zeros, sizeof zeros, FIRST_RUN * PAGE_BYTES), sizeof zeros);
+	CHECK_EQ(pwrite(rig.memfds[0], bytes, sizeof bytes, (FIRST_RUN + 1) * PAGE_BYTES), sizeof bytes);
+	rig_arm(&rig, "evict.marked", "stall"); /* of the next run */
+	inode_lock_take(&lock, rig.memfds[0], 500);
+	rig_disarm("evict.punched");
+	while (rig.odd < 2)
+		rig_await_notice(&rig, NOTICE_ODD);
+	puppet_tell(&rig, 0, 0, read_run);
+	CHECK(puppet_done_in(&rig, 0, 0, DEADLINE_MS));
+	CHECK_EQ(rig.shared->hands[0][0].value, 0);
+	inode_lock_release(&lock);
+	rig_disarm("evict.marked");
+	rig_end_job(&rig);
+	CHECK_EQ(puppet_do(&rig, 0, 0, read_run), 0);
+	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = FIRST_RUN + 1 }),
+		 *(uint64_t *)bytes);
+	CHECK_EQ(rig.odd, 2);
+	rig_stop(&rig);
+}
+
+static long touch_many(void *addr, long pages)
+{
+	uint64_t sum = 0;
+
+	for (long page = 0; page < pages; page++)
+		sum += *(_Atomic uint64_t *)((char *)addr + page * (long)PAGE_BYTES);
+	return sum != 0;
+}
+
+/* The VMM's thread faults on a hole that was punched just now, while it has the lock. */
+TEST(the_vmm_writes_to_its_memfd_from_a_page_that_is_punched)
+{
+	struct puppet_order write = { .kind = ORDER_CALL, .page = FIRST_RUN, .run = write_from_guest_memory };
+	struct puppet_order who = { .kind = ORDER_CALL, .run = tell_tid };
+	struct rig rig;
+	pid_t tid;
+
+	rig_start(&rig, &layout);
+	tid = (pid_t)puppet_do(&rig, 0, 1, who);
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.punched");
+	write.argument = rig.memfds[0];
+	puppet_tell(&rig, 0, 1, write);
+	await_wchan(tid, "userfault");
+	rig_disarm("evict.punched");
+	CHECK(puppet_done_in(&rig, 0, 1, DEADLINE_MS));
+	CHECK_EQ(rig.shared->hands[0][1].value, PAGE_BYTES);
+	rig_end_job(&rig);
+	rig_stop(&rig);
+}
+
+/* Somebody has the lock, and the punch of the second run waits for it: all that can be asked of memory but a write to that very run is
+ * answered, in every process, and the whole of it reads right. */
+static void inode_is_locked_while_a_run_is_punched(uint32_t process)
+{
+	struct puppet_order read_all = { .kind = ORDER_CHECK, .pages = 490 };
+	struct inode_lock lock;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig_fork(&rig, 1);
+	rig_arm(&rig, "evict.marked", "stall@1");
+	rig_start_job(&rig, JOB_SWAP_OUT);
+	while (failpoint_hits("evict.marked") < rig.hits + 2)
+		sched_yield();
+	inode_lock_take(&lock, rig.memfds[0], 500);
+	rig_disarm("evict.marked");
+	puppet_tell(&rig, process, 0, read_all);
+	CHECK(puppet_done_in(&rig, process, 0, DEADLINE_MS));
+	CHECK_EQ(rig.shared->hands[process][0].value, 0);
+	puppet_tell(&rig, process, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = LATER_RUN });
+	CHECK(puppet_done_in(&rig, process, 0, DEADLINE_MS));
+	puppet_tell(&rig, process, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = FIRST_RUN });
+	CHECK(puppet_done_in(&rig, process, 0, DEADLINE_MS));
+	inode_lock_release(&lock);
+	rig_end_job(&rig);
+	/* page 500 is the lock's */
+	CHECK_EQ(puppet_do(&rig, 0, 0, read_all), 0);
+	CHECK_EQ(rig.odd, 0);
+	rig_stop(&rig);
+}
+
+TEST(inode_is_locked_while_a_run_is_punched_and_the_vmm_reads)
+{
+	inode_is_locked_while_a_run_is_punched(0);
+}
+
+TEST(inode_is_locked_while_a_run_is_punched_and_a_child_reads)
+{
+	inode_is_locked_while_a_run_is_punched(1);
+}
+
+/* A child that was forked while its parent's memory was being registered asks for each page that it has not mapped yet. */
+TEST(inode_is_locked_while_a_child_asks_for_pages_that_are_there)
+{
+	struct puppet_order fork_one = { .kind = ORDER_FORK, .process = 1 };
+	struct puppet_order touch = { .kind = ORDER_CALL,
+				      .page = 8,
+				      .run = touch_many,
+				      .argument = 7 /* the second run */ };
+	struct inode_lock lock;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig_arm(&rig, "uffd.minor", "stall");
+	rig_start_job(&rig, JOB_SWAP_OUT);
+	rig_await_point(&rig, "uffd.minor");
+	puppet_tell(&rig, 0, 0, fork_one);
+	rig_arm(&rig, "evict.marked", "stall@1");
+	rig_disarm("uffd.minor");
+	rig_await_notice(&rig, NOTICE_PROCESS_FORKED);
+	CHECK(puppet_done_in(&rig, 0, 0, DEADLINE_MS));
+	while (failpoint_hits("evict.marked") < rig.hits + 2)
+		sched_yield();
+	inode_lock_take(&lock, rig.memfds[0], 500);
+	rig_disarm("evict.marked");
+	puppet_tell(&rig, 1, 0, touch);
+	CHECK(puppet_done_in(&rig, 1, 0, DEADLINE_MS));
+	inode_lock_release(&lock);
+	rig_end_job(&rig);
+	rig_stop(&rig);
+}
+
+#define BUSY_PAGES 4096
+
+/* In memory that all share. */
+static _Atomic bool *busy;
+
+static long write_and_write(void *addr, long memfd)
+{
+	uint64_t at = 88172645463325252u;
+	int wrong = 0;
+
+	while (*busy) {
+		at ^= at << 13;
+		at ^= at >> 7;
+		at ^= at << 17;
+		wrong += pwrite((int)memfd, (char *)addr + at % (BUSY_PAGES - 4) * PAGE_BYTES, 4 * PAGE_BYTES,
+				(off_t)((BUSY_PAGES + at % 64) * PAGE_BYTES)) != 4 * PAGE_BYTES;
+	}
+	return wrong;
+}
+
+/* The same without being held anywhere: a thread that copies guest memory to another part of the file, during swap-outs and -ins. */
+TEST(the_vmm_writes_to_its_memfd_all_the_time)
+{
+	static const struct layout beside = { .memfd_pages = { BUSY_PAGES + 68 },
+					      .regions = { { 0, 0, BUSY_PAGES } } };
+	struct puppet_order write = { .kind = ORDER_CALL, .run = write_and_write };
+	struct rig rig;
+
+	busy = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(busy != MAP_FAILED);
+	*busy = true;
+	rig_start(&rig, &beside);
+	write.argument = rig.memfds[0];
+	puppet_tell(&rig, 0, 1, write);
+	for (int round = 0; round < 10; round++) {
+		rig_run_job(&rig, JOB_SWAP_OUT);
+		rig_run_job(&rig, JOB_SWAP_IN);
+	}
+	*busy = false;
+	CHECK_EQ(puppet_await(&rig, 0, 1), 0);
+	puppet_check_all(&rig, 0);
+	CHECK_EQ(rig.odd, 0);
+	rig_stop(&rig);
+}

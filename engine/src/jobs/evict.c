@@ -7,48 +7,18 @@
 
 #include "base/failpoint.h"
 #include "base/hash.h"
+#include "base/held.h"
+#include "jobs/batch.h"
+#include "jobs/punch.h"
 
 #define PROTECT_RETRY_NS 50000
-
-/* The pages of one window on their way out. `n` pages, in ascending order; page i's bytes stand at buffer + i * PAGE_BYTES. */
-struct batch {
-	struct evictor *evictor;
-	const struct region *region;
-	size_t n;
-	uint64_t idx[CHUNK_PAGES];
-	/* the word when we took the page; later, after the mark, what we made of it */
-	uint64_t claimed[CHUNK_PAGES];
-	uint64_t slots[CHUNK_PAGES];
-	bool zero[CHUNK_PAGES];
-	bool kept[CHUNK_PAGES]; /* state KEPT: its slot is already there */
-	bool marked[CHUNK_PAGES];
-	bool whole; /* the chunk may hold folios of several pages: all that is resident goes, or nothing */
-};
-
-static void stopped_for(struct evictor *evictor, uint64_t since_ns)
-{
-	uint64_t stop_ns = monotonic_ns() - since_ns;
-
-	if (stop_ns > evictor->counts.longest_stop_ns)
-		evictor->counts.longest_stop_ns = stop_ns;
-}
-
-/* PROTECTED -> IN_MEMFD, unless someone was faster. A page with a kept copy just keeps it. */
-static void let_go(struct evictor *evictor, uint64_t page_idx, uint64_t word)
-{
-	_Atomic uint64_t *at = page_map_word(evictor->vm->map, page_idx);
-
-	if (page_state_of(word) == PAGE_PROTECTED)
-		atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0));
-}
-
 void evict_abandon(struct evictor *evictor, const struct window *window)
 {
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
 		uint64_t word = atomic_load(page_map_word(evictor->vm->map, idx));
 
 		if (page_state_of(word) == PAGE_PROTECTED)
-			let_go(evictor, idx, word);
+			batch_let_go(evictor, idx, word);
 	}
 }
 
@@ -111,7 +81,7 @@ static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t pa
 		else if (outcome != UFFD_DONE)
 			return outcome;
 	}
-	stopped_for(evictor, since_ns);
+	batch_stopped_for(evictor, since_ns);
 	return UFFD_DONE;
 }
 
@@ -139,6 +109,7 @@ int evict_protect(struct evictor *evictor, const struct window *window, struct e
 		if (outcome != UFFD_RETRY)
 			return error_set(err, ENOTSUP, "cannot write-protect guest memory of page %llu: %s",
 					 (unsigned long long)first_idx, uffd_outcome_text(outcome));
+		HELD_MAY_WAIT(WAIT_TIME);
 		nanosleep(&(struct timespec){ .tv_nsec = PROTECT_RETRY_NS }, NULL);
 	}
 	return error_set(err, EAGAIN,
@@ -178,7 +149,7 @@ static void keep(struct batch *batch, size_t from, size_t *to)
 static void let_all_go(struct batch *batch)
 {
 	for (size_t i = 0; i < batch->n; i++)
-		let_go(batch->evictor, batch->idx[i], batch->claimed[i]);
+		batch_let_go(batch->evictor, batch->idx[i], batch->claimed[i]);
 	batch->n = 0;
 }
 
@@ -222,7 +193,7 @@ static int leave_pinned(struct batch *batch, const struct window *window, struct
 
 		evictor->counts.pinned_pages += held;
 		if (held || absent)
-			let_go(evictor, batch->idx[i], batch->claimed[i]);
+			batch_let_go(evictor, batch->idx[i], batch->claimed[i]);
 		else
 			keep(batch, i, &kept_n);
 	}
@@ -247,21 +218,12 @@ static bool may_split_folio(const struct batch *batch, const struct window *wind
 	return resident_n != batch->n;
 }
 
-static size_t run_length(const struct batch *batch, size_t from)
-{
-	size_t n = 1;
-
-	while (from + n < batch->n && batch->idx[from + n] == batch->idx[from] + n)
-		n++;
-	return n;
-}
-
 static int read_pages(struct batch *batch, struct error *err)
 {
 	for (size_t i = 0, n; i < batch->n; i += n) {
 		int rc;
 
-		n = run_length(batch, i);
+		n = batch_run_length(batch, i);
 		rc = memory_read(batch->region, batch->idx[i], n, batch->evictor->buffer + i * PAGE_BYTES);
 		if (rc == -ERANGE)
 			return error_set(err, EINVAL,
@@ -307,7 +269,7 @@ static void sort_pages(struct batch *batch)
 		bool zero = !batch->kept[i] && page_is_zero(evictor->buffer + i * PAGE_BYTES);
 
 		if (evictor->free_only && !zero && !batch->kept[i]) {
-			let_go(evictor, batch->idx[i], batch->claimed[i]);
+			batch_let_go(evictor, batch->idx[i], batch->claimed[i]);
 			continue;
 		}
 		if (batch->kept[i] && !is_unchanged(batch, i))
@@ -321,16 +283,11 @@ static void sort_pages(struct batch *batch)
 	shrink_to(batch, kept_n);
 }
 
-static bool must_store(const struct batch *batch, size_t i)
-{
-	return !batch->zero[i] && !batch->kept[i];
-}
-
 /* The slots that this batch took for pages up to n. */
 static void drop_slots(struct batch *batch, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
-		if (must_store(batch, i))
+		if (batch_must_store(batch, i))
 			store_drop(batch->evictor->vm->store, &batch->slots[i], 1);
 }
 
@@ -344,9 +301,9 @@ static int store_pages(struct batch *batch, struct error *err)
 		int rc;
 
 		n = 1;
-		if (!must_store(batch, i))
+		if (!batch_must_store(batch, i))
 			continue;
-		while (i + n < batch->n && must_store(batch, i + n))
+		while (i + n < batch->n && batch_must_store(batch, i + n))
 			n++;
 		rc = store_put(vm->store, pages, n, &batch->slots[i], err);
 		if (rc) {
@@ -358,161 +315,6 @@ static int store_pages(struct batch *batch, struct error *err)
 				page_hash(batch->evictor->buffer + k * PAGE_BYTES);
 	}
 	return 0;
-}
-
-/* From here on the page map says that the store has the page. False if the guest was faster: the page stays. */
-static bool mark_page(struct batch *batch, size_t i)
-{
-	struct vm *vm = batch->evictor->vm;
-	uint64_t next = batch->zero[i] ? page_word_after(batch->claimed[i], PAGE_IN_MEMFD, 0, PAGE_PUNCHING) :
-					 page_word_after(batch->claimed[i], PAGE_STORED, batch->slots[i],
-							 PAGE_PUNCHING);
-
-	batch->marked[i] = atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]),
-							  &batch->claimed[i], next);
-	if (!batch->marked[i]) {
-		batch->evictor->counts.written_pages++;
-		return false;
-	}
-	batch->claimed[i] = next;
-	if (!batch->zero[i])
-		atomic_fetch_add(&vm->stored_pages, 1);
-	if (batch->kept[i])
-		atomic_fetch_sub(&vm->kept_pages, 1);
-	return true;
-}
-
-/* The page may be touched again: clear PUNCHING and wake who ran into it. `out`: its hole is there. Otherwise it is
- * resident as before, and its slot free. A REMOVE may have come meanwhile and taken the slot itself. */
-static void finish_page(struct batch *batch, size_t i, bool out)
-{
-	struct vm *vm = batch->evictor->vm;
-	_Atomic uint64_t *at = page_map_word(vm->map, batch->idx[i]);
-	uint64_t seen = atomic_load(at), next;
-	bool ours;
-
-	do {
-		ours = is_claim(seen, batch->claimed[i]);
-		next = ours && !out ? page_word_after(seen, PAGE_IN_MEMFD, 0, 0) :
-				      seen & ~(PAGE_PUNCHING | PAGE_WAITER);
-	} while (!atomic_compare_exchange_weak(at, &seen, next));
-
-	if (ours && !out)
-		vm_drop_copy(vm, batch->claimed[i]);
-	if (seen & PAGE_WAITER)
-		vm_wake(vm, batch->idx[i], 1);
-	batch->marked[i] = false;
-}
-
-/* Waking looks at the processes. */
-static void finish_in_gate(struct batch *batch, size_t i)
-{
-	gate_pass(batch->evictor->vm->gate, batch->evictor->lane);
-	finish_page(batch, i, false);
-	gate_leave(batch->evictor->vm->gate, batch->evictor->lane);
-}
-
-static void finish_all(struct batch *batch, bool out)
-{
-	struct vm *vm = batch->evictor->vm;
-
-	gate_pass(vm->gate, batch->evictor->lane);
-	for (size_t i = 0; i < batch->n; i++) {
-		if (!batch->marked[i])
-			continue;
-		finish_page(batch, i, out);
-		if (!out)
-			continue;
-		batch->evictor->counts.zero_pages += batch->zero[i];
-		batch->evictor->counts.kept_pages += batch->kept[i];
-		batch->evictor->counts.stored_pages += !batch->zero[i];
-	}
-	gate_leave(vm->gate, batch->evictor->lane);
-}
-
-/* False if nothing may be punched: a process joined that was not protected, or a large folio would be split. */
-static bool mark_all(struct batch *batch, uint64_t joined)
-{
-	struct evictor *evictor = batch->evictor;
-	struct vm *vm = evictor->vm;
-	size_t marked_n = 0;
-
-	gate_pass(vm->gate, evictor->lane);
-	for (size_t i = 0; i < batch->n; i++) {
-		batch->marked[i] = false;
-		if (atomic_load(&vm->joined) == joined && mark_page(batch, i))
-			marked_n++;
-		else if (must_store(batch, i))
-			store_drop(vm->store, &batch->slots[i], 1);
-	}
-	gate_leave(vm->gate, evictor->lane);
-	if (atomic_load(&vm->joined) != joined || (batch->whole && marked_n < batch->n)) {
-		finish_all(batch, false);
-		return false;
-	}
-	return marked_n > 0;
-}
-
-/* What is present after the punch was a part of a large folio that something referenced: zeroed in place. Writers wait
- * still, and we have the bytes: put them back. Readers may have seen zeros in between, which a person must know. */
-static void repair(struct batch *batch, size_t from, size_t n)
-{
-	for (size_t i = from; i < from + n; i++) {
-		if (memory_is_hole(batch->region, batch->idx[i]))
-			continue;
-		memory_write(batch->region, batch->idx[i], batch->evictor->buffer + i * PAGE_BYTES);
-		finish_in_gate(batch, i);
-		notices_odd(
-			batch->evictor->vm->notices, batch->idx[i],
-			"a page was still there after its hole was punched; its bytes were put back, but the guest may "
-			"have read zeros: please report this with the kernel's version");
-	}
-}
-
-static int punch_all(struct batch *batch, struct error *err)
-{
-	for (size_t i = 0, n; i < batch->n; i += n) {
-		int rc;
-
-		n = 1;
-		if (!batch->marked[i])
-			continue;
-		while (i + n < batch->n && batch->marked[i + n] && batch->idx[i + n] == batch->idx[i] + n)
-			n++;
-		rc = memory_punch(batch->region, batch->idx[i], n);
-		if (rc) {
-			/* Nothing was punched here or later; what is marked and has its data goes back. */
-			for (size_t k = i; k < batch->n; k++)
-				if (batch->marked[k] && !memory_is_hole(batch->region, batch->idx[k]))
-					finish_in_gate(batch, k);
-			return error_set(err, -rc, "cannot punch guest memory out of its memfd: %s%s",
-					 strerror(-rc),
-					 rc == -EPERM ? " (is it sealed against writing?)" : "");
-		}
-		FAILPOINT_HERE("evict.punched");
-		if (memory_has_data(batch->region, batch->idx[i], n))
-			repair(batch, i, n);
-	}
-	return 0;
-}
-
-static int mark_and_punch(struct batch *batch, uint64_t joined, struct error *err)
-{
-	struct vm *vm = batch->evictor->vm;
-	uint64_t since_ns;
-	int rc = 0;
-
-	pthread_rwlock_rdlock(&vm->punching);
-	since_ns = monotonic_ns();
-	if (mark_all(batch, joined)) {
-		FAILPOINT_HERE("evict.marked");
-		rc = punch_all(batch, err);
-		finish_all(batch, true);
-		stopped_for(batch->evictor, since_ns);
-	}
-	pthread_rwlock_unlock(&vm->punching);
-	FAILPOINT_HERE("evict.finished");
-	return rc;
 }
 
 int evict_protected(struct evictor *evictor, const struct window *window, uint64_t joined, struct error *err)
@@ -537,5 +339,5 @@ int evict_protected(struct evictor *evictor, const struct window *window, uint64
 		let_all_go(&batch);
 		return rc;
 	}
-	return mark_and_punch(&batch, joined, err);
+	return punch_batch(&batch, joined, err);
 }

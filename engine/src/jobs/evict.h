@@ -37,7 +37,8 @@ struct evictor {
 int evict_protect(struct evictor *evictor, const struct window *window, struct error *err);
 
 /* Store and punch what is still PROTECTED there. joined: vm->joined of before the first evict_protect(); if a process has
- * joined since, nothing is evicted. On error everything that is not out yet is resident as before. */
+ * joined since, nothing more is evicted, which the caller sees by the same figure. On error everything that is not out yet is
+ * resident as before. */
 int evict_protected(struct evictor *evictor, const struct window *window, uint64_t joined, struct error *err);
 
 /* Take what is still PROTECTED there out of the operation again. */

@@ -39,7 +39,7 @@ struct swapper {
 	bool frozen;
 	struct freeze *freeze; /* set while workers run, if frozen */
 	bool free_only;
-	uint64_t joined; /* vm->joined when the pass began */
+	uint64_t joined; /* vm->joined before the first pass began */
 	struct window_cursor cursor;
 	struct memory memory; /* as it was when the job began; no region of it is removed while one runs */
 	struct error error;   /* the first one; ends the job */
@@ -87,6 +87,12 @@ static bool go_on(struct swapper *swapper)
 	failed = swapper->error.code != 0;
 	pthread_mutex_unlock(&swapper->lock);
 	return !failed && !atomic_load(&swapper->cancel);
+}
+
+/* What was protected before is not protected from him: all passes are done again. */
+static bool somebody_joined(struct swapper *swapper)
+{
+	return atomic_load(&swapper->vm->joined) != swapper->joined;
 }
 
 static bool next_window(struct swapper *swapper, bool data, struct window *out)
@@ -150,7 +156,7 @@ static void *protect_worker(void *argument)
 	struct evictor evictor = evictor_of(worker);
 	struct window window;
 
-	while (go_on(swapper) && next_window(swapper, true, &window)) {
+	while (go_on(swapper) && !somebody_joined(swapper) && next_window(swapper, true, &window)) {
 		struct error error = { 0 };
 
 		lost_look_in(swapper->vm, worker->lane, &window);
@@ -171,7 +177,7 @@ static void *evict_worker(void *argument)
 	while (next_window(swapper, true, &window)) {
 		struct error error = { 0 };
 
-		if (!go_on(swapper))
+		if (!go_on(swapper) || somebody_joined(swapper))
 			evict_abandon(&evictor, &window);
 		else if (evict_protected(&evictor, &window, swapper->joined, &error))
 			fail(swapper, &error);
@@ -460,7 +466,6 @@ static void pass_over_memory(struct swapper *swapper)
 {
 	swapper->counts.pinned_pages = 0;
 	swapper->counts.written_pages = 0;
-	swapper->joined = atomic_load(&swapper->vm->joined);
 	swapper->resume = false;
 	rewind_cursor(swapper);
 	run_workers(swapper, protect_worker);
@@ -474,24 +479,75 @@ static void pass_over_memory(struct swapper *swapper)
 	run_workers(swapper, evict_worker);
 }
 
+static uint64_t pages_taken(const struct swapper *swapper)
+{
+	return swapper->counts.stored_pages + swapper->counts.zero_pages;
+}
+
 static void passes_over_memory(struct swapper *swapper)
 {
 	for (uint32_t pass = 0; pass < swapper->options.max_passes; pass++) {
-		uint64_t before = swapper->counts.stored_pages + swapper->counts.zero_pages;
+		uint64_t before = pages_taken(swapper);
 
 		atomic_store(&swapper->progress_pages, 0);
 		pass_over_memory(swapper);
-		if (!go_on(swapper) || swapper->counts.stored_pages + swapper->counts.zero_pages == before ||
+		if (!go_on(swapper) || somebody_joined(swapper) || pages_taken(swapper) == before ||
 		    memory_resident_pages(&swapper->memory) <= swapper->options.until_resident_pages)
 			break;
 	}
 }
 
-static void swap_out(struct swapper *swapper)
+/* All passes, until somebody joins. Who joins may lack what the mode needs, and nobody has frozen him: both are looked at anew then. */
+static void swap_out_once(struct swapper *swapper)
 {
 	struct page_map_header *header = page_map_header(swapper->vm->map);
 	struct freeze *freeze = NULL;
 	enum swap_mode mode;
+	uint64_t pause_us;
+
+	swapper->joined = atomic_load(&swapper->vm->joined);
+	if (choose_mode(swapper, &mode))
+		return;
+	swapper->frozen = mode == MODE_FREEZE;
+	if (swapper->frozen && freeze_all(swapper, &freeze))
+		return;
+	atomic_store(&header->last_mode, mode);
+	swapper->freeze = freeze;
+	passes_over_memory(swapper);
+	swapper->freeze = NULL;
+	if (freeze)
+		freeze_thaw(freeze);
+	pause_us = freeze ? freeze_duration_us(freeze) : swapper->counts.longest_stop_ns / 1000;
+	if (pause_us > atomic_load(&header->pause_us))
+		atomic_store(&header->pause_us, pause_us);
+	freeze_destroy(freeze);
+}
+
+/* So often somebody may join in all, and so often in a row before anything more went out. */
+#define JOINS_MAX 1000
+#define FRUITLESS_JOINS_MAX 20
+
+static void swap_out_until_nobody_joins(struct swapper *swapper)
+{
+	unsigned fruitless = 0;
+
+	for (unsigned joins = 0; joins < JOINS_MAX && fruitless < FRUITLESS_JOINS_MAX; joins++) {
+		uint64_t before = pages_taken(swapper);
+
+		swap_out_once(swapper);
+		if (!go_on(swapper) || !somebody_joined(swapper))
+			return;
+		fruitless = pages_taken(swapper) == before ? fruitless + 1 : 0;
+	}
+	error_set(
+		&swapper->error, EAGAIN,
+		"processes that map guest memory join faster than it can go out: %llu pages are out, try again later",
+		(unsigned long long)atomic_load(&swapper->vm->stored_pages));
+}
+
+static void swap_out(struct swapper *swapper)
+{
+	struct page_map_header *header = page_map_header(swapper->vm->map);
 
 	if (!swapper->vm->tracking)
 		track(swapper, true);
@@ -504,24 +560,14 @@ static void swap_out(struct swapper *swapper)
 			track(swapper, false);
 		return;
 	}
-	if (choose_mode(swapper, &mode) || prepare_pin_check(swapper))
-		return;
-	swapper->frozen = mode == MODE_FREEZE;
-	if (swapper->frozen && freeze_all(swapper, &freeze))
+	if (prepare_pin_check(swapper))
 		return;
 	atomic_store(&header->copied_pages, 0);
 	atomic_store(&header->zeroed_pages, 0);
 	atomic_store(&header->redundant_pages, 0);
-	atomic_store(&header->last_mode, mode);
-	swapper->freeze = freeze;
-	passes_over_memory(swapper);
-	swapper->freeze = NULL;
-	if (freeze)
-		freeze_thaw(freeze);
-	atomic_store(&header->pause_us,
-		     freeze ? freeze_duration_us(freeze) : swapper->counts.longest_stop_ns / 1000);
+	atomic_store(&header->pause_us, 0);
+	swap_out_until_nobody_joins(swapper);
 	atomic_store(&header->pinned_pages, swapper->counts.pinned_pages);
-	freeze_destroy(freeze);
 }
 
 static void swap_in(struct swapper *swapper)
@@ -562,7 +608,11 @@ static void trim(struct swapper *swapper)
 {
 	if (swapper->vm->tracking && !prepare_pin_check(swapper)) {
 		swapper->free_only = true;
-		pass_over_memory(swapper);
+		for (unsigned joins = 0;
+		     joins == 0 || (somebody_joined(swapper) && joins < FRUITLESS_JOINS_MAX); joins++) {
+			swapper->joined = atomic_load(&swapper->vm->joined);
+			pass_over_memory(swapper);
+		}
 	}
 	store_trim(swapper->vm->store);
 }

@@ -21,6 +21,10 @@ struct uffdio_poison {
 #define UFFDIO_POISON _IOWR(UFFDIO, 0x08, struct uffdio_poison)
 #endif
 
+#ifndef UFFDIO_CONTINUE_MODE_WP /* since Linux 6.4 */
+#define UFFDIO_CONTINUE_MODE_WP ((__u64)1 << 1)
+#endif
+
 const char *uffd_outcome_text(enum uffd_outcome outcome)
 {
 	switch (outcome) {
@@ -215,11 +219,21 @@ enum uffd_outcome uffd_poison(int uffd, uint64_t addr)
 	return ioctl(uffd, UFFDIO_POISON, &request) == 0 ? UFFD_DONE : outcome_of(errno);
 }
 
-enum uffd_outcome uffd_continue(int uffd, uint64_t addr)
+static enum uffd_outcome continue_mode(int uffd, uint64_t addr, uint64_t mode)
 {
-	struct uffdio_continue request = { .range = { .start = addr, .len = 4096 } };
+	struct uffdio_continue request = { .range = { .start = addr, .len = 4096 }, .mode = mode };
 
 	return ioctl(uffd, UFFDIO_CONTINUE, &request) == 0 ? UFFD_DONE : outcome_of(errno);
+}
+
+enum uffd_outcome uffd_continue(int uffd, uint64_t addr)
+{
+	return continue_mode(uffd, addr, 0);
+}
+
+enum uffd_outcome uffd_continue_protected(int uffd, uint64_t addr)
+{
+	return continue_mode(uffd, addr, UFFDIO_CONTINUE_MODE_WP);
 }
 
 enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes)

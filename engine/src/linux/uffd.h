@@ -57,6 +57,9 @@ enum uffd_outcome uffd_poison(int uffd, uint64_t addr);
 
 /* Map the page that the memfd has. */
 enum uffd_outcome uffd_continue(int uffd, uint64_t addr);
+
+/* The same, write-protected: the next write raises a write-protect fault. UFFD_REFUSED before Linux 6.4. */
+enum uffd_outcome uffd_continue_protected(int uffd, uint64_t addr);
 enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes);
 
 /* Protect: the next write to each page raises a write-protect fault. Unprotect wakes who waits for the range. */

@@ -85,6 +85,7 @@ static void adopt_child(struct faults *faults, const struct process *parent, int
 	notices_post(vm->notices, &notice); /* before registering may find it gone */
 	/* what it has written, or writes, is not seen */
 	if (!register_child(vm, child) || !child->protects) {
+		vm_protect_punching(vm, child);
 		atomic_fetch_add(&vm->joined, 1);
 		atomic_store(&vm->keeps, false);
 		vm_drop_kept_copies(vm);

@@ -283,13 +283,29 @@ static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 	return rc ? unreadable(attempt, rc, was_poisoned) : put_back(attempt, was_poisoned);
 }
 
+/* A minor fault on a page whose punch waits: it is there, and may be read (jobs/punch.h). True if the thread need not wait. If the
+ * punch comes at the same time, the kernel takes the entry away with the page. */
+static bool map_for_reading(struct attempt *attempt, uint64_t word)
+{
+	enum uffd_outcome outcome = UFFD_REFUSED;
+
+	if ((word & PAGE_PUNCHING) && (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR) &&
+	    attempt->process->protects)
+		outcome = uffd_continue_protected(attempt->process->uffd, attempt->fault->addr);
+	if (outcome == UFFD_EXISTS)
+		wake_own(attempt);
+	return outcome == UFFD_DONE || outcome == UFFD_EXISTS;
+}
+
 static enum resolved missing(struct attempt *attempt)
 {
 	for (;;) {
 		uint64_t word = atomic_load(attempt->word);
 		enum page_state state = page_state_of(word);
 
-		if (others_hold(word) || is_being_lifted(word)) {
+		if (map_for_reading(attempt, word)) {
+			return RESOLVED;
+		} else if (others_hold(word) || is_being_lifted(word)) {
 			if (ask_for_wake(attempt, word))
 				return RESOLVED;
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {

@@ -155,6 +155,12 @@ bool memory_has_data(const struct region *region, uint64_t page_idx, uint64_t pa
 	return data >= 0 && (uint64_t)data < region_offset_of(region, page_idx) + bytes_of_pages(pages);
 }
 
+void memory_await_lock(const struct region *region, uint64_t page_idx)
+{
+	HELD_MAY_WAIT(WAIT_INODE);
+	lseek(region->fd, (off_t)region_offset_of(region, page_idx), SEEK_DATA);
+}
+
 bool memory_is_hole(const struct region *region, uint64_t page_idx)
 {
 	return !memory_has_data(region, page_idx, 1);
@@ -234,23 +240,6 @@ int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 		if (errno != EINTR)
 			return -errno;
 	return 0;
-}
-
-int memory_write(const struct region *region, uint64_t page_idx, const void *page)
-{
-	struct stat status;
-	ssize_t put;
-
-	HELD_MAY_WAIT(WAIT_INODE);
-	if (fstat(region->fd, &status) != 0)
-		return -errno;
-	if ((uint64_t)status.st_size < region_offset_of(region, page_idx) + PAGE_BYTES)
-		return -ERANGE; /* shrunk: a write would make it grow again */
-	put = pwrite(region->fd, page, PAGE_BYTES, (off_t)region_offset_of(region, page_idx));
-
-	if (put < 0)
-		return -errno;
-	return put == (ssize_t)PAGE_BYTES ? 0 : -ERANGE;
 }
 
 /* Settings look like `always within_size advise [never] deny force`, the chosen one in brackets. */

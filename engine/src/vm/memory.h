@@ -68,14 +68,15 @@ bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *
 bool memory_has_data(const struct region *region, uint64_t page_idx, uint64_t pages);
 bool memory_is_hole(const struct region *region, uint64_t page_idx);
 
+/* Wait until nobody has the lock of the memfd's inode, and return without it. The page is there, so that the kernel finds data at
+ * once. */
+void memory_await_lock(const struct region *region, uint64_t page_idx);
+
 /* Read pages into buf. -ERANGE if the memfd ends before them (the VMM shrank it). */
 int memory_read(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf);
 
 /* Give pages back to the host. All of a large folio or nothing: the caller sees to that. */
 int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages);
-
-/* Write one page into a hole that no process maps any more. */
-int memory_write(const struct region *region, uint64_t page_idx, const void *page);
 
 /* Read the kernel's shmem_enabled settings: true unless every one of them rules folios of several pages out. */
 bool memory_detect_large_folios(void);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static uint64_t addr_of(const struct own_mapping *mapping, uint64_t page_idx)
@@ -70,4 +71,23 @@ bool own_mapping_region_has_page(const struct region *region, uint64_t page_idx)
 	found = own_mapping_has_page(&mapping, page_idx);
 	own_mapping_close(&mapping);
 	return found;
+}
+
+/* Not by a store of ours: if the page were gone by now, we would wait for our own userfaultfd. The kernel is told EFAULT instead, as
+ * that is for user mode only. */
+bool own_mapping_region_overwrite(const struct region *region, uint64_t page_idx, const void *page)
+{
+	struct own_mapping mapping = { 0 };
+	struct iovec from = { .iov_base = (void *)(uintptr_t)page, .iov_len = PAGE_BYTES };
+	struct iovec to = { .iov_len = PAGE_BYTES };
+	bool done;
+
+	if (own_mapping_open(&mapping, region, page_idx, 1) != 0)
+		return false;
+	to.iov_base = mapping.base;
+	done = own_mapping_has_page(&mapping, page_idx) &&
+	       mprotect(mapping.base, PAGE_BYTES, PROT_READ | PROT_WRITE) == 0 &&
+	       process_vm_writev(getpid(), &from, 1, &to, 1, 0) == (ssize_t)PAGE_BYTES;
+	own_mapping_close(&mapping);
+	return done;
 }

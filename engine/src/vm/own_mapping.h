@@ -38,4 +38,7 @@ bool own_mapping_has_page(struct own_mapping *mapping, uint64_t page_idx);
 /* The same without a mapping that is open already. False also if that cannot be found out. */
 bool own_mapping_region_has_page(const struct region *region, uint64_t page_idx);
 
+/* Put other bytes into a page that the file has. False if it has none by now, or that cannot be done. Waits for no inode's lock. */
+bool own_mapping_region_overwrite(const struct region *region, uint64_t page_idx, const void *page);
+
 #endif

@@ -168,9 +168,13 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 	answer = is_registered(child, range, &registered_idx);
 	if (vm->snapshot) /* private: nobody registers it but its VMM */
 		return answer == UFFD_NO ? UFFD_REFUSED : UFFD_DONE;
+	if (answer == UFFD_NO) {
+		outcome = register_range(child, range);
+		/* nothing of the guest's is there: it writes nothing */
+		*inherited = *inherited && outcome == UFFD_REFUSED;
+		return outcome;
+	}
 	*inherited = *inherited && answer == UFFD_YES;
-	if (answer == UFFD_NO)
-		return register_range(child, range);
 	outcome = answer == UFFD_YES ?
 			  complete(child, range, registered_idx) :
 			  uffd_register_more(child->uffd, range->addr, size_bytes, child->protects);

@@ -56,6 +56,58 @@ bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t nex
 	return true;
 }
 
+void vm_punching_begin(struct vm *vm, struct punching *punching)
+{
+	pthread_mutex_lock(&vm->punching_lock);
+	punching->next = vm->punching;
+	vm->punching = punching;
+	pthread_mutex_unlock(&vm->punching_lock);
+}
+
+void vm_punching_end(struct vm *vm, struct punching *punching)
+{
+	struct punching **at = &vm->punching;
+
+	pthread_mutex_lock(&vm->punching_lock);
+	while (*at != punching)
+		at = &(*at)->next;
+	*at = punching->next;
+	pthread_mutex_unlock(&vm->punching_lock);
+}
+
+/* What it has not mapped, or what is not registered, it cannot write to. */
+static bool protect_range(struct vm *vm, struct process *process, const struct punching *punching)
+{
+	bool done = true;
+
+	for (uint64_t at = 0; at < punching->pages && !process->gone;) {
+		uint64_t addr;
+		uint64_t run = process_addr_of(process, punching->page_idx + at, punching->pages - at, &addr);
+		enum uffd_outcome outcome = UFFD_UNMAPPED;
+
+		if (run)
+			outcome = process->protects ? uffd_protect(process->uffd, addr, bytes_of_pages(run)) :
+						      UFFD_REFUSED;
+		if (outcome == UFFD_GONE)
+			vm_process_gone(vm, process);
+		done = done && (outcome == UFFD_DONE || outcome == UFFD_UNMAPPED || outcome == UFFD_GONE);
+		at += run ? run : 1;
+	}
+	return done;
+}
+
+bool vm_protect_punching(struct vm *vm, struct process *process)
+{
+	bool done = true;
+
+	HELD_NEEDS(HELD_GATE_ALONE);
+	pthread_mutex_lock(&vm->punching_lock);
+	for (const struct punching *at = vm->punching; at; at = at->next)
+		done = protect_range(vm, process, at) && done;
+	pthread_mutex_unlock(&vm->punching_lock);
+	return done;
+}
+
 bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash)
 {
 	return vm->snapshot || page_hash(page) == hash;

@@ -47,6 +47,12 @@
 #include "vm/memory.h"
 #include "vm/page_map.h"
 
+/* Pages that a worker has PUNCHING, among others: on its stack. */
+struct punching {
+	uint64_t page_idx, pages;
+	struct punching *next;
+};
+
 struct vm {
 	struct gate *gate;
 	struct page_map *map;
@@ -81,10 +87,11 @@ struct vm {
 	_Atomic bool keeps;
 
 	/* A swap-out trusts that every process's writes to a protected page are seen. A process that joins is not protected
-	 * yet: it takes `punching` for writing, so that no punch is under way, and counts `joined` up, so that chunks
-	 * protected before it came are left alone. A forked child inherits its parent's protection and needs neither. */
-	pthread_rwlock_t punching;
+	 * yet: it counts `joined` up, so that what was protected before it came is left alone, and is protected where pages are
+	 * PUNCHING, vm_protect_punching(). A forked child inherits its parent's protection and needs neither. */
 	_Atomic uint64_t joined;
+	pthread_mutex_t punching_lock;
+	struct punching *punching; /* under the lock */
 };
 
 #define VM_LANES(vm) ((vm)->fault_threads_n + (vm)->workers_n + 2)
@@ -116,6 +123,14 @@ static inline bool is_claim(uint64_t word, uint64_t claimed)
 {
 	return ((word ^ claimed) & ~PAGE_WAITER) == 0;
 }
+
+/* Pages there are PUNCHING from before the first is marked until the last is finished. */
+void vm_punching_begin(struct vm *vm, struct punching *punching);
+void vm_punching_end(struct vm *vm, struct punching *punching);
+
+/* Write-protect a process that joins where pages are PUNCHING: what it writes there from now on waits for the punch, as all others'
+ * writes do. With the gate held alone, after it was registered. False if it cannot be protected there now: it must not join. */
+bool vm_protect_punching(struct vm *vm, struct process *process);
 
 /* Whether the store gave the bytes of a page with this hash. Of a snapshot's file there are no hashes. */
 bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash);
