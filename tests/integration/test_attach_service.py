@@ -91,10 +91,14 @@ def test_from_attach_to_detach(host: Service) -> None:
         host.machine.run("systemctl", "kill", "--signal=KILL", "vmmswap@web.service")
         running.run_on()
         assert host.wait_state("web", "Active")["Restarts"] == 1
+        assert host.machine.sh("stat -c '%U %a' /run/vmmswap/web.sock").stdout == "root 200\n"  # still there
         host.machine.run("vmmswapctl", "detach", "web")
         host.wait_unit("web", "inactive")
         assert "userfaultfd" not in running.links(), host.log("web")
         running.run_on()
+    # Nobody has asked for a socket, so it goes with its VM, and all that the monitor left.
+    for path in ("/run/vmmswap/web.sock", "/var/lib/vmmswap/web", "/var/log/vmmswap/web"):
+        host.machine.wait_for(f"{path} to go", lambda path=path: not host.machine.path(path).exists())
 
 
 def test_filters_that_the_sandbox_hides(host: Service) -> None:
@@ -120,7 +124,7 @@ def test_a_refused_attach_leaves_no_monitor(host: Service) -> None:
     assert (done.returncode, "no shared guest memory" in done.stderr) == (1, True), done
     host.wait_unit("refused", "inactive")
     assert "refused" not in host.machine.run("vmmswapctl", "list").stdout
-    with target(host, "afterwards", KNOWN) as running:  # the socket is still there, and starts another
+    with target(host, "afterwards", KNOWN) as running:  # nothing of it is in the way
         host.machine.run("vmmswapctl", "attach", "refused", str(running.pid))
         host.swap_out("refused")
         host.machine.run("vmmswapctl", "detach", "refused")

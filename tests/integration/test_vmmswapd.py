@@ -276,7 +276,7 @@ async def test_attach_looks_at_the_target_first(private_bus: PrivateBus, host: C
         own = str(os.getpid())
         denied = await host.error(f"{H}.Attach", "string:new", f"uint32:{own}", uid=STRANGER)
         assert denied[0] == "org.vmmswap.Error.AccessDenied"
-        assert f"pid {own}" in denied[1]
+        assert own in denied[1]
         for pid in ("0", str(2**32 - 1), str(largest_pid())):
             name, text = await host.error(f"{H}.Attach", "string:new", f"uint32:{pid}")
             assert (name, f"pid {pid}" in text) == ("org.vmmswap.Error.NotSupported", True)

@@ -26,7 +26,7 @@ from vmmswap.bus.interface import (
     Property,
     node_xml,
 )
-from vmmswap.bus.waiting import CALLS, CALLS_PER_SENDER, Places, caller_uid
+from vmmswap.bus.waiting import CALLS, CALLS_PER_SENDER, Places, Waiter, waiter
 from vmmswap.errors import BusyError, InternalError, VmmswapError
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Dispatcher:
             target = self._find(message)
             self._check_arguments(target, message)
             caller = await self._caller_of(message.sender, False)
-            caller_uid.set(caller.uid)
+            waiter.set(Waiter(caller.name, caller.uid))
             with self._places.one(caller.uid):
                 body = await self._perform(target, message)
             self._reply(message, target.method.out_signature, body)

@@ -38,7 +38,16 @@ JOBS = Room(12, 3, 12)  # systemd
 BUDGET = (PASSWORDS, QUESTIONS, CHANGES, READS, JOBS)
 OWN_CALLS = 4  # for nobody's call: to know what a new VM is like
 
-caller_uid: ContextVar[int | None] = ContextVar("caller_uid", default=None)  # whose call this task answers
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """For whom something waits: a unique name on the bus, and its uid."""
+
+    name: str
+    uid: int
+
+
+waiter: ContextVar[Waiter | None] = ContextVar("waiter", default=None)  # whose call this task answers
 
 
 class Places:
@@ -82,6 +91,13 @@ class Slots:
         self._root = asyncio.Semaphore(room.for_root)
         self._own = asyncio.Semaphore(OWN_CALLS)
         self._by_uid: weakref.WeakValueDictionary[int, asyncio.Semaphore] = weakref.WeakValueDictionary()
+
+    def is_free(self, uid: int | None) -> bool:
+        """Whether take() would not wait."""
+        if not uid:
+            return not (self._own if uid is None else self._root).locked()
+        own = self._by_uid.get(uid)
+        return not self._shared.locked() and (own is None or not own.locked())
 
     async def take(self, uid: int | None) -> Callable[[], None]:
         """Wait for a slot; what gives it back. uid None: for no caller."""

@@ -23,7 +23,7 @@ from vmmswap.bus.interface import (
     STATUS_CHANGED,
     Interface,
 )
-from vmmswap.bus.waiting import CHANGES, READS, Slots, caller_uid
+from vmmswap.bus.waiting import CHANGES, READS, Slots, waiter
 from vmmswap.errors import BusyError, InvalidNameError, NoSuchVMError, VmmswapError
 from vmmswap.names import HOST_PATH, VM_BUS_PREFIX, VM_PATH_PREFIX, label_of, name_of
 
@@ -123,12 +123,21 @@ class Vm:
                 args,
                 timeout_s=_CHANGE_TIMEOUT_S if changes else _READ_TIMEOUT_S,
                 flags=Flag.NO_AUTO_START,
-                on_settled=await slots.take(caller_uid.get()),
+                on_settled=await self._slot_of(slots),
             )
         except RemoteError as error:
             if error.error_name in _GONE:
                 raise await self._no_answer(error) from error
             raise
+
+    async def _slot_of(self, slots: Slots) -> Callable[[], None]:
+        """A slot for whose call this is. Nobody waits for one who has left the bus."""
+        who = waiter.get()
+        if who is None:
+            return await slots.take(None)
+        if slots.is_free(who.uid):
+            return await slots.take(who.uid)
+        return await self._connection.presence.run(who.name, slots.take(who.uid))
 
     async def _no_answer(self, error: RemoteError) -> VmmswapError:
         if await self._connection.owner_of(self.owner):

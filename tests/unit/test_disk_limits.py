@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""DiskTierMax= and DiskKeepFree= in bytes."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from vmmswap.config import ConfigError, load
+from vmmswap.disk_limits import disk_limits
+
+GIB = 1 << 30
+
+
+def limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, total_bytes: int) -> tuple[int, int]:
+    real = os.statvfs(tmp_path)
+    fake = os.statvfs_result((4096, 4096, total_bytes // 4096, *real[3:]))
+    monkeypatch.setattr(os, "statvfs", lambda _path: fake)
+    file = tmp_path / "conf"
+    file.write_text(f"[Swap]\n{text}\n")
+    return disk_limits(load("web", [file]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "total_bytes", "expected"),
+    [
+        ("", 10 * GIB, (0, GIB // 2)),
+        ("", 1000 * GIB, (0, 4 * GIB)),
+        ("DiskTierMax=20%\nDiskKeepFree=10%", 1000 * GIB, (200 * GIB, 100 * GIB)),
+        ("DiskTierMax=3G\nDiskKeepFree=0", 10 * GIB, (3 * GIB, 0)),
+        ("DiskTierMax=4096\nDiskKeepFree=100%", 8192, (4096, 8192)),
+        ("DiskTierMax=7K\nDiskKeepFree=1T", GIB, (7 << 10, 1 << 40)),
+    ],
+)
+def test_sizes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, total_bytes: int, expected: tuple[int, int]
+) -> None:
+    assert limits(monkeypatch, tmp_path, text, total_bytes) == expected
+
+
+@pytest.mark.parametrize("value", ["101%", "-1", "1.5G", "G", "1 G", "1g", "one"])
+def test_what_is_no_size(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "conf"
+    file.write_text(f"[Swap]\nDiskTierMax={value}\n")
+    with pytest.raises(ConfigError, match="is not a size"):
+        load("web", [file])
+
+
+def test_a_directory_that_is_gone_limits_nothing(tmp_path: Path) -> None:
+    assert disk_limits(load("web", []), tmp_path / "gone") == (0, 0)
