@@ -402,8 +402,8 @@ class Engine:
         lib.engine_cancel_job(self._engine)
 
     def set_budget(self, pages: int) -> None:
-        """How many pages a swap-in may bring back from now on; it waits for more when they are used up. It
-        takes them by windows of 512 pages. A new engine has no limit.
+        """How many pages a swap-in may bring back from now on; it waits for more when they are used up. A new
+        engine has no limit.
         """
         lib.engine_set_budget(self._engine, pages)
 

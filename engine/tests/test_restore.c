@@ -49,6 +49,51 @@ TEST(a_read_error_that_passes)
 	rig_stop(&rig);
 }
 
+/* --- the budget */
+
+static void await_resident(const struct rig *rig, uint64_t pages)
+{
+	while (rig_resident_pages(rig, 0, rig->total_pages) < pages)
+		sched_yield();
+	CHECK_EQ(rig_resident_pages(rig, 0, rig->total_pages), pages);
+}
+
+TEST(a_budget_is_used_up_to_the_page)
+{
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	engine_set_budget(rig.engine, 3);
+	rig_start_job(&rig, JOB_SWAP_IN);
+	await_resident(&rig, 3);
+	engine_set_budget(rig.engine, 40); /* of two pieces */
+	await_resident(&rig, 43);
+	engine_set_budget(rig.engine, 512 - 43);
+	rig_end_job(&rig);
+	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}
+
+/* One page out in each window. */
+TEST(a_budget_of_as_many_pages_as_are_out)
+{
+	static const struct layout sparse = { .memfd_pages = { 2048 },
+					      .regions = { { 0, 0, 2048 } },
+					      .empty = 1 };
+	struct rig rig;
+
+	rig_start(&rig, &sparse);
+	for (uint64_t page = 100; page < 2048; page += 512)
+		puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = page });
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(rig_stats(&rig).swap_pages, 4);
+	engine_set_budget(rig.engine, 4);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}
+
 /* --- pages that no process maps any more */
 
 static const struct layout folios = {

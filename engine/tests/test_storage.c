@@ -345,6 +345,43 @@ TEST(forked_after_poison)
 	rig_stop(&rig);
 }
 
+/* Only that page is left, and the budget is small: it is tried all the same, and costs nothing while it cannot be read. */
+TEST(a_poisoned_page_and_a_small_budget)
+{
+	struct rig rig;
+
+	rig_start(&rig);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_OUT).code, 0);
+	poison_by_corruption(&rig, 5);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_IN).code, EIO);
+	engine_set_budget(rig.engine, 1);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_IN).code, EIO);
+	flip_stored_byte(&rig, 5);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_IN).code, 0);
+	check_read(&rig, 0, 5, 6);
+	rig_stop(&rig);
+}
+
+/* Its bytes are back, and a process does not let its marker go: the swap-in ends, and works later. */
+TEST(a_marker_that_cannot_be_lifted)
+{
+	struct notice done;
+	struct rig rig;
+
+	rig_start(&rig);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_OUT).code, 0);
+	poison_by_corruption(&rig, 5);
+	flip_stored_byte(&rig, 5);
+	CHECK_OK(failpoint_arm("uffd.zeropage=EAGAIN"));
+	done = run_job(&rig, JOB_SWAP_IN);
+	CHECK_EQ(done.code, EAGAIN);
+	CHECK_CONTAINS(done.message, "1 pages");
+	CHECK_OK(failpoint_arm("uffd.zeropage=off"));
+	CHECK_EQ(run_job(&rig, JOB_SWAP_IN).code, 0);
+	check_read(&rig, 0, 5, 6);
+	rig_stop(&rig);
+}
+
 /* Giving a page up heals it: zeros in every process, and swapping in works again. */
 TEST(giving_up_heals)
 {

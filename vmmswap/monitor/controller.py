@@ -65,7 +65,7 @@ class Controller:
         self._release_reason = ""
         self._must_release = False  # nobody can be told that it failed: try until it works
         self._is_short_of_memory = False  # a swap-in waits for memory
-        self._room = RoomWatch(self._pids, self._swap_pages, self._grant_pages, self._memory_is_short)
+        self._room = RoomWatch(self._pids, self._out_pages, self._grant_pages, self._memory_is_short)
         self._retry: asyncio.TimerHandle | None = None
         self._drain = Drain(self._drained, self._drain_failed, self._drain_idle)
         self._drain_error = ""
@@ -311,8 +311,11 @@ class Controller:
         if self.vm is not None:
             self.vm.engine.set_budget(pages)
 
-    def _swap_pages(self) -> int:
-        return self.vm.engine.stats().swap_pages if self.vm else 0
+    def _out_pages(self) -> int:
+        if self.vm is None:
+            return 0
+        stats = self.vm.engine.stats()
+        return stats.swap_pages + stats.poisoned_pages
 
     def _poisoned_pages(self) -> int:
         return self.vm.engine.stats().poisoned_pages if self.vm else 0

@@ -25,7 +25,7 @@ _RESERVE_SHARE = 16
 _HOST_RESERVE_MAX = 256 * _MIB
 _CGROUP_RESERVE_MIN, _CGROUP_RESERVE_MAX = 8 * _MIB, 64 * _MIB  # a swap-in overshoots by some chunks
 
-_WINDOW_BYTES = 2 * _MIB  # what a swap-in takes at a time
+_WINDOW_BYTES = 2 * _MIB  # what a worker of a swap-in takes at a time, at most
 _FASTEST_SWAP_IN_BYTES_S = 4 << 30
 _SHORTEST_S, _LONGEST_S = 0.005, 0.5  # time between two looks
 
@@ -136,6 +136,8 @@ def _reclaimable(group: Path) -> int:
 class RoomWatch:
     """Looks at the headroom while a swap-in runs, and calls on_short when it is used up.
 
+    out_pages: how many pages are out, those that cannot be read now included: they may be readable again.
+
     Between two looks the swap-in may use half of what there was, which `grant` tells the engine in pages:
     however late the next look comes, no limit is run into.
     """
@@ -143,12 +145,12 @@ class RoomWatch:
     def __init__(
         self,
         pids: Callable[[], list[int]],
-        swap_pages: Callable[[], int],
+        out_pages: Callable[[], int],
         grant: Callable[[int], None],
         on_short: Callable[[], None],
     ) -> None:
         self._pids = pids
-        self._swap_pages = swap_pages
+        self._out_pages = out_pages
         self._grant = grant
         self._on_short = on_short
         self._mounts = find_mounts()
@@ -164,22 +166,23 @@ class RoomWatch:
         )
 
     def has_room(self) -> bool:
-        swap_bytes = self._swap_pages() * PAGE_SIZE
-        if swap_bytes == 0:  # nothing to bring in: what is left is to stop tracking
+        """Look, and grant what may be used until the next look: not nothing, where this is True."""
+        out_bytes = self._out_pages() * PAGE_SIZE
+        if out_bytes == 0:  # nothing to bring in: what is left is to stop tracking
             self._room = Headroom(0, "")
             return True
         self._room = look(self._pids(), self._mounts)
-        if self._room.bytes < 2 * min(swap_bytes, _WINDOW_BYTES):
+        if self._room.bytes < 2 * min(out_bytes, _WINDOW_BYTES):
             self._grant(0)
             return False
-        self._grant(max(self._room.bytes // 2, _WINDOW_BYTES) // PAGE_SIZE)
+        self._grant(self._room.bytes // 2 // PAGE_SIZE)
         return True
 
     def start(self) -> None:
         """After has_room(). Looks again before the fastest swap-in could have used half of what there is, so
         that it never has to wait for that.
         """
-        enough = self._room.bytes // 2 >= self._swap_pages() * PAGE_SIZE
+        enough = self._room.bytes // 2 >= self._out_pages() * PAGE_SIZE
         delay_s = _LONGEST_S if enough else self._room.bytes / 2 / _FASTEST_SWAP_IN_BYTES_S
         delay_s = min(_LONGEST_S, max(_SHORTEST_S, delay_s))
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._look_again)

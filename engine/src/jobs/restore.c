@@ -47,16 +47,32 @@ static void give_back_from(struct batch *batch, size_t from)
 	gate_leave(vm->gate, batch->restorer->lane);
 }
 
-static void claim_stored(struct batch *batch, uint64_t page_idx, uint64_t pages)
+static bool is_wanted(uint64_t word)
+{
+	return (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED) &&
+	       !(word & PAGE_FLAGS) && !is_being_lifted(word);
+}
+
+uint64_t restore_wanted(const struct vm *vm, uint64_t page_idx, uint64_t end_idx)
+{
+	uint64_t pages = 0;
+
+	for (uint64_t idx = page_idx; idx < end_idx; idx++)
+		pages += is_wanted(atomic_load(page_map_word(vm->map, idx)));
+	return pages;
+}
+
+/* Where it ended: there are no more, or max_pages were claimed. */
+static uint64_t claim_stored(struct batch *batch, uint64_t max_pages)
 {
 	struct vm *vm = batch->restorer->vm;
+	uint64_t idx = batch->page_idx, end_idx = batch->page_idx + batch->pages;
 
-	for (uint64_t idx = page_idx; idx < page_idx + pages; idx++) {
+	for (; idx < end_idx && batch->n < max_pages; idx++) {
 		_Atomic uint64_t *at = page_map_word(vm->map, idx);
 		uint64_t word = atomic_load(at), claimed;
 
-		if ((page_state_of(word) != PAGE_STORED && page_state_of(word) != PAGE_POISONED) ||
-		    (word & PAGE_FLAGS) || is_being_lifted(word))
+		if (!is_wanted(word))
 			continue;
 		claimed = page_word_after(word, page_state_of(word), page_slot_of(word),
 					  PAGE_FILLING | PAGE_BACKGROUND);
@@ -67,6 +83,7 @@ static void claim_stored(struct batch *batch, uint64_t page_idx, uint64_t pages)
 		batch->claimed[batch->n] = claimed;
 		batch->slots[batch->n++] = page_slot_of(word);
 	}
+	return idx;
 }
 
 static bool reads_right(struct batch *batch, size_t i)
@@ -78,11 +95,12 @@ static bool reads_right(struct batch *batch, size_t i)
 }
 
 /* All in one go; where that fails, page by page, so that one bad block costs one page. A page that was taken from us
- * meanwhile may hold anything and is not counted. */
-static void fetch(struct batch *batch)
+ * meanwhile may hold anything and is not counted. How many were read. */
+static uint64_t fetch(struct batch *batch)
 {
 	struct restorer *restorer = batch->restorer;
 	struct vm *vm = restorer->vm;
+	uint64_t read_pages = batch->n;
 	int all = store_get(vm->store, batch->slots, batch->n, restorer->buffer);
 
 	FAILPOINT_HERE("restore.fetched");
@@ -98,11 +116,13 @@ static void fetch(struct batch *batch)
 	for (size_t i = 0; i < batch->n; i++) {
 		if (!batch->bad[i])
 			continue;
+		read_pages--;
 		if (is_claim(atomic_load(page_map_word(vm->map, batch->idx[i])), batch->claimed[i]))
 			restorer->unreadable_pages++;
 		give_back(batch, i);
 	}
 	gate_leave(vm->gate, restorer->lane);
+	return read_pages;
 }
 
 /* From here until the copy is done a demand fault waits instead of taking over. False: it already has, or a REMOVE. */
@@ -327,18 +347,19 @@ static int copy_piece(struct batch *batch, size_t *next)
 	return rc == -EAGAIN && *next > start ? 0 : rc;
 }
 
-int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, struct error *err)
+int restore_chunk(struct restorer *restorer, uint64_t *page_idx, uint64_t end_idx, uint64_t *budget_pages,
+		  struct error *err)
 {
-	struct batch batch = { .restorer = restorer, .page_idx = page_idx, .pages = pages };
+	struct batch batch = { .restorer = restorer, .page_idx = *page_idx, .pages = end_idx - *page_idx };
 	uint64_t stuck_since_ns = 0;
 	size_t next = 0;
 	int rc = 0;
 
-	claim_stored(&batch, page_idx, pages);
+	*page_idx = claim_stored(&batch, *budget_pages);
 	if (!batch.n)
 		return 0;
 	FAILPOINT_HERE("restore.claimed");
-	fetch(&batch);
+	*budget_pages -= fetch(&batch);
 	while (next < batch.n && !rc) {
 		rc = copy_piece(&batch, &next);
 		FAILPOINT_HERE("restore.copied");

@@ -13,9 +13,13 @@ struct restorer {
 	uint64_t unreadable_pages; /* stay out: the store did not give their bytes */
 };
 
-/* Bring back what is STORED in [page_idx, page_idx + pages), at most CHUNK_PAGES. Pages that cannot be read are counted and
- * left, others still come. -ENOMEM: the VMM's processes have no memory left for it; -EAGAIN as in evict_protect(). What was
- * not restored is out as before. */
-int restore_chunk(struct restorer *restorer, uint64_t page_idx, uint64_t pages, struct error *err);
+/* How many pages of [page_idx, end_idx) are out and free to be taken. */
+uint64_t restore_wanted(const struct vm *vm, uint64_t page_idx, uint64_t end_idx);
+
+/* Bring back what is out in [*page_idx, end_idx), at most CHUNK_PAGES, until *budget_pages pages were. *page_idx is then where it
+ * ended, and *budget_pages what is left. Pages that cannot be read are counted and left, others still come. -ENOMEM: the VMM's
+ * processes have no memory left for it; -EAGAIN as in evict_protect(). What was not restored is out as before. */
+int restore_chunk(struct restorer *restorer, uint64_t *page_idx, uint64_t end_idx, uint64_t *budget_pages,
+		  struct error *err);
 
 #endif

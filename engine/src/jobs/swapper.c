@@ -11,6 +11,7 @@
 #include "base/held.h"
 #include "freeze/freeze.h"
 #include "freeze/members.h"
+#include "jobs/budget.h"
 #include "jobs/evict.h"
 #include "jobs/restore.h"
 #include "vm/poison.h"
@@ -27,7 +28,7 @@ struct swapper {
 	_Atomic uint32_t job;
 	_Atomic bool cancel;
 	_Atomic uint64_t progress_pages;
-	_Atomic uint64_t budget_pages; /* of a swap-in; UINT64_MAX: no limit */
+	struct budget budget; /* of a swap-in */
 	struct swap_out_options options;
 	struct pins *pins;
 	_Atomic(const char *) pin_check;
@@ -189,24 +190,32 @@ static void *evict_worker(void *argument)
 
 #define BUDGET_LOOK_NS 1000000
 
-/* Wait until a window's pages may come back. False: the job ends. */
-static bool take_budget(struct swapper *swapper)
+/* Wait until at least one of these pages may come back. How many may; 0: the job ends. */
+static uint64_t wait_for_budget(struct swapper *swapper, uint64_t pages)
 {
-	uint64_t left = atomic_load(&swapper->budget_pages);
+	uint64_t taken = budget_take(&swapper->budget, pages);
 
 	HELD_MAY_WAIT(WAIT_TIME);
-	while (left != UINT64_MAX) {
-		if (left < CHUNK_PAGES) {
-			nanosleep(&(struct timespec){ .tv_nsec = BUDGET_LOOK_NS }, NULL);
-			left = atomic_load(&swapper->budget_pages);
-		} else if (atomic_compare_exchange_strong(&swapper->budget_pages, &left,
-							  left - CHUNK_PAGES)) {
-			break;
-		}
-		if (!go_on(swapper))
-			return false;
+	while (!taken && go_on(swapper)) {
+		nanosleep(&(struct timespec){ .tv_nsec = BUDGET_LOOK_NS }, NULL);
+		taken = budget_take(&swapper->budget, pages);
 	}
-	return true;
+	return taken;
+}
+
+/* Each page is paid for, and no window is waited for as a whole: a page or two come back for a budget of that. */
+static void restore_window(struct swapper *swapper, struct restorer *restorer, const struct window *window)
+{
+	uint64_t idx = window->page_idx, end_idx = window->page_idx + window->pages, wanted;
+
+	while (go_on(swapper) && (wanted = restore_wanted(swapper->vm, idx, end_idx)) > 0) {
+		uint64_t budget_pages = wait_for_budget(swapper, wanted);
+		struct error error = { 0 };
+
+		if (budget_pages && restore_chunk(restorer, &idx, end_idx, &budget_pages, &error))
+			fail(swapper, &error);
+		budget_return(&swapper->budget, budget_pages);
+	}
 }
 
 static void *restore_worker(void *argument)
@@ -217,12 +226,7 @@ static void *restore_worker(void *argument)
 	struct window window;
 
 	while (go_on(swapper) && next_window(swapper, false, &window)) {
-		struct error error = { 0 };
-
-		if (!take_budget(swapper))
-			break;
-		if (restore_chunk(&restorer, window.page_idx, window.pages, &error))
-			fail(swapper, &error);
+		restore_window(swapper, &restorer, &window);
 		atomic_fetch_add(&swapper->progress_pages, window.pages);
 	}
 	pthread_mutex_lock(&swapper->lock);
@@ -573,6 +577,7 @@ static void swap_out(struct swapper *swapper)
 static void swap_in(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;
+	uint64_t idle_since_ns = 0;
 
 	/* Demand faults bring pages back too, and may give up on one that we then have to try: so until nothing is out. A
 	 * poisoned page may read well by now. */
@@ -586,8 +591,21 @@ static void swap_in(struct swapper *swapper)
 		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) &&
 		    pages_out(vm) >= before)
 			break; /* else a demand fault has some, and will let go of them */
-		if (pages_out(vm) >= before)
-			nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+		if (pages_out(vm) < before) {
+			idle_since_ns = 0;
+			continue;
+		}
+		idle_since_ns = idle_since_ns ? idle_since_ns : monotonic_ns();
+		if (monotonic_ns() - idle_since_ns > VM_STUCK_NS &&
+		    poison_pages_to_lift(vm) + swapper->unreadable_pages >= pages_out(vm)) {
+			error_set(
+				&swapper->error, EAGAIN,
+				"%llu pages could not be taken out of a process's way: it is stuck in the middle of "
+				"changing its memory mappings, or has no memory left; is it stopped (SIGSTOP, a debugger)?",
+				(unsigned long long)pages_out(vm));
+			return;
+		}
+		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	}
 	if (!go_on(swapper))
 		return;
@@ -656,7 +674,7 @@ int swapper_create(struct vm *vm, struct swapper **out, struct error *err)
 		return error_set(err, ENOMEM, "no memory for the swapper");
 	swapper->vm = vm;
 	atomic_init(&swapper->pin_check, "");
-	atomic_init(&swapper->budget_pages, UINT64_MAX);
+	budget_set(&swapper->budget, BUDGET_UNLIMITED);
 	pthread_mutex_init(&swapper->lock, NULL);
 	pthread_cond_init(&swapper->resumed, NULL);
 	*out = swapper;
@@ -741,7 +759,7 @@ void swapper_cancel(struct swapper *swapper)
 
 void swapper_set_budget(struct swapper *swapper, uint64_t pages)
 {
-	atomic_store(&swapper->budget_pages, pages);
+	budget_set(&swapper->budget, pages);
 }
 
 enum job_kind swapper_job(const struct swapper *swapper)

@@ -49,7 +49,7 @@ void swapper_continue(struct swapper *swapper);
 /* The running job ends within one chunk; what it has done stays done. */
 void swapper_cancel(struct swapper *swapper);
 
-/* A swap-in brings back no more pages than this from now on (rounded down to windows), then waits to be given more:
+/* A swap-in brings back no more pages than this from now on, then waits to be given more:
  * each page is charged to a cgroup that may be near its limit, where the kernel kills. UINT64_MAX, the default: no limit. */
 void swapper_set_budget(struct swapper *swapper, uint64_t pages);
 

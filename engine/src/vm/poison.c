@@ -105,6 +105,18 @@ static bool lift_page(struct vm *vm, size_t lane, uint64_t page_idx)
 	return done;
 }
 
+uint64_t poison_pages_to_lift(struct vm *vm)
+{
+	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n), pages = 0;
+
+	for (uint64_t idx = page_map_next_used(vm->map, 0, end_idx); idx < end_idx; idx++) {
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		pages += idx < end_idx && is_being_lifted(atomic_load(page_map_word(vm->map, idx)));
+	}
+	return pages;
+}
+
 bool poison_lift(struct vm *vm, size_t lane)
 {
 	uint64_t from_idx, end_idx;
