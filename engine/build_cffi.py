@@ -19,6 +19,7 @@ HEADERS = (
     "base/notice.h",
     "base/trace.h",
     "linux/mappers.h",
+    "linux/probe_read.h",
     "linux/uring_buffers.h",
     "pins/pins.h",
     "vm/address_space.h",
@@ -115,6 +116,8 @@ void mappers_free(struct mapper_list *);
 struct uring_range { pid_t pid; uint64_t addr; uint64_t size_bytes; ...; };
 struct uring_found { pid_t pid; int fd; uint64_t addr; uint64_t size_bytes; ...; };
 int uring_buffers_find(const struct uring_range *, size_t, struct uring_found *, struct error *);
+
+pid_t probe_read_start(pid_t, uint64_t, int);
 
 int failpoint_arm(const char *);
 uint64_t failpoint_hits(const char *);

@@ -569,6 +569,19 @@ def registered_buffer_in(ranges: Sequence[tuple[int, int, int]]) -> str | None:
     return _text(error.message) if rc else None
 
 
+def start_probe_read(pid: int, addr: int, go_fd: int) -> int:
+    """Start a child that reads one byte of a process in kernel mode once a byte comes through go_fd.
+
+    Returns its pid, which the caller waits for.
+
+    Its status is 0, or the errno of process_vm_readv(). OSError if it cannot be started.
+    """
+    child = int(lib.probe_read_start(pid, addr, go_fd))
+    if child < 0:
+        raise OSError(-child, f"cannot start a process: {os.strerror(-child)}")
+    return child
+
+
 def failpoint_names() -> list[str]:
     """Every failpoint that the engine knows."""
     names: list[str] = []

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import pytest
 from tests.support.attach import NOBODY, Target
 from tests.support.programs import ROOT
 from vmmswap.attach import inject, memory
+from vmmswap.attach import plant as plant_module
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process, parse_region
 from vmmswap.attach.failpoint import STEPS, VARIABLE
@@ -252,6 +254,41 @@ def mapper_of(memfd: int) -> Iterator[subprocess.Popen[bytes]]:
             mapper.communicate(b"\n")
 
 
+@pytest.fixture
+def device_of_nobodys_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As the udev rule makes /dev/userfaultfd for the group vmmswap."""
+    device = tmp_path / "userfaultfd"
+    os.mknod(device, stat.S_IFCHR | 0o660, plant_module._DEVICE.stat().st_rdev)
+    os.chown(device, 0, 65534)
+    device.chmod(0o660)  # whatever the umask
+    monkeypatch.setattr(plant_module, "_DEVICE", device)
+    return device
+
+
+def test_attach_gives_nobody_a_userfaultfd_that_he_may_not_have(device_of_nobodys_group: Path) -> None:
+    """One that stops the kernel's accesses is a weapon: vm.unprivileged_userfaultfd=0 keeps it from users."""
+    options = Options(user=User(65534, 65534))
+    with Target("nanosleep", prefix=NOBODY) as target:
+        fds, maps = target.fds, target.maps
+        for uid, gid, mode in ((0, 0, 0o660), (0, 0, 0o600), (0, 65534, 0o640), (65534, 0, 0o060)):
+            os.chown(device_of_nobodys_group, uid, gid)
+            device_of_nobodys_group.chmod(mode)
+            with pytest.raises(
+                AccessDeniedError, match="its user may not have one: add that user to the group"
+            ):
+                attach_vm(target.pidfd, options)
+            assert (target.fds, target.maps) == (fds, maps)
+        for uid, gid, mode in ((0, 65534, 0o660), (65534, 0, 0o600), (0, 0, 0o666)):
+            os.chown(device_of_nobodys_group, uid, gid)
+            device_of_nobodys_group.chmod(mode)
+            vm = attach_vm(target.pidfd, options)
+            with vm.fds:
+                detach_process(target.pidfd, [vm.vmm.uffd], vm.vmm.dummy_page)
+        assert target.fds == fds
+        target.run_on()
+
+
+@pytest.mark.usefixtures("device_of_nobodys_group")
 def test_an_ordinary_user_attaches_to_no_other_users_process() -> None:
     """Not even to one that maps the memory of his own VMM."""
     with Target("nanosleep", prefix=NOBODY) as target, OwnedFds() as memfds:
@@ -520,6 +557,7 @@ def test_without_the_targets_uid_fds_are_found_by_number() -> None:
     with Target("nanosleep", prefix=NOBODY) as target:
         code = f"""
 import os
+from vmmswap.attach import plant as plant_module
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import attach_vm, detach_process
 pidfd = os.pidfd_open({target.pid})
@@ -550,6 +588,7 @@ def test_somebody_who_may_not() -> None:
     with Target("nanosleep") as target:
         code = f"""
 import os
+from vmmswap.attach import plant as plant_module
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import attach_vm
 from vmmswap.errors import AccessDeniedError

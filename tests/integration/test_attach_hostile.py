@@ -75,6 +75,7 @@ def flipping(fd: int) -> Iterator[Flipping]:
 @contextmanager
 def flipping_to(file: FuseFile) -> Iterator[Flipping]:
     with flipping(file.fd) as vmm:
+        file.silence()
         try:
             yield vmm
         finally:

@@ -23,6 +23,7 @@ from tests.support.handoff import (
 )
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
 from vmmswap.handoff import fds, uffd_api
+from vmmswap.handoff import probe as probe_module
 from vmmswap.handoff.client import Region, VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.probe import Verdict, probe
@@ -129,9 +130,10 @@ async def test_probe_of_a_process_that_reads_the_messages_itself(guest):
             )
 
 
-async def test_probe_gives_up_in_time(guest):
+async def test_probe_gives_up_in_time(guest, monkeypatch):
+    monkeypatch.setattr(probe_module, "_PATIENCE_S", 0.0)
     uffd_api.api(guest.uffd, 0)
-    verdict = await asyncio.to_thread(probe, guest.uffd, os.getpid(), guest.dummy.addr, "dummy_page", 0.0)
+    verdict = await asyncio.to_thread(probe, guest.uffd, os.getpid(), guest.dummy.addr, "dummy_page")
     assert verdict is Verdict.UNKNOWN
 
 

@@ -49,7 +49,7 @@ class LingeringSocket:
 
 
 class FuseFile:
-    """An open file whose server answers nothing any more. Leaving the block ends the server and all waits."""
+    """An open file whose server answers until silence(). Leaving the block ends the server and all waits."""
 
     def __init__(self, directory: Path) -> None:
         ours, theirs = socket.socketpair()
@@ -61,7 +61,6 @@ class FuseFile:
         self._stream = ours
         _, (self.fd,), _, _ = socket.recv_fds(ours, 6, 1)
         self._lines = ours.makefile("r")
-        assert self.next_request() == "silent"
 
     @staticmethod
     def missing() -> str | None:
@@ -74,9 +73,20 @@ class FuseFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.end()
+        self._lines.close()
         self._stream.close()
-        with contextlib.suppress(OSError):  # the flush meets the end of the server
-            os.close(self.fd)
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):  # the flush meets the end of the server
+                self.close()
+
+    def silence(self) -> None:
+        self._stream.send(b"s")
+        assert self.next_request() == "silent"
+
+    def close(self) -> None:
+        """Ours; before silence(), or it waits as any other does."""
+        os.close(self.fd)
+        self.fd = -1
 
     def end(self) -> None:
         """End the server. Whoever has the file open can be killed only after that."""

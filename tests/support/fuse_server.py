@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A FUSE server that stops answering: python fuse_server.py SOCKET-FD PATH
 
-It mounts itself where nobody else sees it, opens its one file, and sends the fd over the socket. From then on
-it answers nothing, and names each request that it gets in a line of its own. It takes the end of this process
-to end who waits for an answer.
+It mounts itself where nobody else sees it, opens its one file, and sends the fd over the socket. Once it gets
+a byte there it answers nothing any more, and names each request in a line of its own. It takes the end of
+this process to end who waits for an answer.
 """
 
 import array
@@ -68,6 +68,7 @@ def main() -> None:
     file = os.open(f"{path}/file", os.O_RDWR)
     stream.sendmsg([b"ready\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))])
     os.close(file)  # or our own end would wait for our answer
+    stream.recv(1)
     is_silent.set()
     stream.sendall(b"silent\n")
     threading.Event().wait()

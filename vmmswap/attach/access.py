@@ -68,6 +68,15 @@ def check_process(pid: int, user: User) -> None:
         _check_yama(pid, user, _YAMA)
 
 
+def may_trace(pid: int, user: User) -> bool:
+    """The same as an answer. NotSupportedError if the process has ended."""
+    try:
+        check_process(pid, user)
+    except AccessDeniedError:
+        return False
+    return True
+
+
 def check_thread(pid: int, tid: int, user: User) -> None:
     """AccessDeniedError unless the user may trace this thread, Yama's rule aside."""
     if user.is_root:

@@ -40,6 +40,7 @@ _RECEIVE = 0x40000000 | int(socket.MSG_DONTWAIT)  # MSG_CMSG_CLOEXEC
 _RIGHTS = struct.Struct("<QiiI4x")  # cmsg_len, cmsg_level, cmsg_type, the fd
 _MESSAGE = struct.Struct("<QIxxxxQQQQI4x")  # name, length; iov, count; control, length; flags
 _NO_ADDR = 0
+_READ_WRITE = 0o6
 _DUMMY_PATH = "/dev/zero (deleted)"
 _UFFD_LINK = "anon_inode:[userfaultfd]"
 
@@ -106,6 +107,11 @@ def _make_uffd(thread: HeldThread) -> tuple[int, str]:
         except (OSError, CallRefusedError) as error:
             if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
                 raise
+    if not (thread.target.user.is_root or may_open_device(thread.target.pid)):
+        raise AccessDeniedError(
+            f"{thread.target} would get a userfaultfd that stops the kernel's own accesses, and its user may"
+            " not have one: add that user to the group vmmswap and start the VMM anew, or attach as root"
+        )
     how = f"from {_DEVICE}, passed to it"
     try:
         return _make_by_device(thread), how
@@ -120,6 +126,27 @@ def _is_for_everybody() -> bool:
         return _SYSCTL.read_text().strip() == "1"
     except OSError:
         return False
+
+
+def may_open_device(pid: int) -> bool:
+    """Whether a process may have userfaultfds by itself, by the mode of the device, which its udev rule sets.
+    Whoever has that right only by an access control list counts as one without.
+    """
+    try:
+        node = _DEVICE.stat()
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    uid = int(fields["Uid"].split()[1])
+    gids = {int(fields["Gid"].split()[1]), *map(int, fields["Groups"].split())}
+    if uid == node.st_uid:
+        bits = node.st_mode >> 6
+    elif os.listxattr(_DEVICE):  # the group's bits are the list's mask then
+        bits = 0
+    else:
+        bits = node.st_mode >> 3 if node.st_gid in gids else node.st_mode
+    return bits & _READ_WRITE == _READ_WRITE
 
 
 def _make_by_device(thread: HeldThread) -> int:

@@ -7,10 +7,12 @@ All of it may wait for a peer's mmap lock: use a thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from vmmswap.errors import AccessDeniedError, InvalidRegionError, ProtocolError
+from vmmswap.attach.access import User, may_trace
+from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, ProtocolError
 from vmmswap.handoff import fds, maps
 from vmmswap.handoff.fds import FileId
 from vmmswap.handoff.messages import (
@@ -26,8 +28,8 @@ from vmmswap.handoff.messages import (
     check_no_overlap,
 )
 from vmmswap.handoff.owned import OwnedFds
-from vmmswap.handoff.peer import uids_of
-from vmmswap.handoff.proof import PathOf, map_file_of, prove
+from vmmswap.handoff.peer import Peer
+from vmmswap.handoff.proof import PathOf, map_file_of, owns, prove
 from vmmswap.handoff.receiver import Frame
 from vmmswap.handoff.requests import (
     AddProcessRequest,
@@ -52,9 +54,9 @@ def register(message: Register, frame: Frame, connection: int) -> RegisterReques
     peer, memfds = frame.peer, tuple(frame.fds)[1:]
     memory = Memory(peer.pid, message.regions, _check_memfds(message.regions, memfds))
     check_no_overlap(memory.regions, memory.region_files)
-    process = _check_process(
-        _Process(peer.pid, peer.pidfd, frame.fds[0]), message, memory, _path_among(memfds)
-    )
+    sender = _Process(peer.pid, peer.pidfd, frame.fds[0])
+    with _unseen(peer, peer.pid):
+        process = _check_process(sender, message, memory, _path_among(memfds))
     return RegisterRequest(
         _all_fds(frame), peer, process, memfds, memory, message.pins, message.qmp, connection
     )
@@ -75,15 +77,49 @@ def add_process(
         )
     for idx, region in enumerate(message.regions):
         _check_registered(f"regions[{idx}]", region, memory)
-    process = _check_process(
-        _Process(pid, pidfd, frame.fds[0]), message, memory, None if served_pid else map_file_of(pid)
-    )
-    if not process.is_proven and frame.peer.uid != 0 and uids_of(pid) != {frame.peer.uid}:
-        raise AccessDeniedError(
-            f"fds[1]: the process {pid} is not of uid {frame.peer.uid}, and nothing shows that the"
-            " userfaultfd is its own: send a dummy_page"
-        )
+    sent = _Process(pid, pidfd, frame.fds[0])
+    path_of = None if served_pid else map_file_of(pid)
+    if served_pid or may_trace(pid, _user(frame.peer)):
+        with _unseen(frame.peer, pid):
+            process = _check_process(sent, message, memory, path_of)
+    else:
+        _check_owns(sent, message, frame.peer)
+        process = _check_process(sent, message, memory, None)
     return AddProcessRequest(_all_fds(frame), frame.peer, process)
+
+
+def _check_owns(process: _Process, message: AddProcess, peer: Peer) -> None:
+    """Before anything of the process is looked at: that it has given its userfaultfd away shows that it wants
+    to be added. AccessDeniedError, the same whatever its memory is like.
+    """
+    fds.check_uffd(process.uffd)
+    dummy_page = message.dummy_page
+    if dummy_page is None or not owns(process.uffd, process.pid, dummy_page):
+        raise AccessDeniedError(
+            f"fds[1]: uid {peer.uid} may not look at the process {process.pid}, and nothing shows that the"
+            " userfaultfd is its own: send its dummy_page"
+        )
+    _check_alive(process.pidfd, process.pid)
+
+
+def _user(peer: Peer) -> User:
+    return User(peer.uid, peer.gid)
+
+
+@contextmanager
+def _unseen(peer: Peer, pid: int) -> Iterator[None]:
+    """A process may run a set-uid program by now, of which the peer must learn nothing: not what is mapped
+    where, nor which of the addresses are.
+    """
+    try:
+        yield
+    except (InvalidRegionError, NotSupportedError):
+        if may_trace(pid, _user(peer)):
+            raise
+        raise InvalidRegionError(
+            f"the process {pid} does not map the regions and the dummy_page as the message says, or the"
+            f" userfaultfd is not its own; uid {peer.uid} may not trace it, and is told no more"
+        ) from None
 
 
 def add_region(message: AddRegion, frame: Frame, memory: Memory) -> AddRegionRequest:
@@ -98,13 +134,13 @@ def add_region(message: AddRegion, frame: Frame, memory: Memory) -> AddRegionReq
     together = memory.with_regions(regions, tuple(new))
     _check_with_registered(regions, memory, together)
     process_maps = maps.read_maps(memory.pid)
-    for idx, region in enumerate(regions):
-        maps.check_mapped(process_maps, f"regions[{idx}]", region, together.file_of(region))
-    _check_alive(frame.peer.pidfd, memory.pid)
-    info = None
-    if uffd is not None:
-        info = fds.check_uffd(uffd)
-        prove(uffd, memory.pid, None, message.regions, _path_among(memfds))
+    info = None if uffd is None else fds.check_uffd(uffd)
+    with _unseen(frame.peer, memory.pid):
+        for idx, region in enumerate(regions):
+            maps.check_mapped(process_maps, f"regions[{idx}]", region, together.file_of(region))
+        _check_alive(frame.peer.pidfd, memory.pid)
+        if uffd is not None:
+            prove(uffd, memory.pid, None, message.regions, _path_among(memfds))
     unlisted = maps.find_unlisted(process_maps, together.regions, together.region_files, together.regions)
     return AddRegionRequest(
         _all_fds(frame), frame.peer, regions, tuple(new.values()), tuple(new), uffd, info, unlisted
@@ -149,8 +185,9 @@ def firecracker(message: FirecrackerRegister, frame: Frame) -> FirecrackerReques
     uffd = frame.fds[0]
     info = fds.check_uffd_of_snapshot(uffd)
     process_maps = maps.read_maps(frame.peer.pid)
-    for idx, region in enumerate(message.regions):
-        maps.check_private(process_maps, f"regions[{idx}]", region)
+    with _unseen(frame.peer, frame.peer.pid):
+        for idx, region in enumerate(message.regions):
+            maps.check_private(process_maps, f"regions[{idx}]", region)
     _check_alive(frame.peer.pidfd, frame.peer.pid)
     return FirecrackerRequest(_all_fds(frame), frame.peer, uffd, info, message.regions)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -40,6 +41,7 @@ class OwnedFds:
         return fds
 
     def close(self) -> None:
-        """Close what is still owned. Closing again does nothing."""
+        """Close what is still owned. Closing again does nothing. May wait for ever: see lane."""
         for fd in self.release():
-            os.close(fd)
+            with contextlib.suppress(OSError):  # a FUSE server's own error: it is closed all the same
+                os.close(fd)

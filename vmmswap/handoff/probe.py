@@ -25,30 +25,18 @@ import enum
 import errno
 import os
 import select
-import subprocess
-import sys
+import signal
 import time
 from pathlib import Path
 
+from vmmswap.engine import start_probe_read
 from vmmswap.errors import InvalidRegionError
 from vmmswap.handoff import uffd_api
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.owned import OwnedFds
 
-_READER = """
-import ctypes, sys
-libc = ctypes.CDLL(None, use_errno=True)
-class Iovec(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
-byte = ctypes.create_string_buffer(1)
-here = Iovec(ctypes.addressof(byte), 1)
-there = Iovec(int(sys.argv[2]), 1)
-sys.stdout.buffer.write(b"r")
-sys.stdout.flush()
-if sys.stdin.buffer.read(1):
-    done = libc.process_vm_readv(int(sys.argv[1]), ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
-    sys.exit(0 if done == 1 else ctypes.get_errno())
-"""
 _POLL_MS = 2
+_PATIENCE_S = 5.0
 
 
 class Verdict(enum.Enum):
@@ -58,39 +46,32 @@ class Verdict(enum.Enum):
     UNKNOWN = "could not be told"
 
 
-def probe(uffd: int, pid: int, addr: int, field: str, timeout_s: float = 5.0) -> Verdict:
+def probe(uffd: int, pid: int, addr: int, field: str, *, read_addr: int | None = None) -> Verdict:
     """Try the uffd on the empty page at addr of process pid, and unregister it again. Blocks: call it on a
     thread.
 
     The uffd must be initialised. InvalidRegionError naming the field if the kernel refuses to register the
-    page.
+    page. read_addr: where to read instead, for a test that is known to fail and must look like any other.
     """
-    deadline = time.monotonic() + timeout_s
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _READER, str(pid), str(addr)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        bufsize=0,
-    ) as child:
+    go, start = os.pipe2(os.O_CLOEXEC)
+    with OwnedFds((go, start)):
+        child = start_probe_read(pid, addr if read_addr is None else read_addr, go)
         try:
-            if not _is_ready(child, deadline):
-                return Verdict.UNKNOWN
             _register(uffd, addr, field)
-            try:
-                return _watch(uffd, child, deadline)
-            finally:
-                child.kill()
-                child.wait()
-                uffd_api.unregister(uffd, addr, PAGE_SIZE)
+        except BaseException:
+            _end(child)
+            raise
+        try:
+            os.write(start, b"g")
+            return _watch(uffd, child, time.monotonic() + _PATIENCE_S)
         finally:
-            child.kill()
+            _end(child)
+            uffd_api.unregister(uffd, addr, PAGE_SIZE)
 
 
-def _is_ready(child: subprocess.Popen[bytes], deadline: float) -> bool:
-    assert child.stdout is not None  # noqa: S101  (asked for with PIPE)
-    ready, _, _ = select.select([child.stdout], [], [], max(0.0, deadline - time.monotonic()))
-    return bool(ready) and child.stdout.read(1) == b"r"
+def _end(child: int) -> None:
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
 
 def _register(uffd: int, addr: int, field: str) -> None:
@@ -109,24 +90,22 @@ def _register(uffd: int, addr: int, field: str) -> None:
         ) from None
 
 
-def _watch(uffd: int, child: subprocess.Popen[bytes], deadline: float) -> Verdict:
-    assert child.stdin is not None  # noqa: S101  (asked for with PIPE)
-    try:
-        child.stdin.write(b"g")
-    except BrokenPipeError:
-        return Verdict.UNKNOWN
-    pidfd = os.pidfd_open(child.pid)
+def _watch(uffd: int, child: int, deadline: float) -> Verdict:
+    pidfd = os.pidfd_open(child)
     try:
         poller = select.poll()
         poller.register(pidfd, select.POLLIN)
         while not poller.poll(_POLL_MS):
             if time.monotonic() > deadline:
                 return Verdict.UNKNOWN
-            if _faults_waiting(uffd) and _is_in_fault(child.pid):
+            if _faults_waiting(uffd) and _is_in_fault(child):
                 return Verdict.KERNEL_FAULTS
+        ended = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOWAIT)
     finally:
         os.close(pidfd)
-    return {0: Verdict.NO_FAULT, errno.EFAULT: Verdict.USER_MODE_ONLY}.get(child.wait(), Verdict.UNKNOWN)
+    if ended is None or ended.si_code != os.CLD_EXITED:
+        return Verdict.UNKNOWN
+    return {0: Verdict.NO_FAULT, errno.EFAULT: Verdict.USER_MODE_ONLY}.get(ended.si_status, Verdict.UNKNOWN)
 
 
 def _faults_waiting(uffd: int) -> bool:

@@ -13,6 +13,7 @@ from vmmswap.handoff import maps
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.probe import Verdict, probe
 
+_NOWHERE = 0  # nothing is mapped there
 _MAX_TRIES = 3  # with pages of guest memory, which the guest may fill just before the test
 
 PathOf = Callable[[Region], str]  # where a region's memfd can be opened anew
@@ -57,6 +58,14 @@ def prove(
             f"fds[0]: the userfaultfd is not of process {pid}: its pages can be read without it"
         )
     return False
+
+
+def owns(uffd: int, pid: int, dummy_page: int) -> bool:
+    """Whether the uffd is this process's, which the peer may know nothing else about: whatever is at that
+    address, a no takes the same steps and says the same. A page that has contents is not read.
+    """
+    read_addr = _NOWHERE if _is_populated(pid, dummy_page) else dummy_page
+    return probe(uffd, pid, dummy_page, "dummy_page", read_addr=read_addr) is Verdict.KERNEL_FAULTS
 
 
 def _empty_pages(

@@ -21,6 +21,7 @@ from types import TracebackType
 
 from vmmswap.errors import ProtocolError
 from vmmswap.handoff.ancillary import Piece, receive_piece
+from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import MAX_FDS, MAX_MESSAGE_BYTES
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.peer import Peer, identify
@@ -42,7 +43,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A message as it came. Owns its fds and the sender's pidfd until closed, as a context manager does."""
+    """A message as it came. Owns its fds and the sender's pidfd until closed: on a lane, where they may be
+    anything, or as a context manager.
+    """
 
     data: bytes
     fds: OwnedFds
@@ -59,6 +62,9 @@ class Frame:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.fds.close()
         self.pidfd.close()
 
@@ -111,48 +117,50 @@ async def wait_readable(sock: socket.socket) -> None:
         loop.remove_reader(sock.fileno())
 
 
-async def _receive(sock: socket.socket, max_bytes: int) -> Piece:
+async def _receive(sock: socket.socket, max_bytes: int, lane: Lane) -> Piece:
+    """On the lane, because fds for which there is no room are closed by whoever receives."""
     while True:
+        await wait_readable(sock)
         try:
-            return receive_piece(sock, max_bytes)
+            return await lane.run(lambda: receive_piece(sock, max_bytes), Piece.close)
         except BlockingIOError:
-            await wait_readable(sock)
+            continue
         except (ConnectionResetError, BrokenPipeError):
             return Piece(b"", OwnedFds(), OwnedFds(), None)
 
 
-async def receive(sock: socket.socket, limits: Limits, silence_s: float | None) -> Frame | None:
+async def receive(sock: socket.socket, limits: Limits, silence_s: float | None, lane: Lane) -> Frame | None:
     """The next message, None at the end of the connection, ProtocolError if the peer breaks a rule or is too
     slow.
 
-    silence_s: how long the peer may send nothing at all, None for ever. Nothing stays open after an error.
+    silence_s: how long the peer may send nothing at all, None for ever. After an error the lane closes all.
     """
     try:
         async with asyncio.timeout(silence_s):
-            first = await _receive(sock, 1)
+            first = await _receive(sock, 1, lane)
     except TimeoutError:
         raise ProtocolError(f"no message within {silence_s:g} s of connecting") from None
     if not first.data:
-        first.close()
+        lane.put(first.close)
         return None
     try:
         if len(first.fds) > limits.fds:
             raise ProtocolError(f"fds: {len(first.fds)} came: at most {limits.fds} in a message")
         async with asyncio.timeout(limits.message_s):
-            data = await _receive_rest(sock, first, limits)
-        peer = identify(first.credentials, first.pidfd)
+            data = await _receive_rest(sock, first, limits, lane)
+        peer = await lane.run(lambda: identify(first.credentials, first.pidfd))
     except TimeoutError:
-        first.close()
+        lane.put(first.close)
         raise ProtocolError(
             f"the message did not end within {limits.message_s:g} s of its first byte"
         ) from None
     except BaseException:
-        first.close()
+        lane.put(first.close)
         raise
     return Frame(data, first.fds, first.pidfd, peer)
 
 
-async def _receive_rest(sock: socket.socket, first: Piece, limits: Limits) -> bytes:
+async def _receive_rest(sock: socket.socket, first: Piece, limits: Limits, lane: Lane) -> bytes:
     """All bytes of the message, without the newline."""
     is_array = first.data == b"["
     end_of: _ArrayEnd | _LineEnd = _ArrayEnd() if is_array else _LineEnd()
@@ -163,11 +171,11 @@ async def _receive_rest(sock: socket.socket, first: Piece, limits: Limits) -> by
         message += data
         if len(message) > limit:
             raise ProtocolError(f"the message is longer than {limit} bytes")
-        piece = await _receive(sock, _PIECE_BYTES)
+        piece = await _receive(sock, _PIECE_BYTES, lane)
         try:
             _check_later_piece(first, piece)
         finally:
-            piece.close()
+            lane.put(piece.close)
         data = piece.data
     message += data[:end]
     if len(message) > limit:

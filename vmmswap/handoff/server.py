@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import struct
@@ -11,12 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vmmswap.handoff.ancillary import prepare
+from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.receiver import Limits, wait_readable
 from vmmswap.handoff.requests import HandoffHandler, Memory
 from vmmswap.handoff.session import Claim, HandoffSession
 
 _log = logging.getLogger("vmmswap.handoff")
 _ACCEPT_RETRY_S = 0.5
+_CLOSE_S = 1.0
+_MAX_REFUSED = 64  # connections that wait to be closed
 _UCRED = struct.Struct("iII")  # pid, uid, gid
 
 
@@ -48,6 +52,7 @@ class HandoffServer:
         self._is_crowded = False
         self.accepted = 0  # connections so far
         self._limits = limits or Limits()
+        self._refused = Lane()
         self._claim = Claim(taken=is_registered)
         self._sessions: dict[asyncio.Task[None], _Open] = {}
 
@@ -58,6 +63,8 @@ class HandoffServer:
         """
         prepare(listener)
         while not self._is_closed:
+            if self._refused.backlog > _MAX_REFUSED:  # closing them takes long: what they have sent is odd
+                await self._refused.drained()
             await wait_readable(listener)
             if self._is_closed:
                 return
@@ -89,7 +96,7 @@ class HandoffServer:
                 uid,
             )
         self._is_crowded = True
-        sock.close()
+        self._refused.put(sock.close)
 
     def _has_room(self, uid: int) -> bool:
         """Nobody's connections keep another user out, and all others' together neither root nor the owner."""
@@ -122,11 +129,17 @@ class HandoffServer:
         task.add_done_callback(self._sessions.pop)
 
     async def close(self) -> None:
-        """End all sessions without a word to the handler, and close their sockets."""
-        tasks = list(self._sessions)
-        for task in tasks:
+        """End all sessions without a word to the handler, and close their sockets: what takes longer than
+        _CLOSE_S is left to the end of the process.
+        """
+        sessions = dict(self._sessions)
+        for task in sessions:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*sessions, return_exceptions=True)
+        lanes = [self._refused, *(item.session.lane for item in sessions.values())]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_S):
+                await asyncio.gather(*(lane.drained() for lane in lanes))
 
 
 def _uid_of(sock: socket.socket) -> int:

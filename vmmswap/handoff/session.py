@@ -4,21 +4,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol, TypeVar
 
 from vmmswap.errors import AccessDeniedError, BusyError, InternalError, ProtocolError, VmmswapError
 from vmmswap.handoff import checks, messages
+from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import AddProcess, AddRegion, Attach, Register, RemoveRegion
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.receiver import Frame, Limits, receive
 from vmmswap.handoff.requests import HandoffHandler, Memory
 
 _log = logging.getLogger("vmmswap.handoff")
-_STUCK_S = 10.0  # a check takes longer only if the VMM holds its own mmap lock
 
 
 class _OwnsFds(Protocol):
@@ -51,7 +52,9 @@ class Claim:
 
 
 class HandoffSession:
-    """Owns the socket. `run` returns when the connection has ended, and raises nothing but CancelledError."""
+    """Owns the socket. `run` returns when the connection has ended and all that it sent is closed, and raises
+    nothing but CancelledError.
+    """
 
     def __init__(
         self, sock: socket.socket, handler: HandoffHandler, claim: Claim, limits: Limits | None = None
@@ -63,6 +66,7 @@ class HandoffSession:
         self._memory: Memory | None = None
         self._is_registered = False
         self._is_over = False
+        self.lane = Lane()
 
     def resume(self, memory: Memory) -> None:
         """Before `run`: this connection comes from the fd store, and its VM has registered memory.
@@ -82,14 +86,17 @@ class HandoffSession:
     async def run(self) -> None:
         """Serve until the end of the connection.
 
-        If cancelled, the VM stays registered and the handler hears nothing.
+        If cancelled, the VM stays registered and the handler hears nothing; closing is not waited for.
         """
-        with self._sock:
+        try:
             error = await self._serve_all()
             if error is not None:
                 await self._refuse(error)
+        finally:
+            self.lane.put(self._sock.close)
         if self._is_registered:
             await self._report_end(error)
+        await self.lane.drained()  # until then what it has sent is there, and the connection counts
 
     async def _serve_all(self) -> VmmswapError | None:
         """None if the peer ended the connection, else why it is refused."""
@@ -108,11 +115,13 @@ class HandoffSession:
     async def _serve(self) -> None:
         while not self._is_over:
             silence_s = None if self._is_registered else self._limits.silence_s
-            frame = await receive(self._sock, self._limits, silence_s)
+            frame = await receive(self._sock, self._limits, silence_s, self.lane)
             if frame is None:
                 return
-            with frame:
+            try:
                 reply = await self._answer(frame)
+            finally:
+                self.lane.put(frame.close)
             if reply is None or not await self._send(reply):
                 return
 
@@ -142,7 +151,7 @@ class HandoffSession:
         self._claim.take()
         try:
             if frame.is_firecracker:
-                await register_firecracker(frame, self._handler)
+                await register_firecracker(frame, self._handler, self.lane)
             else:
                 await self._register_or_attach(frame)
         except BaseException:
@@ -160,27 +169,27 @@ class HandoffSession:
                 raise ProtocolError("type: no VM is registered on this connection: send register first")
 
     async def _register(self, message: Register, frame: Frame) -> None:
-        request = await _on_thread(lambda: checks.register(message, frame, self._sock.fileno()))
-        with request.fds:
+        request = await _check(self.lane, lambda: checks.register(message, frame, self._sock.fileno()))
+        async with _closed_after(request, self.lane):
             await self._handler.register(request)
         self._memory = request.memory
         self._is_registered = True
 
     async def _attach(self, message: Attach, frame: Frame) -> None:
-        request = checks.attach(message, frame)
-        with request.fds:
+        request = await _check(self.lane, lambda: checks.attach(message, frame))
+        async with _closed_after(request, self.lane):
             await self._handler.attach(request)
         self._is_over = True
 
     async def _add_process(self, message: AddProcess, frame: Frame, memory: Memory) -> None:
         served_pid = self._handler.served_pid(frame.fds[0])
-        request = await _on_thread(lambda: checks.add_process(message, frame, memory, served_pid))
-        with request.fds:
+        request = await _check(self.lane, lambda: checks.add_process(message, frame, memory, served_pid))
+        async with _closed_after(request, self.lane):
             await self._handler.add_process(request)
 
     async def _add_region(self, message: AddRegion, frame: Frame, memory: Memory) -> None:
-        request = await _on_thread(lambda: checks.add_region(message, frame, memory))
-        with request.fds:
+        request = await _check(self.lane, lambda: checks.add_region(message, frame, memory))
+        async with _closed_after(request, self.lane):
             await self._handler.add_region(request)
         self._memory = memory.with_regions(request.regions, request.files)
 
@@ -205,24 +214,24 @@ class HandoffSession:
             _log.exception("%s: the end of the VMM's connection could not be handled", self._handler.name)
 
 
-async def register_firecracker(frame: Frame, handler: HandoffHandler) -> None:
+async def register_firecracker(frame: Frame, handler: HandoffHandler, lane: Lane) -> None:
     """Do what Firecracker's message asks; a successor of the monitor that read it begins here, too."""
     message = messages.parse_firecracker(frame.data, len(frame.fds))
     async with handler.keeping(frame):
-        request = await _on_thread(lambda: checks.firecracker(message, frame))
-        with request.fds:
+        request = await _check(lane, lambda: checks.firecracker(message, frame))
+        async with _closed_after(request, lane):
             await handler.register_firecracker(request)
 
 
-async def _on_thread(work: Callable[[], _T]) -> _T:
-    """Run a check on a thread. If cancelled, wait for it all the same: it uses fds that we are about to
-    close.
-    """
-    future = asyncio.get_running_loop().run_in_executor(None, work)
+async def _check(lane: Lane, work: Callable[[], _T]) -> _T:
+    """A checked request. It may wait for a lock of the VMM's."""
+    return await lane.run(work, lambda request: request.fds.close())
+
+
+@contextlib.asynccontextmanager
+async def _closed_after(request: _OwnsFds, lane: Lane) -> AsyncIterator[None]:
+    """What the handler has not taken over is closed on the lane."""
     try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        done, _ = await asyncio.wait([future], timeout=_STUCK_S)
-        if done and future.exception() is None:
-            future.result().fds.close()
-        raise
+        yield
+    finally:
+        lane.put(request.fds.close)

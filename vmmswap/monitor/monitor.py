@@ -23,6 +23,7 @@ from vmmswap.config import Config
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import file_id, is_alive
+from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame, Limits
@@ -235,7 +236,7 @@ class Monitor:
         _log.warning("a monitor died while process %d handed its memory over: begun anew", frame.peer.pid)
         with frame:
             try:
-                await register_firecracker(frame, self)
+                await register_firecracker(frame, self, Lane())
             except (VmmswapError, OSError) as error:
                 _log.warning("%s: hand-off refused: %s", self.name, error)
             except Exception:
