@@ -144,7 +144,7 @@ async def test_queued_behind_a_message(blocking: Blocking, guest: GuestMemory) -
 
 
 async def test_on_a_connection_that_is_refused(blocking: Blocking) -> None:
-    async with serving(RecordingHandler(), connections=1) as connect:
+    async with serving(RecordingHandler(), connections_per_uid=1) as connect:
         waiting = connect()
         await asyncio.sleep(0)
         sock = connect()
