@@ -18,6 +18,8 @@ HEADERS = (
     "base/failpoint.h",
     "base/notice.h",
     "base/trace.h",
+    "linux/holders.h",
+    "linux/mapper_watch.h",
     "linux/mappers.h",
     "linux/probe_read.h",
     "linux/uring_buffers.h",
@@ -112,6 +114,16 @@ struct mapper_list {
 int mappers_file_of(int, struct mapped_file *);
 int mappers_find(const struct mapped_file *, size_t, struct mapper_list *);
 void mappers_free(struct mapper_list *);
+
+struct mapper_watch;
+int mapper_watch_create(struct mapper_watch **);
+void mapper_watch_destroy(struct mapper_watch *);
+int mapper_watch_look(struct mapper_watch *, const struct mapped_file *, size_t, struct mapper_list *);
+
+struct holder { pid_t pid; int fd; size_t file_idx; ...; };
+struct holder_list { struct holder *holders; size_t holders_n; struct pid_list unreadable; ...; };
+int holders_find(const struct mapped_file *, size_t, struct holder_list *);
+void holders_free(struct holder_list *);
 
 struct uring_range { pid_t pid; uint64_t addr; uint64_t size_bytes; ...; };
 struct uring_found { pid_t pid; int fd; uint64_t addr; uint64_t size_bytes; ...; };

@@ -529,15 +529,65 @@ class Mapping:
     is_private: bool  # MAP_PRIVATE: no userfaultfd of it can bring the file's pages back
 
 
-def mappings_of(memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
-    """All mappings of these files in other processes, and the pids whose maps cannot be read."""
+def _files_of(memfds: Sequence[int]) -> Any:  # noqa: ANN401 - cffi's objects have no static types
     files = ffi.new("struct mapped_file[]", max(1, len(memfds)))
     for idx, fd in enumerate(memfds):
         rc = lib.mappers_file_of(fd, ffi.addressof(files, idx))
         if rc < 0:
             raise from_errno(-rc, f"cannot look at fd {fd}: {os.strerror(-rc)}")
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has one of the memfds asked for open; file_idx: which."""
+
+    pid: int
+    fd: int  # in that process
+    file_idx: int
+
+
+def holders_of(memfds: Sequence[int]) -> list[Holder]:
+    """Who has these files open, but for this process and those that share its fds. Processes whose fds may
+    not be seen are left out.
+    """
+    files = _files_of(memfds)
+    found = ffi.new("struct holder_list *")
+    rc = lib.holders_find(files, len(memfds), found)
+    if rc < 0:
+        raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
+    try:
+        return [
+            Holder(int(item.pid), int(item.fd), int(item.file_idx))
+            for item in (found.holders[idx] for idx in range(found.holders_n))
+        ]
+    finally:
+        lib.holders_free(found)
+
+
+def mappings_of(memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
+    """All mappings of these files in other processes, and the pids whose maps cannot be read."""
     found = ffi.new("struct mapper_list *")
-    rc = lib.mappers_find(files, len(memfds), found)
+    return _found(lib.mappers_find(_files_of(memfds), len(memfds), found), found)
+
+
+class MapperWatch:
+    """As mappings_of(), for whoever looks again and again: reads the maps only of processes that have
+    changed, and of the others in turn. One look at a time.
+    """
+
+    def __init__(self) -> None:
+        out = ffi.new("struct mapper_watch **")
+        if lib.mapper_watch_create(out) < 0:
+            raise MemoryError
+        self._watch = ffi.gc(out[0], lib.mapper_watch_destroy)
+
+    def look(self, memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
+        found = ffi.new("struct mapper_list *")
+        return _found(lib.mapper_watch_look(self._watch, _files_of(memfds), len(memfds), found), found)
+
+
+def _found(rc: int, found: Any) -> tuple[list[Mapping], list[int]]:  # noqa: ANN401 - cffi's objects have no static types
     if rc < 0:
         raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
     try:

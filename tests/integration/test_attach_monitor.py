@@ -23,7 +23,7 @@ UFFD = "anon_inode:[userfaultfd]"
 MAPPER = """
 import mmap, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
-memory = mmap.mmap(fd, 16 << 20)
+memory = mmap.mmap(fd, 16 << 20, flags=eval(sys.argv[2]))
 print("mapped", flush=True)
 path = sys.stdin.readline().strip()
 device = open(path) if path else None
@@ -48,12 +48,12 @@ def attached(bus, directory, target, *options):
 class Mapper:
     """A process that maps a target's memory."""
 
-    def __init__(self, target):
+    def __init__(self, target, flags="mmap.MAP_SHARED"):
         path = next(
             path for path in Path(f"/proc/{target.pid}/fd").iterdir() if "memfd:guest" in str(path.readlink())
         )
         self.process = subprocess.Popen(
-            [sys.executable, "-c", MAPPER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-c", MAPPER, str(path), flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.pid = self.process.pid
         assert self.process.stdout.readline() == b"mapped\n"
@@ -222,6 +222,18 @@ def test_who_maps_the_memory_too_late_is_reported_and_attached(bus, directory):
             monitor.until(lambda: monitor.status()["Processes"] == 2, "the late mapper to be attached")
             assert "has mapped guest memory while it is swapped out" in monitor.log
             assert mapper.read_all()
+
+
+def test_who_maps_the_memory_privately_too_late_has_all_of_it_brought_back(bus, directory):
+    with Target("nanosleep") as target, attached(bus, directory, target) as monitor:
+        assert monitor.enable()["State"] == "Active"
+        with Mapper(target, "mmap.MAP_PRIVATE") as mapper:
+            monitor.until(lambda: monitor.status()["State"] == "Failed", "the refusal")
+            assert f"process {mapper.pid} " in monitor.status()["Error"]
+            assert mapper.read_all()
+            with pytest.raises(BusError, match=rf"{mapper.pid} .*privately"):
+                monitor.call("Enable")
+        assert monitor.enable()["State"] == "Active"
 
 
 def test_a_target_that_ends(bus, directory):

@@ -312,6 +312,30 @@ def test_a_lost_page_is_reported_when_the_guest_runs_into_it(monitor, guest):
     assert (monitor.status()["LostPages"], monitor.status()["State"]) == (1, "Failed")
 
 
+def test_who_maps_guest_memory_privately_while_it_is_out_has_all_of_it_brought_back(monitor, guest):
+    monitor.all_out()
+    with private_mapper(guest) as clone:
+        monitor.until(lambda: monitor.status()["State"] == "Failed", "the refusal")
+        status = monitor.status()
+        assert (status["SwapPages"], status["ErrorName"]) == (0, "org.vmmswap.Error.NotSupported")
+        assert f"process {clone.pid} " in status["Error"]
+        assert "privately" in status["Error"]
+        assert read_all(clone)
+        assert monitor.error_of("Enable") == "NotSupported"
+    assert monitor.all_out()["Error"] == ""
+    check_all_right(guest)
+
+
+def test_who_maps_guest_memory_while_it_is_out_is_reported(monitor, guest):
+    monitor.all_out()
+    memfd = os.open(f"/proc/{guest.pid}/fd/{guest.status().memfd_fds[0]}", os.O_RDWR)
+    with mmap.mmap(memfd, 4096):
+        monitor.wait_log(f"process {os.getpid()} (pytest) maps guest memory at ")
+        assert monitor.status()["State"] == "Active"
+    os.close(memfd)
+    check_all_right(guest)
+
+
 def test_one_vm_per_socket(monitor, guest):
     with Guest(("1M",), socket=monitor.socket) as second, pytest.raises(GuestError, match="Busy"):
         second.wait_ready()

@@ -36,8 +36,9 @@ from vmmswap.log import fields
 from vmmswap.monitor import coverage
 from vmmswap.monitor.added_back_ends import check_added_back_ends
 from vmmswap.monitor.hotplug import Hotplug
+from vmmswap.monitor.lookout import PrivateMappers, pause_s
 from vmmswap.monitor.processes import Processes
-from vmmswap.monitor.vm import VMM_KEY, NewProcess, NewVm, Process, Vm
+from vmmswap.monitor.vm import NewProcess, NewVm, Process, Vm
 
 _log = logging.getLogger("vmmswap.attached")
 
@@ -94,7 +95,7 @@ async def detach(processes: Iterable[Process], *, force: bool = False) -> None:
     known = list(processes)
     uffds = [item.uffd for item in known]
     for process in known:
-        if process.pidfd >= 0:
+        if process.pidfd >= 0 and not coverage.is_gone(process.uffd):
             await _detach(process.pid, process.pidfd, [process.uffd, *uffds], force=force)
 
 
@@ -132,11 +133,18 @@ def new_process(process: AttachedProcess) -> NewProcess:
 class Watch:
     """Late mappers of an attached VM, and what it maps later."""
 
-    def __init__(self, vm: Vm, processes: Processes, barrier: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        processes: Processes,
+        barrier: Callable[[], Awaitable[None]],
+        on_private: Callable[[VmmswapError], None],
+    ) -> None:
         self._vm = vm
         self._processes = processes
         self._barrier = barrier
         self._hotplug = Hotplug(vm, self._say_late)
+        self._private = PrivateMappers(on_private)
         self._late: set[int] = set()  # pids that were told of
         self._is_closed = False
         self._lock = asyncio.Lock()
@@ -172,7 +180,7 @@ class Watch:
         manifest, vmm = self._vm.manifest, self._vm.vmm
         given = await asyncio.to_thread(check_before_enable, vmm.pidfd, force=manifest.forced)
         for process in list(self._vm.processes.values()):
-            if process.key != VMM_KEY and process.pidfd >= 0:
+            if process is not vmm and process.pidfd >= 0:
                 await self._check_devices(process)
         if manifest.qmp and not manifest.forced:
             target = f"process {coverage.name_of(vmm.pid)}"
@@ -187,10 +195,13 @@ class Watch:
 
     async def _watch(self) -> None:
         next_flags_s = 0.0  # of looking at the mappings' flags, which costs the more the larger the VM is
+        loop = asyncio.get_running_loop()
         bugs: set[str] = set()
         for look in itertools.count():  # at once: a predecessor may be dead for a while
+            since_s = loop.time()
             try:
                 async with self._lock:
+                    since_s = loop.time()
                     next_flags_s = await self._look(next_flags_s, may_let_go=look % _LET_GO_EVERY == 0)
             except NoSuchVMError:
                 return
@@ -200,7 +211,7 @@ class Watch:
                 if repr(bug) not in bugs:
                     bugs.add(repr(bug))
                     _log.exception("bug in the watch for who maps guest memory; it goes on")
-            await asyncio.sleep(_WATCH_S)
+            await asyncio.sleep(pause_s(loop.time() - since_s))
 
     async def _look(self, next_flags_s: float, *, may_let_go: bool) -> float:
         """Returns when to look at the flags of mappings next."""
@@ -209,7 +220,9 @@ class Watch:
         is_tracking = self._vm.engine.stats().tracking
         if not is_tracking and not may_let_go:
             return next_flags_s
-        picture = await self._hotplug.look()
+        picture = await self._hotplug.look_again()
+        if is_tracking:
+            self._private.look_at(picture.private)
         self._late &= {piece.pid for piece in picture.pieces}
         try:
             if is_tracking:

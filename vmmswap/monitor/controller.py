@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from vmmswap.errors import (
     VmmswapError,
 )
 from vmmswap.log import fields
+from vmmswap.monitor.coverage import is_gone
 from vmmswap.monitor.drain import Drain
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.headroom import RoomWatch
@@ -65,6 +67,7 @@ class Controller:
         self._release_reason = ""
         self._must_release = False  # nobody can be told that it failed: try until it works
         self._is_short_of_memory = False  # a swap-in waits for memory
+        self._spoiled: VmmswapError | None = None  # why all is brought back without an order
         self._room = RoomWatch(self._pids, self._out_pages, self._grant_pages, self._memory_is_short)
         self._retry: asyncio.TimerHandle | None = None
         self._drain = Drain(self._drained, self._drain_failed, self._drain_idle)
@@ -96,6 +99,7 @@ class Controller:
         if self._machine.job is not Job.SWAP_OUT:
             await self._look_before_swap_out(vm)
         if order == self._orders:
+            self._spoiled = None
             self._is_short_of_memory = False
             self._perform(self._machine.enable())
         elif self._machine.job is Job.NONE:
@@ -103,6 +107,7 @@ class Controller:
 
     async def disable(self) -> None:
         self._registered()
+        self._spoiled = None
         self._orders += 1
         poisoned = self._poisoned_pages()
         self._order_swap_in()
@@ -170,6 +175,15 @@ class Controller:
         self._machine.ending = True
         self._order_swap_in()
 
+    def bring_back(self, why: VmmswapError) -> None:
+        """Somebody spoils what is out for as long as any is: all in, and State is Failed with the reason."""
+        if self.vm is None or str(self._spoiled) == str(why):
+            return
+        _log.error("%s: all memory is brought back now", why, extra=fields("", message_ids.LATE_MAPPER))
+        self._orders += 1
+        self._order_swap_in()
+        self._spoiled = why
+
     def drop(self) -> None:
         """The VM is gone: nothing more is done for it."""
         self._room.stop()
@@ -207,6 +221,8 @@ class Controller:
         error = event.error
         if self._is_short_of_memory:
             error = error or NoSpaceError(self._room.message)
+        if event.job is Job.SWAP_IN:
+            error = error or self._spoiled
         self._perform(self._machine.job_done(error, stats.tracking))
 
     @property
@@ -305,7 +321,11 @@ class Controller:
         return self.vm
 
     def _pids(self) -> list[int]:
-        return [process.pid for process in self.vm.processes.values() if process.pid] if self.vm else []
+        """Whose cgroups pay for pages that come back: ours, if the VM's processes have all gone."""
+        if self.vm is None:
+            return []
+        living = [process for process in self.vm.processes.values() if not is_gone(process.uffd)]
+        return [process.pid for process in living if process.pid] if living else [os.getpid()]
 
     def _grant_pages(self, pages: int) -> None:
         if self.vm is not None:

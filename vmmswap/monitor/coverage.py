@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.target import lines_of_mappings
-from vmmswap.engine import Mapping, Range, mappings_of, registered_buffer_in
+from vmmswap.engine import Holder, MapperWatch, Mapping, Range, holders_of, mappings_of, registered_buffer_in
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor.manifest import RegionRecord
@@ -102,9 +102,9 @@ def question_of(vm: Vm) -> Question:
     return Question(known, tuple(vm.memfds[number] for number in numbers), regions)
 
 
-def look(question: Question) -> Picture:
-    """One look at all processes of the host."""
-    mappings, unreadable = mappings_of(question.memfds)
+def look(question: Question, watch: MapperWatch | None = None) -> Picture:
+    """One look at all processes of the host; with a watch, at those that have changed since its last look."""
+    mappings, unreadable = mappings_of(question.memfds) if watch is None else watch.look(question.memfds)
     pieces, private = (
         [
             piece
@@ -252,6 +252,21 @@ def stranger_error(stranger: Piece) -> NotSupportedError:
         f"process {name_of(stranger.pid)} maps guest memory at {stranger.addr:#x} without a userfaultfd, and"
         " would read zeros there: have the VMM send add-process for it, or end it"
     )
+
+
+def other_holders(question: Question, manager: int) -> list[Holder]:
+    """Who has the memory's files open, without being served: for those who only have them open this changes
+    nothing, but what they read in a hole is zeros. manager: the pid of who keeps fds for us, 0 for nobody.
+    """
+    known = {item.pid for item in question.known}
+    kept = len(question.memfds)  # the manager has each of them once, for us
+    found = []
+    for holder in holders_of(question.memfds):
+        if holder.pid == manager and kept:
+            kept -= 1
+        elif holder.pid not in known:
+            found.append(holder)
+    return found
 
 
 def private_error(piece: Piece) -> NotSupportedError:

@@ -59,6 +59,11 @@ class FdStore:
     def available(self) -> bool:
         return self._manager is not None
 
+    @property
+    def manager(self) -> int:
+        """The pid of who keeps the fds; 0: nobody does."""
+        return os.getppid() if self.available else 0
+
     def adopt(self, name: str, fd: int | None = None) -> None:
         """Know of an fd that is in the store already. fd None: only to remove it."""
         self._names.add(name)

@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 
 from vmmswap.attach.attach import find_further_memory
 from vmmswap.attach.memory import FilePart, Found
-from vmmswap.engine import Job, Range
+from vmmswap.engine import Job, MapperWatch, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, NotSupportedError
 from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
@@ -24,7 +24,7 @@ from vmmswap.monitor import coverage
 from vmmswap.monitor.coverage import Piece
 from vmmswap.monitor.manifest import RegionRecord
 from vmmswap.monitor.placement import joined, kept, overlap, uncovered
-from vmmswap.monitor.vm import VMM_KEY, Process, Vm
+from vmmswap.monitor.vm import Process, Vm
 
 _log = logging.getLogger("vmmswap.hotplug")
 
@@ -40,6 +40,7 @@ class Hotplug:
     def __init__(self, vm: Vm, on_late: Callable[[int], None]) -> None:
         self._vm = vm
         self._on_late = on_late
+        self._mappers = MapperWatch()
         self._is_closed = False
         self._told: set[str] = set()  # candidates that were left, and regions that cannot be forgotten yet
 
@@ -74,6 +75,10 @@ class Hotplug:
     async def look(self) -> coverage.Picture:
         """Who maps the memory now. NoSuchVMError once the VM has ended."""
         return await self._on_thread(coverage.look, coverage.question_of(self._vm))
+
+    async def look_again(self) -> coverage.Picture:
+        """The same, for who looks every second: what hardly shows is seen later."""
+        return await self._on_thread(coverage.look, coverage.question_of(self._vm), self._mappers)
 
     def follow_known(self, picture: coverage.Picture) -> None:
         """Serve known processes where they map the memory now: all that can be. NotSupportedError for the
@@ -117,8 +122,8 @@ class Hotplug:
 
     def _set_ranges(self, process: Process, ranges: Sequence[Range]) -> None:
         regions = self._vm.manifest.regions
-        if process.key == VMM_KEY:
-            regions = tuple(_moved(item, ranges) for item in regions)
+        if process is self._vm.vmm:
+            regions = tuple(moved(item, ranges) for item in regions)
         try:
             self._vm.set_ranges(process, ranges, regions=regions)
         except InvalidRegionError as error:
@@ -226,7 +231,7 @@ def _by_pid(pieces: Iterable[Piece], starts: Container[int]) -> dict[int, list[R
     return {pid: joined(ranges, starts) for pid, ranges in found.items()}
 
 
-def _moved(record: RegionRecord, ranges: Iterable[Range]) -> RegionRecord:
+def moved(record: RegionRecord, ranges: Iterable[Range]) -> RegionRecord:
     """Its address is where the VMM has its first page."""
     for item in ranges:
         if 0 <= record.page_idx - item.page_idx < item.pages:

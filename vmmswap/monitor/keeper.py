@@ -44,7 +44,7 @@ from vmmswap.notify import Notifier
 
 MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
 MESSAGE = "message"  # a VM was registering that will not say so again
-VMM_PIDFD = "pidfd-0"
+PIDFD = "pidfd-"
 ORPHAN = "uffd-orphan-"
 
 _KEPT = "VMMSWAP_KEPT_FDS"  # NAME=FD,NAME=FD,... for the successor that a keeper becomes
@@ -284,7 +284,7 @@ def _keep(
             os.close(fd)
         kept = table.entries()
         names = {entry.name for entry in kept}
-        if names & {MANIFEST, MESSAGE} and not _is_vmm_gone(kept):
+        if names & {MANIFEST, MESSAGE} and not _are_all_gone(kept):
             orphans = dict(_orphans(kept)) if MANIFEST in names else {}
             ours = {entry.name: entry.fd for entry in kept if entry.fd >= 0} | orphans
             if manager:
@@ -297,13 +297,13 @@ def _keep(
     os._exit(0)
 
 
-def _is_vmm_gone(kept: Iterable[Entry]) -> bool:
+def _are_all_gone(kept: Iterable[Entry]) -> bool:
     """Then there is nobody to serve: a successor would only find that out, or fail at something else."""
+    pidfds = {entry.fd for entry in kept if entry.name.startswith(PIDFD) and entry.fd >= 0}
     poll = select.poll()
-    for entry in kept:
-        if entry.name == VMM_PIDFD and entry.fd >= 0:
-            poll.register(entry.fd, select.POLLIN)
-    return bool(poll.poll(0))
+    for pidfd in pidfds:
+        poll.register(pidfd, select.POLLIN)
+    return bool(pidfds) and len(poll.poll(0)) == len(pidfds)
 
 
 def _ignorable() -> Iterator[int]:

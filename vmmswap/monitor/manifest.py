@@ -64,6 +64,7 @@ class Manifest:
     regions: tuple[RegionRecord, ...] = ()
     processes: tuple[ProcessRecord, ...] = ()
     next_key: int = 0
+    vmm_key: int = 0  # of the VMM: another process may have taken the VM over from who registered
     restarts: int = 0
     interrupted: int = 0  # how many monitors in a row died during a job
     wants_out: bool = False

@@ -36,8 +36,10 @@ from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keeper import Keeper
+from vmmswap.monitor.lookout import Lookout
 from vmmswap.monitor.ownership import Ownership
 from vmmswap.monitor.processes import Processes, is_vmm_alive
+from vmmswap.monitor.succession import Succession
 from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register
 
 _log = logging.getLogger("vmmswap.monitor")
@@ -80,6 +82,8 @@ class Monitor:
         self._processes: Processes | None = None
         self._events: EventPump | None = None
         self._watch: attached.Watch | None = None  # of an attached VM
+        self._lookout: Lookout | None = None  # of one that was handed over
+        self._succession: Succession | None = None  # once the VMM has gone
         self._detaching: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -364,8 +368,10 @@ class Monitor:
         self._controller.check_before_enable = self._processes.check_covered
         vm.count_in_process()
         if vm.manifest.attached:
-            self._watch = attached.Watch(vm, self._processes, self._barrier)
+            self._watch = attached.Watch(vm, self._processes, self._barrier, self._controller.bring_back)
             self._controller.check_before_enable = self._watch.check_before_enable
+        elif not vm.manifest.snapshot:
+            self._lookout = Lookout(vm, self._controller.bring_back)
         handler = EventHandler(vm, self._processes, self._controller)
         self._events = EventPump(vm.engine, handler, handler.flush)
         self._events.start()
@@ -388,8 +394,22 @@ class Monitor:
             self._controller.resume(found.last_job)
 
     def _vmm_gone(self) -> None:
+        vm = self._controller.vm
+        if vm is None:
+            return
+        if self._succession is None:
+            self._succession = Succession(vm, self._nobody_has_it, self._bring_back)
+        self._succession.begin()
+
+    def _nobody_has_it(self) -> None:
         _log.info("the VMM has ended: all is freed", extra=fields("", message_ids.VM_GONE))
         self._end(0)
+
+    def _bring_back(self, who: str) -> None:
+        _log.warning(
+            "the VMM has ended, or has called exec, and %s: all is brought back, then freed here", who
+        )
+        self._controller.release("the VMM has ended", must=True)
 
     def _released(self, reason: str) -> None:
         vm = self._controller.vm
@@ -420,9 +440,15 @@ class Monitor:
         if self._events is not None:
             self._events.stop()
             self._events = None
+        if self._succession is not None:
+            self._succession.close()
+            self._succession = None
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+        if self._lookout is not None:
+            self._lookout.close()
+            self._lookout = None
         if self._processes is not None:
             self._processes.close()
             self._processes = None

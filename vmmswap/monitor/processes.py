@@ -23,7 +23,7 @@ from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor import coverage
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.placement import has_all
-from vmmswap.monitor.vm import VMM_KEY, NewProcess, Process, Vm
+from vmmswap.monitor.vm import NewProcess, Process, Vm
 
 _log = logging.getLogger("vmmswap.processes")
 
@@ -48,6 +48,7 @@ class Processes:
         self._loop = asyncio.get_running_loop()
         self._watched: dict[int, int] = {}  # the engine's number: pidfd
         self._told_unreadable: set[int] = set()
+        self._told_holders: set[int] = set()
         self._is_closed = False
         self._search: asyncio.Task[None] | None = None
         self._search_anew = asyncio.Event()  # one more was forked
@@ -106,7 +107,7 @@ class Processes:
         for process in list(self._vm.processes.values()):
             if process.pid != new.pid:
                 continue
-            if process.key != VMM_KEY and coverage.is_gone(process.uffd):
+            if process is not self._vm.vmm and coverage.is_gone(process.uffd):
                 self.gone(process.process_id)  # it has called exec since
                 continue
             for idx, item in enumerate(wanted):
@@ -122,11 +123,12 @@ class Processes:
         process = self._vm.processes.get(process_id)
         if process is None:
             return
-        if process.key == VMM_KEY:
-            self._on_vmm_gone()
-            return
-        if pidfd := self._watched.pop(process_id, None):
+        pidfd = self._watched.pop(process_id, None)
+        if pidfd is not None:
             self._loop.remove_reader(pidfd)
+        if process is self._vm.vmm:
+            self._on_vmm_gone()  # it stays known until another takes its place
+            return
         self._vm.remove_process(process_id)
         _log.info("process %s no longer shares the VM's memory", process.pid or "(of unknown pid)")
 
@@ -153,12 +155,26 @@ class Processes:
                 ", ".join(map(str, sorted(unreadable)[:10])),
             )
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
+        await self._tell_of_holders()
         for process in vm.processes.values():
             if not process.is_proven:
                 raise NotSupportedError(
                     f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd stops accesses"
                     " of the kernel's (KVM, vhost), which would fail: have the VMM send a dummy_page"
                 )
+
+    async def _tell_of_holders(self) -> None:
+        """An fd changes nothing, and who maps it is seen: so nothing is refused for it."""
+        question = coverage.question_of(self._vm)
+        for holder in await asyncio.to_thread(coverage.other_holders, question, self._vm.store.manager):
+            if holder.pid in self._told_holders:
+                continue
+            self._told_holders.add(holder.pid)
+            _log.warning(
+                "process %s has guest memory open (fd %d) and is not served: what it reads there while memory"
+                " is out is zeros",
+                *(coverage.name_of(holder.pid), holder.fd),
+            )
 
     def _odd_child(self, picture: coverage.Picture) -> Process | None:
         """A forked child that does not map all that it is served with: something else may be there by now.
@@ -246,7 +262,7 @@ class Processes:
             if coverage.is_gone(process.uffd):
                 with guarded(f"the end of process {process.pid} is not taken note of yet"):
                     self.gone(process.process_id)
-                if process.key == VMM_KEY:
+                if self._is_closed:
                     return
 
     def _watch(self, process: Process) -> None:
@@ -262,7 +278,7 @@ class Processes:
         # It goes on saying so, which must not take all our time if what follows fails.
         self._loop.remove_reader(self._watched.pop(process_id))
         with guarded(f"the end of process {process.pid} is not taken note of; trying again"):
-            if process.key == VMM_KEY or coverage.is_gone(process.uffd):
+            if process is self._vm.vmm or coverage.is_gone(process.uffd):
                 self.gone(process_id)
             else:
                 self._start_search()

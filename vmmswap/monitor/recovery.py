@@ -22,7 +22,7 @@ from vmmswap.monitor import coverage, fdstore, keeper, placement
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 from vmmswap.monitor.placement import joined
-from vmmswap.monitor.vm import VMM_KEY, Process, Vm, engine_config
+from vmmswap.monitor.vm import Process, Vm, engine_config
 
 _log = logging.getLogger("vmmswap.recovery")
 
@@ -67,7 +67,8 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     orphans = keeper.take_orphans(kept)
     file = ManifestFile(kept[fdstore.MANIFEST])
     manifest = file.read()
-    needed = (fdstore.PAGE_MAP, fdstore.STORE, fdstore.uffd_name(VMM_KEY), fdstore.pidfd_name(VMM_KEY))
+    vmm_key = manifest.vmm_key
+    needed = (fdstore.PAGE_MAP, fdstore.STORE, fdstore.uffd_name(vmm_key), fdstore.pidfd_name(vmm_key))
     missing = [name for name in needed if name not in kept]
     if missing:
         raise StorageFailedError(

@@ -29,7 +29,7 @@ from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, Regi
 _log = logging.getLogger("vmmswap.vm")
 
 _MAX_RANGES = 1024  # of one process
-VMM_KEY = 0
+VMM_KEY = 0  # of the process that registers
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ class Vm:
 
     @property
     def vmm(self) -> Process:
-        """The process that registered."""
-        return next(process for process in self.processes.values() if process.key == VMM_KEY)
+        """The process that registered, or the one that has taken the VM over from it."""
+        return next(item for item in self.processes.values() if item.key == self.manifest.vmm_key)
 
     @property
     def open_memfds(self) -> list[int]:

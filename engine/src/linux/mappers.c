@@ -166,13 +166,10 @@ int mappers_among(const struct pid_list *pids, const struct mapped_file *files, 
 	struct scan scan = { .files = files, .files_n = files_n, .out = out };
 	int rc = 0;
 
-	*out = (struct mapper_list){ 0 };
 	for (size_t i = 0; i < pids->pids_n && !rc; i++)
 		if (pids->pids[i] != getpid())
 			rc = scan_process(&scan, pids->pids[i]);
 	free(scan.line);
-	if (rc)
-		mappers_free(out);
 	return rc;
 }
 
@@ -185,5 +182,7 @@ int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_
 	if (!rc)
 		rc = mappers_among(&pids, files, files_n, out);
 	pid_list_free(&pids);
+	if (rc)
+		mappers_free(out);
 	return rc;
 }

@@ -46,7 +46,7 @@ int mappers_file_of(int fd, struct mapped_file *out);
  * caller frees the list. */
 int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out);
 
-/* The same, of these processes only. */
+/* The same, of these processes only, appended to a list that is empty or has others. It is the caller's to free on failure too. */
 int mappers_among(const struct pid_list *pids, const struct mapped_file *files, size_t files_n,
 		  struct mapper_list *out);
 void mappers_free(struct mapper_list *list); /* leaves an empty list */

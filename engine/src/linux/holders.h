@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Which processes hold the guest's memory as an open file, whether they map it or not. */
+#ifndef VMMSWAP_HOLDERS_H
+#define VMMSWAP_HOLDERS_H
+
+#include "linux/mappers.h"
+#include "linux/procfs.h"
+
+#include <stddef.h>
+#include <sys/types.h>
+
+struct holder {
+	pid_t pid;
+	int fd;
+	size_t file_idx; /* which of the files asked for */
+};
+
+struct holder_list {
+	struct holder *holders;
+	size_t holders_n;
+	size_t holders_max;	    /* allocated */
+	struct pid_list unreadable; /* processes whose fds we may not see: they may be holders or not */
+};
+
+/* Look through the fds of all processes but our own and those that share our fd table. Reads each fd's fdinfo, some
+ * microseconds. What nobody's fd table has is not seen: fds under way in a socket, or registered with an io_uring and closed. 0,
+ * -ENOMEM or the -errno of reading /proc. On success the caller frees the list. */
+int holders_find(const struct mapped_file *files, size_t files_n, struct holder_list *out);
+void holders_free(struct holder_list *list); /* leaves an empty list */
+
+#endif
