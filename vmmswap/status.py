@@ -160,6 +160,37 @@ class Status:
         "s",
         help="The VM's name.",
     )
+    pid: int = _key(
+        0,
+        "Pid",
+        "u",
+        since="0.2",
+        title="PID",
+        shown_if_set=True,
+        help="The VMM's process; 0 while no VMM is there.",
+    )
+    owner_uid: int = _key(
+        0,
+        "OwnerUid",
+        "u",
+        title="Owner's uid",
+        help=(
+            "Whose VM this is: `Owner=` of the configuration, or the user whom its socket was prepared "
+            "for, or else the one who handed it over. This user may change it."
+        ),
+    )
+    origin: str = _key(
+        "",
+        "Origin",
+        "s",
+        since="0.2",
+        title="Origin",
+        shown_if_set=True,
+        help=(
+            "How the VM came here: `hand-off` (the VMM passed its memory over the socket), `attach` (taken "
+            "over while it ran) or `snapshot` (Firecracker's hand-off). Empty while no VMM is there."
+        ),
+    )
     operation: Operation = _key(
         Operation.NONE,
         "Operation",

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pty
+import pwd
 import re
 import signal
 import sys
@@ -38,7 +39,15 @@ class ScriptedVm:
         self.orders: list[str] = []
         self.ordered = asyncio.Event()
         self.refusal: Exception | None = None
-        self._status = Status(name=name, total_pages=1024, resident_pages=1024, processes=3)
+        self._status = Status(
+            name=name,
+            pid=4242,
+            owner_uid=self.owner_uid,
+            origin="hand-off",
+            total_pages=1024,
+            resident_pages=1024,
+            processes=3,
+        )
         self._listeners: list[Callable[[Status], None]] = []
 
     def status(self) -> Status:
@@ -140,35 +149,75 @@ async def test_list_asks_the_bus(bus, publish_vm):
     other, _ = await publish_vm("0.odd-name")
     other.become(state=State.FAILED, error="no\nspace")
     code, out, err = await ctl(bus, "list")
-    lines = out.splitlines()
+    lines = [re.split("  +", line) for line in out.splitlines()]
     assert (code, err) == (0, "")
-    assert lines[0].split() == [
-        "NAME",
-        "STATE",
-        "OPERATION",
-        "RESIDENT",
-        "SWAPPED",
-        "STORED",
-        "FAULTS",
-        "ERROR",
-    ]
-    assert lines[1].split() == [
-        "0.odd-name",
-        "Failed",
-        "-",
-        "4.0",
-        "MiB",
-        "0.0",
-        "MiB",
-        "0.0",
-        "MiB",
-        "0",
-        "no",
-        "space",
-    ]
-    assert lines[2].split()[:5] == ["web", "Ready", "-", "4.0", "MiB"]
+    titles = "NAME STATE OPERATION PID OWNER SIZE RESIDENT SWAPPED STORED FAULTS ERROR"
+    assert lines[0] == titles.split()
+    owner = pwd.getpwuid(os.geteuid()).pw_name
+    figures = ["-", "4242", owner, "4.0 MiB", "4.0 MiB", "0.0 MiB", "0.0 MiB", "0"]
+    assert lines[1] == ["0.odd-name", "Failed", *figures, "no space"]
+    assert lines[2] == ["web", "Ready", *figures, "-"]
+    assert out.splitlines()[-1] == (
+        "2 VMs: 8.0 MiB of guest memory, 8.0 MiB resident, 0.0 MiB swapped out, 0.0 MiB stored"
+    )
     code, out, _ = await ctl(bus, "list", "--json")
     assert [json.loads(line)["Name"] for line in out.splitlines()] == ["0.odd-name", "web"]
+
+
+async def test_list_in_the_columns_and_the_order_that_are_wanted(bus, publish_vm):
+    for name, resident in (("a", 256), ("b", 1024), ("c", 512)):
+        vm, _ = await publish_vm(name)
+        vm.become(resident_pages=resident)
+    code, out, err = await ctl(
+        bus, "list", "--no-legend", "--columns", "name,resident", "--sort", "resident", "--reverse"
+    )
+    assert (code, err) == (0, "")
+    assert [line.split()[:2] for line in out.splitlines()] == [["b", "4.0"], ["c", "2.0"], ["a", "1.0"]]
+    code, out, err = await ctl(bus, "list", "--columns", "name,nonsense")
+    assert (code, out) == (2, "")
+    assert "no column 'nonsense'" in err
+
+
+async def test_a_monitor_without_a_vmm_is_shown_as_such(bus, publish_vm):
+    vm, _ = await publish_vm("web")
+    vm.become(pid=0, total_pages=0, resident_pages=0)
+    _, out, _ = await ctl(bus, "list", "--no-legend", "--columns", "name,state,pid")
+    assert re.split("  +", out.strip()) == ["web", "no VMM yet", "-"]
+
+
+async def test_status_of_several_vms_and_of_all(bus, publish_vm):
+    for name in ("b", "a"):
+        await publish_vm(name)
+    for args, names in ((("b", "a"), ["b", "a"]), ((), ["a", "b"]), (("--all",), ["a", "b"])):
+        code, out, err = await ctl(bus, "status", "--json", *args)
+        assert (code, err) == (0, "")
+        assert [json.loads(line)["Name"] for line in out.splitlines()] == names
+    code, out, err = await ctl(bus, "status")
+    assert (code, err) == (0, "")
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("VM ")] == ["a", "b"]
+    assert (await ctl(bus, "status", "a", "--all"))[0] == 2
+    assert (await ctl(bus, "status", "a", "nobody"))[0] == 3
+
+
+async def test_wait_for_a_state(bus, publish_vm):
+    run = await Ctl.start(bus, "wait", "web", "Active", "--json")  # before the VM is there
+    vm, _ = await publish_vm("web")
+    vm.become(state=State.IN_PROGRESS, operation=Operation.SWAP_OUT)
+    vm.become(state=State.ACTIVE, operation=Operation.NONE)
+    code, out, err = await run.end()
+    assert (code, err) == (0, "")
+    assert json.loads(out)["State"] == "Active"
+
+
+async def test_a_wait_that_cannot_come_true_ends(bus, publish_vm):
+    vm, _ = await publish_vm("web")
+    code, out, err = await ctl(bus, "wait", "web", "Active", "--timeout", "0.2")
+    assert (code, out) == (1, "")
+    assert err == "vmmswapctl: web was not Active within 0.2 s: `vmmswapctl status web`\n"
+    vm.become(state=State.FAILED, error="no space")
+    code, _, err = await ctl(bus, "wait", "web", "Active")
+    assert code == 1
+    assert "no space" in err
 
 
 async def test_status(bus, publish_vm):

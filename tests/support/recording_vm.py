@@ -27,7 +27,9 @@ class RecordingVm:
         self.gate: asyncio.Event | None = None
         self.ended = asyncio.Event()
         self._listeners: list[Callable[[Status], None]] = []
-        self._status = Status(name=name, total_pages=1 << 40, resident_pages=3, processes=2)
+        self._status = Status(
+            name=name, owner_uid=owner_uid, total_pages=1 << 40, resident_pages=3, processes=2
+        )
 
     def status(self) -> Status:
         return self._status

@@ -29,12 +29,24 @@ def test_every_key_has_a_place_in_the_full_view():
 
 def test_sizes_use_the_vms_page_size():
     assert output.pages({"PageSize": 65536, "SwapPages": 32}, "SwapPages") == "2.0 MiB (32 pages)"
-    row = output.list_row(status_values(Status(name="web", page_size=65536, resident_pages=32)))
-    assert row[3] == "2.0 MiB"
+    assert (
+        output.COLUMNS["resident"].text(status_values(Status(page_size=65536, resident_pages=32)))
+        == "2.0 MiB"
+    )
 
 
 def test_what_a_vm_without_a_monitor_shows():
-    assert output.list_row({"Name": "web", "State": "Ready"})[:4] == ("web", "Ready", "-", "0.0 MiB")
+    bare = {"Name": "web", "State": "Ready"}
+    assert [column.text(bare) for column in output.COLUMNS.values()][:7] == [
+        "web",
+        "Ready",
+        "-",
+        "-",
+        "-",
+        "-",
+        "0.0 MiB",
+    ]
+    assert output.state_text({"Name": "web", "State": "", "Listening": True}) == "no VMM yet"
 
 
 def test_progress_without_a_total():

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """`vmmswapctl trace` on trace files, and on journal entries as journalctl prints them."""
 
+import errno
 import json
 import mmap
 import os
+from pathlib import Path
 
 import pytest
 
@@ -121,3 +123,31 @@ def test_only_root_and_oneself_are_believed():
     assert f"_UID={os.geteuid()}" in command
     assert "_UID=0" in command
     assert "--all" in command  # else journalctl leaves out what is above 4 KiB
+
+
+def test_a_trace_that_may_not_be_read_is_one_line(log_dir, capsys, monkeypatch):
+    def refused(path, **_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    for method in ("exists", "open"):
+        monkeypatch.setattr(Path, method, refused)
+    assert main(["trace", "stats", "web", "--log-dir", str(log_dir)]) == ExitStatus.NOT_ALLOWED
+    assert capsys.readouterr().err == (
+        f"vmmswapctl: cannot read {log_dir}/web/page_fault.log: Permission denied; try as root, or use"
+        " --from journal\n"
+    )
+
+
+def test_a_bug_is_one_line_and_a_traceback_where_it_is_asked_for(capsys, monkeypatch):
+    def broken(_args):
+        raise TypeError("what no user can mend")
+
+    monkeypatch.setattr(trace, "run", broken)
+    assert main(["trace", "stats", "web"]) == ExitStatus.FAILED
+    assert capsys.readouterr().err == (
+        "vmmswapctl: a bug of vmmswapctl: TypeError('what no user can mend'); please report it, with what it"
+        " prints with VMMSWAP_DEBUG=1 set\n"
+    )
+    monkeypatch.setenv("VMMSWAP_DEBUG", "1")
+    with pytest.raises(TypeError):
+        main(["trace", "stats", "web"])

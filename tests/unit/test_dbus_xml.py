@@ -26,12 +26,12 @@ def test_the_shipped_xml_is_what_the_tables_say(file: str, interface: Interface)
     assert shipped(file) == describe(node_xml((interface,)))
 
 
-def test_manager_properties_are_the_status_keys_and_the_owner() -> None:
+def test_manager_properties_are_the_status_keys() -> None:
     properties = shipped("org.vmmswap.Manager.xml")["org.vmmswap.Manager"].properties
     expected = {
         row.key: (row.signature, "read", {} if row.signalled else {EMITS_CHANGED: "false"}) for row in KEYS
     }
-    assert properties == expected | {"OwnerUid": ("u", "read", {EMITS_CHANGED: "false"})}
+    assert properties == expected
     assert [name for name, (_, _, notes) in properties.items() if not notes] == ["State", "Operation"]
 
 

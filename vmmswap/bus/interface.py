@@ -104,11 +104,7 @@ MANAGER = Interface(
         Method("Detach", action=RELEASE),
     ),
     signals=(STATUS_CHANGED,),
-    properties=(
-        *(Property(row.key, row.signature, row.signalled) for row in KEYS),
-        # Not of Status(): whom vmmswapd lets change this VM on a host without polkit.
-        Property("OwnerUid", "u", signalled=False),
-    ),
+    properties=tuple(Property(row.key, row.signature, row.signalled) for row in KEYS),
 )
 
 HOST = Interface(

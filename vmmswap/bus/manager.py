@@ -69,7 +69,7 @@ class ManagerObject:
         return (await self.get_all(interface))[name]
 
     async def get_all(self, _interface: Interface) -> dict[str, Any]:
-        return {**status_values(self._control.status()), "OwnerUid": self._control.owner_uid}
+        return status_values(self._control.status())
 
     def _changed(self, status: Status) -> None:
         values = status_values(status)

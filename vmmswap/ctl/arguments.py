@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import vmmswap
 from vmmswap.ctl.failure import ExitStatus, one_line
+from vmmswap.ctl.output import COLUMNS, DEFAULT_COLUMNS
 from vmmswap.errors import InvalidRegionError
+from vmmswap.status import State
 
 _EPILOG = """\
 exit status:
@@ -26,6 +28,9 @@ exit status:
 _DONE_WHEN = (
     "Waits until it is done, with a progress bar on a terminal; --no-wait returns once it is accepted."
 )
+
+_STATES = tuple(str(state) for state in State if state is not State.IN_PROGRESS)
+_TIMEOUT_MAX_S = 86400.0 * 365
 
 _STYLE: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
 
@@ -99,17 +104,58 @@ def _add_json(verb: _Parser, what: str) -> None:
 
 
 def _add_queries(verbs: Verbs) -> None:
-    verb = _bus_verb(verbs, "list", "list all VMs", example="vmmswapctl list")
+    verb = _bus_verb(
+        verbs,
+        "list",
+        "list all VMs",
+        details=f"Columns: {', '.join(COLUMNS)}.",
+        example="vmmswapctl list --sort resident --reverse",
+    )
+    verb.add_argument("--no-legend", action="store_true", help="neither titles nor totals")
+    verb.add_argument(
+        "--columns",
+        type=_columns,
+        metavar="NAME,...",
+        default=DEFAULT_COLUMNS,
+        help=f"which columns, in this order (default: {','.join(DEFAULT_COLUMNS)})",
+    )
+    verb.add_argument(
+        "--sort",
+        type=_column,
+        metavar="NAME",
+        default="name",
+        help="sort by this column (default: name)",
+    )
+    verb.add_argument("--reverse", action="store_true", help="the largest first")
     _add_json(verb, "one JSON object a line, with the keys of Status()")
 
     verb = _bus_verb(
         verbs,
         "status",
-        "show one VM's memory, operation and counters",
+        "show VMs' memory, operation and counters",
+        details="With several VMs, or none named, all of them one after the other.",
         example="vmmswapctl status web --json",
     )
+    verb.add_argument("names", metavar="NAME", nargs="*")
+    verb.add_argument("--all", action="store_true", help="all VMs, as without NAME")
+    _add_json(verb, "one JSON object a line, with the keys of Status()")
+
+    verb = _bus_verb(
+        verbs,
+        "wait",
+        "wait until a VM is in a state and nothing is being done with it",
+        details=f"STATE is one of {', '.join(_STATES)}. A VM that is not there yet is waited for, too.",
+        example="vmmswapctl wait web Active --timeout 60",
+    )
     verb.add_argument("name", metavar="NAME")
-    _add_json(verb, "one JSON object with the keys of Status()")
+    verb.add_argument("state", metavar="STATE", choices=_STATES)
+    verb.add_argument(
+        "--timeout",
+        type=_seconds,
+        metavar="SECONDS",
+        help="give up after that, with status 1 (default: never)",
+    )
+    _add_json(verb, "one JSON object, what Status() says at the end")
 
     verb = _bus_verb(
         verbs,
@@ -247,6 +293,26 @@ def _add_demo(verbs: Verbs) -> None:
     )
     verb.add_argument("--swap-dir", type=Path, metavar="DIR", help="where to store pages (default: /var/tmp)")
     _add_json(verb, "one JSON object with all figures")
+
+
+def _column(text: str) -> str:
+    if text not in COLUMNS:
+        raise argparse.ArgumentTypeError(f"there is no column {text!r}: use {', '.join(COLUMNS)}")
+    return text
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    return tuple(_column(name) for name in text.split(","))
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= _TIMEOUT_MAX_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return seconds
 
 
 def _pid(text: str) -> int:

@@ -27,6 +27,7 @@ from vmmswap.names import (
     object_path_of,
 )
 
+_SOCKET_UNIT = "vmmswap"  # vmmswap@NAME.socket
 _READ_TIMEOUT_S = 25.0
 _ORDER_TIMEOUT_S = 120.0  # polkit may be asking the user for a password
 _NO_SERVICE = frozenset(DBUS_ERROR + name for name in ("ServiceUnknown", "NameHasNoOwner"))
@@ -70,6 +71,25 @@ class Client:
             return {}
         vms = (await self.call_host("ListVMs"))[0]
         return {str(name): str(state) for name, _path, state in vms}
+
+    async def listening(self) -> list[str]:
+        """The names of all hand-off sockets that systemd listens on; [] without systemd."""
+        try:
+            [units] = await self._call(
+                (
+                    "org.freedesktop.systemd1",
+                    "/org/freedesktop/systemd1",
+                    "org.freedesktop.systemd1.Manager",
+                    "ListUnitsByPatterns",
+                    "asas",
+                    [["active"], [f"{_SOCKET_UNIT}@*.socket"]],
+                ),
+                _READ_TIMEOUT_S,
+                Flag.NO_AUTO_START,
+            )
+        except RemoteError:
+            return []
+        return [str(unit[0]).removeprefix(f"{_SOCKET_UNIT}@").removesuffix(".socket") for unit in units]
 
     async def status(self, name: str) -> StatusKeys:
         """What the VM's Status() says."""

@@ -16,6 +16,8 @@ from vmmswap.ctl.failure import CtlError, ExitStatus, exit_status_of, one_line
 from vmmswap.ctl.remote import ssh_bus
 from vmmswap.errors import VmmswapError
 
+_DEBUG = "VMMSWAP_DEBUG"  # in the environment: the traceback of a bug is shown
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run vmmswapctl; returns its exit status. argparse exits by itself: 2 on bad usage, 0 after --help."""
@@ -30,11 +32,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return ExitStatus.BROKEN_PIPE
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED
-    except CtlError as error:
-        return _fail(error.status, str(error))
-    except VmmswapError as error:
-        return _fail(exit_status_of(error), error.message)
+    except Exception as error:
+        if os.environ.get(_DEBUG):
+            raise
+        return _fail(*_told(error, args.verb))
     return ExitStatus.DONE
+
+
+def _told(error: Exception, verb: str) -> tuple[ExitStatus, str]:
+    """The exit status for what went wrong, and how to say it."""
+    match error:
+        case CtlError():
+            return error.status, str(error)
+        case VmmswapError():
+            return exit_status_of(error), error.message
+        case OSError():
+            status = ExitStatus.NOT_ALLOWED if isinstance(error, PermissionError) else ExitStatus.FAILED
+            return status, f"{error.filename or verb}: {error.strerror or error}"
+    return (
+        ExitStatus.FAILED,
+        f"a bug of vmmswapctl: {error!r}; please report it, with what it prints with {_DEBUG}=1 set",
+    )
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
+import pwd
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vmmswap.ctl.failure import one_line
@@ -22,13 +24,16 @@ def print_json(value: Any) -> None:  # noqa: ANN401  whatever json takes
     print(json.dumps(value, separators=(",", ":"), ensure_ascii=False), flush=True)
 
 
-def print_table(header: Row, rows: Sequence[Row], *, right: Sequence[int] = ()) -> None:
+def print_table(header: Row | None, rows: Sequence[Row], *, right: Sequence[int] = ()) -> None:
     """A table on stdout; `right` holds the numbers of the columns that hold numbers."""
+    lines = rows if header is None else [header, *rows]
+    if not lines:
+        return
     if sys.stdout.isatty():
         _print_rich_table(header, rows, right)
         return
-    widths = [max(len(row[idx]) for row in (header, *rows)) for idx in range(len(header))]
-    for row in (header, *rows):
+    widths = [max(len(row[idx]) for row in lines) for idx in range(len(lines[0]))]
+    for row in lines:
         cells = [
             cell.rjust(width) if idx in right else cell.ljust(width)
             for idx, (cell, width) in enumerate(zip(row, widths, strict=True))
@@ -36,13 +41,13 @@ def print_table(header: Row, rows: Sequence[Row], *, right: Sequence[int] = ()) 
         print("  ".join(cells).rstrip())
 
 
-def _print_rich_table(header: Row, rows: Sequence[Row], right: Sequence[int]) -> None:
+def _print_rich_table(header: Row | None, rows: Sequence[Row], right: Sequence[int]) -> None:
     from rich.console import Console  # noqa: PLC0415  a tenth of a second that JSON and errors need not wait
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for idx, title in enumerate(header):
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=header is not None)
+    for idx, title in enumerate(header or [""] * len(rows[0])):
         table.add_column(title, justify="right" if idx in right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell, style=_STATE_STYLES.get(cell, "")) for cell in row))
@@ -69,22 +74,101 @@ def operation_text(status: StatusKeys) -> str:
     return f"{operation} {100 * status.get('ProgressPages', 0) // total} %" if total else operation
 
 
-LIST_HEADER = ("NAME", "STATE", "OPERATION", "RESIDENT", "SWAPPED", "STORED", "FAULTS", "ERROR")
-LIST_RIGHT = (3, 4, 5, 6)
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of `list`: its title, a VM's cell, and what rows are sorted by. Numbers stand to the right."""
+
+    title: str
+    text: Callable[[StatusKeys], str]
+    order: Callable[[StatusKeys], Any]
+    is_number: bool = False
 
 
-def list_row(status: StatusKeys) -> Row:
-    """One VM as a row under LIST_HEADER."""
-    page_bytes = status.get("PageSize", 4096)
+def _text_column(title: str, text: Callable[[StatusKeys], str]) -> Column:
+    return Column(title, text, text)
+
+
+def _key_column(title: str, key: str) -> Column:
+    return _text_column(title, lambda status: one_line(str(status.get(key, ""))) or "-")
+
+
+def _number_column(title: str, key: str) -> Column:
+    return Column(title, lambda status: str(status.get(key, 0)), lambda status: status.get(key, 0), True)
+
+
+def _pages_column(title: str, key: str) -> Column:
+    def size_bytes(status: StatusKeys) -> int:
+        return int(status.get(key, 0)) * int(status.get("PageSize", 4096))
+
+    return Column(title, lambda status: mib(size_bytes(status)), size_bytes, True)
+
+
+def state_text(status: StatusKeys) -> str:
+    """The state, or that nobody has come yet."""
+    if status.get("Listening") or not (status.get("Pid", 1) or status.get("TotalPages", 0)):
+        return "no VMM yet"
+    return one_line(str(status.get("State", ""))) or "-"
+
+
+def _user(status: StatusKeys) -> str:
+    """The owner by name, as ls has it; "-" where there is no VM."""
+    if "OwnerUid" not in status:
+        return "-"
+    uid = int(status["OwnerUid"])
+    try:
+        return one_line(pwd.getpwuid(uid).pw_name)
+    except KeyError:
+        return str(uid)
+
+
+COLUMNS: dict[str, Column] = {
+    "name": _text_column("NAME", lambda status: str(status.get("Name", ""))),
+    "state": _text_column("STATE", state_text),
+    "operation": _text_column("OPERATION", operation_text),
+    "pid": Column(
+        "PID", lambda status: str(status.get("Pid", 0) or "-"), lambda status: status.get("Pid", 0), True
+    ),
+    "owner": _text_column("OWNER", _user),
+    "origin": _key_column("ORIGIN", "Origin"),
+    "size": _pages_column("SIZE", "TotalPages"),
+    "resident": _pages_column("RESIDENT", "ResidentPages"),
+    "swapped": _pages_column("SWAPPED", "SwapPages"),
+    "stored": Column(
+        "STORED",
+        lambda status: mib(status.get("StoredBytes", 0)),
+        lambda status: status.get("StoredBytes", 0),
+        True,
+    ),
+    "faults": _number_column("FAULTS", "FaultCount"),
+    "restarts": _number_column("RESTARTS", "Restarts"),
+    "error": _key_column("ERROR", "Error"),
+}
+DEFAULT_COLUMNS = (
+    "name", "state", "operation", "pid", "owner", "size", "resident", "swapped", "stored", "faults", "error",
+)  # fmt: skip
+
+
+def print_list(statuses: Sequence[StatusKeys], columns: Sequence[str], *, legend: bool) -> None:
+    """A row for each VM; with the legend titles above and totals below."""
+    chosen = [COLUMNS[name] for name in columns]
+    rows = [[column.text(status) for column in chosen] for status in statuses]
+    right = [idx for idx, column in enumerate(chosen) if column.is_number]
+    print_table([column.title for column in chosen] if legend else None, rows, right=right)
+    if legend:
+        print(f"\n{totals(statuses)}")
+
+
+def totals(statuses: Sequence[StatusKeys]) -> str:
+    """What all VMs together have, in one line."""
+
+    def sum_of(key: str) -> str:
+        return mib(sum(int(status.get(key, 0)) * int(status.get("PageSize", 4096)) for status in statuses))
+
+    stored = mib(sum(int(status.get("StoredBytes", 0)) for status in statuses))
+    vms = "1 VM" if len(statuses) == 1 else f"{len(statuses)} VMs"
     return (
-        str(status.get("Name", "")),
-        one_line(str(status.get("State", ""))),
-        operation_text(status),
-        mib(status.get("ResidentPages", 0) * page_bytes),
-        mib(status.get("SwapPages", 0) * page_bytes),
-        mib(status.get("StoredBytes", 0)),
-        str(status.get("FaultCount", 0)),
-        one_line(str(status.get("Error", ""))) or "-",
+        f"{vms}: {sum_of('TotalPages')} of guest memory, {sum_of('ResidentPages')} resident, "
+        f"{sum_of('SwapPages')} swapped out, {stored} stored"
     )
 
 
@@ -92,7 +176,7 @@ def status_rows(status: StatusKeys) -> list[Row]:
     """One VM in full, as rows of a name and a value."""
     number = status.get
     rows: list[Row] = [
-        ("State", one_line(str(number("State", "")))),
+        ("State", state_text(status)),
         ("Operation", operation_text(status)),
     ]
     if number("Operation"):

@@ -29,7 +29,7 @@ _NANOS = 1_000_000_000
 def run(args: argparse.Namespace) -> None:
     """Export or count the newest trace of one VM."""
     path = (args.log_dir or LOG_DIR) / check_name(args.name) / FILE_NAME
-    source = args.source or ("file" if path.exists() else "journal")
+    source = args.source or ("file" if _is_there(path) else "journal")
     opened = _open_file(path) if source == "file" else _open_journal(args.name)
     try:
         with opened as (header, faults):
@@ -40,6 +40,14 @@ def run(args: argparse.Namespace) -> None:
     except ProtocolError as error:
         where = path if source == "file" else "the journal"
         raise CtlError(ExitStatus.FAILED, f"{where} holds a broken trace: {error}; log again") from error
+
+
+def _is_there(path: Path) -> bool:
+    """Also where it may not be looked at: opening it says so."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 def _export(header: tf.TraceHeader, faults: Iterable[tf.Fault]) -> None:
@@ -55,7 +63,12 @@ def _open_file(path: Path) -> Iterator[tuple[tf.TraceHeader, Iterator[tf.Fault]]
     except OSError as error:
         raise CtlError(
             ExitStatus.NOT_ALLOWED if isinstance(error, PermissionError) else ExitStatus.FAILED,
-            f"cannot read {path}: {error.strerror}; `vmmswapctl log start` makes it; or use --from journal",
+            f"cannot read {path}: {error.strerror}; "
+            + (
+                "try as root, or use --from journal"
+                if isinstance(error, PermissionError)
+                else "`vmmswapctl log start` makes it; or use --from journal"
+            ),
         ) from error
     with file:
         yield tf.parse_lines(file)

@@ -14,7 +14,7 @@ from vmmswap.ctl.client import Client
 from vmmswap.ctl.failure import CtlError, ExitStatus, one_line
 from vmmswap.ctl.follow import follow
 from vmmswap.ctl.output import StatusKeys
-from vmmswap.ctl.waiting import failed, goes_on, progress, until_gone, until_settled
+from vmmswap.ctl.waiting import failed, goes_on, progress, until_gone, until_settled, until_state
 from vmmswap.errors import NoSuchVMError
 from vmmswap.names import check_name
 from vmmswap.status import State
@@ -31,6 +31,8 @@ class _Operation:
     wanted: State | None
 
 
+_NO_VMS = "no VMs; `vmmswapctl prepare NAME` makes a socket for a VMM to hand its memory over"
+
 _OPERATIONS = {
     "enable": _Operation("Enable", "swap-out", State.ACTIVE),
     "disable": _Operation("Disable", "swap-in", State.READY),
@@ -44,27 +46,38 @@ _ENDINGS = {
 
 async def list_vms(client: Client, args: argparse.Namespace) -> None:
     """`list`: a row for each VM on the bus, and for each that vmmswapd knows of besides."""
-    known = await client.host_vms()
-    names = sorted({*known, *await client.vm_names()})
-    statuses = await asyncio.gather(*(_status_or_state(client, name, known.get(name)) for name in names))
-    found = [status for status in statuses if status is not None]
+    found = await _all_vms(client)
+    found.sort(key=output.COLUMNS[args.sort].order, reverse=args.reverse)
     if args.json:
         for status in found:
             output.print_json(status)
-    elif found:
-        output.print_table(
-            output.LIST_HEADER, [output.list_row(item) for item in found], right=output.LIST_RIGHT
-        )
+    elif found or args.no_legend:
+        output.print_list(found, args.columns, legend=not args.no_legend)
     else:
-        print("no VMs; `vmmswapctl prepare NAME` makes a socket for a VMM to hand its memory over")
+        print(_NO_VMS)
 
 
-async def _status_or_state(client: Client, name: str, state: str | None) -> StatusKeys | None:
+async def _all_vms(client: Client) -> list[StatusKeys]:
+    """By name: VMs on the bus, VMs that only vmmswapd knows, and sockets to which no VMM has come."""
+    known = await client.host_vms()
+    listening = set(await client.listening())
+    names = sorted({*known, *await client.vm_names(), *listening})
+    statuses = await asyncio.gather(
+        *(_status_or_state(client, name, known.get(name), listening=name in listening) for name in names)
+    )
+    return [status for status in statuses if status is not None]
+
+
+async def _status_or_state(
+    client: Client, name: str, state: str | None, *, listening: bool
+) -> StatusKeys | None:
     """The VM's status; what vmmswapd knows if it has no monitor now; None if it has just gone."""
     try:
         return await client.status(name)
     except NoSuchVMError:
-        return None if state is None else {"Name": name, "State": state}
+        if state is None and not listening:
+            return None
+        return {"Name": name, "State": state or "", "Listening": state is None}
     except CtlError as error:
         if error.status is ExitStatus.NO_DAEMON:
             raise
@@ -72,12 +85,33 @@ async def _status_or_state(client: Client, name: str, state: str | None) -> Stat
 
 
 async def show_status(client: Client, args: argparse.Namespace) -> None:
-    """`status`: everything about one VM."""
-    status = await client.status(args.name)
+    """`status`: everything about the VMs that are named, or about all."""
+    if args.all and args.names:
+        raise CtlError(ExitStatus.BAD_USAGE, "--all and names exclude each other: leave one out")
+    names = args.names or await client.vm_names()
+    if not names and not args.json:
+        print(_NO_VMS)
+    for idx, status in enumerate(await asyncio.gather(*map(client.status, names))):
+        if args.json:
+            output.print_json(status)
+            continue
+        if idx:
+            print()
+        output.print_table(("VM", names[idx]), output.status_rows(status))
+
+
+async def wait(client: Client, args: argparse.Namespace) -> None:
+    """`wait`: until the VM is in a state and no operation runs on it."""
+    try:
+        async with asyncio.timeout(args.timeout):
+            status = await until_state(client, args.name, State(args.state))
+    except TimeoutError:
+        raise CtlError(
+            ExitStatus.FAILED,
+            f"{args.name} was not {args.state} within {args.timeout:g} s: `vmmswapctl status {args.name}`",
+        ) from None
     if args.json:
         output.print_json(status)
-    else:
-        output.print_table(("VM", args.name), output.status_rows(status))
 
 
 async def operate(client: Client, args: argparse.Namespace) -> None:
@@ -166,6 +200,7 @@ async def attach(client: Client, args: argparse.Namespace) -> None:
 VERBS: dict[str, Verb] = {
     "list": list_vms,
     "status": show_status,
+    "wait": wait,
     "monitor": follow,
     "log": log,
     "prepare": prepare,
@@ -178,7 +213,8 @@ VERBS: dict[str, Verb] = {
 
 async def run(args: argparse.Namespace, address: str | None) -> None:
     """Do the verb on the bus at the address. Raises CtlError and VmmswapError."""
-    if getattr(args, "name", None) is not None:
-        check_name(args.name)
+    for name in (getattr(args, "name", None), *getattr(args, "names", ())):
+        if name is not None:
+            check_name(name)
     async with Client.connect(address) as client:
         await VERBS[args.verb](client, args)

@@ -65,6 +65,24 @@ async def until_settled(client: Client, watch: Watch, show: Show | None) -> Stat
         await _next_look(watch, status, show)
 
 
+async def until_state(client: Client, name: str, state: State) -> StatusKeys:
+    """Wait until the VM is there, in that state and without an operation. CtlError if it has Failed instead:
+    it does not leave that by itself.
+    """
+    while True:
+        await client.wait_for(name)
+        with contextlib.suppress(NoSuchVMError):
+            async with client.watch(name) as watch:
+                while not watch.gone:
+                    watch.clear()
+                    status = await client.status(name)
+                    if status.get("State") == state and not status.get("Operation"):
+                        return status
+                    if status.get("State") == State.FAILED:
+                        raise failed(status)
+                    await watch.wait(None)
+
+
 async def until_gone(client: Client, watch: Watch, show: Show | None) -> None:
     """Wait until the VM's monitor has left the bus. CtlError if it has failed to swap in, and so stays."""
     while not watch.gone:

@@ -40,6 +40,9 @@ def status_of(
         **{row.attribute: getattr(stats, row.engine) for row in KEYS if row.engine},
         state=state,
         name=name,
+        pid=vm.vmm.pid,
+        owner_uid=vm.manifest.uid,
+        origin=_origin(vm),
         operation=machine.operation,
         page_size=PAGE_SIZE,
         pause_us=max(stats.pause_us, drain_pause_us),
@@ -61,6 +64,12 @@ def _lost(pages: int) -> PagesLostError:
         f"{pages} pages of guest memory are lost: something other than the monitor filled their place while"
         " they were out; the journal says which. Restart the VM"
     )
+
+
+def _origin(vm: Vm) -> str:
+    if vm.manifest.snapshot:
+        return "snapshot"
+    return "attach" if vm.manifest.attached else "hand-off"
 
 
 def _to_us(time_ns: int) -> int:
