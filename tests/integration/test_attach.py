@@ -24,7 +24,7 @@ from vmmswap.attach import inject, memory
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process, parse_region
-from vmmswap.attach.failpoint import STEPS, VARIABLE
+from vmmswap.attach.failpoint import DEVICE_STEP, STEPS, VARIABLE
 from vmmswap.attach.fd_table import fd_links
 from vmmswap.attach.target import look_at, open_target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
@@ -157,7 +157,7 @@ def test_killed_at_any_step_the_target_runs_on(kind: str) -> None:
 
 def test_killed_while_an_unprivileged_target_gets_the_device() -> None:
     with Target("read,memory", "seccomp-kill", prefix=NOBODY) as target:
-        for step in STEPS:
+        for step in (*STEPS, DEVICE_STEP):
             assert attach_in_child(target.pid, f"{step}:kill")[0] == -signal.SIGKILL, step
             target.run_on()
             assert target.wrong == 0, step

@@ -20,10 +20,12 @@ import pytest
 
 from tests.support.attach import Target
 from vmmswap.attach import access, inject
+from vmmswap.attach import plant as plant_module
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, attach_vm
+from vmmswap.attach.failpoint import DEVICE_STEP
 from vmmswap.attach.plant import plant
-from vmmswap.attach.target import look_at
+from vmmswap.attach.target import look_at, thread_ids
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
 from vmmswap.handoff.owned import OwnedFds
 
@@ -252,3 +254,72 @@ def stack_of(pid: int) -> bytes:
 def test_one_that_has_ended() -> None:
     with pytest.raises(NotSupportedError, match="has ended"):
         access.check_process(1 << 22, User(UID, GID))
+
+
+# The device that is open in a VMM for an instant.
+
+WITH_A_SHARER = """
+import ctypes, mmap, os, time
+fd = os.memfd_create("guest")
+os.ftruncate(fd, 32 << 20)
+memory = mmap.mmap(fd, 32 << 20)
+child = ctypes.CDLL(None).syscall(56, 0x400 | 17, 0, 0, 0, 0)  # clone(CLONE_FILES | SIGCHLD)
+if child:
+    print(child, flush=True)
+while True:
+    time.sleep(600)
+"""
+TAKE = """
+import ctypes, os, sys
+pid, last = int(sys.argv[1]), int(sys.argv[2])
+pidfd = os.pidfd_open(pid)
+fds = [ctypes.CDLL(None).syscall(438, pidfd, number, 0) for number in range(last)]
+print([os.readlink(f"/proc/self/fd/{fd}") for fd in fds if fd >= 0])
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of system calls are x86-64's")
+def test_nobody_takes_the_device_while_a_vmm_has_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not its other threads, not who shares its fds, and not another process of the same user."""
+    seen = []
+
+    def look(step: str) -> None:
+        if step == DEVICE_STEP:
+            seen.append(
+                ([state_of(tid) for tid in (*thread_ids(vmm.pid), sharer)], links(vmm.pid), taken(vmm.pid))
+            )
+
+    monkeypatch.setattr(plant_module, "reach", look)
+    command = [*PLAIN, sys.executable, "-c", WITH_A_SHARER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as vmm:
+        try:
+            assert vmm.stdout
+            sharer = int(vmm.stdout.readline())
+            until(lambda: is_asleep(vmm.pid) and is_asleep(sharer))
+            before = taken(vmm.pid)
+            with OwnedFds([os.pidfd_open(vmm.pid)]) as pidfd:
+                planted = plant(look_at(pidfd[0]))
+            os.close(planted.uffd)
+            [(states, open_then, taken_then)] = seen
+            assert states == ["t"] * 2
+            assert DEVICE in open_then
+            assert taken_then == "[]"
+            assert DEVICE not in links(vmm.pid)
+            assert "userfaultfd]" in links(vmm.pid)
+            assert state_of(vmm.pid) == state_of(sharer) == "S"
+            assert (before == "[]") == (taken(vmm.pid) == "[]")  # dumpable as before
+        finally:
+            vmm.kill()
+
+
+DEVICE = "/dev/userfaultfd"
+
+
+def taken(pid: int) -> str:
+    """What a process of the same user can take of that one's fds."""
+    command = [*PLAIN, sys.executable, "-c", TAKE, str(pid), "32"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def state_of(tid: int) -> str:
+    return Path(f"/proc/{tid}/stat").read_text().rpartition(")")[2].split()[0]

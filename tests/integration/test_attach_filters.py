@@ -40,7 +40,7 @@ def attached_and_detached(target: Target) -> None:
 
 def test_without_force_it_is_refused(target):
     fds, maps = target.fds, target.maps
-    with pytest.raises(NotSupportedError, match=r"would kill the process at socketpair.*option force"):
+    with pytest.raises(NotSupportedError, match=r"would kill the process at prctl.*option force"):
         attach_vm(target.pidfd)
     target.run_on()
     assert (target.fds, target.maps, target.wrong) == (fds, maps, 0)

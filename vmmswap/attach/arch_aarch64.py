@@ -44,6 +44,7 @@ class AArch64(Architecture):
         "ioctl": 29,
         "close": 57,
         "rt_sigreturn": 139,
+        "prctl": 167,
         "socketpair": 199,
         "recvmsg": 212,
         "munmap": 215,

@@ -66,6 +66,7 @@ class X86_64(Architecture):  # noqa: N801  (as the kernel calls it)
         "ioctl": 16,
         "recvmsg": 47,
         "socketpair": 53,
+        "prctl": 157,
         "userfaultfd": 323,
     }
     ioctl = 16

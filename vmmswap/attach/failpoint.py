@@ -27,6 +27,7 @@ STEPS = (
     "fetched",
     "initialised",
 )
+DEVICE_STEP = "device"  # open in a VMM that may not open it itself
 _reached: dict[str, int] = {}
 
 

@@ -28,7 +28,7 @@ from vmmswap.attach import kernel
 from vmmswap.attach.access import check_thread
 from vmmswap.attach.arch import Architecture, Registers, WayHome
 from vmmswap.attach.failpoint import reach
-from vmmswap.attach.kernel import PTRACE_EVENT_STOP, SYSCALL_STOP, Stop, ptrace
+from vmmswap.attach.kernel import PTRACE_EVENT_STOP, SYSCALL_STOP, ptrace
 from vmmswap.attach.memory import Area, read_areas
 from vmmswap.attach.seccomp import Filters, read_filters
 from vmmswap.attach.target import Target, thread_ids
@@ -93,6 +93,10 @@ class HeldThread:
         self._is_entering = False  # a call of ours, not made yet
         self._masked = False
         self._pending = 0  # a signal that could not be blocked, for the end
+
+    @property
+    def tid(self) -> int:
+        return self._tid
 
     @property
     def scratch_addr(self) -> int:
@@ -272,7 +276,7 @@ class HeldThread:
         while True:
             ptrace(kernel.PTRACE_SYSCALL, self._tid, 0, give)
             give = 0
-            stop = _wait(self._tid, deadline)
+            stop = kernel.wait_stop(self._tid, deadline)
             if stop is None:
                 raise TimeoutError(errno.ETIMEDOUT, f"{name} in {self.target} takes too long")
             if stop.code == SYSCALL_STOP:
@@ -451,23 +455,12 @@ def _stop(place: _Place, tid: int) -> bool:
     ptrace(kernel.PTRACE_INTERRUPT, tid)
     reach("interrupted")
     deadline = time.monotonic() + _STOP_S
-    while (stop := _wait(tid, deadline)) is not None:
+    while (stop := kernel.wait_stop(tid, deadline)) is not None:
         if stop.event == PTRACE_EVENT_STOP:
             reach("stopped")
             return True
         ptrace(kernel.PTRACE_CONT, tid, 0, stop.signal if stop.event == 0 else 0)
     return False
-
-
-def _wait(tid: int, deadline: float) -> Stop | None:
-    """The kernel has no wait for a tracee that ends at a deadline: short naps, which double."""
-    nap_s = 20e-6
-    while True:
-        stop = kernel.look_at_stop(tid)
-        if stop is not None or time.monotonic() > deadline:
-            return stop
-        time.sleep(nap_s)
-        nap_s = min(2 * nap_s, 1e-3)
 
 
 def _status_of(pid: int, tid: int, key: str) -> str:

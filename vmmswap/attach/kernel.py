@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import struct
+import time
 from dataclasses import dataclass
 
 PTRACE_PEEKDATA = 2
@@ -34,6 +35,7 @@ _SYS_PIDFD_GETFD = 438
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272}
 _KCMP_FILE = 0
 _KCMP_VM = 1
+_KCMP_FILES = 2
 _WALL = 0x40000000
 _WNOTHREAD = 0x20000000
 _SIGINFO_BYTES = 128
@@ -126,6 +128,17 @@ def look_at_stop(tid: int) -> Stop | None:
     raise ProcessLookupError(errno.ESRCH, f"thread {tid} has ended")
 
 
+def wait_stop(tid: int, deadline_s: float) -> Stop | None:
+    """Its next stop, None at the deadline. The kernel has no such wait: short naps, which double."""
+    nap_s = 20e-6
+    while True:
+        stop = look_at_stop(tid)
+        if stop is not None or time.monotonic() > deadline_s:
+            return stop
+        time.sleep(nap_s)
+        nap_s = min(2 * nap_s, 1e-3)
+
+
 def pidfd_getfd(pidfd: int, number: int) -> int:
     """A duplicate, close-on-exec, of another process's fd."""
     fd: int = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
@@ -143,6 +156,11 @@ def is_same_file(pid: int, number: int, own_fd: int) -> bool:
 def is_same_memory(pid: int, other: int) -> bool:
     """Whether two processes have one address space, as a child of vfork() and its parent have."""
     return _is_same(pid, other, _KCMP_VM, 0, 0)
+
+
+def is_same_fd_table(pid: int, other: int) -> bool:
+    """Whether two processes have one table of fds (CLONE_FILES)."""
+    return _is_same(pid, other, _KCMP_FILES, 0, 0)
 
 
 def _is_same(pid: int, other: int, what: int, idx: int, other_idx: int) -> bool:

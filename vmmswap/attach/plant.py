@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach import inject
-from vmmswap.attach.failpoint import reach
+from vmmswap.attach.failpoint import DEVICE_STEP, reach
 from vmmswap.attach.fd_table import fd_links
 from vmmswap.attach.inject import CallRefusedError, HeldThread
 from vmmswap.attach.kernel import is_same_file, pidfd_getfd
 from vmmswap.attach.memory import read_areas
+from vmmswap.attach.still import held_still
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
 from vmmswap.handoff import uffd_api
@@ -41,6 +42,7 @@ _RIGHTS = struct.Struct("<QiiI4x")  # cmsg_len, cmsg_level, cmsg_type, the fd
 _MESSAGE = struct.Struct("<QIxxxxQQQQI4x")  # name, length; iov, count; control, length; flags
 _NO_ADDR = 0
 _READ_WRITE = 0o6
+_PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 3, 4
 _DUMMY_PATH = "/dev/zero (deleted)"
 _UFFD_LINK = "anon_inode:[userfaultfd]"
 
@@ -150,6 +152,19 @@ def may_open_device(pid: int) -> bool:
 
 
 def _make_by_device(thread: HeldThread) -> int:
+    """The device is ours to open and not the VMM's to keep: all of it stands still, and nobody may look into
+    it, until it is closed there. Where its user may open it anyway none of this is needed.
+    """
+    if may_open_device(thread.target.pid):
+        return _make_in_the_open(thread)
+    with held_still(thread.target, thread.tid), ExitStack() as undo:
+        if _call(thread, "prctl", _PR_GET_DUMPABLE) == 1:
+            _call(thread, "prctl", _PR_SET_DUMPABLE, 0)
+            undo.callback(_quietly, thread, "prctl", _PR_SET_DUMPABLE, 1)
+        return _make_in_the_open(thread)
+
+
+def _make_in_the_open(thread: HeldThread) -> int:
     with ExitStack() as undo:
         device = _open_device()
         undo.callback(os.close, device)
@@ -162,6 +177,7 @@ def _make_by_device(thread: HeldThread) -> int:
             ours.sendmsg([b"u"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [device]))])
         number = _receive(thread, far)
         undo.callback(_quietly, thread, "close", number)
+        reach(DEVICE_STEP)
         return _call(thread, "ioctl", number, _IOC_NEW, _FLAGS)
 
 
