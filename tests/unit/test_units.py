@@ -121,10 +121,10 @@ def test_a_restart_never_loses_the_fd_store() -> None:
 
 
 def test_a_guests_bytes_are_never_dumped_or_listed() -> None:
-    assert Unit(MONITOR).get("Service", "LimitCORE") == "0"
+    assert Unit(MONITOR).get("Service", "LimitCORE") == "1"  # 0 does not stop pipes
     assert Unit(MONITOR).get("Service", "WatchdogSignal") == "SIGALRM"
     assert Unit(MONITOR).get("Service", "StateDirectoryMode") == "0700"
-    assert Unit(HOST).get("Service", "LimitCORE") == "0"
+    assert Unit(HOST).get("Service", "LimitCORE") == "1"
 
 
 def test_all_monitors_together_are_bounded() -> None:

@@ -15,6 +15,7 @@ from vmmswap.notify import Notifier
 
 _log = logging.getLogger("vmmswap.service")
 
+_NO_CORE = 1
 _CAP_IPC_LOCK = 14
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _EXTEND_S = 10.0
@@ -105,6 +106,15 @@ def lock_memory() -> None:
         _log.debug("RLIMIT_MEMLOCK is not unlimited; the monitor may be swapped out itself")
     elif libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
         _log.debug("mlockall: %s; the monitor may be swapped out itself", os.strerror(ctypes.get_errno()))
+
+
+def forbid_core_dumps() -> None:
+    """A dump would hold the guest's bytes, and the guest would wait for it. A limit of 1 byte is the one that
+    the kernel honours for files and for pipes, as systemd-coredump's (core(5)). The unit sets it, too.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if hard == resource.RLIM_INFINITY or hard > _NO_CORE:
+        resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE, _NO_CORE))
 
 
 def _has_capability(number: int) -> bool:
