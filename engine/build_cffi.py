@@ -18,6 +18,7 @@ HEADERS = (
     "base/failpoint.h",
     "base/notice.h",
     "base/trace.h",
+    "linux/collapse.h",
     "linux/holders.h",
     "linux/mapper_watch.h",
     "linux/mappers.h",
@@ -130,6 +131,9 @@ struct uring_found { pid_t pid; int fd; uint64_t addr; uint64_t size_bytes; ...;
 int uring_buffers_find(const struct uring_range *, size_t, struct uring_found *, struct error *);
 
 pid_t probe_read_start(pid_t, uint64_t, int);
+
+enum collapse_holes { COLLAPSE_SPARES_HOLES, COLLAPSE_FILLS_HOLES, COLLAPSE_UNKNOWN, ... };
+int collapse_try_holes(struct error *);
 
 int failpoint_arm(const char *);
 uint64_t failpoint_hits(const char *);

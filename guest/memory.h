@@ -24,7 +24,7 @@ struct memory {
 	int memfd[MAX_MEMFDS];
 	unsigned memfds;
 	uint64_t pages;
-	bool huge;	     /* ask for transparent huge pages */
+	bool huge;	     /* ask for transparent huge pages; else forbid them */
 	uint8_t *dummy_page; /* nobody touches it; NULL in processes that do not have one */
 };
 

@@ -632,6 +632,17 @@ def start_probe_read(pid: int, addr: int, go_fd: int) -> int:
     return child
 
 
+def try_collapse() -> bool | None:
+    """Whether this kernel fills holes of shared memory with zeros where a userfaultfd is registered, when it
+    makes a huge page of what surrounds them; tried on memory of our own. None: nothing can be collapsed now.
+    """
+    error = ffi.new("struct error *")
+    rc = lib.collapse_try_holes(error)
+    if rc < 0:
+        raise from_errno(-rc, _text(error.message))
+    return None if rc == lib.COLLAPSE_UNKNOWN else bool(rc == lib.COLLAPSE_FILLS_HOLES)
+
+
 def failpoint_names() -> list[str]:
     """Every failpoint that the engine knows."""
     names: list[str] = []

@@ -23,6 +23,7 @@ CONFIGURATION_ERROR: Final = "7f96974d3bec4f3288fc7d70c1a87e7b"
 WEAKER_PIN_CHECK: Final = "184fa658fc2d4c1393e896c0a1d5ba7e"
 LOW_MEMORY: Final = "d3208d3ec2f548dcb49dee40ac5191bd"
 PAGES_LOST: Final = "4d14e0b105bc4dee9cf8328b885b0ec8"
+HUGE_PAGES: Final = "abbd2b156f8843fd9c2b54a96c03a7d3"
 
 ALL: Final[dict[str, str]] = {
     name: value for name, value in globals().items() if name.isupper() and isinstance(value, str)

@@ -84,7 +84,78 @@ TEST(a_process_without_huge_pages_collapses_nothing)
 	CHECK_EQ(pages_after_collapse(&g), 16);
 }
 
-/* Written by the one who boots a kernel of its own: this setting is the whole machine's. */
+static void write_setting(const char *name, const char *value)
+{
+	char path[200];
+	int fd;
+
+	snprintf(path, sizeof path, "/sys/kernel/mm/transparent_hugepage/%s", name);
+	fd = (int)CHECK_SYS(open(path, O_WRONLY | O_CLOEXEC));
+	CHECK_EQ(write(fd, value, strlen(value)), (ssize_t)strlen(value));
+	close(fd);
+}
+
+/* What is in brackets, such as `never`. */
+static void read_setting(const char *name, char value[32])
+{
+	char path[200];
+	FILE *file;
+
+	snprintf(path, sizeof path, "/sys/kernel/mm/transparent_hugepage/%s", name);
+	file = fopen(path, "re");
+	CHECK(file && fscanf(file, "%*[^[][%31[^]]", value) == 1);
+	fclose(file);
+}
+
+static uint64_t khugepaged_scans(void)
+{
+	FILE *file = fopen("/sys/kernel/mm/transparent_hugepage/khugepaged/full_scans", "re");
+	unsigned long long scans;
+
+	CHECK(file && fscanf(file, "%llu", &scans) == 1);
+	fclose(file);
+	return scans;
+}
+
+static uint64_t pages_of(const struct guest *g)
+{
+	struct stat status;
+
+	CHECK_SYS(fstat(g->memfd, &status));
+	return (uint64_t)status.st_blocks / 8;
+}
+
+/* The kernel by itself, asked by nobody. The settings are the machine's: on a kernel of our own only. */
+TEST(khugepaged_collapses_nothing_without_huge_pages)
+{
+	struct guest forbidden, allowed;
+	struct error err = { 0 };
+	char setting[32];
+	uint64_t scans;
+	bool fills;
+
+	if (!getenv("VMMSWAP_OWN_KERNEL"))
+		test_skip("needs a kernel of its own (tests/kernels)");
+	read_setting("shmem_enabled", setting);
+	write_setting("shmem_enabled", "always");
+	write_setting("khugepaged/scan_sleep_millisecs", "10");
+	write_setting("khugepaged/max_ptes_none", "511");
+	fills = collapse_try_holes(&err) == COLLAPSE_FILLS_HOLES;
+	forbidden = open_guest();
+	allowed = open_guest();
+	CHECK_SYS(madvise(allowed.map, CHUNK_BYTES, MADV_HUGEPAGE));
+	if (fills) /* the case's own time limit ends a wait in vain */
+		while (pages_of(&allowed) != CHUNK_PAGES)
+			usleep(10000);
+	scans = khugepaged_scans();
+	while (khugepaged_scans() < scans + 2)
+		usleep(10000);
+	CHECK_EQ(pages_of(&forbidden), 16);
+	CHECK_EQ(pages_of(&allowed), fills ? CHUNK_PAGES : 16);
+	write_setting("shmem_enabled", setting);
+}
+
+/* Whoever boots a kernel of their own sets it: this setting is the whole machine's. */
 TEST(deny_is_for_all)
 {
 	static const char setting[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";

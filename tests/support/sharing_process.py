@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -88,6 +89,8 @@ class _Worker:
         match next(iter(order)):
             case "map":
                 self._maps.append(mmap.mmap(fds[0], order["map"]))
+                with suppress(OSError):  # a kernel without huge pages
+                    self._maps[-1].madvise(mmap.MADV_NOHUGEPAGE)
                 return _addr_of(self._maps[-1]), []
             case "uffd":
                 from vmmswap.handoff.client import DummyPage, open_userfaultfd  # noqa: PLC0415  (slow)

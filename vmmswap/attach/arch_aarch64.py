@@ -49,6 +49,7 @@ class AArch64(Architecture):
         "recvmsg": 212,
         "munmap": 215,
         "mmap": 222,
+        "madvise": 233,
         "userfaultfd": 282,
     }
     ioctl = 29

@@ -64,6 +64,7 @@ class X86_64(Architecture):  # noqa: N801  (as the kernel calls it)
         "munmap": 11,
         "rt_sigreturn": _RT_SIGRETURN,
         "ioctl": 16,
+        "madvise": 28,
         "recvmsg": 47,
         "socketpair": 53,
         "prctl": 157,

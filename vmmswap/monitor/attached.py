@@ -28,12 +28,13 @@ from vmmswap.attach.attach import (
     check_devices_of,
     detach_process,
 )
+from vmmswap.attach.huge_pages import forbid_huge_pages
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.log import fields
-from vmmswap.monitor import coverage
+from vmmswap.monitor import collapse, coverage
 from vmmswap.monitor.added_back_ends import check_added_back_ends
 from vmmswap.monitor.hotplug import Hotplug
 from vmmswap.monitor.lookout import PrivateMappers, pause_s
@@ -168,12 +169,29 @@ class Watch:
             async with self._lock:
                 await self._hotplug.follow()
                 await self._attach_strangers(await self._hotplug.look(), self._adopt_if_there)
+                await self._forbid_huge_pages(await self._hotplug.look())
                 await self._barrier()
             await self._processes.check_covered()
         except VmmswapError:
             if self._is_closed:
                 raise NoSuchVMError("the VM has ended") from None
             raise
+
+    async def _forbid_huge_pages(self, picture: coverage.Picture) -> None:
+        """Where the kernel would fill what is out with zeros for them. NotSupportedError if it cannot be."""
+        pidfds = {item.pid: item.pidfd for item in self._vm.processes.values() if item.pidfd >= 0}
+        own = [piece for piece in picture.pieces if piece.pid in pidfds]
+        for mapped in collapse.by_process(coverage.spans_of(own)):
+            await asyncio.to_thread(self._forbid_to, pidfds[mapped.pid], mapped)
+
+    def _forbid_to(self, pidfd: int, mapped: collapse.Mapped) -> None:
+        if not collapse.kernel_fills_holes() or not (spans := collapse.exposed_spans(mapped)):
+            return
+        try:
+            forbid_huge_pages(pidfd, spans, force=self._vm.manifest.forced)
+        except VmmswapError as error:
+            if is_alive(pidfd) and not collapse.is_denied():
+                raise collapse.exposed_error(mapped.pid, spans[0][0], error.message) from None
 
     async def _check_back_ends(self) -> None:
         """And devices: both may have been added since."""
@@ -236,6 +254,7 @@ class Watch:
             if loop.time() >= next_flags_s:
                 since_s = loop.time()
                 await self._hotplug.register_anew()
+                await self._forbid_huge_pages(picture)
                 next_flags_s = loop.time() + _FLAGS_REST * (loop.time() - since_s)
         if self._vm.manifest is not before:
             await self._barrier()
@@ -279,6 +298,7 @@ class Watch:
             except BaseException:
                 await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
                 raise
+        await self._forbid_huge_pages(picture)
 
     async def _adopt_if_there(self, pid: int, picture: coverage.Picture) -> None:
         """One that ends meanwhile is no reason to refuse anything."""

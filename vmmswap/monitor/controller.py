@@ -168,6 +168,11 @@ class Controller:
         elif self._machine.wants_out and last_job is Job.SWAP_OUT:
             self._go_on_out()
 
+    def bring_in(self) -> None:
+        """Swap all in, as if Disable had been called."""
+        self._orders += 1
+        self._order_swap_in()
+
     def release(self, reason: str, *, must: bool) -> None:
         """Swap all in, then call on_released. must: try until it works; else a failure calls it off."""
         self._must_release = self._must_release or must

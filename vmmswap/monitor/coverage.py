@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +139,11 @@ def _pieces(mapping: Mapping, regions: Sequence[RegionRecord]) -> Iterator[Piece
             to_addr = mapping.addr - mapping.offset_bytes
             page_idx = region.page_idx + (start - region.offset_bytes) // PAGE_SIZE
             yield Piece(mapping.pid, start + to_addr, end + to_addr, page_idx)
+
+
+def spans_of(pieces: Iterable[Piece]) -> list[tuple[int, int, int]]:
+    """Where guest memory is mapped: (pid, start, end)."""
+    return [(piece.pid, piece.addr, piece.end) for piece in pieces]
 
 
 def _match(known: Sequence[Known], pieces: Sequence[Piece]) -> dict[int, int]:

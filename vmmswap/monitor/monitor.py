@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapE
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import file_id, is_alive
 from vmmswap.handoff.lane import Lane
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame, Limits
 from vmmswap.handoff.server import HandoffServer
@@ -275,6 +275,7 @@ class Monitor:
         return None if self._processes is None else self._processes.pid_of(uffd)
 
     async def add_process(self, request: requests.AddProcessRequest) -> None:
+        await self._check_huge_pages(request.process.pid, request.process.regions)
         self._registered()[1].add(_new_process(request.process))
         await self._barrier()
 
@@ -284,12 +285,27 @@ class Monitor:
             raise NotSupportedError(
                 "fds[0]: further memory is served by the userfaultfd that was registered: leave it out"
             )
+        await self._check_huge_pages(vm.vmm.pid, request.regions)
+        vm, _ = self._registered()
         if self._events is not None:  # a child that was forked by now does not have the new memory
             self._events.take()
         given_up = {region.memfd for region in request.regions} - vm.memfds.keys()
         reopened = {number: _fd_of(request, vm, number) for number in given_up if number < len(vm.files)}
         vm.add_memory(request.memfds, request.regions, reopened)
         await self._barrier()
+
+    async def _check_huge_pages(self, pid: int, regions: Sequence[Region]) -> None:
+        """While memory is out; else Enable does that."""
+        vm, processes = self._registered()
+        if vm.engine.stats().tracking:
+            await processes.check_huge_pages([(pid, region.addr, region.end) for region in regions])
+
+    def _exposed(self, error: NotSupportedError) -> None:
+        """Better no memory free than a wrong byte."""
+        _log.error(
+            "%s. All memory is swapped in", error.message, extra=fields("swap-in", message_ids.HUGE_PAGES)
+        )
+        self._controller.bring_in()
 
     async def remove_region(self, request: requests.RemoveRegionRequest) -> None:
         self._registered()[0].remove_regions(request.regions)
@@ -364,7 +380,7 @@ class Monitor:
 
     def _serve(self, vm: Vm, *, error: VmmswapError | None = None) -> None:
         self._oom_victim.last()
-        self._processes = Processes(vm, self._vmm_gone)
+        self._processes = Processes(vm, self._vmm_gone, self._exposed)
         self._controller.check_before_enable = self._processes.check_covered
         vm.count_in_process()
         if vm.manifest.attached:

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from vmmswap.attach.kernel import is_same_file
 from vmmswap.engine import ProcessForked, Range
@@ -20,7 +20,7 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.monitor import coverage
+from vmmswap.monitor import collapse, coverage
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.placement import has_all
 from vmmswap.monitor.vm import NewProcess, Process, Vm
@@ -42,9 +42,14 @@ class Processes:
     exec.
     """
 
-    def __init__(self, vm: Vm, on_vmm_gone: Callable[[], None]) -> None:
+    def __init__(
+        self, vm: Vm, on_vmm_gone: Callable[[], None], on_exposed: Callable[[NotSupportedError], None]
+    ) -> None:
         self._vm = vm
         self._on_vmm_gone = on_vmm_gone
+        self._on_exposed = on_exposed
+        self._needs_denial = False  # only shmem_enabled=deny protects what is out
+        self._check: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._watched: dict[int, int] = {}  # the engine's number: pidfd
         self._told_unreadable: set[int] = set()
@@ -57,6 +62,8 @@ class Processes:
         self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
         if any(not process.pid for process in vm.processes.values()):
             self._start_search()
+        if vm.engine.stats().tracking:
+            self._start_check()  # a predecessor knew what protects what is out
 
     def close(self) -> None:
         self._is_closed = True
@@ -64,8 +71,9 @@ class Processes:
         for pidfd in self._watched.values():
             self._loop.remove_reader(pidfd)
         self._watched.clear()
-        if self._search is not None:
-            self._search.cancel()
+        for task in (self._search, self._check):
+            if task is not None:
+                task.cancel()
 
     def add(self, new: NewProcess) -> None:
         """One more process, or further memory of one that is known, with its userfaultfd or another one."""
@@ -154,6 +162,7 @@ class Processes:
                 "whether the processes %s map guest memory is unknown: their maps may not be read",
                 ", ".join(map(str, sorted(unreadable)[:10])),
             )
+        await self.check_huge_pages(coverage.spans_of(picture.pieces))
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
         await self._tell_of_holders()
         for process in vm.processes.values():
@@ -175,6 +184,31 @@ class Processes:
                 " is out is zeros",
                 *(coverage.name_of(holder.pid), holder.fd),
             )
+
+    async def check_huge_pages(self, spans: Iterable[tuple[int, int, int]]) -> None:
+        """NotSupportedError if the kernel may put zeros where memory is out. spans: (pid, start, end)."""
+        if await asyncio.to_thread(collapse.check, collapse.by_process(spans)) and not self._needs_denial:
+            self._needs_denial = True
+            _log.info("huge pages of guest memory are forbidden by shmem_enabled=deny alone: it must stay so")
+
+    def _look_at_setting(self) -> None:
+        """The setting that is relied on is the machine's, and whoever is root may change it."""
+        if self._needs_denial and self._vm.engine.stats().tracking and not collapse.is_denied():
+            self._needs_denial = False
+            self._start_check()
+
+    def _start_check(self) -> None:
+        self._check = self._loop.create_task(self._check_what_is_out(), name="check of huge pages")
+
+    async def _check_what_is_out(self) -> None:
+        try:
+            picture = await self._look()
+            await self.check_huge_pages(coverage.spans_of(picture.pieces))
+        except NotSupportedError as error:
+            if not self._is_closed:
+                self._on_exposed(error)
+        except VmmswapError as error:
+            _log.warning("cannot check whether the kernel may make huge pages: %s", error.message)
 
     def _odd_child(self, picture: coverage.Picture) -> Process | None:
         """A forked child that does not map all that it is served with: something else may be there by now.
@@ -258,6 +292,7 @@ class Processes:
     def _look_alive(self) -> None:
         """A VMM that calls exec keeps its pidfd and, carelessly, its connection: only its uffd tells."""
         self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
+        self._look_at_setting()
         for process in list(self._vm.processes.values()):
             if coverage.is_gone(process.uffd):
                 with guarded(f"the end of process {process.pid} is not taken note of yet"):
