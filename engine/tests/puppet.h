@@ -333,6 +333,17 @@ static inline int puppet_open_uffd(bool moves)
 	return uffd;
 }
 
+/* Large folios that there are stay. Kernels before 6.4 would make more of them, with zeros where memory is out. */
+static inline void puppet_forbid_huge_pages(const struct rig *rig, uint32_t process)
+{
+	for (size_t i = 0; i < rig->regions_n; i++) {
+		void *at = (void *)rig->shared->base_addr[process][i];
+
+		if (madvise(at, rig->layout.regions[i].pages * 4096, MADV_NOHUGEPAGE))
+			CHECK_EQ(errno, EINVAL); /* a kernel without huge pages */
+	}
+}
+
 static inline void puppet_be(struct rig *rig, uint32_t process)
 {
 	static struct puppet_place places[PUPPET_HANDS];
@@ -354,6 +365,7 @@ static inline void puppet_be(struct rig *rig, uint32_t process)
 			     half < 2 && !rig->layout.empty && (rig->layout.full || page % 8 != 7); half++)
 				puppet_write(rig, 0, page, half, 1);
 	}
+	puppet_forbid_huge_pages(rig, process);
 	rig->shared->uffd[process] = puppet_open_uffd(rig->layout.moves);
 	for (uint32_t i = 1; i < PUPPET_HANDS; i++) {
 		places[i] = (struct puppet_place){ rig, process, i };

@@ -903,7 +903,12 @@ static long collapse(void *addr, long argument)
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
-	return madvise(addr, 2 << 20, MADV_COLLAPSE);
+	long rc;
+
+	madvise(addr, 2 << 20, MADV_HUGEPAGE);
+	rc = madvise(addr, 2 << 20, MADV_COLLAPSE);
+	madvise(addr, 2 << 20, MADV_NOHUGEPAGE);
+	return rc;
 }
 
 TEST(a_folio_that_the_guest_made_itself)
