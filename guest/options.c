@@ -27,7 +27,7 @@ static const char help[] =
 	"  --socket PATH       the monitor's socket, such as /run/vmmswap/NAME.sock\n"
 	"  --no-handoff        no monitor\n"
 	"  --tries N           how often to connect again, ten times a second, while nobody listens\n"
-	"                      (default 100)\n"
+	"                      (default 600)\n"
 	"  --api WHO           who does UFFDIO_API: monitor (default), self, or self=FEATURES, a number\n"
 	"  --uffd HOW          from where: auto (default), device (/dev/userfaultfd), syscall\n"
 	"  --user-mode-only    make a userfaultfd that a monitor must refuse\n"
@@ -38,7 +38,7 @@ static const char help[] =
 	"  --seed N            of contents and of the order of accesses (default 1)\n"
 	"  --mix LIST          classes of pages, their percentages adding up to 100\n"
 	"                      (default random=35,text=35,same=10,zero=10,untouched=10)\n"
-	"  --huge              ask for transparent huge pages\n"
+	"  --huge              ask for transparent huge pages; without it they are forbidden\n"
 	"  --help              this\n"
 	"\n"
 	"Example: vmmswap-guest --region 512M --region 256M --socket /run/vmmswap/web.sock\n"
@@ -215,7 +215,7 @@ void options_parse(int argc, char **argv, struct guest *guest, struct handoff *h
 	guest->workers = 2;
 	guest->device_workers = 1;
 	guest->has_dummy = true;
-	handoff->tries = 100;
+	handoff->tries = 600; /* a minute: a busy host starts a monitor slowly */
 	while ((name = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
 		if (name == OPT_NO_HANDOFF)
 			no_handoff = true;

@@ -17,7 +17,7 @@ from typing import Any
 from vmmswap.ctl.failure import CtlError, ExitStatus, one_line
 
 NAME = "demo"
-_END_S = 10.0
+_END_S = 60.0
 _POLITE = ("dbus-daemon", "vmmswap-monitor")  # end when asked to
 _LINE_LIMIT_BYTES = 1 << 20  # a guest's report on all its threads is one line
 
@@ -64,10 +64,20 @@ class Stage:
         )
 
     async def start_guest(self, regions_mib: list[int]) -> Guest:
-        """Start the guest; it hands its memory over by itself."""
+        """Start the guest; it hands its memory over by itself.
+
+        However long the monitor takes to listen: if it ends first, guard() says so.
+        """
         regions = [word for mib in regions_mib for word in ("--region", f"{mib}M")]
         process = await self._spawn(
-            guest_program(), *regions, "--socket", str(self.folder / "vm.sock"), "--pins", "no"
+            guest_program(),
+            *regions,
+            "--socket",
+            str(self.folder / "vm.sock"),
+            "--pins",
+            "no",
+            "--tries",
+            "1000000",
         )
         return Guest(process)
 
