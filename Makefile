@@ -4,6 +4,7 @@
 #                   GUEST=qemu: an unmodified QEMU with the distribution's kernel, attached to while it runs
 #   make test       install what is missing, then run the whole test suite
 #   make chaos      only the tests that kill and starve things
+#   make test-kernels   the suite on Debian's 6.1 and 6.12, booted under QEMU (make test runs a part of it)
 #   make format     C and Python as .clang-format and ruff have them
 #   make generate   files that follow from tables in the code: dbus/*.xml, tables in docs/
 #   make soak       each test SOAK_ROUNDS=100 times beside busy processors; SOAK_TESTS= a pattern of names
@@ -33,7 +34,7 @@ export PIP_ROOT_USER_ACTION := ignore
 ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch]) engine/build_cffi.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
-.PHONY: help bootstrap demo test chaos soak bench format generate clean wheelhouse
+.PHONY: help bootstrap demo test chaos test-kernels soak bench format generate clean wheelhouse
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -83,6 +84,9 @@ chaos: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
 
 soak: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
 	tools/soak $(VENV)
+
+test-kernels: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
+	KERNELS=whole $(VENV)/bin/pytest -p no:cacheprovider -s tests/kernels
 
 bench: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/python -m benchmarks
