@@ -22,6 +22,7 @@ struct engine {
 	struct vm vm;
 	struct faults *faults;
 	struct swapper *swapper;
+	struct lane *lane; /* of whoever calls us, one at a time */
 };
 
 static uint32_t usable_cpus(void)
@@ -70,8 +71,9 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
 	/* what is not used takes no memory */
 	vm->given_up_ms = calloc(PAGE_MAP_MAX_PAGES / CHUNK_PAGES, sizeof *vm->given_up_ms);
-	if (!vm->latencies || !vm->given_up_ms || gate_create(VM_LANES(vm), &vm->gate) != 0 ||
-	    notices_create(&vm->notices) != 0 || trace_create(vm->fault_threads_n, &vm->trace) != 0)
+	if (!vm->latencies || !vm->given_up_ms || gate_create(&vm->gate) != 0 ||
+	    gate_join(vm->gate, &engine->lane) != 0 || notices_create(&vm->notices) != 0 ||
+	    trace_create(vm->fault_threads_n, &vm->trace) != 0)
 		return error_set(err, ENOMEM, "no memory for the engine");
 	rc = config->page_map_fd < 0 ? page_map_create(&vm->map, err) :
 				       page_map_adopt(config->page_map_fd, &vm->map, err);
@@ -119,6 +121,7 @@ void engine_destroy(struct engine *engine)
 	page_map_destroy(vm->map);
 	trace_destroy(vm->trace);
 	notices_destroy(vm->notices);
+	gate_part(vm->gate, engine->lane);
 	gate_destroy(vm->gate);
 	pthread_mutex_destroy(&vm->punching_lock);
 	pthread_mutex_destroy(&vm->lift_lock);
@@ -452,14 +455,14 @@ size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range
 	struct process *process;
 	size_t n = 0;
 
-	gate_pass(vm->gate, VM_CALLER_LANE(vm));
+	gate_pass(vm->gate, engine->lane);
 	process = address_space_find(&vm->spaces, process_id);
 	if (process)
 		atomic_store(&process->moved, false);
 	for (; process && n < process->ranges_n; n++)
 		if (n < room)
 			out[n] = process->ranges[n];
-	gate_leave(vm->gate, VM_CALLER_LANE(vm));
+	gate_leave(vm->gate, engine->lane);
 	return n;
 }
 
@@ -594,15 +597,6 @@ uint64_t engine_take_lost(struct engine *engine, struct lost_incident *out)
 	return lost_take(&engine->vm, out);
 }
 
-static uint64_t living_processes(struct vm *vm)
-{
-	uint64_t living = 0;
-
-	for (size_t i = 0; i < vm->spaces.n; i++)
-		living += !vm->spaces.processes[i]->gone;
-	return living;
-}
-
 void engine_read_stats(struct engine *engine, struct engine_stats *out)
 {
 	struct vm *vm = &engine->vm;
@@ -617,9 +611,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 		.resident_pages = memory_resident_pages(&vm->memory),
 		.total_pages = memory_total_pages(&vm->memory),
 	};
-	gate_pass(vm->gate, VM_CALLER_LANE(vm));
-	out->processes = living_processes(vm);
-	gate_leave(vm->gate, VM_CALLER_LANE(vm));
+	out->processes = atomic_load(&vm->spaces.living);
 	out->copied_pages = atomic_load(&header->copied_pages);
 	out->zeroed_pages = atomic_load(&header->zeroed_pages);
 	out->redundant_pages = atomic_load(&header->redundant_pages);

@@ -88,9 +88,7 @@ TEST(a_wp_fault_of_a_page_that_went_out)
 	tid2 = (pid_t)puppet_do(&rig, 0, 2, who);
 	tid3 = (pid_t)puppet_do(&rig, 0, 3, who);
 	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.stored");
-	rig_arm(&rig, "resolve.copied", "stall");
-	puppet_tell(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = 1 });
-	rig_await_point(&rig, "resolve.copied");
+	rig_arm(&rig, "fault.reading", "stall");
 	puppet_tell(&rig, 0, 2, (struct puppet_order){ .kind = ORDER_WRITE, .page = 10 });
 	await_wchan(tid2, "userfault");
 	rig_disarm("evict.stored");
@@ -101,7 +99,7 @@ TEST(a_wp_fault_of_a_page_that_went_out)
 					   .run = write_from_guest_memory,
 					   .argument = rig.memfds[0] });
 	await_wchan(tid3, "userfault");
-	rig_disarm("resolve.copied");
+	rig_disarm("fault.reading");
 	CHECK(puppet_done_in(&rig, 0, 3, DEADLINE_MS));
 	CHECK(puppet_done_in(&rig, 0, 2, DEADLINE_MS));
 	rig_stop(&rig);
@@ -189,16 +187,14 @@ TEST(inode_is_locked_when_a_page_is_found_after_a_wp_fault)
 	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = 10 });
 	tid = (pid_t)puppet_do(&rig, 0, 2, who);
 	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.stored");
-	rig_arm(&rig, "resolve.copied", "stall");
-	puppet_tell(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = 1 });
-	rig_await_point(&rig, "resolve.copied");
+	rig_arm(&rig, "fault.reading", "stall");
 	puppet_tell(&rig, 0, 2, (struct puppet_order){ .kind = ORDER_WRITE, .page = 10 });
 	await_wchan(tid, "userfault");
 	rig_disarm("evict.stored");
 	rig_end_job(&rig);
 	CHECK_EQ(pwrite(rig.memfds[0], bytes, sizeof bytes, 10 * PAGE_BYTES), sizeof bytes);
 	inode_lock_take(&lock, rig.memfds[0], 500);
-	rig_disarm("resolve.copied");
+	rig_disarm("fault.reading");
 	puppet_tell(&rig, 0, 1, other);
 	CHECK(puppet_done_in(&rig, 0, 1, DEADLINE_MS));
 	CHECK(puppet_done_in(&rig, 0, 2, DEADLINE_MS));

@@ -24,7 +24,7 @@ struct evict_counts {
 /* One worker's tools. */
 struct evictor {
 	struct vm *vm;
-	size_t lane;
+	struct lane *lane;
 	struct pins *pins; /* NULL: nothing is looked at */
 	bool frozen;	   /* all processes stand still: protection is not needed, only better */
 	bool free_only;	   /* trim: take out only what costs no write: zeros, and pages whose copy was kept */

@@ -7,7 +7,7 @@
 
 struct restorer {
 	struct vm *vm;
-	size_t lane;
+	struct lane *lane;
 	char *buffer; /* CHUNK_BYTES, page aligned */
 	uint64_t restored_pages;
 	uint64_t unreadable_pages; /* stay out: the store did not give their bytes */

@@ -24,6 +24,7 @@
 struct swapper {
 	struct vm *vm;
 	pthread_t thread;
+	struct lane *lane;   /* the thread's */
 	bool thread_to_join; /* the caller's */
 	_Atomic uint32_t job;
 	_Atomic bool cancel;
@@ -50,7 +51,7 @@ struct swapper {
 
 struct worker {
 	struct swapper *swapper;
-	size_t lane;
+	struct lane *lane;
 	pthread_t thread;
 	char *buffer;
 };
@@ -236,6 +237,33 @@ static void *restore_worker(void *argument)
 	return NULL;
 }
 
+static void put_worker_away(struct worker *worker)
+{
+	if (worker->buffer != MAP_FAILED)
+		munmap(worker->buffer, CHUNK_BYTES);
+	gate_part(worker->swapper->vm->gate, worker->lane);
+}
+
+/* 0, or an errno with nothing left of it. */
+static int start_worker(struct worker *worker, struct swapper *swapper, void *(*run)(void *))
+{
+	pthread_attr_t attr;
+	int code = ENOMEM;
+
+	*worker = (struct worker){ .swapper = swapper };
+	worker->buffer = mmap(NULL, CHUNK_BYTES, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (worker->buffer != MAP_FAILED && gate_join(swapper->vm->gate, &worker->lane) == 0) {
+		pthread_attr_init(&attr);
+		pthread_attr_setstacksize(&attr, STACK_BYTES);
+		code = pthread_create(&worker->thread, &attr, run, worker);
+		pthread_attr_destroy(&attr);
+	}
+	if (code)
+		put_worker_away(worker);
+	return code;
+}
+
 /* Run one worker function on all workers until it returns on each. The more the storage lets overlap, the better: while one
  * chunk is written the next is read. */
 static void run_workers(struct swapper *swapper, void *(*run)(void *))
@@ -244,25 +272,9 @@ static void run_workers(struct swapper *swapper, void *(*run)(void *))
 	size_t n = 0;
 	int code = 0;
 
-	for (; n < swapper->vm->workers_n && !code; n++) {
-		struct worker *worker = &workers[n];
-		pthread_attr_t attr;
-
-		*worker = (struct worker){ .swapper = swapper, .lane = VM_WORKER_LANE(swapper->vm, n) };
-		worker->buffer = mmap(NULL, CHUNK_BYTES, PROT_READ | PROT_WRITE,
-				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-		if (worker->buffer == MAP_FAILED) {
-			code = ENOMEM;
-			break;
-		}
-		pthread_attr_init(&attr);
-		pthread_attr_setstacksize(&attr, STACK_BYTES);
-		code = pthread_create(&worker->thread, &attr, run, worker);
-		pthread_attr_destroy(&attr);
-		if (code) {
-			munmap(worker->buffer, CHUNK_BYTES);
-			break;
-		}
+	while (n < swapper->vm->workers_n && !code) {
+		code = start_worker(&workers[n], swapper, run);
+		n += !code;
 	}
 	if (code && n == 0) { /* with one worker at least, the job only takes longer */
 		struct error error;
@@ -272,7 +284,7 @@ static void run_workers(struct swapper *swapper, void *(*run)(void *))
 	}
 	while (n-- > 0) {
 		pthread_join(workers[n].thread, NULL);
-		munmap(workers[n].buffer, CHUNK_BYTES);
+		put_worker_away(&workers[n]);
 	}
 }
 
@@ -305,10 +317,10 @@ static bool all_watched(struct swapper *swapper)
 	struct vm *vm = swapper->vm;
 	bool all = true;
 
-	gate_pass(vm->gate, VM_JOB_LANE(vm));
+	gate_pass(vm->gate, swapper->lane);
 	for (size_t i = 0; i < vm->spaces.n; i++)
 		all = all && (vm->spaces.processes[i]->gone || !vm->spaces.processes[i]->unwatched);
-	gate_leave(vm->gate, VM_JOB_LANE(vm));
+	gate_leave(vm->gate, swapper->lane);
 	return all;
 }
 
@@ -317,10 +329,10 @@ static bool all_protect(struct swapper *swapper)
 	struct vm *vm = swapper->vm;
 	bool all = true;
 
-	gate_pass(vm->gate, VM_JOB_LANE(vm));
+	gate_pass(vm->gate, swapper->lane);
 	for (size_t i = 0; i < vm->spaces.n; i++)
 		all = all && (vm->spaces.processes[i]->gone || vm->spaces.processes[i]->protects);
-	gate_leave(vm->gate, VM_JOB_LANE(vm));
+	gate_leave(vm->gate, swapper->lane);
 	return all;
 }
 
@@ -587,7 +599,7 @@ static void swap_in(struct swapper *swapper)
 		swapper->unreadable_pages = 0;
 		rewind_cursor(swapper);
 		run_workers(swapper, restore_worker);
-		poison_lift(vm, VM_JOB_LANE(vm));
+		poison_lift(vm, swapper->lane);
 		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) &&
 		    pages_out(vm) >= before)
 			break; /* else a demand fault has some, and will let go of them */
@@ -670,8 +682,10 @@ int swapper_create(struct vm *vm, struct swapper **out, struct error *err)
 {
 	struct swapper *swapper = calloc(1, sizeof *swapper);
 
-	if (!swapper)
+	if (!swapper || gate_join(vm->gate, &swapper->lane) != 0) {
+		free(swapper);
 		return error_set(err, ENOMEM, "no memory for the swapper");
+	}
 	swapper->vm = vm;
 	atomic_init(&swapper->pin_check, "");
 	budget_set(&swapper->budget, BUDGET_UNLIMITED);
@@ -702,6 +716,7 @@ void swapper_destroy(struct swapper *swapper)
 	pins_destroy(swapper->pins);
 	pthread_cond_destroy(&swapper->resumed);
 	pthread_mutex_destroy(&swapper->lock);
+	gate_part(swapper->vm->gate, swapper->lane);
 	free(swapper);
 }
 

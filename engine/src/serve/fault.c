@@ -30,7 +30,8 @@
 
 struct server {
 	struct faults *faults;
-	size_t lane; /* also the number of its trace ring and latencies */
+	size_t number; /* of its trace ring and latencies */
+	struct lane *lane;
 	int epoll_fd;
 	pthread_t thread;
 	bool started;
@@ -106,7 +107,7 @@ static void take_fault(struct server *self, const struct process *process, const
 		self->overflown = true;
 		return;
 	}
-	trace_add(self->faults->vm->trace, self->lane, &record);
+	trace_add(self->faults->vm->trace, self->number, &record);
 	self->pending[self->pending_n++] = (struct fault){
 		.process_id = process->id,
 		.flags = record.flags,
@@ -124,6 +125,7 @@ static int read_and_apply(struct server *self, uint32_t process_id)
 	struct process *process;
 	int n = 0;
 
+	FAILPOINT_HERE("fault.reading");
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
 	if (process)
@@ -181,7 +183,7 @@ static uint64_t serve_pending(struct server *self)
 			wake_ns = result == RETRY_LATER ? fault->not_before_ns : 0;
 		}
 		if (result == RESOLVED) {
-			latency_add(&vm->latencies[self->lane], monotonic_ns() - fault->read_ns);
+			latency_add(&vm->latencies[self->number], monotonic_ns() - fault->read_ns);
 			continue;
 		}
 		if (wake_ns < next_ns)
@@ -315,16 +317,18 @@ static void *serve(void *argument)
 	return NULL;
 }
 
-static int create_server(struct faults *faults, size_t lane)
+static int create_server(struct faults *faults, size_t number)
 {
-	struct server *self = &faults->servers[lane];
+	struct server *self = &faults->servers[number];
 	struct epoll_event event = { .events = EPOLLIN, .data.u64 = STOP_ID };
 
-	*self = (struct server){ .faults = faults, .lane = lane, .epoll_fd = -1, .page = MAP_FAILED };
+	*self = (struct server){ .faults = faults, .number = number, .epoll_fd = -1, .page = MAP_FAILED };
 	self->page = mmap(NULL, PAGE_BYTES, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 	if (self->page == MAP_FAILED)
 		return -errno;
+	if (gate_join(faults->vm->gate, &self->lane) != 0)
+		return -ENOMEM;
 	self->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
 	if (self->epoll_fd < 0 || epoll_ctl(self->epoll_fd, EPOLL_CTL_ADD, faults->stop_fd, &event) != 0)
 		return -errno;
@@ -376,6 +380,7 @@ void faults_destroy(struct faults *faults)
 			close(faults->servers[i].epoll_fd);
 		if (faults->servers[i].page != MAP_FAILED)
 			munmap(faults->servers[i].page, PAGE_BYTES);
+		gate_part(faults->vm->gate, faults->servers[i].lane);
 	}
 	if (faults->stop_fd >= 0)
 		close(faults->stop_fd);

@@ -19,7 +19,7 @@
 /* One look at one fault. Lives on the stack of resolve(). */
 struct attempt {
 	struct vm *vm;
-	size_t lane;
+	struct lane *lane;
 	void *page;
 	struct fault *fault;
 	struct process *process; /* valid while the gate is passed */
@@ -386,7 +386,7 @@ static enum resolved stray(struct attempt *attempt)
 	return RESOLVED;
 }
 
-enum resolved resolve(struct vm *vm, size_t lane, void *page, struct fault *fault)
+enum resolved resolve(struct vm *vm, struct lane *lane, void *page, struct fault *fault)
 {
 	struct attempt attempt = { .vm = vm, .lane = lane, .page = page, .fault = fault };
 	enum resolved result = RESOLVED;

@@ -23,6 +23,6 @@ enum resolved {
 };
 
 /* lane: the calling fault thread's. page: a page-aligned buffer of one page, the thread's own. The gate is taken inside. */
-enum resolved resolve(struct vm *vm, size_t lane, void *page, struct fault *fault);
+enum resolved resolve(struct vm *vm, struct lane *lane, void *page, struct fault *fault);
 
 #endif

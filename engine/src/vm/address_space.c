@@ -48,6 +48,7 @@ struct process *address_space_add(struct address_spaces *spaces, int uffd)
 	process->id = spaces->next_id++;
 	process->uffd = uffd;
 	spaces->processes[spaces->n++] = process;
+	atomic_fetch_add(&spaces->living, 1);
 	return process;
 }
 
@@ -57,6 +58,8 @@ void address_space_remove(struct address_spaces *spaces, uint32_t id)
 	for (size_t i = 0; i < spaces->n; i++) {
 		if (spaces->processes[i]->id != id)
 			continue;
+		if (!spaces->processes[i]->gone)
+			atomic_fetch_sub(&spaces->living, 1);
 		process_free(spaces->processes[i]);
 		memmove(&spaces->processes[i], &spaces->processes[i + 1],
 			(spaces->n - i - 1) * sizeof *spaces->processes);

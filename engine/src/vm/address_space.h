@@ -34,6 +34,7 @@ struct process {
 };
 
 struct address_spaces {
+	_Atomic uint64_t living; /* not gone; to be read at any time */
 	size_t n, room;
 	struct process **processes;
 	uint32_t next_id;

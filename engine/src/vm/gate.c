@@ -2,68 +2,210 @@
 #include "vm/gate.h"
 
 #include <errno.h>
-#include <pthread.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/held.h"
 
+/* A lane's word. Its thread sets PASSING while the lane is not CLOSED; a holder closes the lane and waits until nobody is
+ * PASSING. Only one of the two sleeps on the word at a time. */
+#define PASSING 1u
+#define CLOSED 2u
+#define WAITS 4u /* the lane's thread wants to pass: it is being overtaken */
+#define THREAD_SLEEPS 8u
+#define HOLDER_SLEEPS 16u
+
+/* How often to look before going to sleep: a holder reads some events, a passage copies some pages. */
+#define SPINS 100
+
 struct lane {
-	_Alignas(64) pthread_mutex_t lock; /* a cache line each, so that passing costs no traffic */
+	_Alignas(64) _Atomic uint32_t word; /* a cache line each, so that passing costs no traffic */
+	uint32_t overtaken;		    /* by so many holders since the thread waits; theirs */
+	struct lane *next;
 };
 
+/* Holders are served in the order in which they came: `ticket` is the next one's, `turn` is whose turn it is. */
 struct gate {
-	size_t lanes_n;
-	struct lane lanes[];
+	_Atomic uint32_t ticket, turn, sleepers;
+	struct lane *lanes; /* changes in a holder's turn */
 };
 
-int gate_create(size_t threads_n, struct gate **out)
+static void futex_wait(_Atomic uint32_t *word, uint32_t seen)
 {
-	pthread_mutexattr_t attr;
-	struct gate *gate = aligned_alloc(64, sizeof *gate + threads_n * sizeof *gate->lanes);
+	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
 
-	if (!gate)
-		return -ENOMEM;
-	gate->lanes_n = threads_n;
-	pthread_mutexattr_init(&attr);
-	pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_ADAPTIVE_NP);
-	for (size_t slot = 0; slot < threads_n; slot++)
-		pthread_mutex_init(&gate->lanes[slot].lock, &attr);
-	pthread_mutexattr_destroy(&attr);
-	*out = gate;
-	return 0;
+static void futex_wake(_Atomic uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static void relax(void)
+{
+#if defined(__x86_64__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__)
+	__asm__ volatile("yield");
+#endif
+}
+
+static void take_turn(struct gate *gate)
+{
+	uint32_t mine = atomic_fetch_add(&gate->ticket, 1), turn;
+
+	for (unsigned spins = 0; (turn = atomic_load(&gate->turn)) != mine; spins++) {
+		if (spins < SPINS) {
+			relax();
+			continue;
+		}
+		atomic_fetch_add(&gate->sleepers, 1);
+		futex_wait(&gate->turn, turn);
+		atomic_fetch_sub(&gate->sleepers, 1);
+	}
+}
+
+static void end_turn(struct gate *gate)
+{
+	atomic_fetch_add(&gate->turn, 1);
+	if (atomic_load(&gate->sleepers))
+		futex_wake(&gate->turn);
+}
+
+int gate_create(struct gate **out)
+{
+	*out = calloc(1, sizeof **out);
+	return *out ? 0 : -ENOMEM;
 }
 
 void gate_destroy(struct gate *gate)
 {
-	if (!gate)
-		return;
-	for (size_t slot = 0; slot < gate->lanes_n; slot++)
-		pthread_mutex_destroy(&gate->lanes[slot].lock);
 	free(gate);
 }
 
-void gate_pass(struct gate *gate, size_t slot)
+int gate_join(struct gate *gate, struct lane **out)
 {
-	HELD_TAKE(HELD_GATE);
-	pthread_mutex_lock(&gate->lanes[slot].lock);
+	struct lane *lane = aligned_alloc(64, sizeof *lane);
+
+	if (!lane)
+		return -ENOMEM;
+	atomic_init(&lane->word, 0);
+	lane->overtaken = 0;
+	take_turn(gate);
+	lane->next = gate->lanes;
+	gate->lanes = lane;
+	end_turn(gate);
+	*out = lane;
+	return 0;
 }
 
-void gate_leave(struct gate *gate, size_t slot)
+void gate_part(struct gate *gate, struct lane *lane)
 {
-	pthread_mutex_unlock(&gate->lanes[slot].lock);
+	struct lane **at = &gate->lanes;
+
+	if (!lane)
+		return;
+	take_turn(gate);
+	while (*at != lane)
+		at = &(*at)->next;
+	*at = lane->next;
+	end_turn(gate);
+	free(lane);
+}
+
+/* Until the lane is open, or a holder has let us pass before the next one. */
+static void wait_to_pass(struct lane *lane)
+{
+	for (unsigned spins = 0;; spins++) {
+		uint32_t seen = atomic_load(&lane->word);
+
+		if (seen & PASSING)
+			return;
+		if (!(seen & CLOSED)) {
+			if (atomic_compare_exchange_weak(&lane->word, &seen, PASSING))
+				return;
+		} else if (!(seen & WAITS)) {
+			atomic_compare_exchange_weak(&lane->word, &seen, seen | WAITS);
+		} else if (spins < SPINS) {
+			relax();
+		} else if ((seen & THREAD_SLEEPS) ||
+			   atomic_compare_exchange_weak(&lane->word, &seen, seen | THREAD_SLEEPS)) {
+			futex_wait(&lane->word, seen | THREAD_SLEEPS);
+		}
+	}
+}
+
+void gate_pass(struct gate *gate, struct lane *lane)
+{
+	uint32_t open = 0;
+
+	(void)gate;
+	HELD_TAKE(HELD_GATE);
+	if (!atomic_compare_exchange_strong_explicit(&lane->word, &open, PASSING, memory_order_acquire,
+						     memory_order_relaxed))
+		wait_to_pass(lane);
+}
+
+void gate_leave(struct gate *gate, struct lane *lane)
+{
+	uint32_t seen = atomic_fetch_sub_explicit(&lane->word, PASSING, memory_order_release);
+
+	(void)gate;
+	if (seen & HOLDER_SLEEPS) {
+		atomic_fetch_and(&lane->word, ~HOLDER_SLEEPS);
+		futex_wake(&lane->word);
+	}
 	HELD_DROP(HELD_GATE);
+}
+
+static void wait_until_passed(struct lane *lane)
+{
+	uint32_t seen;
+
+	for (unsigned spins = 0; (seen = atomic_load(&lane->word)) & PASSING; spins++) {
+		if (spins < SPINS)
+			relax();
+		else if ((seen & HOLDER_SLEEPS) ||
+			 atomic_compare_exchange_weak(&lane->word, &seen, seen | HOLDER_SLEEPS))
+			futex_wait(&lane->word, seen | HOLDER_SLEEPS);
+	}
 }
 
 void gate_hold_alone(struct gate *gate)
 {
 	HELD_TAKE(HELD_GATE_ALONE);
-	for (size_t slot = 0; slot < gate->lanes_n; slot++)
-		pthread_mutex_lock(&gate->lanes[slot].lock);
+	take_turn(gate);
+	for (struct lane *lane = gate->lanes; lane; lane = lane->next)
+		atomic_fetch_or(&lane->word, CLOSED);
+	FAILPOINT_HERE("gate.closed");
+	for (struct lane *lane = gate->lanes; lane; lane = lane->next)
+		wait_until_passed(lane);
+}
+
+/* Open the lane; who has been overtaken often enough is inside from now on, and the next holder waits for it. */
+static void open_lane(struct lane *lane)
+{
+	uint32_t seen = atomic_load(&lane->word), next;
+
+	do {
+		lane->overtaken = seen & WAITS ? lane->overtaken : 0;
+		next = (seen & WAITS) && lane->overtaken + 1 >= GATE_OVERTAKES_MAX ?
+			       PASSING :
+			       seen & ~(CLOSED | THREAD_SLEEPS);
+	} while (!atomic_compare_exchange_weak(&lane->word, &seen, next));
+	lane->overtaken = (seen & WAITS) && next != PASSING ? lane->overtaken + 1 : 0;
+	if (seen & THREAD_SLEEPS)
+		futex_wake(&lane->word);
 }
 
 void gate_release(struct gate *gate)
 {
-	for (size_t slot = gate->lanes_n; slot > 0; slot--)
-		pthread_mutex_unlock(&gate->lanes[slot - 1].lock);
+	for (struct lane *lane = gate->lanes; lane; lane = lane->next)
+		open_lane(lane);
+	end_turn(gate);
 	HELD_DROP(HELD_GATE_ALONE);
 }

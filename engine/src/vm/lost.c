@@ -89,7 +89,7 @@ static void look_at(struct vm *vm, struct own_mapping *mapping, uint64_t page_id
 	lost_note(vm, page_idx);
 }
 
-void lost_look_around(struct vm *vm, size_t lane, uint64_t page_idx)
+void lost_look_around(struct vm *vm, struct lane *lane, uint64_t page_idx)
 {
 	struct own_mapping mapping = { 0 };
 	const struct region *region;
@@ -112,7 +112,7 @@ void lost_look_around(struct vm *vm, size_t lane, uint64_t page_idx)
 	own_mapping_close(&mapping);
 }
 
-void lost_look_in(struct vm *vm, size_t lane, const struct window *window)
+void lost_look_in(struct vm *vm, struct lane *lane, const struct window *window)
 {
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
 		if (!window_has_data(window, idx) || !is_out(atomic_load(page_map_word(vm->map, idx))))

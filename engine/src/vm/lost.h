@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+struct lane;
 struct vm;
 struct window;
 
@@ -39,9 +40,9 @@ void lost_note(struct vm *vm, uint64_t page_idx);
 uint64_t lost_take(struct vm *vm, struct lost_incident *out);
 
 /* Look for lost pages in the window around a page. Passes the gate in pieces; opens a mapping, which waits for nobody. */
-void lost_look_around(struct vm *vm, size_t lane, uint64_t page_idx);
+void lost_look_around(struct vm *vm, struct lane *lane, uint64_t page_idx);
 
 /* The same if the window has data where the page map says that the page is out. */
-void lost_look_in(struct vm *vm, size_t lane, const struct window *window);
+void lost_look_in(struct vm *vm, struct lane *lane, const struct window *window);
 
 #endif

@@ -79,7 +79,7 @@ static bool lift_everywhere(struct vm *vm, uint64_t page_idx)
 }
 
 /* True when there is nothing left to do for the page. */
-static bool lift_page(struct vm *vm, size_t lane, uint64_t page_idx)
+static bool lift_page(struct vm *vm, struct lane *lane, uint64_t page_idx)
 {
 	struct notice healed = { .kind = NOTICE_PAGE_HEALED, .page_idx = page_idx };
 	_Atomic uint64_t *at = page_map_word(vm->map, page_idx);
@@ -117,7 +117,7 @@ uint64_t poison_pages_to_lift(struct vm *vm)
 	return pages;
 }
 
-bool poison_lift(struct vm *vm, size_t lane)
+bool poison_lift(struct vm *vm, struct lane *lane)
 {
 	uint64_t from_idx, end_idx;
 	bool done = true;

@@ -24,7 +24,7 @@ bool poison_mark(struct vm *vm, uint64_t page_idx);
 void poison_lift_later(struct vm *vm, uint64_t page_idx, uint64_t pages);
 
 /* Lift what there is to lift. False: some must be tried again after events were read. Takes the gate. */
-bool poison_lift(struct vm *vm, size_t lane);
+bool poison_lift(struct vm *vm, struct lane *lane);
 
 /* How many pages are back, with markers yet to be lifted. Looks through the page map. */
 uint64_t poison_pages_to_lift(struct vm *vm);

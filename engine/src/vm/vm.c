@@ -20,8 +20,10 @@ void vm_process_gone(struct vm *vm, struct process *process)
 {
 	struct notice notice = { .kind = NOTICE_PROCESS_GONE, .process_id = process->id };
 
-	if (!atomic_exchange(&process->gone, true))
-		notices_post(vm->notices, &notice);
+	if (atomic_exchange(&process->gone, true))
+		return;
+	atomic_fetch_sub(&vm->spaces.living, 1);
+	notices_post(vm->notices, &notice);
 }
 
 void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages)

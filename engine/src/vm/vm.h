@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* One VM as the engine's threads share it: the rooms, and what they agree on between them.
  *
- * Threads have numbers, which are their lanes through the gate: fault threads first, then the workers of long jobs, then
- * the job's own thread, then whoever calls the engine from outside (one at a time).
- *
  * What may be called while holding what a page fault needs
  * --------------------------------------------------------
  * A page fault needs the gate, passed, and its page. So each of these holds up faults:
@@ -93,11 +90,6 @@ struct vm {
 	pthread_mutex_t punching_lock;
 	struct punching *punching; /* under the lock */
 };
-
-#define VM_LANES(vm) ((vm)->fault_threads_n + (vm)->workers_n + 2)
-#define VM_WORKER_LANE(vm, worker_idx) ((vm)->fault_threads_n + (worker_idx))
-#define VM_JOB_LANE(vm) ((vm)->fault_threads_n + (vm)->workers_n)
-#define VM_CALLER_LANE(vm) (VM_JOB_LANE(vm) + 1)
 
 uint64_t monotonic_ns(void);
 
