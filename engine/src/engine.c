@@ -13,6 +13,7 @@
 #include "jobs/recover.h"
 #include "serve/event.h"
 #include "serve/fault.h"
+#include "vm/folios.h"
 #include "vm/registration.h"
 #include "vm/vm.h"
 
@@ -142,6 +143,7 @@ int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, u
 	gate_hold_alone(vm->gate);
 	rc = memory_add(&vm->memory, memfd, offset_bytes, *page_idx, pages_of_bytes(size_bytes), err);
 	gate_release(vm->gate);
+	folios_look(vm, &vm->memory);
 	return rc;
 }
 

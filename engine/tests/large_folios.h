@@ -7,22 +7,16 @@
 
 #include "harness.h"
 
-/* The kernel's settings are everybody's, so they stay: guest memory lies on a tmpfs of our own with this policy (huge=), and
- * what the engine reads of the settings is shown to it in our own mount namespace. The folios are real. */
+#define SHMEM_SETTING "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+
+/* The kernel's settings are everybody's, so they stay: guest memory lies on a tmpfs of our own with this policy (huge=). */
 static inline void use_large_folios(const char *policy)
 {
-	static const char setting[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-	char path[300], options[64];
-	int fd;
+	char options[64];
 
 	test_private_mounts();
-	if (access(setting, F_OK))
+	if (access(SHMEM_SETTING, F_OK))
 		test_skip("this kernel has no large folios in shared memory");
-	snprintf(path, sizeof path, "%s/shmem_enabled", test_dir());
-	fd = (int)CHECK_SYS(open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
-	CHECK_EQ(write(fd, "[always] never\n", 15), 15);
-	close(fd);
-	CHECK_SYS(mount(path, setting, NULL, MS_BIND, NULL));
 	snprintf(options, sizeof options, "huge=%s", policy);
 	if (mount("vmmswap-test", test_dir(), "tmpfs", 0, options))
 		test_skip("this kernel has no tmpfs with %s (%s)", options, strerror(errno));

@@ -174,7 +174,7 @@ static int leave_pinned(struct batch *batch, const struct window *window, struct
 	size_t kept_n = 0;
 	int rc;
 
-	batch->whole = evictor->vm->memory.large_folios;
+	batch->whole = atomic_load(&evictor->vm->large_folios);
 	if (!evictor->pins || !batch->n)
 		return 0;
 	rc = pins_check(evictor->pins, region->fd, chunk_bytes, (uint32_t)(lead + window->pages), &seen);

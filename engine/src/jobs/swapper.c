@@ -14,6 +14,7 @@
 #include "jobs/budget.h"
 #include "jobs/evict.h"
 #include "jobs/restore.h"
+#include "vm/folios.h"
 #include "vm/poison.h"
 #include "vm/registration.h"
 
@@ -483,6 +484,7 @@ static void pass_over_memory(struct swapper *swapper)
 	swapper->counts.pinned_pages = 0;
 	swapper->counts.written_pages = 0;
 	swapper->resume = false;
+	folios_look(swapper->vm, &swapper->memory);
 	rewind_cursor(swapper);
 	run_workers(swapper, protect_worker);
 	if (!swapper->frozen)

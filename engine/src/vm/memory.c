@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <glob.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -16,7 +15,6 @@
 void memory_init(struct memory *memory)
 {
 	memset(memory, 0, sizeof *memory);
-	memory->large_folios = memory_detect_large_folios();
 }
 
 void memory_destroy(struct memory *memory)
@@ -240,42 +238,4 @@ int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 		if (errno != EINTR)
 			return -errno;
 	return 0;
-}
-
-/* Settings look like `always within_size advise [never] deny force`, the chosen one in brackets. */
-static bool setting_rules_folios_out(const char *path)
-{
-	char text[128] = "";
-	FILE *file = fopen(path, "re");
-
-	if (!file)
-		return false;
-	if (!fgets(text, sizeof text, file))
-		text[0] = '\0';
-	fclose(file);
-	return strstr(text, "[never]") || strstr(text, "[deny]");
-}
-
-/* `shmem_enabled` is the old switch for 2 MiB folios of memfds; `hugepages-*` hold one switch for each size, of which
- * `inherit` follows the old one. A kernel without either has no large folios in shmem. */
-bool memory_detect_large_folios(void)
-{
-	static const char general[] = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
-	bool never = access(general, F_OK) != 0 || setting_rules_folios_out(general);
-	glob_t found;
-	bool large = !never;
-
-	if (glob("/sys/kernel/mm/transparent_hugepage/hugepages-*/shmem_enabled", 0, NULL, &found) == 0) {
-		for (size_t i = 0; i < found.gl_pathc && !large; i++) {
-			char text[128] = "";
-			FILE *file = fopen(found.gl_pathv[i], "re");
-
-			if (file && fgets(text, sizeof text, file))
-				large = !strstr(text, "[never]") && !(never && strstr(text, "[inherit]"));
-			if (file)
-				fclose(file);
-		}
-		globfree(&found);
-	}
-	return large;
 }

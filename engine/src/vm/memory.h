@@ -34,8 +34,6 @@ static inline uint64_t region_offset_of(const struct region *region, uint64_t pa
 struct memory {
 	size_t regions_n;
 	struct region regions[MEMORY_MAX_REGIONS]; /* by page_idx: pages are numbered as they are added */
-	/* shmem may use folios of more than one page here: see memory_detect_large_folios() */
-	bool large_folios;
 };
 
 void memory_init(struct memory *memory);
@@ -77,8 +75,5 @@ int memory_read(const struct region *region, uint64_t page_idx, uint64_t pages, 
 
 /* Give pages back to the host. All of a large folio or nothing: the caller sees to that. */
 int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages);
-
-/* Read the kernel's shmem_enabled settings: true unless every one of them rules folios of several pages out. */
-bool memory_detect_large_folios(void);
 
 #endif

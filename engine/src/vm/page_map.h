@@ -132,7 +132,8 @@ struct page_map_header {
 	_Atomic uint32_t tracking;  /* regions are registered with the uffds */
 	uint64_t snapshot_bytes;    /* the snapshot's memory file when the VM registered; 0: there is none */
 	int64_t snapshot_mtime_ns;
-	_Atomic uint64_t lost_pages; /* since the VM registered; see lost.h */
+	_Atomic uint64_t lost_pages;   /* since the VM registered; see lost.h */
+	_Atomic uint32_t large_folios; /* see folios.h */
 };
 
 struct page_map;

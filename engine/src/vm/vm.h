@@ -73,7 +73,8 @@ struct vm {
 	pthread_mutex_t lift_lock;
 	uint64_t lift_from_idx, lift_end_idx;
 	_Atomic bool lift_wanted;
-	struct lost lost; /* pages that somebody else filled */
+	_Atomic bool large_folios; /* guest memory may hold some: see folios.h */
+	struct lost lost;	   /* pages that somebody else filled */
 	/* When whole chunks were given up that the page map had no record of, in ms; 0: never. */
 	_Atomic uint32_t *given_up_ms;
 	/* write-protect faults served: pages that the guest wrote to after they were protected */
