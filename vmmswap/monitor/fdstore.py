@@ -23,6 +23,9 @@ STORE = "store"
 CONNECTION = "connection"
 LISTEN = "listen"  # FileDescriptorName= of the socket unit
 _BARRIER_S = 20.0
+_UNITS_MAX = 4096  # FileDescriptorStoreMax= of our unit
+_RESERVE = 128  # for what is not a process's: the memfds of memory that comes later must find room
+_BY_PROCESS = ("uffd-", "pidfd-")  # as many as the VMM forks children
 
 
 def uffd_name(key: int) -> str:
@@ -44,6 +47,12 @@ def has_fd_store() -> bool:
     return bool(os.environ.get("NOTIFY_SOCKET")) and os.environ.get("FDSTORE", "") != "0"
 
 
+def _room() -> int:
+    """What systemd keeps at most; it closes the rest without a word. From 254 on it tells."""
+    told = os.environ.get("FDSTORE", "")
+    return int(told) if told.isdigit() else _UNITS_MAX
+
+
 class FdStore:
     """manager None: there is no fd store, and only the keeper is told. What systemd does not take at once is
     sent as soon as it does, by the keeper if we die before that.
@@ -54,6 +63,7 @@ class FdStore:
         self._keeper = keeper
         self._names: set[str] = set()
         self._unsent: dict[str, Message] = {}
+        self._room = _room()
 
     @property
     def available(self) -> bool:
@@ -89,6 +99,12 @@ class FdStore:
             if self._keeper is not None:
                 self._keeper.stored(name)
 
+        reserve = _RESERVE if name.startswith(_BY_PROCESS) else 0
+        if len(self._names) + reserve >= self._room:
+            raise InternalError(
+                f"{name} cannot be kept for a successor: systemd keeps {self._room} fds, {_RESERVE} of them"
+                " for memory: raise FileDescriptorStoreMax=, or have the VM run fewer forked children"
+            )
         message = manager.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd], on_sent=sent)
         self._names.add(name)
         if message.is_waiting:

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the fd store takes when a VMM forks without end."""
+
+import configparser
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.notify import ServiceManager
+from vmmswap.errors import InternalError
+from vmmswap.monitor import fdstore
+from vmmswap.monitor.fdstore import FdStore
+from vmmswap.notify import Notifier
+
+UNIT = Path(__file__).parents[2] / "systemd" / "vmmswap@.service"
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Notifier]:
+    with ServiceManager(tmp_path) as other_end:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(other_end.path))
+        notifier = Notifier()
+        yield notifier
+        notifier.close()
+
+
+def filled(manager: Notifier) -> tuple[FdStore, int]:
+    """With as many forked children as there is room for, and how many that are."""
+    store = FdStore(manager)
+    null = os.open("/dev/null", os.O_RDONLY)
+    try:
+        for key in range(fdstore._UNITS_MAX):
+            try:
+                store.add(fdstore.uffd_name(key), null)
+            except InternalError as error:
+                assert "raise FileDescriptorStoreMax=" in error.message
+                return store, key
+    finally:
+        os.close(null)
+    raise AssertionError("a store without an end")
+
+
+def test_forked_children_leave_room_for_memory(manager: Notifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond its limit systemd closes what it gets: a memfd lost so is memory lost at the monitor's end."""
+    monkeypatch.setenv("FDSTORE", "200")
+    store, children = filled(manager)
+    assert children == 200 - fdstore._RESERVE
+    null = os.open("/dev/null", os.O_RDONLY)
+    try:
+        for number in range(fdstore._RESERVE):
+            store.add(fdstore.memfd_name(number), null)
+        with pytest.raises(InternalError, match="memfd-1000 cannot be kept"):
+            store.add(fdstore.memfd_name(1000), null)
+        store.remove(fdstore.memfd_name(0))
+        store.add(fdstore.memfd_name(1000), null)
+    finally:
+        os.close(null)
+
+
+def test_the_limit_is_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where systemd does not tell (before 254)."""
+    monkeypatch.delenv("FDSTORE", raising=False)
+    unit = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read(UNIT)
+    assert fdstore._room() == int(unit["Service"]["FileDescriptorStoreMax"])
