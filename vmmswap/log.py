@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -113,6 +114,30 @@ class StderrHandler(_Handler):
 
     def put(self, text: str, level: int, more: Mapping[str, str]) -> None:  # noqa: ARG002
         self.outbox.send(text.encode(errors="replace") + b"\n")
+
+
+class RateLimit(logging.Filter):
+    """For a logger of what others cause: the journal drops entries of a unit that writes too many, and nobody
+    may have it drop the rest.
+    """
+
+    _MOST = 100
+    _PERIOD_S = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._since_s = -self._PERIOD_S
+        self._count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now_s = time.monotonic()
+        if now_s - self._since_s >= self._PERIOD_S:
+            self._since_s, self._count = now_s, 0
+        self._count += 1
+        if self._count == self._MOST:
+            text = f"{record.getMessage()}; more of this kind is not logged for {self._PERIOD_S:g} s"
+            record.msg, record.args = text, ()
+        return self._count <= self._MOST
 
 
 def priority_of(level: int) -> int:

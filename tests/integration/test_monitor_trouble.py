@@ -164,6 +164,17 @@ def test_a_hostile_vmm_harms_itself_only(bus, directory, words, when):
         assert "Traceback" not in monitor.log
 
 
+def test_refused_peers_do_not_fill_the_log(bus, directory):
+    with pair(bus, directory) as (monitor, guest):
+        for _ in range(150):
+            with socket.socket(socket.AF_UNIX) as bad:
+                bad.connect(str(monitor.socket))
+                bad.sendall(b"{}\n")
+                assert bad.recv(4096)
+        assert "more of this kind is not logged for 60 s" in monitor.log
+        assert guest.verify().wrong_bytes == 0
+
+
 def test_no_fd_is_leaked_by_connections_that_come_to_nothing(bus, directory):
     with pair(bus, directory) as (monitor, guest):
         fds = Path(f"/proc/{monitor.pid}/fd")

@@ -327,3 +327,36 @@ def test_calls_that_wait_for_a_hung_monitor_leave_room_for_root(host: Host) -> N
         host.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=CONT", "vmmswap@hung.service")
     for name in ("hung", "well"):
         host.end(name)
+
+
+# Last: it takes polkit away.
+
+
+@pytest.fixture
+def without_polkit(host: Host) -> Iterator[Host]:
+    file = "/usr/share/dbus-1/system-services/org.freedesktop.PolicyKit1.service"
+    reload = "busctl call org.freedesktop.DBus / org.freedesktop.DBus ReloadConfig"
+    host.machine.sh(f"mv {file} /srv && systemctl stop polkit.service && {reload}")
+    yield host
+    host.machine.sh(f"mv /srv/{Path(file).name} {file} && {reload}")
+
+
+def test_without_polkit_a_name_is_its_owners_too(without_polkit: Host) -> None:
+    host = without_polkit
+    host.configure("[VM bobs]\nOwner=bob\n")
+    host.machine.run("systemctl", "start", "vmmswap@started.socket")
+    unit = host.machine.spawn("exec sleep infinity", unit="eves.service", user="eve")
+    pid = host.machine.unit(unit, "MainPID")["MainPID"]
+    for name in ("started", "bobs"):
+        text = host.host("eve", "Attach", f"string:{name}", f"uint32:{pid}")
+        assert text.startswith("org.vmmswap.Error.AccessDenied: "), text
+    assert "no shared guest memory" in host.host("eve", "Attach", "string:eves", f"uint32:{pid}")
+    assert "AccessDenied" in host.host("eve", "Prepare", "string:eves")
+    assert host.host("bob", "Prepare", "string:bobs") == ""
+    with guest_of(host, "bob", "bobs"):
+        assert "AccessDenied" in host.manage("eve", "bobs", "Enable")
+        assert host.manage("bob", "bobs", "Enable") == ""
+        host.wait_state("bobs", "Active")
+    assert host.host("bob", "Unprepare", "string:bobs") == ""
+    host.machine.run("systemctl", "stop", unit)
+    host.end("started")

@@ -163,6 +163,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     journal = log.set_up(PROGRAM, options.name, logging.DEBUG if options.debug else logging.INFO)
     name = check_name(options.name)
     logging.captureWarnings(True)
+    logging.getLogger("vmmswap.handoff").addFilter(log.RateLimit())
     service.forbid_core_dumps()  # before there is a keeper
     fd_store = fdstore.has_fd_store()
     helper = _start_keeper(given, fd_store=fd_store)
