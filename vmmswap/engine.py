@@ -145,6 +145,13 @@ class PagesLost:
 
 
 @dataclass(frozen=True, slots=True)
+class PagesLeft:
+    """A swap-out has ended and left pages behind, the first one for this reason: left() has which."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class PageRange:
     """Pages of guest memory, counted over all regions."""
 
@@ -153,8 +160,8 @@ class PageRange:
 
 
 @dataclass(frozen=True, slots=True)
-class LostIncident:
-    """How many pages were lost since the last look, and where, as far as that was noted; ascending."""
+class Pages:
+    """How many pages, and which, as far as that was noted; ascending."""
 
     pages: int
     ranges: tuple[PageRange, ...]
@@ -180,6 +187,7 @@ EngineEvent = (
     | JobDone
     | PagePoisoned
     | PageHealed
+    | PagesLeft
     | PagesLost
     | Protected
     | Notice
@@ -219,6 +227,7 @@ class EngineStats:
     poisoned_pages: int
     pinned_pages: int
     kept_pages: int
+    left_pages: int
     lost_pages: int
     trace_dropped: int
     mode: Mode
@@ -433,12 +442,17 @@ class Engine:
         """All that happened and was not taken yet, oldest first."""
         return list(iter(self.next_event, None))
 
-    def take_lost(self) -> LostIncident:
+    def take_lost(self) -> Pages:
         """What was lost since the last call."""
         incident = ffi.new("struct lost_incident *")
-        pages = int(lib.engine_take_lost(self._engine, incident))
-        ranges = incident.ranges[0 : incident.ranges_n]
-        return LostIncident(pages, tuple(PageRange(int(item.page_idx), int(item.pages)) for item in ranges))
+        lib.engine_take_lost(self._engine, incident)
+        return _pages_of(incident)
+
+    def left(self) -> Pages:
+        """What the last swap-out of this process left because it could not be read, stored or punched."""
+        incident = ffi.new("struct lost_incident *")
+        lib.engine_left_pages(self._engine, incident)
+        return _pages_of(incident)
 
     def stats(self) -> EngineStats:
         """All counters now. Nothing stops for it."""
@@ -488,6 +502,13 @@ class Engine:
         lib.engine_destroy(engine)
 
 
+def _pages_of(incident: Any) -> Pages:  # noqa: ANN401 - cffi's objects have no static types
+    ranges = incident.ranges[0 : incident.ranges_n]
+    return Pages(
+        int(incident.pages), tuple(PageRange(int(item.page_idx), int(item.pages)) for item in ranges)
+    )
+
+
 def _c_range(item: Range) -> dict[str, int]:
     return {"addr": item.addr, "page_idx": item.page_idx, "pages": item.pages}
 
@@ -508,6 +529,8 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
             event = PagePoisoned(page_idx, message)
         case lib.NOTICE_PAGE_HEALED:
             event = PageHealed(page_idx)
+        case lib.NOTICE_PAGES_LEFT:
+            event = PagesLeft(message)
         case lib.NOTICE_PAGES_LOST:
             event = PagesLost()
         case lib.NOTICE_PROTECTED:

@@ -339,6 +339,19 @@ class Status:
         shown_if_set=True,
         help="Pages that the last swap-out left on RAM because somebody else held them.",
     )
+    left_pages: int = _key(
+        0,
+        "LeftPages",
+        unit="pages",
+        since="0.2",
+        engine="left_pages",
+        title="Left behind",
+        shown_if_set=True,
+        help=(
+            "Pages that the last swap-out left on RAM because they could not be read, stored or punched out "
+            "of the memory's file. The journal has one entry with the reason and the ranges."
+        ),
+    )
     poisoned_pages: int = _key(
         0,
         "PoisonedPages",

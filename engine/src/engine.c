@@ -594,6 +594,11 @@ int engine_take_notice(struct engine *engine, struct notice *out)
 	return notices_take(engine->vm.notices, out);
 }
 
+uint64_t engine_left_pages(struct engine *engine, struct lost_incident *out)
+{
+	return swapper_left_pages(engine->swapper, out);
+}
+
 uint64_t engine_take_lost(struct engine *engine, struct lost_incident *out)
 {
 	return lost_take(&engine->vm, out);
@@ -628,6 +633,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->stored_disk_bytes = account.disk_bytes;
 	out->written_bytes = atomic_load(&header->written_bytes) + account.written_bytes;
 	out->poisoned_pages = atomic_load(&vm->poisoned_pages);
+	out->left_pages = atomic_load(&header->left_pages);
 	out->lost_pages = atomic_load(&header->lost_pages);
 	out->kept_pages = atomic_load(&vm->kept_pages);
 	out->pinned_pages = atomic_load(&header->pinned_pages);

@@ -45,6 +45,7 @@ struct engine_stats {
 	uint64_t stored_ram_bytes, stored_disk_bytes, written_bytes;
 	uint64_t processes;
 	uint64_t poisoned_pages, pinned_pages, kept_pages;
+	uint64_t left_pages; /* by the last swap-out: they could not be read, stored or punched */
 	uint64_t lost_pages; /* since the VM registered */
 	uint64_t trace_dropped;
 	uint32_t last_mode; /* enum swap_mode */
@@ -130,6 +131,9 @@ bool engine_housekeep(struct engine *engine);
 
 int engine_notices_fd(const struct engine *engine);
 int engine_take_notice(struct engine *engine, struct notice *out);
+
+/* How many pages the last swap-out of this process left because they could not be read, stored or punched, and which. */
+uint64_t engine_left_pages(struct engine *engine, struct lost_incident *out);
 
 /* After NOTICE_PAGES_LOST: how many pages were lost since the last call, and which. */
 uint64_t engine_take_lost(struct engine *engine, struct lost_incident *out);

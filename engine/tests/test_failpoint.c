@@ -37,6 +37,15 @@ TEST(once_and_skip)
 	CHECK_EQ(failpoint_hits("store.write"), 2);
 }
 
+TEST(so_many_times)
+{
+	CHECK_OK(failpoint_arm("store.read=times:2:EIO@1"));
+	CHECK_EQ(FAILPOINT("store.read"), 0);
+	CHECK_EQ(FAILPOINT("store.read"), -EIO);
+	CHECK_EQ(FAILPOINT("store.read"), -EIO);
+	CHECK_EQ(FAILPOINT("store.read"), 0);
+}
+
 TEST(arming_replaces_only_what_is_named)
 {
 	CHECK_OK(failpoint_arm("store.read=EIO"));
@@ -57,6 +66,9 @@ TEST(bad_text_changes_nothing)
 		"store.read=EIO@-1",
 		"store.read=EIO@1x",
 		"store.read=sleep:",
+		"store.read=times:EIO",
+		"store.read=times:0:EIO",
+		"store.read=times:2",
 		"store.read=sleep:x",
 		"store.read=once:",
 		"store.write=EIO;x=kill",

@@ -56,6 +56,18 @@ def test_pages_that_cannot_be_read_are_never_zeros_and_keep_the_vm(bus, director
         assert "Traceback" not in monitor.log
 
 
+def test_pages_that_cannot_be_taken_are_left_behind_and_reported(bus, directory):
+    env = {"VMMSWAP_ENGINE": "failpoints", "VMMSWAP_FAILPOINTS": "memory.punch=once:EIO"}
+    with pair(bus, directory, env=env, mix="random=100") as (monitor, guest):
+        status = monitor.enable()
+        assert (status["State"], status["Error"]) == ("Active", "")
+        assert status["LeftPages"] == status["ResidentPages"] > 0
+        monitor.wait_log(f"the swap-out leaves {status['LeftPages']} pages on RAM: cannot punch guest memory")
+        monitor.wait_log(f"({status['LeftPages']} from address 0x")
+        assert guest.verify().wrong_bytes == 0
+        assert monitor.enable()["LeftPages"] == 0
+
+
 def test_a_swap_in_that_meets_unreadable_pages_fails_and_the_vm_is_served(bus, directory):
     env = {"VMMSWAP_ENGINE": "failpoints", "VMMSWAP_FAILPOINTS": "store.read=EIO"}
     with pair(bus, directory, env=env) as (monitor, _guest):

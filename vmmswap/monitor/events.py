@@ -21,6 +21,7 @@ from vmmswap.engine import (
     Notice,
     PageHealed,
     PagePoisoned,
+    PagesLeft,
     PagesLost,
     ProcessForked,
     ProcessGone,
@@ -33,8 +34,10 @@ from vmmswap.log import fields
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.lost import LostReport
+from vmmswap.monitor.pages import as_field, described
 from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import Vm
+from vmmswap.status import Operation
 
 _log = logging.getLogger("vmmswap.monitor")
 
@@ -137,6 +140,8 @@ class EventHandler:
                 self._controller.job_done(event)
             case PagePoisoned():
                 self._say_poisoned(event)
+            case PagesLeft():
+                self._say_left(event)
             case PagesLost():
                 self._lost.found()
             case PageHealed():
@@ -145,6 +150,21 @@ class EventHandler:
                 message_id = message_ids.LATE_MAPPER if event.page_idx is not None else ""
                 where = "" if event.page_idx is None else f" ({_where(self._vm, event.page_idx)})"
                 _log.warning("%s%s", event.message, where, extra=fields("", message_id))
+
+    def _say_left(self, event: PagesLeft) -> None:
+        left = self._vm.engine.left()
+        _log.warning(
+            "the swap-out leaves %d pages on RAM: %s (%s)",
+            left.pages,
+            event.message,
+            described(left, lambda page_idx: _where(self._vm, page_idx)),
+            extra=fields(
+                Operation.SWAP_OUT,
+                message_ids.PAGES_LEFT,
+                vmmswap_left_pages=left.pages,
+                vmmswap_left_ranges=as_field(left),
+            ),
+        )
 
     def _say_poisoned(self, event: PagePoisoned) -> None:
         _log.error(

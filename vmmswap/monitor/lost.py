@@ -14,12 +14,12 @@ from collections.abc import Callable
 from vmmswap import message_ids
 from vmmswap.engine import Engine
 from vmmswap.log import fields
+from vmmswap.monitor.pages import as_field, described
 
 _log = logging.getLogger("vmmswap.monitor")
 
 _QUIET_S = 2.0
 _LONGEST_S = 60.0  # while an operation runs, whose end reports all
-_RANGES_IN_MESSAGE = 8
 
 
 class LostReport:
@@ -54,21 +54,17 @@ class LostReport:
         lost = self._engine.take_lost()
         if not lost.pages:
             return
-        shown = lost.ranges[:_RANGES_IN_MESSAGE]
-        places = [f"{item.pages} from {self._where(item.page_idx)}" for item in shown]
-        if rest := lost.pages - sum(item.pages for item in shown):
-            places.append(f"and {rest} more")
         _log.error(
             "%d pages of guest memory are lost: while they were out, something other than this monitor filled"
             " their place in the memory's file, and the guest reads what that put there, zeros as a rule"
             " (%s). Restart the VM; `journalctl -x` says what to look for",
             lost.pages,
-            "; ".join(places),
+            described(lost, self._where),
             extra=fields(
                 "",
                 message_ids.PAGES_LOST,
                 vmmswap_lost_pages=lost.pages,
-                vmmswap_lost_ranges=" ".join(f"{item.page_idx}+{item.pages}" for item in lost.ranges),
+                vmmswap_lost_ranges=as_field(lost),
             ),
         )
         self._on_lost()

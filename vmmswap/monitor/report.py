@@ -92,12 +92,15 @@ class OperationLog:
         took_ms = round((time.monotonic() - self._since_s) * 1000)
         counts = f"{stats.resident_pages} pages resident, {stats.swap_pages} in the store"
         if operation is Operation.SWAP_OUT:
+            if stats.left_pages:
+                counts += f", {stats.left_pages} left behind"
             counts += f", {stats.pinned_pages} pinned, guest held for {stats.pause_us} us at most"
         more = {
             "duration_ms": took_ms,
             "resident_pages": stats.resident_pages,
             "swap_pages": stats.swap_pages,
             "pinned_pages": stats.pinned_pages,
+            "left_pages": stats.left_pages,
             "pause_us": stats.pause_us,
         }
         self._say_weak_pin_check(pin_check)

@@ -66,12 +66,13 @@ static const char *const names[] = {
 #define NAMES_N (sizeof names / sizeof *names)
 #define TEXT_BYTES_MAX 4096
 
-enum kind { OFF, COUNT, KILL, SEGV, STOP, STALL, SLEEP, FAIL, FAIL_ONCE };
+enum kind { OFF, COUNT, KILL, SEGV, STOP, STALL, SLEEP, FAIL, FAIL_TIMES };
 
 struct action {
 	enum kind kind;
-	long arg;      /* SLEEP: milliseconds; FAIL, FAIL_ONCE: positive errno */
-	uint64_t skip; /* hits that still pass without effect */
+	long arg;	/* SLEEP: milliseconds; FAIL, FAIL_TIMES: positive errno */
+	uint64_t times; /* FAIL_TIMES: so often yet */
+	uint64_t skip;	/* hits that still pass without effect */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -150,8 +151,19 @@ static bool parse_action(char *text, struct action *out)
 		out->arg = (long)number;
 		return true;
 	}
-	if (!strncmp(text, "once:", 5)) {
-		out->kind = FAIL_ONCE;
+	if (!strncmp(text, "times:", 6)) {
+		char *rest = strchr(text + 6, ':');
+
+		out->kind = FAIL_TIMES;
+		if (!rest)
+			return false;
+		*rest = '\0';
+		if (!parse_number(text + 6, UINT64_MAX, &out->times) || !out->times)
+			return false;
+		text = rest + 1;
+	} else if (!strncmp(text, "once:", 5)) {
+		out->kind = FAIL_TIMES;
+		out->times = 1;
 		text += 5;
 	}
 	return parse_errno(text, &out->arg);
@@ -236,7 +248,7 @@ static struct action advance_locked(int idx)
 		return (struct action){ .kind = OFF };
 	}
 	now = *action;
-	if (now.kind == FAIL_ONCE)
+	if (now.kind == FAIL_TIMES && --action->times == 0)
 		action->kind = COUNT;
 	while (action->kind == STALL)
 		pthread_cond_wait(&rearmed, &lock);
@@ -278,7 +290,7 @@ static int perform(struct action now)
 		sleep_ms(now.arg);
 		break;
 	case FAIL:
-	case FAIL_ONCE:
+	case FAIL_TIMES:
 		return (int)-now.arg;
 	case OFF:
 	case COUNT:

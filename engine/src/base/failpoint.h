@@ -13,7 +13,8 @@
  *	NAME=ACTION[@SKIP][;NAME=ACTION...]
  *
  * ACTION is `kill` (SIGKILL ourselves), `segv`, `stop` (SIGSTOP ourselves), `stall` (wait until the point is
- * disarmed), `sleep:MS`, `ERRNO` such as `ENOSPC` (every time), `once:ERRNO`, or `count`.
+ * disarmed), `sleep:MS`, `ERRNO` such as `ENOSPC` (every time), `once:ERRNO`,
+ * `times:N:ERRNO`, or `count`.
  * SKIP hits pass first without effect. */
 #ifndef VMMSWAP_FAILPOINT_H
 #define VMMSWAP_FAILPOINT_H

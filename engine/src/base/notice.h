@@ -15,8 +15,10 @@ enum notice_kind {
 	NOTICE_JOB_DONE,      /* job, code, cancelled, message */
 	NOTICE_PAGE_POISONED, /* page_idx, message */
 	NOTICE_PAGE_HEALED,   /* page_idx */
-	NOTICE_PAGES_LOST,    /* lost_take() has which (vm/lost.h); once until that was called */
-	NOTICE_PROTECTED,     /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
+	/* code, message: a swap-out has ended, and left pages behind for this reason: engine_left_pages() has which */
+	NOTICE_PAGES_LEFT,
+	NOTICE_PAGES_LOST, /* lost_take() has which (vm/lost.h); once until that was called */
+	NOTICE_PROTECTED,  /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
 	/* message, page_idx: something that the VMM or a stranger did, which a person must know */
 	NOTICE_ODD,
 };

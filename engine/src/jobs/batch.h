@@ -17,6 +17,7 @@ struct batch {
 	bool zero[CHUNK_PAGES];
 	bool kept[CHUNK_PAGES]; /* state KEPT: its slot is already there */
 	bool marked[CHUNK_PAGES];
+	bool failed[CHUNK_PAGES]; /* it is left behind */
 	bool whole; /* the chunk may hold folios of several pages: all that is resident goes, or nothing */
 };
 

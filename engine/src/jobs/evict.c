@@ -85,6 +85,19 @@ static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t pa
 	return UFFD_DONE;
 }
 
+/* A hole is a write, too. */
+static void leave_sealed(struct evictor *evictor, const struct window *window)
+{
+	struct error why;
+
+	error_set(&why, EPERM,
+		  "a memfd of the VM is sealed against writing, and nothing can be punched out of it");
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++)
+		if (window_has_data(window, idx))
+			left_add(evictor->left, idx, 1, &why);
+	left_none(evictor->left); /* the next window may be of another one */
+}
+
 /* Marking and protecting happen in one passage of the gate, so that a process that forks is either protected here and its
  * child with it, or makes the ioctl fail with EAGAIN because its FORK event is unread. */
 int evict_protect(struct evictor *evictor, const struct window *window, struct error *err)
@@ -92,6 +105,10 @@ int evict_protect(struct evictor *evictor, const struct window *window, struct e
 	struct vm *vm = evictor->vm;
 	uint64_t until_ns = monotonic_ns() + VM_STUCK_NS;
 
+	if (memory_is_sealed(&window->region)) {
+		leave_sealed(evictor, window);
+		return 0;
+	}
 	while (monotonic_ns() < until_ns) {
 		enum uffd_outcome outcome = UFFD_DONE;
 		uint64_t first_idx, end_idx;
@@ -163,6 +180,14 @@ static void shrink_to(struct batch *batch, size_t n)
 		let_all_go(batch);
 }
 
+/* The slots that this batch took for pages up to n. */
+static void drop_slots(struct batch *batch, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (batch_must_store(batch, i) && !batch->failed[i])
+			store_drop(batch->evictor->vm->store, &batch->slots[i], 1);
+}
+
 static int leave_pinned(struct batch *batch, const struct window *window, struct error *err)
 {
 	struct evictor *evictor = batch->evictor;
@@ -218,21 +243,73 @@ static bool may_split_folio(const struct batch *batch, const struct window *wind
 	return resident_n != batch->n;
 }
 
+/* Page i stays, and is taken out of the batch by leave_failed(). An error once it is one of many in a row. */
+static int fail_page(struct batch *batch, size_t i, const struct error *why, struct error *err)
+{
+	struct left *left = batch->evictor->left;
+
+	batch->failed[i] = true;
+	left_add(left, batch->idx[i], 1, why);
+	if (!left_too_many(left))
+		return 0;
+	*err = *why;
+	return -why->code;
+}
+
+/* Close the gaps of what has failed. with_slots: the others have theirs already. */
+static void leave_failed(struct batch *batch, bool with_slots)
+{
+	char *buffer = batch->evictor->buffer;
+	size_t kept_n = 0;
+
+	for (size_t i = 0; i < batch->n; i++) {
+		if (batch->failed[i]) {
+			batch_let_go(batch->evictor, batch->idx[i], batch->claimed[i]);
+			continue;
+		}
+		if (kept_n != i)
+			memcpy(buffer + kept_n * PAGE_BYTES, buffer + i * PAGE_BYTES, PAGE_BYTES);
+		batch->zero[kept_n] = batch->zero[i];
+		keep(batch, i, &kept_n);
+	}
+	memset(batch->failed, 0, sizeof batch->failed);
+	if (kept_n < batch->n && batch->whole && with_slots)
+		drop_slots(batch, kept_n);
+	shrink_to(batch, kept_n);
+}
+
+static int read_page(struct batch *batch, size_t i, struct error *err)
+{
+	struct error why;
+	int rc = memory_read(batch->region, batch->idx[i], 1, batch->evictor->buffer + i * PAGE_BYTES);
+
+	if (!rc) {
+		left_none(batch->evictor->left);
+		return 0;
+	}
+	if (rc == -ERANGE)
+		error_set(&why, EINVAL, "the VMM shrank its memfd below page %llu of its guest memory",
+			  (unsigned long long)batch->idx[i]);
+	else
+		error_set(&why, -rc, "cannot read guest memory: %s", strerror(-rc));
+	return fail_page(batch, i, &why, err);
+}
+
+/* Run by run; where that fails, page by page. */
 static int read_pages(struct batch *batch, struct error *err)
 {
-	for (size_t i = 0, n; i < batch->n; i += n) {
-		int rc;
+	int rc = 0;
 
+	for (size_t i = 0, n; i < batch->n && !rc; i += n) {
 		n = batch_run_length(batch, i);
-		rc = memory_read(batch->region, batch->idx[i], n, batch->evictor->buffer + i * PAGE_BYTES);
-		if (rc == -ERANGE)
-			return error_set(err, EINVAL,
-					 "the VMM shrank its memfd below page %llu of its guest memory",
-					 (unsigned long long)batch->idx[i]);
-		if (rc)
-			return error_set(err, -rc, "cannot read guest memory: %s", strerror(-rc));
+		if (memory_read(batch->region, batch->idx[i], n, batch->evictor->buffer + i * PAGE_BYTES) !=
+		    0)
+			for (size_t k = i; k < i + n && !rc; k++)
+				rc = read_page(batch, k, err);
 	}
-	return 0;
+	if (!rc)
+		leave_failed(batch, false);
+	return rc;
 }
 
 /* Write-protection says that a page with a kept copy is unchanged. A write that it cannot see (pwrite() on the memfd, a process
@@ -283,22 +360,32 @@ static void sort_pages(struct batch *batch)
 	shrink_to(batch, kept_n);
 }
 
-/* The slots that this batch took for pages up to n. */
-static void drop_slots(struct batch *batch, size_t n)
+/* A bad place of the disk costs the page that was to be put there. */
+static int store_page(struct batch *batch, size_t i, struct error *err)
 {
-	for (size_t i = 0; i < n; i++)
-		if (batch_must_store(batch, i))
-			store_drop(batch->evictor->vm->store, &batch->slots[i], 1);
+	struct evictor *evictor = batch->evictor;
+	struct error why;
+	int rc = store_put(evictor->vm->store, evictor->buffer + i * PAGE_BYTES, 1, &batch->slots[i], &why);
+
+	if (!rc)
+		left_none(evictor->left);
+	else if (rc == -EIO)
+		rc = fail_page(batch, i, &why, err);
+	else
+		*err = why;
+	return rc;
 }
 
 /* One put for each run of pages that must be stored: in most chunks just one. */
 static int store_pages(struct batch *batch, struct error *err)
 {
 	struct vm *vm = batch->evictor->vm;
+	size_t i = 0, n;
+	int rc = 0;
 
-	for (size_t i = 0, n; i < batch->n; i += n) {
+	for (; i < batch->n && !rc; i += n) {
 		const char *pages = batch->evictor->buffer + i * PAGE_BYTES;
-		int rc;
+		size_t done = 0;
 
 		n = 1;
 		if (!batch_must_store(batch, i))
@@ -306,14 +393,19 @@ static int store_pages(struct batch *batch, struct error *err)
 		while (i + n < batch->n && batch_must_store(batch, i + n))
 			n++;
 		rc = store_put(vm->store, pages, n, &batch->slots[i], err);
+		if (rc == -EIO)
+			for (rc = 0; done < n && !rc; done++)
+				rc = store_page(batch, i + done, err);
 		if (rc) {
-			drop_slots(batch, i);
+			/* the last one that was tried has no slot */
+			drop_slots(batch, i + (done ? done - 1 : 0));
 			return rc;
 		}
 		for (size_t k = i; k < i + n; k++)
 			*page_map_hash(vm->map, batch->idx[k]) =
 				page_hash(batch->evictor->buffer + k * PAGE_BYTES);
 	}
+	leave_failed(batch, true);
 	return 0;
 }
 

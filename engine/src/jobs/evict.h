@@ -7,6 +7,7 @@
 #ifndef VMMSWAP_EVICT_H
 #define VMMSWAP_EVICT_H
 
+#include "jobs/left.h"
 #include "pins/pins.h"
 #include "vm/vm.h"
 #include "vm/window.h"
@@ -28,6 +29,7 @@ struct evictor {
 	struct pins *pins; /* NULL: nothing is looked at */
 	bool frozen;	   /* all processes stand still: protection is not needed, only better */
 	bool free_only;	   /* trim: take out only what costs no write: zeros, and pages whose copy was kept */
+	struct left *left; /* what stays because it cannot be read, stored or punched */
 	char *buffer;	   /* CHUNK_BYTES, page aligned */
 	struct evict_counts counts;
 };
@@ -36,7 +38,8 @@ struct evictor {
  * VMM's processes are in the middle of changing their mappings and do not get on; nothing is protected. */
 int evict_protect(struct evictor *evictor, const struct window *window, struct error *err);
 
-/* Store and punch what is still PROTECTED there. joined: vm->joined of before the first evict_protect(); if a process has
+/* Store and punch what is still PROTECTED there. What cannot be read, stored or punched is left, and no error before that is so
+ * of many pages in a row, or there is no space. joined: vm->joined of before the first evict_protect(); if a process has
  * joined since, nothing more is evicted, which the caller sees by the same figure. On error everything that is not out yet is
  * resident as before. */
 int evict_protected(struct evictor *evictor, const struct window *window, uint64_t joined, struct error *err);

@@ -121,13 +121,20 @@ static int punch_run(struct batch *batch, const struct incore *incore, size_t fr
 		     struct error *err)
 {
 	unsigned char found[CHUNK_PAGES];
+	struct error why;
 	int rc = memory_punch(batch->region, batch->idx[from], n);
 
 	if (rc) { /* and nothing has happened */
 		finish(batch, from, from + n, false);
-		return error_set(err, -rc, "cannot punch guest memory out of its memfd: %s%s", strerror(-rc),
-				 rc == -EPERM ? " (is it sealed against writing?)" : "");
+		error_set(&why, -rc, "cannot punch guest memory out of its memfd: %s%s", strerror(-rc),
+			  rc == -EPERM ? " (is it sealed against writing?)" : "");
+		left_add(batch->evictor->left, batch->idx[from], n, &why);
+		if (!left_too_many(batch->evictor->left))
+			return 0;
+		*err = why;
+		return rc;
 	}
+	left_none(batch->evictor->left);
 	FAILPOINT_HERE("evict.punched");
 	if (incore_find(incore, batch->idx[from], n, found))
 		for (size_t i = 0; i < n; i++)

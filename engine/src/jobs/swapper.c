@@ -47,6 +47,7 @@ struct swapper {
 	struct memory memory; /* as it was when the job began; no region of it is removed while one runs */
 	struct error error;   /* the first one; ends the job */
 	struct evict_counts counts;
+	struct left left;
 	uint64_t restored_pages, unreadable_pages;
 };
 
@@ -144,6 +145,7 @@ static struct evictor evictor_of(struct worker *worker)
 		.pins = swapper->pins,
 		.frozen = swapper->frozen,
 		.free_only = swapper->free_only,
+		.left = &swapper->left,
 		.buffer = worker->buffer,
 	};
 }
@@ -483,6 +485,7 @@ static void pass_over_memory(struct swapper *swapper)
 {
 	swapper->counts.pinned_pages = 0;
 	swapper->counts.written_pages = 0;
+	left_begin(&swapper->left);
 	swapper->resume = false;
 	folios_look(swapper->vm, &swapper->memory);
 	rewind_cursor(swapper);
@@ -563,6 +566,26 @@ static void swap_out_until_nobody_joins(struct swapper *swapper)
 		(unsigned long long)atomic_load(&swapper->vm->stored_pages));
 }
 
+/* If nothing could be taken, that is an error. */
+static void tell_left(struct swapper *swapper)
+{
+	struct notice notice = { .kind = NOTICE_PAGES_LEFT };
+	struct lost_incident pages;
+	struct error why;
+
+	atomic_store(&page_map_header(swapper->vm->map)->left_pages,
+		     left_pages(&swapper->left, &pages, &why));
+	if (!pages.pages || !go_on(swapper))
+		return;
+	if (!pages_taken(swapper)) {
+		swapper->error = why;
+		return;
+	}
+	notice.code = why.code;
+	memcpy(notice.message, why.message, sizeof notice.message);
+	notices_post(swapper->vm->notices, &notice);
+}
+
 static void swap_out(struct swapper *swapper)
 {
 	struct page_map_header *header = page_map_header(swapper->vm->map);
@@ -584,8 +607,10 @@ static void swap_out(struct swapper *swapper)
 	atomic_store(&header->zeroed_pages, 0);
 	atomic_store(&header->redundant_pages, 0);
 	atomic_store(&header->pause_us, 0);
+	left_begin(&swapper->left);
 	swap_out_until_nobody_joins(swapper);
 	atomic_store(&header->pinned_pages, swapper->counts.pinned_pages);
+	tell_left(swapper);
 }
 
 static void swap_in(struct swapper *swapper)
@@ -692,6 +717,7 @@ int swapper_create(struct vm *vm, struct swapper **out, struct error *err)
 	atomic_init(&swapper->pin_check, "");
 	budget_set(&swapper->budget, BUDGET_UNLIMITED);
 	pthread_mutex_init(&swapper->lock, NULL);
+	left_init(&swapper->left);
 	pthread_cond_init(&swapper->resumed, NULL);
 	*out = swapper;
 	return 0;
@@ -719,6 +745,7 @@ void swapper_destroy(struct swapper *swapper)
 	pthread_cond_destroy(&swapper->resumed);
 	pthread_mutex_destroy(&swapper->lock);
 	gate_part(swapper->vm->gate, swapper->lane);
+	left_destroy(&swapper->left);
 	free(swapper);
 }
 
@@ -777,6 +804,13 @@ void swapper_cancel(struct swapper *swapper)
 void swapper_set_budget(struct swapper *swapper, uint64_t pages)
 {
 	budget_set(&swapper->budget, pages);
+}
+
+uint64_t swapper_left_pages(struct swapper *swapper, struct lost_incident *pages)
+{
+	struct error why;
+
+	return left_pages(&swapper->left, pages, &why);
 }
 
 enum job_kind swapper_job(const struct swapper *swapper)

@@ -4,6 +4,7 @@
 #define VMMSWAP_SWAPPER_H
 
 #include "pins/pins.h"
+#include "vm/lost.h"
 #include "vm/vm.h"
 
 enum job_kind { JOB_NONE, JOB_SWAP_OUT, JOB_SWAP_IN, JOB_TRIM };
@@ -52,6 +53,9 @@ void swapper_cancel(struct swapper *swapper);
 /* A swap-in brings back no more pages than this from now on, then waits to be given more:
  * each page is charged to a cgroup that may be near its limit, where the kernel kills. UINT64_MAX, the default: no limit. */
 void swapper_set_budget(struct swapper *swapper, uint64_t pages);
+
+/* Of the last swap-out's last pass: pages that could not be read, stored or punched; see left.h. */
+uint64_t swapper_left_pages(struct swapper *swapper, struct lost_incident *pages);
 
 enum job_kind swapper_job(const struct swapper *swapper);
 uint64_t swapper_progress_pages(const struct swapper *swapper);

@@ -54,7 +54,7 @@ bool slots_take_one(struct slots *slots, uint64_t slot_idx);
 bool slots_claim_emptied(struct slots *slots, size_t *extent_idx);
 void slots_unclaim(struct slots *slots, size_t extent_idx, bool emptied);
 
-/* Forget all extents and their memory. Only when nothing is taken or claimed. */
+/* Forget all extents and their memory. Only when nothing is claimed, and nobody wants what is taken. */
 void slots_clear(struct slots *slots);
 
 #endif

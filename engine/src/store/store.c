@@ -143,6 +143,15 @@ static int take(struct store *store, size_t n, uint64_t *slot_idx,
 	return rc;
 }
 
+/* A slot that cannot be written to stays taken, or the next page would be put there, and fail too. */
+static void condemn(struct store *store)
+{
+	atomic_fetch_sub_explicit(&store->used_slots, 1, memory_order_relaxed);
+	pthread_mutex_lock(&store->lock);
+	store->condemned_n++;
+	pthread_mutex_unlock(&store->lock);
+}
+
 static int put(struct store *store, const char *pages, size_t n, uint64_t *slot_idx,
 	       int (*how)(struct slots *slots, size_t n, uint64_t *slot_idx))
 {
@@ -151,7 +160,9 @@ static int put(struct store *store, const char *pages, size_t n, uint64_t *slot_
 	if (rc)
 		return rc;
 	rc = write_slots(store, pages, n, slot_idx);
-	if (rc)
+	if (rc == -EIO && n == 1)
+		condemn(store);
+	else if (rc)
 		store_drop(store, slot_idx, n);
 	return rc;
 }
@@ -240,6 +251,8 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 				 store->place);
 	shortage = find_shortage(store, n);
 	rc = shortage ? -ENOSPC : put(store, pages, n, slot_idx, slots_take);
+	if (rc == -EIO && n == 1) /* another place may be better */
+		rc = put(store, pages, n, slot_idx, slots_take);
 	/* No new blocks to be had: what was freed inside the file still has its own. */
 	if (is_no_space(rc)) {
 		int again = put(store, pages, n, slot_idx, slots_take_spare);
@@ -248,7 +261,8 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 			rc = again;
 	}
 	if (rc) {
-		store_trim(store);
+		if (rc != -EIO)
+			store_trim(store);
 		return shortage && rc == -ENOSPC ? refuse_shortage(store, shortage, err) :
 						   refuse_put(store, n, rc, err);
 	}
@@ -348,8 +362,10 @@ static bool trim_whole_file(struct store *store)
 	struct slots *slots = &store->slots;
 	bool cut = false;
 
-	if (slots->emptied_n && !slots->taken_n && !slots->claimed_n && ftruncate(store->fd, 0) == 0) {
+	if ((slots->emptied_n || store->condemned_n) && slots->taken_n == store->condemned_n &&
+	    !slots->claimed_n && ftruncate(store->fd, 0) == 0) {
 		slots_clear(slots);
+		store->condemned_n = 0; /* other blocks will be there */
 		cut = true;
 	}
 	return cut;

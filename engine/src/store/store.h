@@ -77,7 +77,10 @@ void store_destroy(struct store *store);
 /* The store's own fd, for the fd store; valid until store_destroy(). */
 int store_fd(const struct store *store);
 
-/* Store n contiguous pages; page i gets slot_idx[i]. pages is page aligned. All or nothing: on error no
+/* Where a single page cannot be written (EIO) it is tried at another place, and the bad one is used again only once the file was
+ * emptied: so who puts page by page what failed together loses no more than what does not work.
+ *
+ * Store n contiguous pages; page i gets slot_idx[i]. pages is page aligned. All or nothing: on error no
  * slot is taken. As few writes as free slots allow, one where they are contiguous: 2 MiB at a time is
  * fastest.
  * -ENOSPC, -EDQUOT, -EFBIG, -EIO, ... with the directory named and what to do. What was stored before

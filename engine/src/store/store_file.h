@@ -32,6 +32,7 @@ struct store {
 
 	pthread_mutex_t lock; /* of slots; held for microseconds, but see trim_whole_file() */
 	struct slots slots;
+	uint64_t condemned_n; /* taken slots without a page: they could not be written to */
 	/* CACHED only: one write-back at a time. The kernel tells of a failed write-back to whoever asks
 	 * first, so of two concurrent puts the wrong one could be told, and the other's pages be lost. */
 	pthread_mutex_t write_back;

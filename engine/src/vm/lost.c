@@ -26,11 +26,12 @@ static void insert_range(struct lost_incident *incident, size_t i, struct lost_r
 	incident->ranges_n++;
 }
 
-static void add_page(struct lost_incident *incident, uint64_t page_idx)
+void lost_add_page(struct lost_incident *incident, uint64_t page_idx)
 {
 	struct lost_range *ranges = incident->ranges;
 	size_t i = 0;
 
+	incident->pages++;
 	while (i < incident->ranges_n && ranges[i].page_idx + ranges[i].pages < page_idx)
 		i++;
 	if (i == incident->ranges_n || page_idx + 1 < ranges[i].page_idx) {
@@ -54,8 +55,8 @@ void lost_note(struct vm *vm, uint64_t page_idx)
 
 	atomic_fetch_add(&page_map_header(vm->map)->lost_pages, 1);
 	pthread_mutex_lock(&vm->lost.lock);
-	is_first = vm->lost.incident.pages++ == 0;
-	add_page(&vm->lost.incident, page_idx);
+	is_first = vm->lost.incident.pages == 0;
+	lost_add_page(&vm->lost.incident, page_idx);
 	pthread_mutex_unlock(&vm->lost.lock);
 	if (is_first)
 		notices_post(vm->notices, &notice);

@@ -28,6 +28,9 @@ struct lost_incident {
 	struct lost_range ranges[LOST_RANGES_MAX];
 };
 
+/* Count one more page, which is in none of the ranges yet. */
+void lost_add_page(struct lost_incident *incident, uint64_t page_idx);
+
 struct lost {
 	pthread_mutex_t lock;
 	struct lost_incident incident; /* under lock */

@@ -226,6 +226,13 @@ int memory_read(const struct region *region, uint64_t page_idx, uint64_t pages, 
 	return 0;
 }
 
+bool memory_is_sealed(const struct region *region)
+{
+	int seals = region->is_private ? 0 : fcntl(region->fd, F_GET_SEALS);
+
+	return seals > 0 && (seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE));
+}
+
 int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 {
 	int rc = FAILPOINT("memory.punch");

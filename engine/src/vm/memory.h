@@ -73,6 +73,9 @@ void memory_await_lock(const struct region *region, uint64_t page_idx);
 /* Read pages into buf. -ERANGE if the memfd ends before them (the VMM shrank it). */
 int memory_read(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf);
 
+/* True if the memfd is sealed against writing, so that nothing can be punched out of it. */
+bool memory_is_sealed(const struct region *region);
+
 /* Give pages back to the host. All of a large folio or nothing: the caller sees to that. */
 int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages);
 

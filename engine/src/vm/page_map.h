@@ -134,6 +134,7 @@ struct page_map_header {
 	int64_t snapshot_mtime_ns;
 	_Atomic uint64_t lost_pages;   /* since the VM registered; see lost.h */
 	_Atomic uint32_t large_folios; /* see folios.h */
+	_Atomic uint64_t left_pages;   /* by the last swap-out; see left.h */
 };
 
 struct page_map;
