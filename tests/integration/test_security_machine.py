@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from tests.support import installation
+from tests.support.attach import SOURCE
 from tests.support.guest import GuestError
 from tests.support.machine import Machine
+from tests.support.programs import built
 from tests.support.service import GuestInside, Service
 from vmmswap.message_ids import ACCESS_DENIED
 from vmmswap.names import HOST_INTERFACE, HOST_PATH, MANAGER_INTERFACE, object_path_of
@@ -206,6 +209,77 @@ def test_an_owner_does_all_with_his_vm_and_nothing_with_anothers(host: Host) -> 
     for path in ("/run/vmmswap/bobs.sock", "/var/lib/vmmswap/bobs", "/var/log/vmmswap/bobs"):
         assert not host.machine.path(path).exists(), path
     assert "NoSuchVM" in host.host("bob", "Unprepare", "string:bobs")
+
+
+def test_a_file_whose_close_waits_stops_its_connection_only(host: Host) -> None:
+    host.configure("[VM bobs]\nOwner=bob\n")
+    assert host.host("bob", "Prepare", "string:bobs") == ""
+    with guest_of(host, "bob", "bobs") as guest:
+        host.machine.spawn(
+            hostile_command("linger", "/run/vmmswap/bobs.sock"), unit="linger.service", user="bob"
+        )
+        host.machine.wait_for(
+            "its answer",
+            lambda: any(
+                "Error" in entry["MESSAGE"] for entry in host.machine.journal("--unit=linger.service")
+            ),
+        )
+        assert host.manage("bob", "bobs", "Enable") == ""
+        host.wait_state("bobs", "Active")
+        assert guest.verify().wrong_bytes == 0
+        assert host.wait_unit("bobs", "active")["NRestarts"] == "0"
+        host.machine.run("systemctl", "stop", "linger.service")
+    host.wait_unit("bobs", "inactive")
+    host.end("bobs")
+
+
+# A VMM that knows nothing of vmmswap
+
+VMM = "/opt/qemu-system-mallorys"  # whose seccomp filters, the machine's own, are known to be harmless
+
+
+@contextmanager
+def vmm_of(host: Host, user: str, program: str, *properties: str) -> Iterator[str]:
+    """The pid of a process with 32 MiB of shared memory."""
+    machine = host.machine
+    machine.sh(f"truncate -s 4096 /run/vmm && chown {user} /run/vmm")
+    machine.spawn(
+        f"exec 9<>/run/vmm; exec {program} 9 32 nanosleep,memory",
+        unit="vmm.service",
+        user=user,
+        properties=properties,
+    )
+    try:
+        machine.wait_for("the VMM", lambda: machine.path("/run/vmm").read_bytes()[:8] != bytes(8))
+        yield machine.unit("vmm.service", "MainPID")["MainPID"]
+    finally:
+        machine.run("systemctl", "stop", "vmm.service")
+
+
+def test_attach_goes_where_its_caller_may_trace_and_gives_what_he_may_have(host: Host) -> None:
+    """Mallory has the grant, and a VMM of her own."""
+    host.configure("")
+    machine = host.machine
+    for path in (VMM, VMM + "-setgid"):
+        machine.path(path).parent.mkdir(exist_ok=True)
+        shutil.copy(built(SOURCE, "-static"), machine.path(path))
+    machine.sh(f"chgrp daemon {VMM}-setgid && chmod 2755 {VMM}-setgid")
+
+    def attach(pid: str) -> str:
+        return host.host("mallory", "Attach", "string:mine", f"uint32:{pid}")
+
+    with vmm_of(host, "mallory", VMM + "-setgid") as pid:
+        assert "AccessDenied" in (answer := attach(pid)) and "it is not gid" in answer, answer
+    with vmm_of(host, "mallory", VMM) as pid:
+        assert "AccessDenied" in (answer := attach(pid)) and "its user may not have one" in answer, answer
+        assert "userfaultfd" not in machine.sh(f"ls -l /proc/{pid}/fd").stdout
+    with vmm_of(host, "mallory", VMM, "SupplementaryGroups=vmmswap") as pid:
+        assert attach(pid) == "", host.log("mine")
+        assert "anon_inode:[userfaultfd]" in machine.sh(f"ls -l /proc/{pid}/fd").stdout
+        assert "/dev/userfaultfd" not in machine.sh(f"ls -l /proc/{pid}/fd").stdout
+        host.swap_out("mine")
+        assert host.manage("mallory", "mine", "Exit") == ""
+        host.wait_unit("mine", "inactive")
 
 
 BY_VM = """

@@ -6,6 +6,9 @@ hostile.py handoff SOCKET MESSAGE
     Send it with one fd; print the answer.
 hostile.py hold SOCKET COUNT LEFT
     Open connections that say nothing, until all but LEFT were closed by the other side; hold these.
+hostile.py linger SOCKET
+    Send a message with the last fd of a TCP socket that has unsent data and SO_LINGER: whoever closes it
+    waits for an hour, or until this program is killed. Print the answer.
 hostile.py flood CONNECTIONS CALLS PATH INTERFACE.MEMBER SIGNATURE ARGUMENT
     Call org.vmmswap from each connection, and never answer when polkit's agent of this user is asked for a
     password. Print "sent", then each error's name and "asked" for each question, until killed.
@@ -19,6 +22,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +57,26 @@ def handoff(path: str, message: str) -> None:
             print(sock.makefile().readline())
     except OSError as error:
         print(type(error).__name__)
+
+
+def linger(path: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        reader, _ = listener.accept()
+    sender.setblocking(False)
+    try:
+        while True:
+            sender.send(bytes(65536))
+    except BlockingIOError:
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    with connected(path) as sock, reader:
+        rights = array.array("i", [sender.fileno()])
+        message = b'{"vmmswap":1,"type":"attach"}\n'
+        sock.sendmsg([message[:1]], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        os.close(sender.detach())  # before the monitor does, which waits for the rest: else we are who waits
+        sock.sendall(message[1:])
+        print(sock.makefile().readline(), flush=True)
+        signal.pause()
 
 
 def hold(path: str, count: str, left: str) -> None:
@@ -135,5 +159,7 @@ if __name__ == "__main__":
             handoff(*sys.argv[2:])
         case "hold":
             hold(*sys.argv[2:])
+        case "linger":
+            linger(*sys.argv[2:])
         case "flood":
             asyncio.run(flood(*sys.argv[2:]))
