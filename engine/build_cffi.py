@@ -116,6 +116,7 @@ struct mapper_list {
 };
 int mappers_file_of(int, struct mapped_file *);
 int mappers_find(const struct mapped_file *, size_t, struct mapper_list *);
+int mappers_among(const struct pid_list *, const struct mapped_file *, size_t, struct mapper_list *);
 void mappers_free(struct mapper_list *);
 
 struct mapper_watch;

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -588,10 +588,16 @@ def holders_of(memfds: Sequence[int]) -> list[Holder]:
         lib.holders_free(found)
 
 
-def mappings_of(memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
-    """All mappings of these files in other processes, and the pids whose maps cannot be read."""
+def mappings_of(
+    memfds: Sequence[int], pids: Collection[int] | None = None
+) -> tuple[list[Mapping], list[int]]:
+    """All mappings of these files in other processes, or in these, and the pids whose maps cannot be read."""
     found = ffi.new("struct mapper_list *")
-    return _found(lib.mappers_find(_files_of(memfds), len(memfds), found), found)
+    if pids is None:
+        return _found(lib.mappers_find(_files_of(memfds), len(memfds), found), found)
+    numbers = ffi.new("pid_t[]", sorted(pids) or [0])
+    among = ffi.new("struct pid_list *", {"pids": numbers, "pids_n": len(pids)})
+    return _found(lib.mappers_among(among, _files_of(memfds), len(memfds), found), found)
 
 
 class MapperWatch:
@@ -611,9 +617,9 @@ class MapperWatch:
 
 
 def _found(rc: int, found: Any) -> tuple[list[Mapping], list[int]]:  # noqa: ANN401 - cffi's objects have no static types
-    if rc < 0:
-        raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
     try:
+        if rc < 0:
+            raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
         mappings = [
             Mapping(
                 *(int(m.pid), int(m.addr), int(m.size_bytes), int(m.offset_bytes), int(m.file_idx)),

@@ -2,11 +2,16 @@
 """vmmswap/engine.py, what the engine's own tests cannot see: the handle that Python has of it."""
 
 import dataclasses
+import mmap
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
 
 import pytest
 
 from vmmswap._engine import ffi
-from vmmswap.engine import Engine, EngineConfig, EngineStats
+from vmmswap.engine import Engine, EngineConfig, EngineStats, MapperWatch, mappings_of
 from vmmswap.errors import NoSuchVMError
 
 
@@ -24,3 +29,25 @@ def test_python_has_every_figure_of_the_engine_and_no_other():
     names = {field.name for field in dataclasses.fields(EngineStats)}
     struct = {name for name, _ in ffi.typeof("struct engine_stats").fields}
     assert names == (struct - {"last_mode"}) | {"mode"}
+
+
+def test_mappings_of_some_processes_only() -> None:
+    memfd = os.memfd_create("guest")
+    os.ftruncate(memfd, mmap.PAGESIZE)
+    program = f"import mmap; memory = mmap.mmap({memfd}, 4096); print(flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        both = [
+            stack.enter_context(subprocess.Popen([sys.executable, "-c", program], pass_fds=[memfd], **pipes))
+            for _ in range(2)
+        ]
+        assert [process.stdout.readline() for process in both] == [b"\n"] * 2
+        one, other = (process.pid for process in both)
+        watch = MapperWatch()
+        for found in (mappings_of([memfd]), watch.look([memfd]), watch.look([memfd])):
+            assert {mapping.pid for mapping in found[0]} == {one, other}
+        assert {mapping.pid for mapping in mappings_of([memfd], [other])[0]} == {other}
+        assert mappings_of([memfd], []) == ([], [])
+        for process in both:
+            process.communicate(b"\n")
+    os.close(memfd)

@@ -323,7 +323,7 @@ def _other_mappers(
     only: int | None = None,
 ) -> dict[int, tuple[Region, ...]]:
     """Where processes other than the known ones map guest memory; or only this one."""
-    mappings, unreadable = mappings_of(memfds)
+    mappings, unreadable = mappings_of(memfds, None if only is None else [only])
     if unreadable and not quiet and only is None:
         _log.warning(
             "whether the processes %s map guest memory is unknown: their maps may not be read", unreadable
@@ -331,7 +331,7 @@ def _other_mappers(
     skipped = set(known)
     found: dict[int, list[Region]] = {}
     for mapping in mappings:
-        if not mapping.is_private and mapping.pid not in skipped and only in (None, mapping.pid):
+        if not mapping.is_private and mapping.pid not in skipped:
             found.setdefault(mapping.pid, []).extend(_parts(mapping, guest))
     starts = {(region.memfd, region.offset_bytes) for region in guest}
     return {pid: tuple(_joined(parts, starts)) for pid, parts in found.items() if parts}

@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,7 +104,16 @@ def question_of(vm: Vm) -> Question:
 
 def look(question: Question, watch: MapperWatch | None = None) -> Picture:
     """One look at all processes of the host; with a watch, at those that have changed since its last look."""
-    mappings, unreadable = mappings_of(question.memfds) if watch is None else watch.look(question.memfds)
+    found = mappings_of(question.memfds) if watch is None else watch.look(question.memfds)
+    return _picture(question, *found)
+
+
+def look_at(question: Question, pids: Collection[int]) -> Picture:
+    """The same, at these processes only: nobody else decides how long that takes."""
+    return _picture(question, *mappings_of(question.memfds, pids))
+
+
+def _picture(question: Question, mappings: Sequence[Mapping], unreadable: Sequence[int]) -> Picture:
     pieces, private = (
         [
             piece

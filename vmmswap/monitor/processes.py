@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from vmmswap.attach.kernel import is_same_file
-from vmmswap.engine import ProcessForked, Range
+from vmmswap.engine import MapperWatch, ProcessForked, Range
 from vmmswap.errors import (
     InvalidRegionError,
     NoSuchVMError,
@@ -55,6 +55,7 @@ class Processes:
         self._told_unreadable: set[int] = set()
         self._told_holders: set[int] = set()
         self._is_closed = False
+        self._mappers = MapperWatch()  # of the search for pids
         self._search: asyncio.Task[None] | None = None
         self._search_anew = asyncio.Event()  # one more was forked
         for process in vm.processes.values():
@@ -143,8 +144,9 @@ class Processes:
     async def check_covered(self) -> None:
         """NotSupportedError if memory must not leave: somebody would read zeros, or holds pages for good."""
         vm = self._vm
+        mappers = MapperWatch()  # which looks at all processes first
         for looked in itertools.count(1):
-            picture = await self._look()
+            picture = await self._look(mappers)
             odd = self._odd_child(picture)
             if not picture.strangers and not picture.private and odd is None:
                 break
@@ -229,10 +231,10 @@ class Processes:
                 return process
         return None
 
-    async def _look(self) -> coverage.Picture:
+    async def _look(self, mappers: MapperWatch | None = None) -> coverage.Picture:
         """Who maps the memory now; pids that were found are noted."""
         self._forget_dead_children()
-        picture = await asyncio.to_thread(coverage.look, coverage.question_of(self._vm))
+        picture = await asyncio.to_thread(coverage.look, coverage.question_of(self._vm), mappers)
         if not self._watched:
             raise NoSuchVMError("the VM has ended")
         for process_id, pid in picture.pids.items():
@@ -262,7 +264,7 @@ class Processes:
         while True:
             self._search_anew.clear()
             try:
-                await self._look()
+                await self._look(self._mappers)
             except NoSuchVMError:
                 return
             except (VmmswapError, OSError) as error:  # no fd left, say

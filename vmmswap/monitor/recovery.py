@@ -157,11 +157,14 @@ def _skip_pages(engine: Engine, pages: int) -> None:
 
 
 def _mapped_now(vm: Vm) -> coverage.Picture | None:
-    """Who maps the memory. None: that cannot be told, or nobody else could."""
+    """What the known processes map of the memory; the guest waits meanwhile. None: that cannot be told, or
+    nobody else could.
+    """
     if vm.manifest.snapshot:
         return None
     try:
-        return coverage.look(coverage.question_of(vm))
+        pids = {record.pid for record in vm.manifest.processes if record.pid}
+        return coverage.look_at(coverage.question_of(vm), pids)
     except VmmswapError as error:
         _log.warning("what is mapped now is unknown: %s", error.message)
         return None
