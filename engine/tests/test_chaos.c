@@ -357,6 +357,17 @@ static void keep_files(struct chaos *chaos)
 	CHECK(chaos->page_map_fd >= 0 && chaos->store_fd >= 0);
 }
 
+/* Only a frozen swap-out passes these points. */
+static bool needs_freeze(const char *arm)
+{
+	static const char *const points[] = { "freeze.", "mappers.read", "swapper.listed" };
+
+	for (size_t i = 0; i < sizeof points / sizeof *points; i++)
+		if (strncmp(arm, points[i], strlen(points[i])) == 0)
+			return true;
+	return false;
+}
+
 /* One engine's life: armed with `arm`, or with "" killed at a random instant. True if it died at its failpoint. */
 static bool one_life(struct chaos *chaos, const char *arm)
 {
@@ -365,7 +376,7 @@ static bool one_life(struct chaos *chaos, const char *arm)
 	bool reached;
 	pid_t pid;
 
-	chaos->control->frozen = strncmp(arm, "freeze.", 7) == 0 || (!*arm && faults % 8 == 0);
+	chaos->control->frozen = needs_freeze(arm) || (!*arm && faults % 8 == 0);
 	if (strncmp(arm, "fault.fork", 10) == 0 || faults % 4 == 0)
 		chaos->vmm.shared->forks++;
 	pid = start_life(chaos, UINT32_MAX, "%s", arm);
@@ -517,6 +528,9 @@ static void report(const struct chaos *chaos)
 	       (unsigned long long)shared->verified_pages * 4096,
 	       (unsigned long long)shared->wrong_pages * 4096,
 	       (unsigned long long)shared->longest_stall_ns / 1000000);
+	for (size_t i = 0; failpoint_name(i); i++)
+		if (!chaos->hit[i] && !is_left_out(failpoint_name(i)))
+			printf("not reached: %s\n", failpoint_name(i));
 }
 
 static struct chaos *start_guest(void)
