@@ -256,6 +256,30 @@ def test_one_that_has_ended() -> None:
         access.check_process(1 << 22, User(UID, GID))
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the registers are x86-64's")
+def test_a_call_that_is_not_the_one_we_want_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code can be changed under our hands through /proc/PID/mem that was opened long ago."""
+    begin = inject.HeldThread._begin
+
+    def begin_and_change(thread, name, arguments):
+        begin(thread, name, arguments)
+        if name == "mmap":
+            registers = thread._arch.read(thread.tid)
+            registers.rax, registers.rdi = 95, 0o777  # umask
+            thread._arch.write(thread.tid, registers)
+
+    with Target("nanosleep,read") as target:
+        before, fds, maps = target.status("Umask"), target.fds, target.maps
+        monkeypatch.setattr(inject.HeldThread, "_begin", begin_and_change)
+        with pytest.raises(
+            NotSupportedError, match="makes another call than mmap: its code is being changed"
+        ):
+            plant(look_at(target.pidfd))
+        assert (target.status("Umask"), target.fds, target.maps) == (before, fds, maps)
+        target.run_on()
+        assert target.wrong == 0
+
+
 # The device that is open in a VMM for an instant.
 
 WITH_A_SHARER = """

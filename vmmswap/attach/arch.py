@@ -99,6 +99,10 @@ class Architecture(ABC):
         raise NotImplementedError
 
     @abstractmethod
+    def entry(self, registers: Registers) -> tuple[int, list[int]]:
+        """At the entry of a system call: its number and six arguments."""
+
+    @abstractmethod
     def result(self, registers: Registers) -> int:
         """What a system call has returned; negative: -errno."""
 

@@ -121,5 +121,8 @@ class AArch64(Architecture):
         changed.sp = home.stack_addr
         return changed
 
+    def entry(self, registers: Registers) -> tuple[int, list[int]]:
+        return int(registers.x[8]), [int(registers.x[idx]) for idx in range(6)]
+
     def result(self, registers: Registers) -> int:
         return ctypes.c_int64(registers.x[0]).value

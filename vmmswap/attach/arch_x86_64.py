@@ -54,6 +54,7 @@ _GENERAL = [
 _SIGCONTEXT = struct.Struct("<18Q4H5Q64x")  # ..., cs gs fs ss, err trapno oldmask cr2 fpstate
 _UCONTEXT_BYTES = _UCONTEXT.size + _SIGCONTEXT.size + 8
 _CHAIN = struct.Struct("<3Q")
+_ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 
 class X86_64(Architecture):  # noqa: N801  (as the kernel calls it)
@@ -164,6 +165,9 @@ class X86_64(Architecture):  # noqa: N801  (as the kernel calls it)
         _set_arguments(changed, arguments)
         return changed
 
+    def entry(self, registers: Registers) -> tuple[int, list[int]]:
+        return int(registers.orig_rax), [int(getattr(registers, name)) for name in _ARGUMENTS]
+
     def result(self, registers: Registers) -> int:
         return ctypes.c_int64(registers.rax).value
 
@@ -174,7 +178,7 @@ def _copy(registers: Registers) -> Registers:
 
 def _set_arguments(registers: Registers, arguments: Sequence[int]) -> None:
     padded = (*arguments, 0, 0, 0, 0, 0, 0)
-    for name, value in zip(("rdi", "rsi", "rdx", "r10", "r8", "r9"), padded, strict=False):
+    for name, value in zip(_ARGUMENTS, padded, strict=False):
         setattr(registers, name, value & _NO_SYSCALL)
 
 

@@ -28,6 +28,7 @@ from vmmswap.attach import kernel
 from vmmswap.attach.access import check_thread
 from vmmswap.attach.arch import Architecture, Registers, WayHome
 from vmmswap.attach.failpoint import reach
+from vmmswap.attach.gadgets import find_gadgets
 from vmmswap.attach.kernel import PTRACE_EVENT_STOP, SYSCALL_STOP, ptrace
 from vmmswap.attach.memory import Area, read_areas
 from vmmswap.attach.seccomp import Filters, read_filters
@@ -40,9 +41,9 @@ _STOP_S = 2.0  # for one thread to stop; in the kernel's hands it may take long
 _CALL_S = 10.0
 _ALL_S = 60.0
 _MAX_TRIES = 16
-_MAX_CODE_BYTES = 256 << 20  # of the VMM's code to look through
 _OWN_FAULTS = (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS)
 _BLOCKED = ~sum(1 << (number - 1) for number in _OWN_FAULTS) & ((1 << 64) - 1)
+_WORD_MASK = (1 << 64) - 1
 _SECCOMP_STRICT = "1"
 _KNOWN_FILTERS = ("qemu-system-", "qemu-kvm", "kvm")  # they let pass all that we do
 _DEADLY_FILTERS = ("virtiofsd",)  # they kill at what we do
@@ -188,14 +189,14 @@ class HeldThread:
         self._turn_back()
         number = self._arch.syscalls[name]
         is_forbidden = self._is_forbidden(name, *arguments)
-        self._begin(*(_HARMLESS if is_forbidden else (name, arguments)))
+        made, made_with = _HARMLESS if is_forbidden else (name, arguments)
+        self._begin(made, made_with)
         registers = self._run_to_syscall_stop(name)
-        self._is_entering = True
+        self._check_entry(registers, made, made_with)
         reach("call.entry")
         if is_forbidden:
             self._swap(registers, number, arguments)
         registers = self._run_to_syscall_stop(name)
-        self._is_entering = False
         if is_forbidden:
             self._suspend_filters(False)
         reach("call.exit")
@@ -219,6 +220,16 @@ class HeldThread:
             kernel.set_sigmask(self._tid, _BLOCKED | self._sigmask & self._pending_signals())
         reach("call.mask")
 
+    def _check_entry(self, registers: Registers, name: str, arguments: Sequence[int]) -> None:
+        """Somebody may have opened /proc/PID/mem long ago, and change the code under our hands: then another
+        call is about to be made, by a thread with something open that is not for the VMM to have.
+        """
+        wanted = [value & _WORD_MASK for value in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
+        if self._arch.entry(registers) != (self._arch.syscalls[name], wanted):
+            raise NotSupportedError(
+                f"{self.target} makes another call than {name}: its code is being changed"
+            )
+
     def _swap(self, registers: Registers, number: int, arguments: Sequence[int]) -> None:
         """At the entry of a harmless call: make the forbidden one instead. The request that lets the thread
         go on has to follow at once.
@@ -238,7 +249,6 @@ class HeldThread:
         other = self._arch.other_call(registers, self._arch.syscalls[name], arguments)
         self._arch.write(self._tid, other)
         self._run_to_syscall_stop(name)
-        self._is_entering = False
 
     def _pending_signals(self) -> int:
         """Such a one that the thread blocks waits on, also if it is the number of a fault."""
@@ -280,6 +290,7 @@ class HeldThread:
             if stop is None:
                 raise TimeoutError(errno.ETIMEDOUT, f"{name} in {self.target} takes too long")
             if stop.code == SYSCALL_STOP:
+                self._is_entering = not self._is_entering
                 break
             if stop.event == 0:
                 give = self._meet_signal(stop.signal, name)
@@ -486,27 +497,3 @@ def _program_of(target: Target) -> str:
         return Path(f"/proc/{target.pid}/exe").readlink().name
     except OSError:
         return ""
-
-
-def find_gadgets(target: Target, arch: Architecture, areas: Sequence[Area]) -> dict[str, int]:
-    """Where the instructions that we need are in the target's code: files and the vDSO, nothing that it can
-    write.
-    """
-    found: dict[str, int] = {}
-    looked_bytes = 0
-    for area in sorted(areas, key=lambda area: area.size_bytes):
-        is_code = area.perms[:3] == "r-x" and (not area.is_anonymous or area.path == "[vdso]")
-        if not is_code or looked_bytes > _MAX_CODE_BYTES:
-            continue
-        looked_bytes += area.size_bytes
-        try:
-            code = kernel.read_memory(target.pid, area.start, min(area.size_bytes, _MAX_CODE_BYTES))
-        except OSError:
-            continue  # a file shorter than its mapping
-        for name, pattern in arch.patterns.items():
-            if name not in found and (at := code.find(pattern)) >= 0:
-                found[name] = area.start + at
-        if len(found) == len(arch.patterns):
-            return found
-    missing = ", ".join(name for name in arch.patterns if name not in found)
-    raise NotSupportedError(f"{target}: its code has none of the instructions that attach needs ({missing})")

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Instructions for our calls, in the code that the VMM has anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vmmswap.attach import kernel
+from vmmswap.attach.arch import Architecture
+from vmmswap.attach.memory import Area
+from vmmswap.attach.target import Target
+from vmmswap.errors import NotSupportedError
+
+_MAX_CODE_BYTES = 256 << 20  # of the VMM's code to look through
+
+
+def find_gadgets(target: Target, arch: Architecture, areas: Sequence[Area]) -> dict[str, int]:
+    """Where the instructions that we need are in the target's code: files and the vDSO, nothing that it can
+    write.
+    """
+    found: dict[str, int] = {}
+    looked_bytes = 0
+    for area in sorted(areas, key=lambda area: area.size_bytes):
+        is_code = area.perms[:3] == "r-x" and (not area.is_anonymous or area.path == "[vdso]")
+        if not is_code or looked_bytes > _MAX_CODE_BYTES:
+            continue
+        looked_bytes += area.size_bytes
+        try:
+            code = kernel.read_memory(target.pid, area.start, min(area.size_bytes, _MAX_CODE_BYTES))
+        except OSError:
+            continue  # a file shorter than its mapping
+        for name, pattern in arch.patterns.items():
+            if name not in found and (at := code.find(pattern)) >= 0:
+                found[name] = area.start + at
+        if len(found) == len(arch.patterns):
+            return found
+    missing = ", ".join(name for name in arch.patterns if name not in found)
+    raise NotSupportedError(f"{target}: its code has none of the instructions that attach needs ({missing})")
