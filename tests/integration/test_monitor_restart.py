@@ -12,9 +12,10 @@ import pytest
 
 from tests.support.bus import missing
 from tests.support.guest import Guest
-from tests.support.monitor import PROGRAM, Monitor
+from tests.support.monitor import PROGRAM, BusError, Monitor
 from tests.support.notify import ServiceManager
 from tests.support.restarts import wait_gone
+from vmmswap.monitor import fdstore
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -95,6 +96,35 @@ def test_what_is_kept_is_what_a_successor_needs_and_nothing_stays_behind(service
     assert service.monitor.wait_exit() == 0
     service.monitor.until(lambda: not service.manager.kept, "the store to be empty")
     check_all_right(guest)
+
+
+@pytest.fixture
+def room_for_one_child(monkeypatch):
+    """Beside what every VM needs, and the reserve for memory."""
+    monkeypatch.setattr(ServiceManager, "room", 8 + 2 + fdstore._RESERVE)
+
+
+@pytest.mark.usefixtures("room_for_one_child")  # before the others
+def test_a_child_that_cannot_be_kept_keeps_memory_in(service, guest):
+    """It would read zeros if the monitor died. It is kept as soon as there is room."""
+    (first,) = guest.fork(1)
+    service.manager.wait_line("FDNAME=pidfd-1")
+    guest.fork(1)
+    service.monitor.until(
+        lambda: "systemd keeps no more fds" in error_of(service.monitor, "Enable"), "Enable to be refused"
+    )
+    guest.kill_device(first)
+    service.manager.wait_line("FDNAME=uffd-2")
+    assert service.monitor.enable()["State"] == "Active"
+    check_all_right(guest)
+
+
+def error_of(monitor, method):
+    try:
+        monitor.call(method)
+    except BusError as error:
+        return str(error)
+    return ""
 
 
 def test_killed_with_memory_out(service, guest):

@@ -35,6 +35,8 @@ os.execv(argv[0], argv)
 class ServiceManager:
     """Receives what a service notifies. `kept` is its fd store, which outlives the service."""
 
+    room = 4096  # fds, as it tells the service
+
     def __init__(self, directory: Path) -> None:
         self.path = directory / "notify"
         self.kept: dict[str, int] = {}
@@ -60,7 +62,7 @@ class ServiceManager:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"NOTIFY_SOCKET": str(self.path), "FDSTORE": "4096"}
+        return {"NOTIFY_SOCKET": str(self.path), "FDSTORE": str(self.room)}
 
     def program(self, *argv: str, listener: socket.socket) -> tuple[list[str], list[int]]:
         """How to start the service with its listening socket and all kept fds: command, fds to pass."""

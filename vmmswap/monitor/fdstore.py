@@ -93,6 +93,10 @@ class FdStore:
         except OSError as error:
             raise InternalError(f"{name} cannot be kept for a successor: {error.strerror}") from None
 
+    def keeps(self, name: str) -> bool:
+        """True if a successor has it, or there is nobody to keep it for one."""
+        return self._manager is None or name in self._names
+
     def _send(self, manager: Notifier, name: str, fd: int) -> None:
         def sent() -> None:
             self._unsent.pop(name, None)

@@ -141,6 +141,16 @@ class Processes:
         self._vm.remove_process(process_id)
         _log.info("process %s no longer shares the VM's memory", process.pid or "(of unknown pid)")
 
+    def _check_kept(self) -> None:
+        """A process whose userfaultfd dies with the monitor reads zeros then, where memory is out."""
+        for process in self._vm.processes.values():
+            if not self._vm.is_kept(process):
+                raise NotSupportedError(
+                    f"process {process.pid or '(forked)'}: its userfaultfd would be lost if the monitor died,"
+                    " because systemd keeps no more fds: raise FileDescriptorStoreMax=, or have the VM run"
+                    " fewer forked children"
+                )
+
     async def check_covered(self) -> None:
         """NotSupportedError if memory must not leave: somebody would read zeros, or holds pages for good."""
         vm = self._vm
@@ -164,6 +174,7 @@ class Processes:
                 "whether the processes %s map guest memory is unknown: their maps may not be read",
                 ", ".join(map(str, sorted(unreadable)[:10])),
             )
+        self._check_kept()
         await self.check_huge_pages(coverage.spans_of(picture.pieces))
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
         await self._tell_of_holders()

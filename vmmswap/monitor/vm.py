@@ -276,6 +276,10 @@ class Vm:
         if process.pidfd >= 0:
             self.store.add(fdstore.pidfd_name(process.key), process.pidfd)
 
+    def is_kept(self, process: Process) -> bool:
+        """True if a successor would have the process's userfaultfd."""
+        return self.store.keeps(fdstore.uffd_name(process.key))
+
     def _take_out(self, process: Process) -> None:
         self.store.remove(fdstore.uffd_name(process.key))
         self.store.remove(fdstore.pidfd_name(process.key))
