@@ -176,8 +176,8 @@ class Config:
         "DiskKeepFree",
         "bytes, with K, M, G, T or %",
         _size,
-        "How much of the swap directory's file system stays free for others, as DiskTierMax= gives sizes."
-        " Default: 5%, at most 4G.",
+        "How much of the file systems of the swap directory and of page_fault.log stays free for others, as"
+        " DiskTierMax= gives sizes. Default: 5%, at most 4G.",
         "",
     )
     page_fault_log: str = _key(

@@ -20,10 +20,20 @@ def disk_limits(config: Config, swap_dir: Path) -> tuple[int, int]:
     except OSError:  # a successor's: its store is open, and its directory may be gone
         return 0, 0
     total_bytes = found.f_blocks * found.f_frsize
-    keep_free_bytes = min(total_bytes * _KEEP_FREE_PERCENT // 100, _KEEP_FREE_AT_MOST_BYTES)
-    if config.disk_keep_free:
-        keep_free_bytes = _in_bytes(config.disk_keep_free, total_bytes)
-    return _in_bytes(config.disk_tier_max, total_bytes), keep_free_bytes
+    return _in_bytes(config.disk_tier_max, total_bytes), _keep_free_bytes(config.disk_keep_free, total_bytes)
+
+
+def is_in_reserve(fd: int, disk_keep_free: str) -> bool:
+    """Whether the file system of this file has no more left than DiskKeepFree= leaves for others."""
+    found = os.fstatvfs(fd)
+    keep_free_bytes = _keep_free_bytes(disk_keep_free, found.f_blocks * found.f_frsize)
+    return found.f_bavail * found.f_frsize < keep_free_bytes
+
+
+def _keep_free_bytes(text: str, total_bytes: int) -> int:
+    if text:
+        return _in_bytes(text, total_bytes)
+    return min(total_bytes * _KEEP_FREE_PERCENT // 100, _KEEP_FREE_AT_MOST_BYTES)
 
 
 def _in_bytes(text: str, total_bytes: int) -> int:

@@ -8,6 +8,8 @@ import pytest
 
 from vmmswap.config import ConfigError, load
 from vmmswap.disk_limits import disk_limits
+from vmmswap.monitor.tracing import FileSink
+from vmmswap.trace_format import Fault, TraceHeader
 
 GIB = 1 << 30
 
@@ -44,6 +46,20 @@ def test_what_is_no_size(tmp_path: Path, value: str) -> None:
     file.write_text(f"[Swap]\nDiskTierMax={value}\n")
     with pytest.raises(ConfigError, match="is not a size"):
         load("web", [file])
+
+
+@pytest.mark.parametrize(("setting", "kept"), [("0", 3), ("100%", 0)])
+def test_the_page_fault_log_leaves_the_reserve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, setting: str, kept: int
+) -> None:
+    path = tmp_path / "page_fault.log"
+    sink = FileSink(path, TraceHeader(0, ()), setting)
+    for _ in range(2):
+        sink.write([Fault(0, 0, 0)])
+    sink.close()
+    assert len(path.read_text().splitlines()) == kept
+    said = [record.message for record in caplog.records if "DiskKeepFree=" in record.message]
+    assert len(said) == (0 if kept else 1)
 
 
 def test_a_directory_that_is_gone_limits_nothing(tmp_path: Path) -> None:

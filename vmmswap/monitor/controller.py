@@ -126,7 +126,8 @@ class Controller:
     def start_page_fault_logging(self) -> None:
         vm = self._registered()
         if self._tracing is None:
-            self._tracing = start_tracing(vm, self._trace_kinds, self._log_dir)
+            keep_free = self.config.disk_keep_free
+            self._tracing = start_tracing(vm, self._trace_kinds, self._log_dir, keep_free)
             vm.change(logging=True)
             self._changed()
 

@@ -6,6 +6,7 @@ both.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import logging
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vmmswap import log
+from vmmswap.disk_limits import is_in_reserve
 from vmmswap.engine import Engine
 from vmmswap.errors import StorageFailedError
 from vmmswap.handoff.messages import PAGE_SIZE
@@ -74,10 +76,14 @@ class JournalSink:
 
 
 class FileSink:
-    """The seed's JSON lines. What cannot be written is left out and said once."""
+    """The seed's JSON lines. What cannot be written is left out and said once.
 
-    def __init__(self, path: Path, header: TraceHeader) -> None:
+    A guest makes as many page faults as it likes, so the log, too, leaves the reserve of DiskKeepFree=.
+    """
+
+    def __init__(self, path: Path, header: TraceHeader, disk_keep_free: str) -> None:
         self._path = path
+        self._disk_keep_free = disk_keep_free
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
         except OSError as error:
@@ -96,6 +102,8 @@ class FileSink:
         if self._failed:
             return
         try:
+            if is_in_reserve(self._file.fileno(), self._disk_keep_free):
+                raise OSError(errno.ENOSPC, "the file system has only DiskKeepFree= left")
             self._file.write(text)
             self._file.flush()
         except OSError as error:
@@ -163,14 +171,14 @@ def sink_kinds(configured: str, *, journal: bool) -> tuple[str, ...]:
     return (configured or ("journal" if journal else "file"),)
 
 
-def start_tracing(vm: Vm, kinds: Sequence[str], log_dir: Path) -> Tracing:
+def start_tracing(vm: Vm, kinds: Sequence[str], log_dir: Path, disk_keep_free: str) -> Tracing:
     """Log page faults from now on. StorageFailedError if the file cannot be written."""
     regions = tuple(TraceRegion(item.addr, item.pages * PAGE_SIZE) for item in vm.manifest.regions)
     base_ns = time.monotonic_ns()
     header = TraceHeader(time.time_ns() // 1_000_000, regions)
     sinks: list[Sink] = []
     if "file" in kinds:
-        sinks.append(FileSink(log_dir / FILE_NAME, header))
+        sinks.append(FileSink(log_dir / FILE_NAME, header, disk_keep_free))
     if "journal" in kinds:
         sinks.append(JournalSink(vm.manifest.name, header))
     return Tracing(vm.engine, sinks, base_ns)
