@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import mmap
 import os
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -18,7 +19,9 @@ from tests.support.attach import Target
 from tests.support.bus import missing
 from tests.support.handed_over import HandedOver
 from tests.support.monitor import Monitor
+from tests.support.restarts import on_its_own
 from tests.support.sharing_process import SharingProcess
+from vmmswap.attach.failpoint import VARIABLE
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -182,6 +185,20 @@ def test_a_successor_knows_who_is_the_vmm_now(bus, directory):
         assert second.digest() == digest
 
 
+def test_killed_when_another_process_is_made_the_vmm(bus, directory):
+    with attaching(bus, directory) as service:
+        service.monitor.kill()
+        service.start(env={VARIABLE: "vmm.promoted:kill"})
+        with two_vmms(service) as (first, second, memory):
+            first.process.kill()
+            assert service.monitor.wait_exit() == -signal.SIGKILL
+            monitor = service.start()
+            assert second.digest() == digest_of(f"/proc/self/fd/{memory.fileno()}")
+            monitor.until(lambda: monitor.status()["Processes"] == 1, "the first VMM to be forgotten")
+            assert monitor.all_out()["State"] == "Active"
+            service.detach()
+
+
 def test_the_vmm_ends_while_there_is_no_monitor_and_is_not_the_last(bus, directory):
     with attaching(bus, directory) as service, two_vmms(service) as (first, second, memory):
         service.monitor.kill()
@@ -208,4 +225,19 @@ def test_a_child_outlives_its_vmm(monitor, memory, ends):
             assert "the VMM has ended: all is freed" in monitor.log
         else:
             assert "has its memory still" in monitor.log
+            assert vmm.digest() == DIGEST
+
+
+def test_a_child_outlives_its_vmm_and_the_monitor(bus, memory):
+    """There is no service manager: the keeper becomes the monitor while anybody is to be served."""
+    with on_its_own(bus, {}) as monitor:
+        monitor.wait_on_bus()
+        with HandedOver(monitor.socket, memory) as vmm:
+            vmm.fork()
+            monitor.until(lambda: monitor.status()["Processes"] == 2, "the child")
+            all_out(monitor, memory)
+            os.close(memory)
+            vmm.kill()
+            monitor.wait_log("who else has its memory is looked for")
+            monitor.kill()
             assert vmm.digest() == DIGEST

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vmmswap.attach.failpoint import reach
 from vmmswap.engine import Job
 from vmmswap.errors import VmmswapError
 from vmmswap.monitor import coverage
@@ -194,6 +195,7 @@ class Succession:
         regions = tuple(moved(item, heir.ranges) for item in self._vm.manifest.regions)
         before = self._vm.vmm
         self._vm.change(vmm_key=heir.key, regions=regions)
+        reach("vmm.promoted")
         self._vm.remove_process(before.process_id)
         _log.warning(
             "process %s is the VM's VMM from now on: process %d has ended, or has called exec",
