@@ -3,7 +3,7 @@
  *
  * Each case runs in a process of its own, so that it may crash, kill itself, change limits or mount things
  * in a mount namespace (test_private_mounts) without touching the others. A case that does not end in 120
- * s is killed. Exit status: 0 all passed, 1 something failed, 77 every case was skipped. Arguments are the
+ * s is killed; VMMSWAP_TEST_PATIENCE=N gives it N times as long. Exit status: 0 all passed, 1 something failed, 77 every case was skipped. Arguments are the
  * names of the cases to run; none: all of them, in the order of the file. */
 #ifndef VMMSWAP_TESTS_HARNESS_H
 #define VMMSWAP_TESTS_HARNESS_H
@@ -224,6 +224,19 @@ static inline void test_print_group(pid_t group)
 		closedir(processes);
 }
 
+/* How many times slower than an ordinary machine this one may be: under emulation, more than once. */
+static inline unsigned test_patience(void)
+{
+	const char *patience = getenv("VMMSWAP_TEST_PATIENCE");
+
+	return patience && atoi(patience) > 0 ? (unsigned)atoi(patience) : 1;
+}
+
+static inline unsigned test_timeout_s(void)
+{
+	return TEST_TIMEOUT_S * test_patience();
+}
+
 /* A case that takes nearly all of its time hangs, as a rule. */
 static inline void test_watch(const struct test_case *test, pid_t pid)
 {
@@ -231,7 +244,7 @@ static inline void test_watch(const struct test_case *test, pid_t pid)
 
 	if (ended.fd < 0)
 		return;
-	if (poll(&ended, 1, (TEST_TIMEOUT_S - 10) * 1000) == 0) {
+	if (poll(&ended, 1, (int)(test_timeout_s() - 10) * 1000) == 0) {
 		fprintf(stderr, "%s takes long; its threads:\n", test->name);
 		test_print_group(pid);
 	}
@@ -257,7 +270,7 @@ static inline int test_run_case(const struct test_case *test)
 		 * group. */
 		setpgid(0, 0);
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		alarm(TEST_TIMEOUT_S);
+		alarm(test_timeout_s());
 		test->run();
 		exit(0);
 	}

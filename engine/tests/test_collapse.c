@@ -95,16 +95,19 @@ static void write_setting(const char *name, const char *value)
 	close(fd);
 }
 
-/* What is in brackets, such as `never`. */
-static void read_setting(const char *name, char value[32])
+/* A number, or the word in brackets, such as `never`. */
+static void read_setting(const char *name, char value[128])
 {
-	char path[200];
+	char path[200], text[128], *bracket;
 	FILE *file;
 
 	snprintf(path, sizeof path, "/sys/kernel/mm/transparent_hugepage/%s", name);
 	file = fopen(path, "re");
-	CHECK(file && fscanf(file, "%*[^[][%31[^]]", value) == 1);
+	CHECK(file && fgets(text, sizeof text, file));
 	fclose(file);
+	bracket = strchr(text, '[');
+	strcpy(value, bracket ? bracket + 1 : text);
+	value[strcspn(value, "]\n")] = '\0';
 }
 
 static uint64_t khugepaged_scans(void)
@@ -130,13 +133,15 @@ TEST(khugepaged_collapses_nothing_without_huge_pages)
 {
 	struct guest forbidden, allowed;
 	struct error err = { 0 };
-	char setting[32];
+	char setting[128], sleep_ms[128], none_max[128];
 	uint64_t scans;
 	bool fills;
 
 	if (!getenv("VMMSWAP_OWN_KERNEL"))
 		test_skip("needs a kernel of its own (tests/kernels)");
 	read_setting("shmem_enabled", setting);
+	read_setting("khugepaged/scan_sleep_millisecs", sleep_ms);
+	read_setting("khugepaged/max_ptes_none", none_max);
 	write_setting("shmem_enabled", "always");
 	write_setting("khugepaged/scan_sleep_millisecs", "10");
 	write_setting("khugepaged/max_ptes_none", "511");
@@ -153,6 +158,8 @@ TEST(khugepaged_collapses_nothing_without_huge_pages)
 	CHECK_EQ(pages_of(&forbidden), 16);
 	CHECK_EQ(pages_of(&allowed), fills ? CHUNK_PAGES : 16);
 	write_setting("shmem_enabled", setting);
+	write_setting("khugepaged/scan_sleep_millisecs", sleep_ms);
+	write_setting("khugepaged/max_ptes_none", none_max);
 }
 
 /* Whoever boots a kernel of their own sets it: this setting is the whole machine's. */

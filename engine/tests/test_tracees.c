@@ -58,6 +58,12 @@ static void serve_fault(struct fault_server *server)
 	CHECK_SYS(ioctl(server->uffd, UFFDIO_ZEROPAGE, &zero));
 }
 
+/* Long enough for every other thread to stop. */
+static uint32_t short_ms(void)
+{
+	return 1000 * test_patience();
+}
+
 static struct target start_kernel_fault(struct fault_server *server)
 {
 	struct target target = target_start(body_kernel_fault);
@@ -88,11 +94,12 @@ TEST(unserved_fault_times_out_and_all_run_on)
 	char text[64];
 
 	server.target = &target;
-	CHECK_EQ(freeze_create(list_mappers, &target, 100, &freeze, &err), -ETIMEDOUT);
+	CHECK_EQ(freeze_create(list_mappers, &target, short_ms(), &freeze, &err), -ETIMEDOUT);
 	snprintf(text, sizeof text, "thread %d of process %d (test_tracees)",
 		 atomic_load(&target.memory->tid), target.pid);
 	CHECK_CONTAINS(err.message, text);
-	CHECK_CONTAINS(err.message, "within 100 ms");
+	snprintf(text, sizeof text, "within %u ms", short_ms());
+	CHECK_CONTAINS(err.message, text);
 	check_untraced(target.pid);
 	wait_until_moving(target.memory, 3);
 	CHECK_EQ(atomic_load(&target.memory->counters[7]), 1);
@@ -167,7 +174,7 @@ TEST(vfork_parent_times_out_by_name)
 	char text[64];
 
 	wait_until_moving(target.memory, 1);
-	CHECK_EQ(freeze_create(list_mappers, &target, 100, &freeze, &err), -ETIMEDOUT);
+	CHECK_EQ(freeze_create(list_mappers, &target, short_ms(), &freeze, &err), -ETIMEDOUT);
 	snprintf(text, sizeof text, "thread %d of process %d", atomic_load(&target.memory->tid), target.pid);
 	CHECK_CONTAINS(err.message, text);
 	CHECK_CONTAINS(err.message, "state D");
@@ -376,7 +383,7 @@ TEST(exec_that_waits_for_us)
 	wait_until_moving(target.memory, 3);
 	while (!atomic_load(&target.memory->tid))
 		sched_yield();
-	CHECK_EQ(freeze_create(hold_sibling_and_exec, &target, 100, &freeze, &err), -ETIMEDOUT);
+	CHECK_EQ(freeze_create(hold_sibling_and_exec, &target, short_ms(), &freeze, &err), -ETIMEDOUT);
 	CHECK_CONTAINS(err.message, "execve");
 	CHECK_SYS(waitpid(target.pid, &status, 0));
 	CHECK_EQ(status, 0);

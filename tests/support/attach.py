@@ -19,10 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.patience import PATIENCE
 from tests.support.programs import built
 
 SOURCE = Path(__file__).with_name("attach_target.c")
-DEADLINE_S = 30.0
+DEADLINE_S = 30.0 * PATIENCE
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
 
 _HEAD = struct.Struct("QQQQ")

@@ -31,8 +31,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from tests.support.patience import PATIENCE
+
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE_S = 60.0
+DEADLINE_S = 60.0 * PATIENCE
 PAGE_BYTES = 4096
 
 Reply = dict[str, Any]

@@ -22,9 +22,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support.bus import PrivateBus
+from tests.support.patience import PATIENCE
 from vmmswap.names import MANAGER_INTERFACE, bus_name_of, object_path_of
 
-DEADLINE_S = 60.0
+DEADLINE_S = 60.0 * PATIENCE
 ENABLES_MAX = 5
 PROGRAM = (sys.executable, "-m", "vmmswap.monitor.main")
 

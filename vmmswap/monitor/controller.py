@@ -169,11 +169,6 @@ class Controller:
         elif self._machine.wants_out and last_job is Job.SWAP_OUT:
             self._go_on_out()
 
-    def bring_in(self) -> None:
-        """Swap all in, as if Disable had been called."""
-        self._orders += 1
-        self._order_swap_in()
-
     def release(self, reason: str, *, must: bool) -> None:
         """Swap all in, then call on_released. must: try until it works; else a failure calls it off."""
         self._must_release = self._must_release or must
@@ -181,11 +176,11 @@ class Controller:
         self._machine.ending = True
         self._order_swap_in()
 
-    def bring_back(self, why: VmmswapError) -> None:
+    def bring_back(self, why: VmmswapError, message_id: str = message_ids.LATE_MAPPER) -> None:
         """Somebody spoils what is out for as long as any is: all in, and State is Failed with the reason."""
         if self.vm is None or str(self._spoiled) == str(why):
             return
-        _log.error("%s: all memory is brought back now", why, extra=fields("", message_ids.LATE_MAPPER))
+        _log.error("%s: all memory is brought back now", why, extra=fields("", message_id))
         self._orders += 1
         self._order_swap_in()
         self._spoiled = why

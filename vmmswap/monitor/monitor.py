@@ -302,10 +302,7 @@ class Monitor:
 
     def _exposed(self, error: NotSupportedError) -> None:
         """Better no memory free than a wrong byte."""
-        _log.error(
-            "%s. All memory is swapped in", error.message, extra=fields("swap-in", message_ids.HUGE_PAGES)
-        )
-        self._controller.bring_in()
+        self._controller.bring_back(error, message_ids.HUGE_PAGES)
 
     async def remove_region(self, request: requests.RemoveRegionRequest) -> None:
         self._registered()[0].remove_regions(request.regions)

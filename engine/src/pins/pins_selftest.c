@@ -174,10 +174,14 @@ static int try_small(struct pins_bpf *bpf, struct scene *s)
 static int try_large(struct pins_bpf *bpf, struct scene *s)
 {
 	struct pins_chunk expected;
-	int rc;
+	int rc = -1;
 
 	memset(s->map, 1, CHUNK_BYTES);
-	if (madvise(s->map, CHUNK_BYTES, MADV_HUGEPAGE) || madvise(s->map, CHUNK_BYTES, MADV_COLLAPSE))
+	if (madvise(s->map, CHUNK_BYTES, MADV_HUGEPAGE))
+		return -EAGAIN;
+	for (int i = 0; i < TRIES_MAX && rc; i++)
+		rc = madvise(s->map, CHUNK_BYTES, MADV_COLLAPSE);
+	if (rc)
 		return -EAGAIN;
 	memset(&expected, 0xff, sizeof expected);
 	memset(expected.held, 0, sizeof expected.held);
