@@ -14,6 +14,7 @@
 #include "serve/event.h"
 #include "serve/fault.h"
 #include "vm/folios.h"
+#include "vm/owner.h"
 #include "vm/registration.h"
 #include "vm/vm.h"
 
@@ -78,6 +79,8 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 		return error_set(err, ENOMEM, "no memory for the engine");
 	rc = config->page_map_fd < 0 ? page_map_create(&vm->map, err) :
 				       page_map_adopt(config->page_map_fd, &vm->map, err);
+	if (!rc && config->page_map_fd < 0)
+		owner_take(page_map_header(vm->map));
 	if (!rc)
 		rc = open_store(vm, config, err);
 	if (!rc)

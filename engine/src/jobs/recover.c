@@ -3,8 +3,10 @@
 
 #include <errno.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/failpoint.h"
+#include "vm/owner.h"
 #include "vm/poison.h"
 #include "vm/registration.h"
 
@@ -112,10 +114,32 @@ static int recover_region(struct vm *vm, const struct region *region, struct err
 	return rc ? rc : recover_run(vm, idx, end_idx, false, err);
 }
 
+#define PREDECESSOR_NS 2000000000
+#define PREDECESSOR_LOOK_NS 1000000
+
+static int await_predecessor(const struct page_map_header *header, struct error *err)
+{
+	uint64_t until_ns = monotonic_ns() + PREDECESSOR_NS;
+
+	while (owner_runs(header)) {
+		if (monotonic_ns() > until_ns)
+			return error_set(
+				err, EBUSY,
+				"process %u, which served the VM before, has been killed and has not ended yet: the VM holds "
+				"the lock of its memory's file; trying again",
+				atomic_load(&header->owner_pid));
+		nanosleep(&(struct timespec){ .tv_nsec = PREDECESSOR_LOOK_NS }, NULL);
+	}
+	return 0;
+}
+
 int recover_pages(struct vm *vm, struct error *err)
 {
-	int rc = 0;
+	int rc = await_predecessor(page_map_header(vm->map), err);
 
+	if (rc)
+		return rc;
+	owner_take(page_map_header(vm->map));
 	for (size_t i = 0; i < vm->memory.regions_n && !rc; i++)
 		rc = recover_region(vm, &vm->memory.regions[i], err);
 	if (rc)

@@ -135,6 +135,8 @@ struct page_map_header {
 	_Atomic uint64_t lost_pages;   /* since the VM registered; see lost.h */
 	_Atomic uint32_t large_folios; /* see folios.h */
 	_Atomic uint64_t left_pages;   /* by the last swap-out; see left.h */
+	_Atomic uint32_t owner_pid;    /* see owner.h; 0: not known */
+	_Atomic uint64_t owner_started;
 };
 
 struct page_map;
