@@ -27,6 +27,9 @@ class VmControl(Protocol):
     def status(self) -> Status:
         """The VM's status now. Never blocks on an operation."""
 
+    async def refresh(self) -> None:
+        """Before status(): have that counted which takes a while to count, for two seconds at most."""
+
     async def enable(self) -> None:
         """Swap all of guest memory out, and serve faults from then on."""
 

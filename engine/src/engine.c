@@ -16,6 +16,7 @@
 #include "vm/folios.h"
 #include "vm/owner.h"
 #include "vm/registration.h"
+#include "vm/resident.h"
 #include "vm/vm.h"
 
 #define MAX_WORKERS 16
@@ -70,6 +71,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	pthread_mutex_init(&vm->punching_lock, NULL);
 	pthread_mutex_init(&vm->lift_lock, NULL);
 	pthread_mutex_init(&vm->lost.lock, NULL);
+	pthread_mutex_init(&vm->regions_lock, NULL);
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
 	/* what is not used takes no memory */
 	vm->given_up_ms = calloc(PAGE_MAP_MAX_PAGES / CHUNK_PAGES, sizeof *vm->given_up_ms);
@@ -117,10 +119,11 @@ void engine_destroy(struct engine *engine)
 	if (!engine)
 		return;
 	vm = &engine->vm;
+	engine_stop(engine);
+	engine_release_memory(engine);
 	swapper_destroy(engine->swapper);
 	faults_destroy(engine->faults);
 	address_spaces_destroy(&vm->spaces);
-	memory_destroy(&vm->memory);
 	store_destroy(vm->store);
 	page_map_destroy(vm->map);
 	trace_destroy(vm->trace);
@@ -130,6 +133,7 @@ void engine_destroy(struct engine *engine)
 	pthread_mutex_destroy(&vm->punching_lock);
 	pthread_mutex_destroy(&vm->lift_lock);
 	pthread_mutex_destroy(&vm->lost.lock);
+	pthread_mutex_destroy(&vm->regions_lock);
 	free(vm->latencies);
 	free(vm->given_up_ms);
 	free(engine);
@@ -144,7 +148,9 @@ int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, u
 	if (rc)
 		return rc;
 	gate_hold_alone(vm->gate);
+	pthread_mutex_lock(&vm->regions_lock);
 	rc = memory_add(&vm->memory, memfd, offset_bytes, *page_idx, pages_of_bytes(size_bytes), err);
+	pthread_mutex_unlock(&vm->regions_lock);
 	gate_release(vm->gate);
 	folios_look(vm, &vm->memory);
 	return rc;
@@ -186,7 +192,9 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 	if (rc)
 		return rc;
 	gate_hold_alone(vm->gate);
+	pthread_mutex_lock(&vm->regions_lock);
 	rc = memory_add_private(&vm->memory, offset_bytes, *page_idx, pages, err);
+	pthread_mutex_unlock(&vm->regions_lock);
 	if (!rc && *page_idx >= known_pages) { /* else a predecessor's map says it better */
 		mark_stored(vm, memory_region_of(&vm->memory, *page_idx));
 		atomic_store(&header->tracking, true);
@@ -229,7 +237,9 @@ static void forget_region(struct vm *vm, uint64_t page_idx, uint64_t pages)
 		process_forget_pages(process, page_idx, pages);
 	}
 	event_give_up(vm, page_idx, pages); /* kept copies */
+	pthread_mutex_lock(&vm->regions_lock);
 	memory_remove(&vm->memory, page_idx);
+	pthread_mutex_unlock(&vm->regions_lock);
 	page_map_forget(vm->map, page_idx, pages);
 }
 
@@ -545,8 +555,18 @@ int engine_start(struct engine *engine, struct error *err)
 
 void engine_stop(struct engine *engine)
 {
-	swapper_stop(engine->swapper);
-	faults_stop(engine->faults);
+	atomic_store(&engine->vm.stopping, true);
+	if (engine->swapper)
+		swapper_stop(engine->swapper);
+	if (engine->faults)
+		faults_stop(engine->faults);
+}
+
+void engine_release_memory(struct engine *engine)
+{
+	pthread_mutex_lock(&engine->vm.regions_lock);
+	memory_destroy(&engine->vm.memory);
+	pthread_mutex_unlock(&engine->vm.regions_lock);
 }
 
 int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options,
@@ -607,6 +627,16 @@ uint64_t engine_take_lost(struct engine *engine, struct lost_incident *out)
 	return lost_take(&engine->vm, out);
 }
 
+bool engine_needs_count(struct engine *engine)
+{
+	return resident_needs_count(&engine->vm);
+}
+
+void engine_count_resident(struct engine *engine)
+{
+	resident_count(&engine->vm);
+}
+
 void engine_read_stats(struct engine *engine, struct engine_stats *out)
 {
 	struct vm *vm = &engine->vm;
@@ -617,8 +647,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	store_account(vm->store, &account);
 	latency_summarise(vm->latencies, vm->fault_threads_n, &latency);
 	*out = (struct engine_stats){
-		/* walks over memory; only our caller changes regions */
-		.resident_pages = memory_resident_pages(&vm->memory),
+		.resident_pages = resident_pages(vm),
 		.total_pages = memory_total_pages(&vm->memory),
 	};
 	out->processes = atomic_load(&vm->spaces.living);

@@ -35,7 +35,7 @@ struct engine_config {
 };
 
 struct engine_stats {
-	uint64_t resident_pages; /* by the kernel's count */
+	uint64_t resident_pages; /* by the kernel's count; see engine_needs_count() */
 	uint64_t total_pages;
 	uint64_t copied_pages, zeroed_pages, redundant_pages; /* since the last swap-out began */
 	uint64_t swap_pages;
@@ -113,6 +113,10 @@ int engine_start(struct engine *engine, struct error *err);
  * child's uffd that is not told of by then was never read. */
 void engine_stop(struct engine *engine);
 
+/* After engine_stop(): close the memfds, on which a VM's memory stays allocated when nobody else has it any more. It takes as
+ * long as that takes the kernel. The regions are unknown then. */
+void engine_release_memory(struct engine *engine);
+
 int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_options *options,
 		     struct error *err);
 void engine_cancel_job(struct engine *engine);
@@ -138,6 +142,15 @@ uint64_t engine_left_pages(struct engine *engine, struct lost_incident *out);
 /* After NOTICE_PAGES_LOST: how many pages were lost since the last call, and which. */
 uint64_t engine_take_lost(struct engine *engine, struct lost_incident *out);
 
+/* Whether resident_pages is only as good as the last engine_count_resident(), and the end of the last job: the VMM's files are
+ * larger than its memory. */
+bool engine_needs_count(struct engine *engine);
+
+/* Count it, some 40 to 80 ms a GiB. On any thread, beside any other call but engine_release_memory() and engine_destroy();
+ * engine_stop() ends it. */
+void engine_count_resident(struct engine *engine);
+
+/* Waits for nothing that a guest, a disk or another process can delay, and takes as long for a large VM as for a small one. */
 void engine_read_stats(struct engine *engine, struct engine_stats *out);
 const char *engine_pin_check(const struct engine *engine);
 

@@ -411,6 +411,52 @@ TEST(a_file_system_that_cannot_punch_is_cut_when_empty)
 	store_destroy(store);
 }
 
+/* Of a large store, in one go, that would hold up whoever asks for it by a second a GiB. */
+TEST(an_unused_file_is_given_back_in_pieces)
+{
+	struct store *store = open_store(test_dir());
+	uint64_t a[3][N], b[N];
+
+	for (size_t i = 0; i < 3; i++)
+		put(store, N, i * N, a[i]);
+	for (size_t i = 0; i < 3; i++)
+		store_drop(store, a[i], N);
+	CHECK(store_trim_step(store));
+	CHECK(account(store).disk_bytes >= 2 * CHUNK_BYTES);
+	put(store, N, 7000, b); /* in between */
+	store_trim(store);
+	check_get(store, N, 7000, b);
+	store_drop(store, b, N);
+	store_trim(store);
+	CHECK_EQ(account(store).disk_bytes, 0);
+	put(store, N, 1, a[0]);
+	check_get(store, N, 1, a[0]);
+	store_destroy(store);
+}
+
+TEST(an_unused_file_that_cannot_be_punched_is_cut_in_pieces)
+{
+	enum { EXTENTS = 40 };
+	static uint64_t a[EXTENTS][N];
+	struct store *store = open_store(test_dir());
+
+	for (size_t i = 0; i < EXTENTS; i++)
+		put(store, N, i * N, a[i]);
+	for (size_t i = 0; i < EXTENTS; i++)
+		store_drop(store, a[i], N);
+	CHECK_OK(failpoint_arm("store.punch=EOPNOTSUPP"));
+	CHECK(!store_trim_step(store));
+	CHECK(store_trim_step(store));
+	CHECK(account(store).disk_bytes > 0);
+	put(store, N, 5000, a[0]); /* in between: it stays, and with it the rest */
+	CHECK(!store_trim_step(store));
+	check_get(store, N, 5000, a[0]);
+	store_drop(store, a[0], N);
+	store_trim(store);
+	CHECK_EQ(account(store).disk_bytes, 0);
+	store_destroy(store);
+}
+
 TEST(a_failed_punch_is_tried_again)
 {
 	struct store *store = open_store(test_dir());

@@ -28,7 +28,7 @@ START_S = 60.0
 LIFE_S = 3.0  # for the failpoint to be reached
 
 # Of which no life of these comes by: pins and poison, and errors that only a test of the engine makes.
-LEFT_OUT = {"pins.blind", "poison.lifted"}
+LEFT_OUT = {"pins.blind", "poison.lifted", "resident.cachestat"}
 
 
 @pytest.fixture(scope="module")

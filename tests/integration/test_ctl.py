@@ -53,6 +53,9 @@ class ScriptedVm:
     def status(self) -> Status:
         return self._status
 
+    async def refresh(self) -> None:
+        """All figures are known."""
+
     def become(self, **changes) -> None:
         self._status = dataclasses.replace(self._status, **changes)
         for listener in self._listeners:

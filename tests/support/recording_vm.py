@@ -34,6 +34,9 @@ class RecordingVm:
     def status(self) -> Status:
         return self._status
 
+    async def refresh(self) -> None:
+        """All figures are known."""
+
     async def enable(self) -> None:
         await self._take("enable")
         self.change(state=State.IN_PROGRESS, operation=Operation.SWAP_OUT)

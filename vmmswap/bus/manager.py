@@ -50,6 +50,7 @@ class ManagerObject:
             )
         match call.method.name:
             case "Status":
+                await self._control.refresh()
                 return [variants(MANAGER, status_values(self._control.status()))]
             case "Enable":
                 await self._control.enable()
@@ -69,6 +70,7 @@ class ManagerObject:
         return (await self.get_all(interface))[name]
 
     async def get_all(self, _interface: Interface) -> dict[str, Any]:
+        await self._control.refresh()
         return status_values(self._control.status())
 
     def _changed(self, status: Status) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmmswap import message_ids
 from vmmswap.config import Config
-from vmmswap.engine import Job, JobDone, Mode
+from vmmswap.engine import Engine, Job, JobDone, Mode
 from vmmswap.errors import (
     InternalError,
     NoSpaceError,
@@ -22,6 +22,7 @@ from vmmswap.errors import (
     VmmswapError,
 )
 from vmmswap.log import fields
+from vmmswap.monitor.counting import Counting
 from vmmswap.monitor.coverage import is_gone
 from vmmswap.monitor.drain import Drain
 from vmmswap.monitor.guard import guarded, log_failure
@@ -72,7 +73,8 @@ class Controller:
         self._retry: asyncio.TimerHandle | None = None
         self._drain = Drain(self._drained, self._drain_failed, self._drain_idle)
         self._drain_error = ""
-        self._housekeeping = Housekeeping(self._housekeep)
+        self._housekeeping = Housekeeping(self._idle_engine)
+        self._counting = Counting()
         self._resuming: asyncio.Task[None] | None = None
 
     # VmControl
@@ -89,6 +91,10 @@ class Controller:
             logging=self._tracing is not None,
             drain_pause_us=self._drain.pause_us,
         )
+
+    async def refresh(self) -> None:
+        if self.vm is not None:
+            await self._counting.refresh(self.vm.engine)
 
     async def enable(self) -> None:
         vm = self._registered()
@@ -313,8 +319,8 @@ class Controller:
             return event
         return JobDone(event.job, NotSupportedError(reason), event.cancelled)
 
-    def _housekeep(self) -> bool:
-        return self.vm is not None and self._machine.job is Job.NONE and self.vm.engine.housekeep()
+    def _idle_engine(self) -> Engine | None:
+        return self.vm.engine if self.vm is not None and self._machine.job is Job.NONE else None
 
     def _registered(self) -> Vm:
         if self.vm is None:

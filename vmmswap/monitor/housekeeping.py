@@ -2,6 +2,7 @@
 """Gives the disk space of pages that came back, one by one, to the file system again.
 
 A swap-in and a trim do that at their ends. A guest that wakes by its faults alone never gets to such an end.
+It waits for the disk, and so is done on a thread.
 """
 
 from __future__ import annotations
@@ -10,37 +11,47 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from vmmswap.engine import Engine
 from vmmswap.monitor.guard import guarded
 
 _IDLE_S = 1.0
 _MORE_S = 0.05
-_STEPS_NS = 5_000_000  # the event loop has other things to do
+_STEPS_NS = 5_000_000  # page faults may want the disk
 
 
 class Housekeeping:
-    """Calls step() now and then, and more often for as long as it returns True."""
+    """Now and then, and more often for as long as there is something to do. idle_engine: None while a job
+    runs.
+    """
 
-    def __init__(self, step: Callable[[], bool]) -> None:
-        self._step = step
-        self._timer: asyncio.TimerHandle | None = None
+    def __init__(self, idle_engine: Callable[[], Engine | None]) -> None:
+        self._idle_engine = idle_engine
+        self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self.stop()
-        self._schedule(_IDLE_S)
+        self._task = asyncio.get_running_loop().create_task(self._work(), name="housekeeping")
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """A step that runs goes on."""
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
 
-    def _schedule(self, delay_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._work)
-
-    def _work(self) -> None:
+    async def _work(self) -> None:
         is_more = False
-        end_ns = time.monotonic_ns() + _STEPS_NS
-        with guarded("disk space of what is not needed is not given back now"):
-            while is_more := self._step():
-                if time.monotonic_ns() > end_ns:
-                    break
-        self._schedule(_MORE_S if is_more else _IDLE_S)
+        while True:
+            await asyncio.sleep(_MORE_S if is_more else _IDLE_S)
+            is_more = False
+            engine = self._idle_engine()
+            if engine is not None:
+                with guarded("disk space of what is not needed is not given back now"):
+                    is_more = await asyncio.to_thread(_steps, engine)
+
+
+def _steps(engine: Engine) -> bool:
+    end_ns = time.monotonic_ns() + _STEPS_NS
+    while is_more := engine.housekeep():
+        if time.monotonic_ns() > end_ns:
+            break
+    return is_more

@@ -37,6 +37,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from vmmswap.handoff import closing
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.uffd_api import is_userfaultfd, register_shmem
 from vmmswap.monitor.manifest import ProcessRecord
@@ -144,7 +145,7 @@ class Keeper:
     def forget(self, name: str) -> None:
         fd = self._table.drop(name)
         if fd >= 0 and not self._manager:
-            os.close(fd)
+            closing.close(fd)
 
     def forget_all(self) -> None:
         for entry in self._table.entries():

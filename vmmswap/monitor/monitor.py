@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,9 @@ from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register
 _log = logging.getLogger("vmmswap.monitor")
 
 EXIT_RESTART = 75  # EX_TEMPFAIL: ended with memory out, for a successor
+
+_CLOSING_S = 60.0
+_THREADS = 32  # some may wait for a VMM that holds its own locks
 
 
 @dataclass(slots=True)
@@ -86,6 +90,7 @@ class Monitor:
         self._succession: Succession | None = None  # once the VMM has gone
         self._detaching: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int] | None = None
+        self._closed: asyncio.Future[None]  # the last VM, if there was one
         self._stopping: asyncio.Task[None] | None = None
         self._oom_victim = service.OomVictim()
         self._is_keeping = False  # a message that is sent only once, while its VM registers
@@ -96,6 +101,9 @@ class Monitor:
         """Serve until the VM's end, or until told to stop. Raises VmmswapError if we cannot start."""
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
+        self._closed = loop.create_future()
+        self._closed.set_result(None)
+        loop.set_default_executor(ThreadPoolExecutor(_THREADS))
         for number, action in self._signals().items():
             loop.add_signal_handler(number, action)
         service.manager().start()
@@ -123,7 +131,7 @@ class Monitor:
             await self._attach(self._setup.attach, self._setup.attach_options, qmp=self._setup.attach_qmp)
         connection: Connection | None = None
         try:
-            if not self._ended.done():
+            if self._closed.done() and not self._ended.done():
                 try:
                     connection = await publish(self._controller, self._setup.bus, required=not has_vm)
                 except BaseException:
@@ -184,7 +192,7 @@ class Monitor:
             vm.engine.start()
             vm.register_dummy(vm.vmm)  # last: from here on fork() waits for us
         except BaseException:
-            vm.close()
+            await vm.close()
             raise
         self._serve(vm)
         total_mib = sum(item.pages for item in vm.manifest.regions) * PAGE_SIZE >> 20
@@ -329,7 +337,7 @@ class Monitor:
                         raise
         except BaseException as error:
             has_ended = isinstance(error, VmmswapError) and not is_alive(found.vmm.pidfd)
-            self._forget_vm()
+            await self._forget_vm()
             await attached.undo(found)
             if has_ended:
                 raise NotSupportedError(f"process {found.vmm.pid} has ended") from None
@@ -443,13 +451,15 @@ class Monitor:
 
     def _end(self, status: int) -> None:
         """Free all and end."""
-        self._forget_vm()
-        self._finish(status)
+        closed = self._forget_vm()
+        closed.add_done_callback(lambda _: self._finish(status))
+        asyncio.get_running_loop().call_later(_CLOSING_S, self._finish, status)
 
-    def _forget_vm(self) -> None:
+    def _forget_vm(self) -> asyncio.Future[None]:
+        """Done once it is closed, which takes the longer the larger it is, and waits for the disk."""
         vm = self._controller.vm
         if vm is None:
-            return
+            return self._closed
         if self._events is not None:
             self._events.stop()
             self._events = None
@@ -466,8 +476,9 @@ class Monitor:
             self._processes.close()
             self._processes = None
         self._controller.drop()
-        with guarded("not all of the VM could be closed"):
-            vm.close()
+        vm.retire()
+        self._closed = asyncio.get_running_loop().create_task(vm.close(), name="closing")
+        return self._closed
 
     def _finish(self, status: int) -> None:
         if self._ended is not None and not self._ended.done():

@@ -14,6 +14,7 @@ from vmmswap import message_ids
 from vmmswap.config import Config
 from vmmswap.engine import Engine, Job, Range
 from vmmswap.errors import InternalError, StorageFailedError, VmmswapError
+from vmmswap.handoff import closing
 from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
@@ -47,7 +48,7 @@ def is_needed(kept: dict[str, int]) -> bool:
 def forget(kept: dict[str, int], store: FdStore) -> None:
     """Close, here and in the store, what a predecessor left that died while a VM registered."""
     for name, fd in kept.items():
-        os.close(fd)
+        closing.close(fd)
         store.adopt(name)
         store.remove(name)
 
@@ -244,5 +245,5 @@ def _drop_rest(vm: Vm, kept: dict[str, int]) -> None:
             os.close(fd)
         elif name not in used and name not in (fdstore.MANIFEST, fdstore.CONNECTION):
             with contextlib.suppress(OSError):
-                os.close(fd)
+                closing.close(fd)
             vm.store.remove(name)

@@ -7,6 +7,7 @@ what the caller gave stays the caller's to close.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -20,10 +21,12 @@ from vmmswap.config import Config
 from vmmswap.disk_limits import disk_limits
 from vmmswap.engine import Engine, EngineConfig, EngineStats, Range
 from vmmswap.errors import BusyError, InvalidRegionError
+from vmmswap.handoff import closing
 from vmmswap.handoff.fds import FileId, file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.monitor import fdstore, snapshot
 from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 
 _log = logging.getLogger("vmmswap.vm")
@@ -359,7 +362,7 @@ class Vm:
             self.files.pop()
             number = len(self.files)
             self.store.remove(fdstore.memfd_name(number))
-            os.close(self.memfds.pop(number))
+            closing.close(self.memfds.pop(number))
         self.record()
 
     def _reopen_memfd(self, number: int, fd: int) -> None:
@@ -375,7 +378,7 @@ class Vm:
         used = {region.memfd for region in self.manifest.regions}
         for number in [number for number in self.memfds if number not in used]:
             self.store.remove(fdstore.memfd_name(number))
-            os.close(self.memfds.pop(number))
+            closing.close(self.memfds.pop(number))
         self.record()
 
     def add_regions(self, regions: Sequence[Region], *, mapped_by: Process | None) -> None:
@@ -430,15 +433,29 @@ class Vm:
             raise InvalidRegionError(f"the memory at {region.addr:#x} is of more than one registered region")
         return Range(region.addr, record.page_idx + into, pages)
 
-    def close(self) -> None:
-        """Stop serving and give all up, the fd store's part too. Waits for a running job's chunk."""
-        self.store.remove_all()
-        self.engine.close()
-        for fd in self.memfds.values():
-            os.close(fd)
+    def retire(self) -> None:
+        """The VM is given up, in the fd store too; nothing is asked of the engine any more."""
+        with guarded("the fd store is not told of the VM's end"):
+            self.store.remove_all()
+        self.engine.retire()
+
+    def free(self) -> None:
+        """Then stop serving, and close everything, guest memory first. On a thread: see Engine.close()."""
+        for number in list(self.memfds):
+            with guarded("a memfd cannot be closed"):
+                os.close(self.memfds.pop(number))
+        with guarded("the engine cannot be closed"):
+            self.engine.close()
         for process in self.processes.values():
-            process.close()
-        self.file.close()
+            with guarded("the fds of a process cannot be closed"):
+                process.close()
+        with guarded("the record cannot be closed"):
+            self.file.close()
+
+    async def close(self) -> None:
+        """Both."""
+        self.retire()
+        await asyncio.to_thread(self.free)
 
 
 def engine_config(config: Config, swap_dir: Path, *, is_snapshot: bool) -> EngineConfig:

@@ -17,6 +17,7 @@
 #include "vm/folios.h"
 #include "vm/poison.h"
 #include "vm/registration.h"
+#include "vm/resident.h"
 
 #define STACK_BYTES ((size_t)256 << 10)
 #define WORKERS_MAX 16
@@ -455,7 +456,7 @@ static void pause_job(struct swapper *swapper, uint32_t limit_ms)
 
 static void let_hot_pages_out(struct swapper *swapper)
 {
-	uint64_t looks_max = (1 + (memory_resident_pages(&swapper->memory) >> 18)) * HOT_LOOKS_A_GIB;
+	uint64_t looks_max = (1 + (resident_pages(swapper->vm) >> 18)) * HOT_LOOKS_A_GIB;
 
 	for (uint64_t look = 0; look < looks_max && go_on(swapper); look++) {
 		uint64_t before = atomic_load(&swapper->vm->writes_seen);
@@ -505,6 +506,12 @@ static uint64_t pages_taken(const struct swapper *swapper)
 	return swapper->counts.stored_pages + swapper->counts.zero_pages;
 }
 
+static uint64_t resident_now(struct vm *vm)
+{
+	resident_count(vm);
+	return resident_pages(vm);
+}
+
 static void passes_over_memory(struct swapper *swapper)
 {
 	for (uint32_t pass = 0; pass < swapper->options.max_passes; pass++) {
@@ -513,7 +520,7 @@ static void passes_over_memory(struct swapper *swapper)
 		atomic_store(&swapper->progress_pages, 0);
 		pass_over_memory(swapper);
 		if (!go_on(swapper) || somebody_joined(swapper) || pages_taken(swapper) == before ||
-		    memory_resident_pages(&swapper->memory) <= swapper->options.until_resident_pages)
+		    resident_now(swapper->vm) <= swapper->options.until_resident_pages)
 			break;
 	}
 }
@@ -693,6 +700,7 @@ static void *run_job(void *argument)
 		trim(swapper);
 		break;
 	}
+	resident_count(swapper->vm); /* whoever hears of the end asks what is left */
 	FAILPOINT_HERE("swapper.done");
 	atomic_store(&header->job, JOB_NONE);
 	done.cancelled = atomic_load(&swapper->cancel);
@@ -767,7 +775,9 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	memset(&swapper->error, 0, sizeof swapper->error);
 	memset(&swapper->counts, 0, sizeof swapper->counts);
 	swapper->restored_pages = swapper->unreadable_pages = 0;
-	swapper->memory = swapper->vm->memory; /* only who calls us changes it */
+	pthread_mutex_lock(&swapper->vm->regions_lock);
+	swapper->memory = swapper->vm->memory; /* only who calls us changes it, but for what is counted */
+	pthread_mutex_unlock(&swapper->vm->regions_lock);
 	atomic_store(&swapper->cancel, false);
 	atomic_store(&swapper->progress_pages, 0);
 	atomic_store(&swapper->job, job);

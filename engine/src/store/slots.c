@@ -252,6 +252,14 @@ void slots_unclaim(struct slots *slots, size_t extent_idx, bool emptied)
 	add(slots, extent);
 }
 
+void slots_cut(struct slots *slots, size_t extents_n)
+{
+	while (slots->extents_n > extents_n)
+		subtract(slots, &slots->extents[--slots->extents_n]);
+	if (!extents_n)
+		slots_clear(slots);
+}
+
 void slots_clear(struct slots *slots)
 {
 	free(slots->extents);

@@ -54,6 +54,9 @@ bool slots_take_one(struct slots *slots, uint64_t slot_idx);
 bool slots_claim_emptied(struct slots *slots, size_t *extent_idx);
 void slots_unclaim(struct slots *slots, size_t extent_idx, bool emptied);
 
+/* Forget the extents from this one on. Only when nothing of them is claimed, and nobody wants what is taken. */
+void slots_cut(struct slots *slots, size_t extents_n);
+
 /* Forget all extents and their memory. Only when nothing is claimed, and nobody wants what is taken. */
 void slots_clear(struct slots *slots);
 

@@ -95,9 +95,9 @@ int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf
  * back only by store_trim() or store_trim_step(). */
 void store_drop(struct store *store, const uint64_t *slot_idx, size_t n);
 
-/* Give disk space back: one extent of 2 MiB without used slots, or the whole file when nothing is used.
- * false: there was none, or the file system cannot. For idle moments: punching takes up to 1 ms on some
- * disks and holds up reads. */
+/* Give disk space back: one extent of 2 MiB without used slots; when nothing is used and all is punched, the file's own
+ * metadata. Where the file system cannot punch, 64 MiB at a time when nothing is used. false: there was none. For idle
+ * moments: it waits for the disk, up to 1 ms for a punch on some, and holds up reads. */
 bool store_trim_step(struct store *store);
 /* All of it, for the end of a long job. */
 void store_trim(struct store *store);

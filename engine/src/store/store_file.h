@@ -30,7 +30,7 @@ struct store {
 	/* pages can be put: false between store_adopt() and store_ready(), and for a snapshot */
 	bool ready;
 
-	pthread_mutex_t lock; /* of slots; held for microseconds, but see trim_whole_file() */
+	pthread_mutex_t lock; /* of slots; held for microseconds, but see cut_unused_file() */
 	struct slots slots;
 	uint64_t condemned_n; /* taken slots without a page: they could not be written to */
 	/* CACHED only: one write-back at a time. The kernel tells of a failed write-back to whoever asks

@@ -64,7 +64,7 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 		.pages = pages,
 		.device = status.st_dev,
 		.inode = status.st_ino,
-		.whole_file = offset_bytes == 0 && (uint64_t)status.st_size == size_bytes,
+		.counted_pages = pages,
 	};
 	if (region->fd < 0)
 		return error_set(err, errno, "cannot open the memfd anew for reading and writing: %s",
@@ -162,35 +162,6 @@ void memory_await_lock(const struct region *region, uint64_t page_idx)
 bool memory_is_hole(const struct region *region, uint64_t page_idx)
 {
 	return !memory_has_data(region, page_idx, 1);
-}
-
-static uint64_t counted_pages(const struct region *region)
-{
-	uint64_t start_idx, end_idx, pages = 0;
-	int rc;
-
-	for (uint64_t idx = region->page_idx; memory_next_data(region, idx, &start_idx, &end_idx, &rc);
-	     idx = end_idx)
-		pages += end_idx - start_idx;
-	return pages;
-}
-
-uint64_t memory_resident_pages(const struct memory *memory)
-{
-	uint64_t pages = 0;
-
-	for (size_t i = 0; i < memory->regions_n; i++) {
-		const struct region *region = &memory->regions[i];
-		struct stat status;
-
-		if (region->fd < 0)
-			continue;
-		if (region->whole_file && fstat(region->fd, &status) == 0)
-			pages += pages_of_bytes((uint64_t)status.st_blocks * 512);
-		else
-			pages += counted_pages(region);
-	}
-	return pages;
 }
 
 uint64_t memory_total_pages(const struct memory *memory)

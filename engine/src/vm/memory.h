@@ -2,7 +2,8 @@
 /* Guest memory as files: which page of the guest is where in which memfd. The one room that reads and punches memfds.
  *
  * It never maps them: a read through a mapping of ours would fill the guest's holes with zeros, and the guest would then
- * read those without any event. pread() of a hole allocates nothing. Nor does it write to them: own_mapping.h says why. */
+ * read those without any event. pread() of a hole allocates nothing. Nor does it write to them: own_mapping.h says why.
+ * (resident.c maps pieces that nothing can be read through.) */
 #ifndef VMMSWAP_MEMORY_H
 #define VMMSWAP_MEMORY_H
 
@@ -23,7 +24,8 @@ struct region {
 	uint64_t page_idx;     /* the region's first page, counted over all regions */
 	uint64_t pages;
 	uint64_t device, inode; /* of the memfd, as /proc/PID/maps shows them */
-	bool whole_file;	/* the region is all of its memfd, so that st_blocks counts its pages */
+	/* on RAM, where that is counted (resident.h); all of them before the first count */
+	uint64_t counted_pages;
 };
 
 static inline uint64_t region_offset_of(const struct region *region, uint64_t page_idx)
@@ -51,9 +53,6 @@ void memory_remove(struct memory *memory, uint64_t page_idx);
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx);
 
-/* Pages that are in RAM (or, where the host swaps, in its swap), by the kernel's count of the memfds' blocks. Private memory
- * is not counted. */
-uint64_t memory_resident_pages(const struct memory *memory);
 uint64_t memory_total_pages(const struct memory *memory);
 
 /* The first resident page of the region at or after page_idx, and where that run of pages ends; false if none is left, or

@@ -53,7 +53,10 @@ struct punching {
 struct vm {
 	struct gate *gate;
 	struct page_map *map;
-	struct memory memory;	      /* changes with the gate held alone */
+	/* Changes with the gate held alone, and under the lock, which resident.h needs where there is no gate to pass. Nothing is
+	 * waited for with it held. */
+	struct memory memory;
+	pthread_mutex_t regions_lock;
 	struct address_spaces spaces; /* changes with the gate held alone */
 	struct store *store;
 	struct notices *notices;
@@ -64,6 +67,7 @@ struct vm {
 	/* guest memory is private and comes from the memory file of a snapshot; nothing goes out again */
 	bool snapshot;
 
+	_Atomic bool stopping;	       /* the engine is: long walks that nobody needs any more end early */
 	_Atomic bool tracking;	       /* guest memory is registered with the uffds */
 	_Atomic uint64_t stored_pages; /* pages in state STORED */
 	_Atomic uint64_t poisoned_pages;

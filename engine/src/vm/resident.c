@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "vm/resident.h"
+
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/failpoint.h"
+#include "vm/incore.h"
+
+/* Since Linux 6.5; the same number everywhere. glibc's headers of Debian 12 do not have it. */
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
+#endif
+
+struct cache_range {
+	uint64_t offset_bytes, size_bytes;
+};
+
+struct cache_counts {
+	uint64_t pages, dirty, under_write_back, evicted, recently_evicted;
+};
+
+/* What is counted, and where that takes a mapping, mapped at a time: less than a huge page, so that khugepaged, which kernels before 6.4 let fill holes with zeros in any
+ * mapping without a userfaultfd, finds nothing to do. */
+#define PIECE_PAGES ((uint64_t)256)
+
+struct file {
+	uint64_t end_pages;	/* how long it is */
+	uint64_t pages;		/* that it has, anywhere; also those beyond its end */
+	uint64_t guest_pages;	/* that are guest memory, as far as the file goes */
+	uint64_t counted_pages; /* of these, on RAM at the last count */
+};
+
+static bool is_same_file(const struct region *region, const struct region *other)
+{
+	return region->device == other->device && region->inode == other->inode;
+}
+
+static uint64_t pages_inside(const struct region *region, uint64_t end_pages)
+{
+	uint64_t first = pages_of_bytes(region->offset_bytes);
+	uint64_t left = end_pages > first ? end_pages - first : 0;
+
+	return left < region->pages ? left : region->pages;
+}
+
+static uint64_t end_of(const struct region *region, struct stat *status)
+{
+	if (fstat(region->fd, status) != 0)
+		*status = (struct stat){ 0 };
+	return pages_of_bytes((uint64_t)status->st_size + PAGE_BYTES - 1);
+}
+
+/* False: the file was looked at with an earlier region, or there is none. */
+static bool look_at_file(const struct memory *memory, size_t i, struct file *out)
+{
+	const struct region *region = &memory->regions[i];
+	struct stat status;
+
+	if (region->fd < 0)
+		return false;
+	for (size_t before = 0; before < i; before++)
+		if (memory->regions[before].fd >= 0 && is_same_file(&memory->regions[before], region))
+			return false;
+	*out = (struct file){ .end_pages = end_of(region, &status) };
+	out->pages = pages_of_bytes((uint64_t)status.st_blocks * 512);
+	for (size_t k = i; k < memory->regions_n; k++) {
+		const struct region *other = &memory->regions[k];
+		uint64_t inside;
+
+		if (other->fd < 0 || !is_same_file(other, region))
+			continue;
+		inside = pages_inside(other, out->end_pages);
+		out->guest_pages += inside;
+		out->counted_pages += other->counted_pages < inside ? other->counted_pages : inside;
+	}
+	return true;
+}
+
+static bool is_all_guest(const struct file *file)
+{
+	return file->guest_pages == file->end_pages && file->pages <= file->guest_pages;
+}
+
+uint64_t resident_pages(struct vm *vm)
+{
+	uint64_t pages = 0;
+	struct file file;
+
+	pthread_mutex_lock(&vm->regions_lock);
+	for (size_t i = 0; i < vm->memory.regions_n; i++)
+		if (look_at_file(&vm->memory, i, &file))
+			pages += is_all_guest(&file) || file.pages < file.counted_pages ? file.pages :
+											  file.counted_pages;
+	pthread_mutex_unlock(&vm->regions_lock);
+	return pages;
+}
+
+bool resident_needs_count(struct vm *vm)
+{
+	bool needed = false;
+	struct file file;
+
+	pthread_mutex_lock(&vm->regions_lock);
+	for (size_t i = 0; i < vm->memory.regions_n && !needed; i++)
+		needed = look_at_file(&vm->memory, i, &file) && !is_all_guest(&file);
+	pthread_mutex_unlock(&vm->regions_lock);
+	return needed;
+}
+
+/* It does not count what was allocated and never written to. */
+static uint64_t count_mapped(const struct region *region, uint64_t page_idx, uint64_t pages)
+{
+	unsigned char found[CHUNK_PAGES];
+	uint64_t counted = 0;
+	struct incore incore;
+
+	if (incore_open(&incore, region, page_idx, pages) == 0)
+		counted = incore_find(&incore, page_idx, pages, found);
+	incore_close(&incore);
+	return counted;
+}
+
+static uint64_t count_piece(const struct region *region, uint64_t first, uint64_t pages)
+{
+	struct cache_range range = { region->offset_bytes + bytes_of_pages(first), bytes_of_pages(pages) };
+	struct cache_counts counts;
+
+	/* An older kernel, or a sandbox that does not know the call. */
+	if (FAILPOINT("resident.cachestat") || syscall(SYS_cachestat, region->fd, &range, &counts, 0) != 0)
+		return count_mapped(region, region->page_idx + first, pages);
+	return counts.pages;
+}
+
+/* The region at or after page_idx that is of a file; the lock is held. */
+static struct region *next_region(struct vm *vm, uint64_t page_idx)
+{
+	for (size_t i = 0; i < vm->memory.regions_n; i++)
+		if (vm->memory.regions[i].page_idx >= page_idx && vm->memory.regions[i].fd >= 0)
+			return &vm->memory.regions[i];
+	return NULL;
+}
+
+/* The lock is free between two pieces. */
+static void count_region(struct vm *vm, uint64_t page_idx)
+{
+	uint64_t counted = 0, done = 0, pages = 1;
+	struct region *region = NULL;
+
+	while (done < pages && !atomic_load(&vm->stopping)) {
+		struct stat status;
+		uint64_t piece;
+
+		pthread_mutex_lock(&vm->regions_lock);
+		region = next_region(vm, page_idx);
+		if (region && region->page_idx == page_idx) {
+			pages = pages_inside(region, end_of(region, &status));
+			piece = pages - done < PIECE_PAGES ? pages - done : PIECE_PAGES;
+			if (done < pages)
+				counted += count_piece(region, done, piece);
+			done += piece;
+			if (done >= pages)
+				region->counted_pages = counted;
+		} else {
+			done = pages;
+		}
+		pthread_mutex_unlock(&vm->regions_lock);
+	}
+}
+
+void resident_count(struct vm *vm)
+{
+	uint64_t page_idx = 0;
+
+	while (resident_needs_count(vm) && !atomic_load(&vm->stopping)) {
+		struct region *region;
+
+		pthread_mutex_lock(&vm->regions_lock);
+		region = next_region(vm, page_idx);
+		if (region)
+			page_idx = region->page_idx;
+		pthread_mutex_unlock(&vm->regions_lock);
+		if (!region)
+			return;
+		count_region(vm, page_idx++);
+	}
+}
