@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bus import missing
+from tests.support.guest_memory import map_guest_memory
 from tests.support.monitor import PROGRAM, BusError, Monitor
 from tests.support.notify import ServiceManager
 from tests.support.restarts import Restarted, failing, memfds_of
@@ -43,7 +44,7 @@ class Memory:
         self.number = number
         self.fd = os.memfd_create(f"guest{number}", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, SIZE)
-        self.map = mmap.mmap(self.fd, SIZE)
+        self.map = map_guest_memory(self.fd, SIZE)
         self.map[:] = os.urandom(SIZE)
         self.copy = self.map[:]
         self._view = ctypes.c_char.from_buffer(self.map)

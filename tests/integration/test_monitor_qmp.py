@@ -3,7 +3,6 @@
 
 import asyncio
 import ctypes
-import mmap
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.bus import missing
+from tests.support.guest_memory import map_guest_memory
 from tests.support.monitor import DEADLINE_S, PROGRAM, Monitor
 from tests.support.notify import ServiceManager
 from tests.support.qmp_server import QmpServer
@@ -45,7 +45,7 @@ class Vmm:
     def __init__(self):
         self.fd = os.memfd_create("guest", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, PAGES * PAGE)
-        self.map = mmap.mmap(self.fd, PAGES * PAGE)
+        self.map = map_guest_memory(self.fd, PAGES * PAGE)
         self._view = ctypes.c_char.from_buffer(self.map)
         self.addr = ctypes.addressof(self._view)
         self.uffd = client.open_userfaultfd()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import mmap
 import os
 import signal
 import subprocess
@@ -18,6 +17,8 @@ import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from tests.support.guest_memory import map_guest_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,7 +85,7 @@ def _main(path: str, memory: int) -> None:
     from vmmswap.handoff.client import DummyPage, Region, VmmClient, open_userfaultfd  # noqa: PLC0415
 
     size = os.fstat(memory).st_size
-    mapped = mmap.mmap(memory, size)
+    mapped = map_guest_memory(memory, size)
     view = ctypes.c_char.from_buffer(mapped)
     dummy, uffd = DummyPage(), open_userfaultfd()
     client = VmmClient.connect(path)

@@ -8,13 +8,13 @@ import asyncio
 import contextlib
 import ctypes
 import json
-import mmap
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.guest_memory import map_guest_memory
 from vmmswap.handoff.client import DummyPage, VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import PAGE_SIZE, Region, encode
 from vmmswap.handoff.receiver import Limits
@@ -40,7 +40,7 @@ class GuestMemory:
         self.size_bytes = pages * PAGE_SIZE
         self.memfd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.memfd, self.size_bytes)
-        self.map = mmap.mmap(self.memfd, self.size_bytes)
+        self.map = map_guest_memory(self.memfd, self.size_bytes)
         self._view = ctypes.c_char.from_buffer(self.map)
         self.addr = ctypes.addressof(self._view)
         self.map[: used_pages * PAGE_SIZE] = b"\xa5" * (used_pages * PAGE_SIZE)

@@ -21,7 +21,7 @@ _MADV_NOHUGEPAGE = 15
 def forbid_huge_pages(pidfd: int, spans: Sequence[tuple[int, int]], *, force: bool = False) -> None:
     """For these mappings: (start, end) addresses. Blocks. VmmswapError if it cannot be done."""
 
-    def work(thread: HeldThread) -> None:
+    def work(thread: HeldThread) -> bool:
         for start, end in spans:
             try:
                 thread.call("madvise", start, end - start, _MADV_NOHUGEPAGE)
@@ -30,5 +30,6 @@ def forbid_huge_pages(pidfd: int, spans: Sequence[tuple[int, int]], *, force: bo
                     raise NotSupportedError(str(error.strerror or error)) from None
             except CallRefusedError as refusal:
                 raise NotSupportedError(str(refusal)) from None
+        return True
 
     inject.run(target_module.look_again(pidfd), work, force=force)
