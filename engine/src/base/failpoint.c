@@ -38,6 +38,7 @@ static const char *const names[] = {
 	"memory.punch",
 	"memory.read",
 	"memory.seek",
+	"notice.alloc",
 	"pins.blind",
 	"poison.lifted",
 	"recover.mapped",

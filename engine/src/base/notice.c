@@ -4,10 +4,15 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
+
+#include "base/failpoint.h"
+
+#define NOTICES_SPARE 64
 
 struct entry {
 	struct entry *next;
@@ -19,7 +24,31 @@ struct notices {
 	pthread_mutex_t lock;
 	size_t n;
 	struct entry *first, **last;
+	/* For when there is no memory: a notice that is lost is a child that nobody serves, or a job without an end. */
+	struct entry *spare;
+	size_t spare_n;
 };
+
+static bool add_spare(struct notices *notices, struct entry *entry)
+{
+	if (!entry || notices->spare_n == NOTICES_SPARE)
+		return false;
+	entry->next = notices->spare;
+	notices->spare = entry;
+	notices->spare_n++;
+	return true;
+}
+
+static struct entry *take_spare(struct notices *notices)
+{
+	struct entry *entry = notices->spare;
+
+	if (entry) {
+		notices->spare = entry->next;
+		notices->spare_n--;
+	}
+	return entry;
+}
 
 int notices_create(struct notices **out)
 {
@@ -36,6 +65,12 @@ int notices_create(struct notices **out)
 	}
 	pthread_mutex_init(&notices->lock, NULL);
 	notices->last = &notices->first;
+	while (notices->spare_n < NOTICES_SPARE) {
+		if (!add_spare(notices, malloc(sizeof *notices->spare))) {
+			notices_destroy(notices);
+			return -ENOMEM;
+		}
+	}
 	*out = notices;
 	return 0;
 }
@@ -48,6 +83,8 @@ void notices_destroy(struct notices *notices)
 		return;
 	while (notices_take(notices, &dropped))
 		;
+	while (notices->spare_n)
+		free(take_spare(notices));
 	pthread_mutex_destroy(&notices->lock);
 	close(notices->fd);
 	free(notices);
@@ -58,12 +95,31 @@ int notices_fd(const struct notices *notices)
 	return notices->fd;
 }
 
+/* Without one there is no way to go on that loses nothing but to let a successor find how things are. */
+static struct entry *new_entry(struct notices *notices, const struct notice *notice)
+{
+	struct entry *entry = NULL;
+
+	if (notice->kind == NOTICE_ODD && notices->n >= NOTICES_MAX)
+		return NULL;
+	if (!FAILPOINT("notice.alloc"))
+		entry = malloc(sizeof *entry);
+	if (!entry && notice->kind != NOTICE_ODD) {
+		entry = take_spare(notices);
+		if (!entry) {
+			fprintf(stderr, "no memory to tell of an event that must not be lost\n");
+			abort();
+		}
+	}
+	return entry;
+}
+
 void notices_post(struct notices *notices, const struct notice *notice)
 {
 	struct entry *entry;
 
 	pthread_mutex_lock(&notices->lock);
-	entry = notices->n >= NOTICES_MAX && notice->kind == NOTICE_ODD ? NULL : malloc(sizeof *entry);
+	entry = new_entry(notices, notice);
 	if (entry) {
 		entry->notice = *notice;
 		entry->next = NULL;
@@ -90,6 +146,7 @@ int notices_take(struct notices *notices, struct notice *out)
 {
 	struct entry *entry;
 	eventfd_t ignored;
+	bool is_spare, found;
 
 	pthread_mutex_lock(&notices->lock);
 	entry = notices->first;
@@ -102,7 +159,10 @@ int notices_take(struct notices *notices, struct notice *out)
 			eventfd_read(notices->fd, &ignored);
 		}
 	}
+	is_spare = add_spare(notices, entry);
 	pthread_mutex_unlock(&notices->lock);
-	free(entry);
-	return entry != NULL;
+	found = entry != NULL;
+	if (!is_spare)
+		free(entry);
+	return found;
 }

@@ -43,7 +43,8 @@ void notices_destroy(struct notices *notices);
 /* Readable while there is something to take. */
 int notices_fd(const struct notices *notices);
 
-/* Beyond NOTICES_MAX waiting, NOTICE_ODD is dropped (a hostile VMM must not fill our memory); others never are. */
+/* Beyond NOTICES_MAX waiting, NOTICE_ODD is dropped (a hostile VMM must not fill our memory), and so it is without memory; others
+ * never are: there are some spare ones, and when they are used up the process ends, for a successor to find how things are. */
 #define NOTICES_MAX 1024
 void notices_post(struct notices *notices, const struct notice *notice);
 void notices_odd(struct notices *notices, uint64_t page_idx, const char *format, ...)
