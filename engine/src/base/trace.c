@@ -62,18 +62,38 @@ void trace_add(struct trace *trace, size_t ring_idx, const struct trace_record *
 	atomic_store_explicit(&ring->written, written + 1, memory_order_release);
 }
 
-size_t trace_drain(struct trace *trace, struct trace_record *out, size_t room)
+/* The ring whose oldest record is the oldest of all; NULL: all are empty. */
+static struct trace_ring *oldest(struct trace *trace)
 {
-	size_t n = 0;
+	struct trace_ring *found = NULL;
+	uint64_t found_ns = 0;
 
 	for (size_t i = 0; i < trace->rings_n; i++) {
 		struct trace_ring *ring = &trace->rings[i];
-		uint64_t written = atomic_load_explicit(&ring->written, memory_order_acquire);
+		uint64_t drained = atomic_load_explicit(&ring->drained, memory_order_relaxed);
+		uint64_t time_ns;
+
+		if (drained == atomic_load_explicit(&ring->written, memory_order_acquire))
+			continue;
+		time_ns = ring->records[drained % TRACE_RING_RECORDS].time_ns;
+		if (!found || time_ns < found_ns) {
+			found = ring;
+			found_ns = time_ns;
+		}
+	}
+	return found;
+}
+
+size_t trace_drain(struct trace *trace, struct trace_record *out, size_t room)
+{
+	struct trace_ring *ring;
+	size_t n = 0;
+
+	while (n < room && (ring = oldest(trace))) {
 		uint64_t drained = atomic_load_explicit(&ring->drained, memory_order_relaxed);
 
-		while (drained < written && n < room)
-			out[n++] = ring->records[drained++ % TRACE_RING_RECORDS];
-		atomic_store_explicit(&ring->drained, drained, memory_order_release);
+		out[n++] = ring->records[drained % TRACE_RING_RECORDS];
+		atomic_store_explicit(&ring->drained, drained + 1, memory_order_release);
 	}
 	return n;
 }

@@ -38,7 +38,8 @@ void trace_destroy(struct trace *trace);
 int trace_set(struct trace *trace, bool on);
 void trace_add(struct trace *trace, size_t ring_idx, const struct trace_record *record);
 
-/* Oldest first within each ring; the caller sorts by time. One drainer at a time. */
+/* The oldest first, whichever ring they are in, so that none is starved by one that fills as fast as it is drained. What is written
+ * meanwhile may be older than what was taken: the caller sorts by time. One drainer at a time. */
 size_t trace_drain(struct trace *trace, struct trace_record *out, size_t room);
 uint64_t trace_dropped(const struct trace *trace);
 
