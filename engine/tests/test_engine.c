@@ -247,6 +247,23 @@ TEST(rounds_giving_pages_up)
 	rounds(MODE_LIVE, true);
 }
 
+/* The guest writes everywhere, so it would be waited for as long as may be. */
+TEST(the_wait_for_hot_pages_has_a_bound)
+{
+	uint64_t max = swapper_hot_looks_max(PAGES_0 + PAGES_1);
+	struct rig rig;
+
+	CHECK(swapper_hot_looks_max((uint64_t)1 << 30) * 2 <= 1000); /* of 4 TiB: a look is 2 ms */
+	rig_start(&rig, 4);
+	CHECK_OK(failpoint_arm("swapper.looked=count"));
+	vmm_run(&rig.vmm);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK(failpoint_hits("swapper.looked") >= 1 &&
+	      failpoint_hits("swapper.looked") <= 2 * max); /* of two passes */
+	vmm_idle(&rig.vmm);
+	rig_stop(&rig);
+}
+
 TEST(turn_round)
 {
 	struct swap_out_options options = { .mode = MODE_LIVE, .max_passes = 1 };

@@ -59,6 +59,7 @@ static const char *const names[] = {
 	"store.written",
 	"swapper.done",
 	"swapper.listed",
+	"swapper.looked",
 	"uffd.copy",
 	"uffd.minor",
 	"uffd.protect",

@@ -106,7 +106,7 @@ static bool next_window(struct swapper *swapper, bool data, struct window *out)
 	bool found;
 	int rc;
 
-	/* Not inside the gate: SEEK_HOLE walks 12 ms a GiB, and every page fault of the guest would wait for it. */
+	/* Not inside the gate: who has the lock of the memfd's inode may wait for a page fault. */
 	pthread_mutex_lock(&swapper->lock);
 	found = data ? window_next_data(&swapper->memory, &swapper->cursor, out) :
 		       window_next_used(&swapper->memory, vm->map, &swapper->cursor, out);
@@ -451,16 +451,25 @@ static void pause_job(struct swapper *swapper, uint32_t limit_ms)
  * some 15 us here, and a read from a disk that is busy with our own writes (half a millisecond) if it is evicted first. An idle
  * guest makes us wait for one look. */
 #define HOT_LOOK_NS 2000000
-#define HOT_LOOKS_A_GIB 50 /* at most: 2 % of a GiB take 80 ms */
+#define HOT_LOOKS_A_GIB 50 /* 2 % of a GiB take 80 ms */
+#define HOT_LOOKS_MAX 500  /* however large the guest is: a second */
 #define HOT_WRITES_A_LOOK 8
+
+uint64_t swapper_hot_looks_max(uint64_t resident_pages)
+{
+	uint64_t looks = (1 + (resident_pages >> 18)) * HOT_LOOKS_A_GIB;
+
+	return looks < HOT_LOOKS_MAX ? looks : HOT_LOOKS_MAX;
+}
 
 static void let_hot_pages_out(struct swapper *swapper)
 {
-	uint64_t looks_max = (1 + (resident_pages(swapper->vm) >> 18)) * HOT_LOOKS_A_GIB;
+	uint64_t looks_max = swapper_hot_looks_max(resident_pages(swapper->vm));
 
 	for (uint64_t look = 0; look < looks_max && go_on(swapper); look++) {
 		uint64_t before = atomic_load(&swapper->vm->writes_seen);
 
+		FAILPOINT_HERE("swapper.looked");
 		nanosleep(&(struct timespec){ .tv_nsec = HOT_LOOK_NS }, NULL);
 		if (atomic_load(&swapper->vm->writes_seen) - before < HOT_WRITES_A_LOOK)
 			return;

@@ -57,6 +57,9 @@ void swapper_set_budget(struct swapper *swapper, uint64_t pages);
 /* Of the last swap-out's last pass: pages that could not be read, stored or punched; see left.h. */
 uint64_t swapper_left_pages(struct swapper *swapper, struct lost_incident *pages);
 
+/* How often a swap-out looks at most, every 2 ms, whether the guest still writes to much of what was protected. */
+uint64_t swapper_hot_looks_max(uint64_t resident_pages);
+
 enum job_kind swapper_job(const struct swapper *swapper);
 uint64_t swapper_progress_pages(const struct swapper *swapper);
 const char *swapper_pin_check(const struct swapper *swapper);

@@ -55,9 +55,8 @@ const struct region *memory_region_of(const struct memory *memory, uint64_t page
 
 uint64_t memory_total_pages(const struct memory *memory);
 
-/* The first resident page of the region at or after page_idx, and where that run of pages ends; false if none is left, or
- * the region is private.
- * Walks over the whole run. Errors of lseek other than "no more data" are reported as -errno in *rc. */
+/* The first resident page of the region at or after page_idx, and up to where all that follow are resident: to the next 2 MiB
+ * boundary of the file at most, so that nobody waits for more than that. False if none is left, or the region is private. Errors of lseek other than "no more data" are reported as -errno in *rc. */
 bool memory_next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx,
 		      int *rc);
 
