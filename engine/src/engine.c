@@ -152,6 +152,8 @@ int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, u
 	rc = memory_add(&vm->memory, memfd, offset_bytes, *page_idx, pages_of_bytes(size_bytes), err);
 	pthread_mutex_unlock(&vm->regions_lock);
 	gate_release(vm->gate);
+	if (rc)
+		page_map_return_pages(vm->map, *page_idx);
 	folios_look(vm, &vm->memory);
 	return rc;
 }

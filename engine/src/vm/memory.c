@@ -41,10 +41,19 @@ static int no_place(struct error *err)
 			 MEMORY_MAX_REGIONS);
 }
 
+static void insert(struct memory *memory, const struct region *region)
+{
+	size_t i = memory->regions_n++;
+
+	for (; i > 0 && memory->regions[i - 1].page_idx > region->page_idx; i--)
+		memory->regions[i] = memory->regions[i - 1];
+	memory->regions[i] = *region;
+}
+
 int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
 	       struct error *err)
 {
-	struct region *region = &memory->regions[memory->regions_n];
+	struct region region;
 	uint64_t size_bytes = bytes_of_pages(pages);
 	struct stat status;
 
@@ -58,7 +67,7 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 				 "the memfd has %lld bytes, the region needs %llu at offset %llu",
 				 (long long)status.st_size, (unsigned long long)size_bytes,
 				 (unsigned long long)offset_bytes);
-	*region = (struct region){
+	region = (struct region){
 		.fd = reopen(memfd),
 		.offset_bytes = offset_bytes,
 		.page_idx = page_idx,
@@ -67,10 +76,10 @@ int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t
 		.inode = status.st_ino,
 		.counted_pages = pages,
 	};
-	if (region->fd < 0)
+	if (region.fd < 0)
 		return error_set(err, errno, "cannot open the memfd anew for reading and writing: %s",
 				 strerror(errno));
-	memory->regions_n++;
+	insert(memory, &region);
 	return 0;
 }
 
@@ -79,13 +88,13 @@ int memory_add_private(struct memory *memory, uint64_t offset_bytes, uint64_t pa
 {
 	if (memory->regions_n == MEMORY_MAX_REGIONS)
 		return no_place(err);
-	memory->regions[memory->regions_n++] = (struct region){
-		.fd = -1,
-		.is_private = true,
-		.offset_bytes = offset_bytes,
-		.page_idx = page_idx,
-		.pages = pages,
-	};
+	insert(memory, &(struct region){
+			       .fd = -1,
+			       .is_private = true,
+			       .offset_bytes = offset_bytes,
+			       .page_idx = page_idx,
+			       .pages = pages,
+		       });
 	return 0;
 }
 

@@ -35,7 +35,7 @@ static inline uint64_t region_offset_of(const struct region *region, uint64_t pa
 
 struct memory {
 	size_t regions_n;
-	struct region regions[MEMORY_MAX_REGIONS]; /* by page_idx: pages are numbered as they are added */
+	struct region regions[MEMORY_MAX_REGIONS]; /* by page_idx */
 };
 
 void memory_init(struct memory *memory);

@@ -20,12 +20,17 @@ static const char MAGIC[8] = "VMMSWAPM";
 
 #define WORDS_A_PAGE (PAGE_BYTES / sizeof(uint64_t))
 
+struct extent {
+	uint64_t page_idx, pages;
+};
+
 struct page_map {
 	int fd;
 	char *base;			/* MAP_BYTES, shared */
 	struct page_map_header *header; /* = base */
-	/* by this process; equals header->pages_n once an adopted map is complete */
-	uint64_t added_pages;
+	uint64_t next_idx;		/* where the last pages that were added end */
+	size_t taken_n, taken_room;
+	struct extent *taken; /* by page_idx */
 };
 
 _Static_assert(sizeof(struct page_map_header) <= WORDS_OFFSET_BYTES, "the header has one page");
@@ -111,6 +116,7 @@ void page_map_destroy(struct page_map *map)
 		return;
 	munmap(map->base, MAP_BYTES);
 	close(map->fd);
+	free(map->taken);
 	free(map);
 }
 
@@ -124,15 +130,48 @@ struct page_map_header *page_map_header(struct page_map *map)
 	return map->header;
 }
 
+/* The first gap at or after from_idx; *place is where it belongs in the list. */
+static bool find_gap(const struct page_map *map, uint64_t from_idx, uint64_t pages_n, uint64_t *page_idx,
+		     size_t *place)
+{
+	*page_idx = from_idx;
+	for (*place = 0; *place < map->taken_n; ++*place) {
+		const struct extent *taken = &map->taken[*place];
+
+		if (taken->page_idx >= *page_idx && taken->page_idx - *page_idx >= pages_n)
+			return true;
+		if (taken->page_idx + taken->pages > *page_idx)
+			*page_idx = taken->page_idx + taken->pages;
+	}
+	return PAGE_MAP_MAX_PAGES - *page_idx >= pages_n;
+}
+
 int page_map_add_pages(struct page_map *map, uint64_t pages_n, uint64_t *first_page_idx, struct error *err)
 {
-	if (pages_n > PAGE_MAP_MAX_PAGES - map->added_pages)
-		return error_set(err, E2BIG, "guest memory of more than %llu pages is not supported",
-				 (unsigned long long)PAGE_MAP_MAX_PAGES);
-	*first_page_idx = map->added_pages;
-	map->added_pages += pages_n;
-	if (map->added_pages > atomic_load(&map->header->pages_n))
-		atomic_store(&map->header->pages_n, map->added_pages);
+	size_t place;
+
+	if (!find_gap(map, map->next_idx, pages_n, first_page_idx, &place) &&
+	    !find_gap(map, 0, pages_n, first_page_idx, &place))
+		return error_set(
+			err, E2BIG,
+			"there is no room for %llu pages: guest memory of more than %llu pages is not "
+			"supported",
+			(unsigned long long)pages_n, (unsigned long long)PAGE_MAP_MAX_PAGES);
+	if (map->taken_n == map->taken_room) {
+		size_t room = map->taken_room ? map->taken_room * 2 : 8;
+		struct extent *grown = realloc(map->taken, room * sizeof *grown);
+
+		if (!grown)
+			return error_set(err, ENOMEM, "no memory for the page map");
+		map->taken = grown;
+		map->taken_room = room;
+	}
+	memmove(&map->taken[place + 1], &map->taken[place], (map->taken_n - place) * sizeof *map->taken);
+	map->taken[place] = (struct extent){ *first_page_idx, pages_n };
+	map->taken_n++;
+	map->next_idx = *first_page_idx + pages_n;
+	if (map->next_idx > atomic_load(&map->header->pages_n))
+		atomic_store(&map->header->pages_n, map->next_idx);
 	return 0;
 }
 
@@ -161,6 +200,18 @@ uint64_t page_map_next_used(struct page_map *map, uint64_t page_idx, uint64_t en
 	return found_idx < end_idx ? found_idx : end_idx;
 }
 
+void page_map_return_pages(struct page_map *map, uint64_t page_idx)
+{
+	size_t i = 0;
+
+	while (i < map->taken_n && map->taken[i].page_idx != page_idx)
+		i++;
+	if (i == map->taken_n)
+		return;
+	map->taken_n--;
+	memmove(&map->taken[i], &map->taken[i + 1], (map->taken_n - i) * sizeof *map->taken);
+}
+
 void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n)
 {
 	uint64_t end_idx = page_idx + pages_n;
@@ -178,4 +229,5 @@ void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n)
 	fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		  (off_t)(HASHES_OFFSET_BYTES + page_idx * sizeof(uint32_t)),
 		  (off_t)(pages_n * sizeof(uint32_t)));
+	page_map_return_pages(map, page_idx);
 }

@@ -119,7 +119,7 @@ struct page_map_header {
 	char magic[8];
 	uint32_t version;
 	uint32_t page_shift;
-	_Atomic uint64_t pages_n; /* in all regions, in the order in which they were added */
+	_Atomic uint64_t pages_n; /* up to where there have ever been records */
 	_Atomic uint64_t copied_pages;
 	_Atomic uint64_t zeroed_pages;
 	_Atomic uint64_t redundant_pages;
@@ -151,9 +151,14 @@ void page_map_destroy(struct page_map *map);
 int page_map_fd(const struct page_map *map);
 struct page_map_header *page_map_header(struct page_map *map);
 
-/* Append pages; *first_page_idx is where they start. In an adopted map the same calls in the same order give the pages
- * that are already there. -E2BIG beyond PAGE_MAP_MAX_PAGES. */
+/* Give pages numbers that nobody has, of which *first_page_idx is the first: behind those that were added last, or, when there are
+ * none left, in the first gap. So a number is used again only after all others were: what is known of memory that was removed
+ * fits nothing that comes soon. In an adopted map, adding by number what is there, and gaps, gives the numbers that all had.
+ * -E2BIG: there is no gap that is large enough. */
 int page_map_add_pages(struct page_map *map, uint64_t pages_n, uint64_t *first_page_idx, struct error *err);
+
+/* Undo page_map_add_pages(): the numbers are nobody's. Their records, which in an adopted map may hold something, stay. */
+void page_map_return_pages(struct page_map *map, uint64_t page_idx);
 
 _Atomic uint64_t *page_map_word(struct page_map *map, uint64_t page_idx);
 uint32_t *page_map_hash(struct page_map *map, uint64_t page_idx);
@@ -162,7 +167,7 @@ uint32_t *page_map_hash(struct page_map *map, uint64_t page_idx);
  * what was never written without touching it: reading a hole of the memfd would fill it. */
 uint64_t page_map_next_used(struct page_map *map, uint64_t page_idx, uint64_t end_idx);
 
-/* Give the memory of the records from page_idx on back; all their words become 0. */
+/* Give back the memory and the numbers of pages that were added together, from page_idx on; all their words become 0. */
 void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n);
 
 #endif
