@@ -423,6 +423,7 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 		process->ranges = next.ranges;
 		process->ranges_n = next.ranges_n;
 		process->ranges_room = next.ranges_room;
+		process->released_addr = 0;
 		process->protects = next.protects;
 	}
 	free(unused);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What is registered is the guest's memory, all of it and nothing else, whatever the processes that map it do meanwhile. */
 #include "puppet.h"
+#include "vm/registration.h"
 
 #define PAGES 1024
 
@@ -435,5 +436,72 @@ TEST(a_touch_while_a_successor_registers)
 	CHECK_OK(engine_start(rig.engine, &err));
 	CHECK_EQ(puppet_await(&rig, 0, 1), 0);
 	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}
+
+/* --- at the end of a swap-in: nothing is registered any more, a piece at a time */
+
+static const struct layout large = { .memfd_pages = { 8192 }, .regions = { { 0, 0, 8192 } } };
+#define PIECES (8192 / REGISTRATION_PIECE_PAGES)
+
+static void check_registered(const struct rig *rig, uint32_t process, int uffd, enum uffd_answer want)
+{
+	for (uint64_t page = 0; page < 8192; page += 512)
+		CHECK_EQ(uffd_is_registered(uffd, (uint64_t)(uintptr_t)puppet_at(rig, process, page)), want);
+}
+
+TEST(unregistered_in_pieces_while_a_child_is_forked)
+{
+	struct notice forked;
+	struct rig rig;
+	int child;
+
+	rig_start(&rig, &large);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_start_job_until(&rig, JOB_SWAP_IN, "swapper.unregistered");
+	CHECK_EQ(uffd_is_registered(rig.uffds[0], (uint64_t)(uintptr_t)puppet_at(&rig, 0, 0)), UFFD_NO);
+	CHECK_EQ(uffd_is_registered(rig.uffds[0], (uint64_t)(uintptr_t)puppet_at(&rig, 0, 8191)), UFFD_YES);
+	tell_to_fork(&rig, 0, 1);
+	forked = rig_await_notice(&rig, NOTICE_PROCESS_FORKED);
+	puppet_await(&rig, 0, 0);
+	child = (int)CHECK_SYS(fcntl(forked.fd, F_DUPFD_CLOEXEC, 3));
+	for (uint32_t process = 0; process < 2; process++) {
+		puppet_do(&rig, process, 0,
+			  (struct puppet_order){ .kind = ORDER_WRITE, .page = 10 + process });
+		puppet_do(&rig, process, 0,
+			  (struct puppet_order){ .kind = ORDER_WRITE, .page = 8000 + process });
+	}
+	rig_disarm("swapper.unregistered");
+	rig_end_job(&rig);
+	CHECK(failpoint_hits("swapper.unregistered") >= rig.hits + 1);
+	CHECK_EQ(rig_stats(&rig).tracking, 0);
+	check_registered(&rig, 0, rig.uffds[0], UFFD_NO);
+	check_registered(&rig, 1, child, UFFD_NO);
+	puppet_check_all(&rig, 0);
+	puppet_check_all(&rig, 1);
+	rig_stop(&rig);
+}
+
+TEST(cancelled_while_it_is_unregistered)
+{
+	struct rig rig;
+
+	rig_start(&rig, &large);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_start_job_until(&rig, JOB_SWAP_IN, "swapper.unregistered");
+	engine_cancel_job(rig.engine);
+	rig_disarm("swapper.unregistered");
+	CHECK(rig_await_notice(&rig, NOTICE_JOB_DONE).cancelled);
+	CHECK_EQ(rig_stats(&rig).tracking, 1);
+	check_registered(&rig, 0, rig.uffds[0], UFFD_YES);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK(rig_stats(&rig).swap_pages > 0);
+	puppet_check_all(&rig, 0);
+	CHECK_OK(failpoint_arm("swapper.unregistered=count"));
+	rig.hits = failpoint_hits("swapper.unregistered");
+	rig_run_job(&rig, JOB_SWAP_IN);
+	CHECK(failpoint_hits("swapper.unregistered") - rig.hits >= PIECES);
+	CHECK_EQ(rig_stats(&rig).tracking, 0);
+	check_registered(&rig, 0, rig.uffds[0], UFFD_NO);
 	rig_stop(&rig);
 }

@@ -60,6 +60,7 @@ static const char *const names[] = {
 	"swapper.done",
 	"swapper.listed",
 	"swapper.looked",
+	"swapper.unregistered",
 	"uffd.copy",
 	"uffd.minor",
 	"uffd.protect",

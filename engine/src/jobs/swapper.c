@@ -292,23 +292,59 @@ static void run_workers(struct swapper *swapper, void *(*run)(void *))
 	}
 }
 
-static void track(struct swapper *swapper, bool on)
+static void track(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;
+	bool keeps = true;
 
 	gate_hold_alone(vm->gate);
-	for (size_t i = 0; i < vm->spaces.n; i++) {
-		if (on)
-			register_process(vm, vm->spaces.processes[i]);
-		else
-			unregister_process(vm, vm->spaces.processes[i]);
-	}
-	atomic_store(&vm->tracking, on);
-	atomic_store(&page_map_header(vm->map)->tracking, on);
 	for (size_t i = 0; i < vm->spaces.n; i++)
-		on = on && vm->spaces.processes[i]->protects;
-	atomic_store(&vm->keeps, on);
+		register_process(vm, vm->spaces.processes[i]);
+	atomic_store(&vm->tracking, true);
+	atomic_store(&page_map_header(vm->map)->tracking, true);
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		keeps = keeps && vm->spaces.processes[i]->protects;
+	atomic_store(&vm->keeps, keeps);
 	gate_release(vm->gate);
+}
+
+/* True once nothing is registered any more, in no process. */
+static bool tracks_nothing(struct vm *vm)
+{
+	bool done;
+
+	gate_hold_alone(vm->gate);
+	done = !registration_release_piece(vm);
+	if (done) {
+		atomic_store(&vm->tracking, false);
+		atomic_store(&page_map_header(vm->map)->tracking, false);
+	}
+	gate_release(vm->gate);
+	return done;
+}
+
+/* Nothing is out. Between two pieces one part of memory is watched and another is not: a write there is not seen, so no copy is kept.
+ * Who forks or joins then gets all of memory registered, and is unregistered with all others; a successor registers all anew and
+ * goes on with the job. A job that is cancelled leaves all registered. */
+static void untrack(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+	bool more;
+
+	gate_hold_alone(vm->gate);
+	atomic_store(&vm->keeps, false);
+	gate_release(vm->gate);
+	vm_drop_kept_copies(vm);
+	do {
+		gate_pass(vm->gate, swapper->lane);
+		more = registration_release_piece(vm);
+		gate_leave(vm->gate, swapper->lane);
+		FAILPOINT_HERE("swapper.unregistered");
+		if (atomic_load(&swapper->cancel)) {
+			track(swapper);
+			return;
+		}
+	} while (more || !tracks_nothing(vm));
 }
 
 static uint64_t pages_out(struct vm *vm)
@@ -607,14 +643,14 @@ static void swap_out(struct swapper *swapper)
 	struct page_map_header *header = page_map_header(swapper->vm->map);
 
 	if (!swapper->vm->tracking)
-		track(swapper, true);
+		track(swapper);
 	if (!all_watched(swapper)) {
 		error_set(
 			&swapper->error, EINVAL,
 			"guest memory of a process cannot be registered with its userfaultfd (the log has which): nothing may "
 			"be swapped out");
 		if (!pages_out(swapper->vm))
-			track(swapper, false);
+			untrack(swapper);
 		return;
 	}
 	if (prepare_pin_check(swapper))
@@ -672,8 +708,7 @@ static void swap_in(struct swapper *swapper)
 			(unsigned long long)pages_out(vm), vm->snapshot ? "snapshot's" : "swap");
 		return;
 	}
-	track(swapper, false);
-	vm_drop_kept_copies(vm);
+	untrack(swapper);
 	store_trim(vm->store);
 }
 

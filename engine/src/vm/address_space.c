@@ -90,6 +90,7 @@ static int insert_at(struct process *process, size_t place, struct range range)
 	memmove(&process->ranges[place + 1], &process->ranges[place],
 		(process->ranges_n - place) * sizeof *process->ranges);
 	process->ranges[place] = range;
+	process->released_addr = 0;
 	process->ranges_n++;
 	return 0;
 }

@@ -27,8 +27,9 @@ struct process {
 	_Atomic bool moved;
 	/* a range could not be registered: pages must not go out while it may be touched there */
 	bool unwatched;
-	bool protects;	     /* write-protect faults are to be had through its uffd */
-	uint64_t dummy_addr; /* 0: none */
+	bool protects;		/* write-protect faults are to be had through its uffd */
+	uint64_t released_addr; /* below it nothing is registered: see registration_release_piece() */
+	uint64_t dummy_addr;	/* 0: none */
 	size_t ranges_n, ranges_room;
 	struct range *ranges; /* sorted by addr */
 };

@@ -25,6 +25,7 @@ void register_process(struct vm *vm, struct process *process)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);
 	process->unwatched = false;
+	process->released_addr = 0;
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		const struct range *range = &process->ranges[i];
 		enum uffd_outcome outcome = register_range(process, range);
@@ -53,6 +54,46 @@ void unregister_process(struct vm *vm, struct process *process)
 		if (uffd_unregister(process->uffd, range->addr, bytes_of_pages(range->pages)) == UFFD_GONE)
 			vm_process_gone(vm, process);
 	}
+}
+
+/* Where no mapping can be split any more (vm.max_map_count), all that is left of the range at once. */
+static void release_at(struct vm *vm, struct process *process, uint64_t addr, uint64_t end_addr)
+{
+	uint64_t piece_bytes = bytes_of_pages(REGISTRATION_PIECE_PAGES);
+	uint64_t size_bytes = end_addr - addr < piece_bytes ? end_addr - addr : piece_bytes;
+	enum uffd_outcome outcome = uffd_unregister(process->uffd, addr, size_bytes);
+
+	if (outcome == UFFD_NO_MEMORY) {
+		size_bytes = end_addr - addr;
+		outcome = uffd_unregister(process->uffd, addr, size_bytes);
+	}
+	if (outcome == UFFD_GONE)
+		vm_process_gone(vm, process);
+	process->released_addr = addr + size_bytes;
+}
+
+static bool release_piece_of(struct vm *vm, struct process *process)
+{
+	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
+		uint64_t addr = process->ranges[i].addr;
+		uint64_t end_addr = addr + bytes_of_pages(process->ranges[i].pages);
+
+		if (end_addr <= process->released_addr)
+			continue;
+		release_at(vm, process, process->released_addr > addr ? process->released_addr : addr,
+			   end_addr);
+		return true;
+	}
+	return false;
+}
+
+bool registration_release_piece(struct vm *vm)
+{
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		if (release_piece_of(vm, vm->spaces.processes[i]))
+			return true;
+	return false;
 }
 
 /* In how many places of a range at most to look. */
