@@ -111,18 +111,20 @@ class Agent:
         return {}
 
 
-async def be_an_agent() -> Connection:
-    """Of this process."""
+async def be_an_agent(pid: int, ready: int) -> None:
+    """For this process's questions; it outlives the process."""
     connection = Connection()
     connection.export(Agent())
     await connection.start()
-    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-    subject = ["unix-process", {"pid": Variant("u", os.getpid()), "start-time": Variant("t", started)}]
+    started = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    subject = ["unix-process", {"pid": Variant("u", pid), "start-time": Variant("t", started)}]
     arguments = [subject, "C", Agent.path]
     await connection.call(
         *POLKIT, POLKIT[0] + ".Authority", "RegisterAuthenticationAgent", "(sa{sv})ss", arguments
     )
-    return connection
+    print(f"agent={os.getpid()}", flush=True)
+    os.write(ready, b"x")
+    await asyncio.Event().wait()
 
 
 async def ordered(connection: Connection, path: str, method: str, signature: str, argument: str) -> None:
@@ -138,8 +140,16 @@ async def ordered(connection: Connection, path: str, method: str, signature: str
         print(error_name_of(error), flush=True)
 
 
+def start_agent() -> None:
+    """In a process of its own, so that polkit goes on asking when this one is killed."""
+    parent = os.getpid()
+    registered, ready = os.pipe()
+    if os.fork() == 0:
+        asyncio.run(be_an_agent(parent, ready))
+    os.read(registered, 1)
+
+
 async def flood(connections: str, calls: str, *call: str) -> None:
-    agent = await be_an_agent()
     waiting = []
     for _ in range(int(connections)):
         connection = Connection()
@@ -150,7 +160,6 @@ async def flood(connections: str, calls: str, *call: str) -> None:
         await connection.list_names()  # all calls before this one have reached the bus
     print("sent", flush=True)
     await asyncio.gather(*waiting)
-    await agent.close()
 
 
 if __name__ == "__main__":
@@ -162,4 +171,5 @@ if __name__ == "__main__":
         case "linger":
             linger(*sys.argv[2:])
         case "flood":
+            start_agent()
             asyncio.run(flood(*sys.argv[2:]))
