@@ -12,6 +12,7 @@
 #include "base/failpoint.h"
 #include "engine.h"
 #include "harness.h"
+#include "poison_marker.h"
 #include "vm/page_map.h"
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
@@ -215,17 +216,6 @@ static void check_read(struct rig *rig, size_t i, uint64_t page, unsigned byte)
 	finish(hand);
 	CHECK(!hand->sigbus);
 	CHECK_EQ(hand->byte, byte);
-}
-
-/* Poison markers came with Linux 6.6. Before, whoever touches a page that cannot be read back waits until it can be. */
-static bool have_poison(void)
-{
-	struct uffdio_api api = { .api = UFFD_API };
-	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	bool have = uffd >= 0 && ioctl(uffd, UFFDIO_API, &api) == 0 && api.features & 1 << 14;
-
-	close(uffd);
-	return have;
 }
 
 /* The hand gets SIGBUS, or has begun to wait. */
