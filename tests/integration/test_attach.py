@@ -211,11 +211,11 @@ def test_signals_meanwhile_are_delivered_once_each() -> None:
 def test_a_stopped_target_stays_stopped_and_continues() -> None:
     with Target("nanosleep,memory") as target:
         os.kill(target.pid, signal.SIGSTOP)
-        while target.status("State")[0] != "T":
+        while target.states() != {"T"}:
             time.sleep(0.002)
         vm = attach_vm(target.pidfd)
         with vm.fds:
-            while target.status("State")[0] != "T":
+            while target.states() != {"T"}:
                 time.sleep(0.002)
             done = target.counters
             time.sleep(0.05)

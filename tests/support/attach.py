@@ -128,6 +128,13 @@ class Target:
         lines = Path(f"/proc/{self.pid}/maps").read_text().splitlines()
         return [" ".join(line.split()[:3]) for line in lines]
 
+    def states(self) -> set[str]:
+        """The letters of all threads: a stop reaches one after the other."""
+        return {
+            (task / "stat").read_text().rpartition(")")[2].split()[0]
+            for task in Path(f"/proc/{self.pid}/task").iterdir()
+        }
+
     def status(self, key: str) -> str:
         """A field of /proc/PID/status."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
