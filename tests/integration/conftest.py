@@ -36,9 +36,15 @@ def vfio_device() -> Iterator[str]:
     """A file by the name of a VFIO group: what counts is what a process has open."""
     directory = Path("/dev/vfio")
     was_there = directory.exists()
-    directory.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=directory, prefix="vmmswap-test-") as file:
-        yield file.name
+    while True:
+        directory.mkdir(exist_ok=True)
+        try:
+            device = tempfile.NamedTemporaryFile(dir=directory, prefix="vmmswap-test-")  # noqa: SIM115
+        except FileNotFoundError:  # another run has just removed the directory
+            continue
+        break
+    with device:
+        yield device.name
     if not was_there:
         with contextlib.suppress(OSError):  # another run has one there
             directory.rmdir()
