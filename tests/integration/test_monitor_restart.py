@@ -150,6 +150,17 @@ def test_killed_with_nothing_out(service, guest):
     check_all_right(guest)
 
 
+def test_lost_pages_are_remembered(service, guest):
+    guest.touch(5, 1, write=True)  # a page of zeros is nowhere in the store
+    service.monitor.all_out()
+    guest.write_from_outside([5])
+    guest.touch(5, 1, write=True)
+    service.monitor.until(lambda: service.monitor.status()["LostPages"] == 1, "the page to be counted")
+    status = service.kill_and_start().status()
+    assert (status["LostPages"], status["State"], status["Restarts"]) == (1, "Failed", 1)
+    assert status["ErrorName"] == "org.vmmswap.Error.PagesLost"
+
+
 def test_a_fault_waits_for_the_successor(service, guest):
     service.monitor.enable()
     service.monitor.kill()

@@ -25,7 +25,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -499,6 +499,16 @@ class Guest:
 
     def corrupt(self, page: int, offset: int = 0, *, by: str | int = "main") -> None:
         self.start(f"corrupt {page} offset={offset} by={by}").wait()
+
+    def write_from_outside(self, pages: Iterable[int]) -> None:
+        """Into pages of the first region's file, past every userfaultfd: what is out there is lost."""
+        memfd = os.open(f"/proc/{self.pid}/fd/{self.status().memfd_fds[0]}", os.O_RDWR)
+        try:
+            for page in pages:
+                written = os.pwrite(memfd, b"from outside".ljust(PAGE_BYTES), page * PAGE_BYTES)
+                assert written == PAGE_BYTES
+        finally:
+            os.close(memfd)
 
     def fork(self, count: int = 1, *, by: str | int = "main", deadline_s: float = DEADLINE_S) -> list[int]:
         """Numbers of the new processes."""
