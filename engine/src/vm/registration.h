@@ -20,7 +20,7 @@ void unregister_process(struct vm *vm, struct process *process);
 /* The same of all processes, a piece at a time, each in a passage of the gate: whoever uses a process's memory map waits while one is
  * unregistered, 34 to 55 ms a GiB. Nothing is out and nothing kept meanwhile. False: there is nothing left. Whoever joined or moved
  * memory since begins anew; so it is certain only with the gate held alone. */
-#define REGISTRATION_PIECE_PAGES ((uint64_t)1024)
+#define REGISTRATION_PIECE_PAGES ((uint64_t)4096)
 bool registration_release_piece(struct vm *vm);
 
 /* Of a process that joins while memory may be out: one that is answered and not watched would read zeros. */
