@@ -28,6 +28,7 @@ from vmmswap.attach import kernel
 from vmmswap.attach.access import check_thread
 from vmmswap.attach.arch import Architecture, Registers, WayHome
 from vmmswap.attach.failpoint import reach
+from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.gadgets import find_gadgets
 from vmmswap.attach.kernel import PTRACE_EVENT_STOP, SYSCALL_STOP, ptrace
 from vmmswap.attach.memory import Area, read_areas
@@ -347,6 +348,7 @@ def run(target: Target, work: Callable[[HeldThread], T], *, force: bool = False)
 
     Raises what `work` raises, and VmmswapError if no thread can be held. Blocks for up to _ALL_S.
     """
+    check_not_frozen(target.pid, str(target))
     result: _Result[T] = _Result()
 
     def tracer() -> None:
@@ -416,6 +418,7 @@ def _hold_one(place: _Place) -> HeldThread:
             thread = _try(place, tid, choice, problems, stuck)
             if thread is not None:
                 return thread
+    check_not_frozen(place.target.pid, str(place.target))
     raise BusyError(f"{place.target}: no thread of it can be held: {'; '.join(problems) or 'it has ended'}")
 
 

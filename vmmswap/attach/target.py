@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.attach.access import ROOT, User
+from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
 
@@ -101,6 +102,7 @@ def _check(target: Target, status: dict[str, str]) -> None:
     if "VmSize" not in status:
         raise NotSupportedError(f"{target} is a kernel thread: it has no memory of its own")
     _check_namespace(target)
+    check_not_frozen(target.pid, str(target))
     _check_tracers(target)
     _check_64_bit(target)
     if "shstk" in status.get("x86_Thread_features", ""):

@@ -28,6 +28,7 @@ from vmmswap.attach.attach import (
     check_devices_of,
     detach_process,
 )
+from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.huge_pages import forbid_huge_pages
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.fds import is_alive
@@ -91,23 +92,38 @@ async def undo(attached: AttachedVm) -> None:
             )
 
 
-async def detach(processes: Iterable[Process], *, force: bool = False) -> None:
-    """Take out of a VM's processes what was put in, once all of its memory is in and unregistered."""
+def check_before_exit(vm: Vm) -> None:
+    """BusyError if a process of an attached VM is frozen: what was put into it could not be taken out."""
+    for process in vm.processes.values():
+        if process.pid and process.pidfd >= 0 and is_alive(process.pidfd):
+            check_not_frozen(process.pid, f"process {coverage.name_of(process.pid)}")
+
+
+async def detach(processes: Iterable[Process], *, force: bool = False) -> list[str]:
+    """Take out of a VM's processes what was put in, once all of its memory is in and unregistered. Those that
+    keep it, for people.
+    """
     known = list(processes)
     uffds = [item.uffd for item in known]
+    left = []
     for process in known:
         if process.pidfd >= 0 and not coverage.is_gone(process.uffd):
-            await _detach(process.pid, process.pidfd, [process.uffd, *uffds], force=force)
+            name = coverage.name_of(process.pid)
+            if not await _detach(process.pid, process.pidfd, [process.uffd, *uffds], force=force):
+                left.append(name)
+    return left
 
 
 async def _detach(
     pid: int, pidfd: int, uffds: list[int], dummy_page: int | None = None, *, force: bool = False
-) -> None:
-    """uffds: the process's own first."""
+) -> bool:
+    """uffds: the process's own first. False: they stay there, and the log says so."""
     try:
         await asyncio.to_thread(detach_process, pidfd, uffds, dummy_page, force=force)
     except Exception as error:  # whatever it is: the VM must be let go
         _log.warning("process %s keeps an idle userfaultfd: %s", coverage.name_of(pid), error)
+        return False
+    return True
 
 
 def new_vm(attached: AttachedVm, *, pins: bool, qmp: str | None) -> NewVm:

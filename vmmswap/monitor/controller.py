@@ -49,7 +49,7 @@ class Controller:
     """A VmControl. `vm` is None until a VMM has registered, and again when it is gone.
 
     on_released(reason) is called when the VM can be let go after release(): all is in, or there is none.
-    check_before_enable raises if memory must not leave.
+    check_before_enable raises if memory must not leave, check_before_exit if the VM cannot be let go now.
     """
 
     def __init__(self, name: str, config: Config, *, journal: bool, log_dir: Path) -> None:
@@ -58,6 +58,7 @@ class Controller:
         self.vm: Vm | None = None
         self.on_released: Callable[[str], None] = lambda _reason: None
         self.check_before_enable: Callable[[], Awaitable[None]] = _no_check
+        self.check_before_exit: Callable[[], None] = lambda: None
         self._machine = Machine()
         self._trace_kinds = sink_kinds(config.page_fault_log, journal=journal)
         self._log_dir = log_dir
@@ -144,6 +145,7 @@ class Controller:
             self._changed()
 
     async def exit(self) -> None:
+        self.check_before_exit()
         self._orders += 1
         poisoned = self._poisoned_pages()
         self.release("Exit was called", must=False)
@@ -200,6 +202,7 @@ class Controller:
             self._drain.drop()
         self.flush_page_faults()
         self.vm = None
+        self.check_before_exit = lambda: None
         self._machine = Machine()
         self._changed()
 

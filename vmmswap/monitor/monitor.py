@@ -391,6 +391,7 @@ class Monitor:
         if vm.manifest.attached:
             self._watch = attached.Watch(vm, self._processes, self._barrier, self._controller.bring_back)
             self._controller.check_before_enable = self._watch.check_before_enable
+            self._controller.check_before_exit = partial(attached.check_before_exit, vm)
         elif not vm.manifest.snapshot:
             self._lookout = Lookout(vm, self._controller.bring_back)
         handler = EventHandler(vm, self._processes, self._controller)
@@ -444,9 +445,10 @@ class Monitor:
     async def _detach(self, vm: Vm) -> None:
         if self._watch is not None:
             await self._watch.stop()
-        await attached.detach(vm.processes.values(), force=vm.manifest.forced)
+        left = await attached.detach(vm.processes.values(), force=vm.manifest.forced)
         if self._controller.vm is vm:
-            _log.info("detached: the VMM is as it was", extra=fields("", message_ids.VM_GONE))
+            how = f"an idle userfaultfd stays in {', '.join(left)}" if left else "the VMM is as it was"
+            _log.info("detached: %s", how, extra=fields("", message_ids.VM_GONE))
             self._end(0)
 
     def _end(self, status: int) -> None:
