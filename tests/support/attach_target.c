@@ -4,7 +4,7 @@
  *     attach_target STATS-FD SIZE-MIB KIND[,KIND...] [OPTION...]
  *
  * The first kind is the main thread's. Each thread counts in the shared page STATS-FD what it has done, what was
- * wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, hugetlb (not touched), no-fd,
+ * wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, locked, hugetlb (not touched), no-fd,
  * twice, fork, seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is killed),
  * seccomp-back-end (the same, and what a vhost-user back-end needs is allowed).
  */
@@ -350,6 +350,8 @@ static void make_memory(size_t size_bytes, char **options)
 	if ((fill & PROT_WRITE) && !is_huge)
 		for (size_t i = 0; i < size_bytes / 8; i++)
 			memory[i] = 1 + i / (PAGE_BYTES / 8);
+	if (has(options, "locked") && mlock(memory, size_bytes))
+		die("mlock");
 	if (has(options, "no-fd"))
 		close(fd);
 	stats->addr = (uintptr_t)memory;

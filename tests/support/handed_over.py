@@ -57,9 +57,20 @@ class HandedOver:
         self._order("fork")
         self.child = int(self._line())
 
+    def lock(self, call: str) -> None:
+        """mlock or munlock all of the memory."""
+        self._order(call)
+        assert self._line() == call
+
     def digest(self) -> str:
-        """What the child reads."""
+        """What the child reads, or the VMM if there is none."""
+        self.start_digest()
+        return self.end_digest()
+
+    def start_digest(self) -> None:
         self._order("digest")
+
+    def end_digest(self) -> str:
         return self._line()
 
     def kill(self) -> None:
@@ -91,7 +102,13 @@ def _main(path: str, memory: int) -> None:
     client = VmmClient.connect(path)
     client.register([Region(ctypes.addressof(view), size, 0, 0)], [memory], uffd, dummy_page=dummy.addr)
     _say("ready")
-    if _order() == "exec":
+    while (order := _order()) in ("mlock", "munlock", "digest"):
+        if order == "digest":
+            _say(hashlib.sha256(mapped[:]).hexdigest())
+        else:
+            _lock(order, ctypes.addressof(view), size)
+            _say(order)
+    if order == "exec":
         os.set_inheritable(memory, True)
         os.dup2(os.open("/dev/null", os.O_WRONLY), 1)
         os.execvp("sleep", ["sleep", "1000"])  # noqa: S606 - no shell is wanted
@@ -101,6 +118,12 @@ def _main(path: str, memory: int) -> None:
     os.closerange(3, 1 << 16)  # the file's fds: mmap has one too
     while _order():
         _say(hashlib.sha256(mapped[:]).hexdigest())
+
+
+def _lock(call: str, addr: int, size_bytes: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, call)(ctypes.c_void_p(addr), ctypes.c_size_t(size_bytes)) != 0:
+        raise OSError(ctypes.get_errno(), call)
 
 
 def _order() -> str:

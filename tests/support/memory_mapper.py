@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A process that maps a memfd and sends its uffd: memory_mapper.py SOCKET MEMFD SIZE_BYTES [OPTION].
 
-Options: `user-mode-only`; `send-on FD` registers on the connected socket FD; `steal` reads the uffd's
-messages and answers none. Lives until SOCKET ends, or it is killed.
+Options: `user-mode-only`; `lock` locks a page of it; `send-on FD` registers on the connected socket FD;
+`steal` reads the uffd's messages and answers none. Lives until SOCKET ends, or it is killed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def main(sock_fd, memfd, size_bytes, *arguments):
     memory = mmap.mmap(int(memfd), int(size_bytes))
     addr = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     uffd = open_user_mode_only() if "user-mode-only" in arguments else open_userfaultfd()
+    if "lock" in arguments and ctypes.CDLL(None).mlock(ctypes.c_void_p(addr), 1):
+        sys.exit("cannot lock memory")
     dummy = DummyPage()
     told = json.dumps({"addr": addr, "dummy_page": dummy.addr}).encode()
     with socket.socket(fileno=int(sock_fd)) as sock:

@@ -23,6 +23,7 @@ from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_
 from vmmswap.attach.devices import check_devices
 from vmmswap.attach.failpoint import reach
 from vmmswap.attach.kernel import is_same_memory
+from vmmswap.attach.locked import LOCKED, locked_error
 from vmmswap.attach.memory import Candidate, FilePart, Found
 from vmmswap.attach.plant import idle, plant, uproot
 from vmmswap.attach.target import Target, open_target
@@ -294,6 +295,8 @@ def _check(target: Target, regions: Sequence[Region], *, is_new: bool = True) ->
                 f" {start:#x}: another monitor, or the VMM itself (post-copy migration, a snapshot being"
                 " restored), serves it"
             )
+        if is_guest and LOCKED in flags:
+            raise locked_error(target.pid, start)
         if is_guest and _MAY_WRITE not in flags:
             raise NotSupportedError(
                 f"{target} maps guest memory at {start:#x} from a file that it opened for reading only: no"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from vmmswap.attach.access import User, may_trace
+from vmmswap.attach.locked import check_not_locked
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, ProtocolError
 from vmmswap.handoff import fds, maps
 from vmmswap.handoff.fds import FileId
@@ -138,6 +139,7 @@ def add_region(message: AddRegion, frame: Frame, memory: Memory) -> AddRegionReq
     with _unseen(frame.peer, memory.pid):
         for idx, region in enumerate(regions):
             maps.check_mapped(process_maps, f"regions[{idx}]", region, together.file_of(region))
+        check_not_locked(memory.pid, _spans(regions))
         _check_alive(frame.peer.pidfd, memory.pid)
         if uffd is not None:
             prove(uffd, memory.pid, None, message.regions, _path_among(memfds))
@@ -258,6 +260,10 @@ def _check_with_registered(regions: Sequence[Region], memory: Memory, together: 
     check_no_overlap(regions, [together.file_of(region) for region in regions])
 
 
+def _spans(regions: Sequence[Region]) -> list[tuple[int, int]]:
+    return [(region.addr, region.end) for region in regions]
+
+
 def _check_process(
     process: _Process, message: Register | AddProcess, memory: Memory, path_of: PathOf | None
 ) -> ProcessMemory:
@@ -267,6 +273,7 @@ def _check_process(
     process_maps = maps.read_maps(pid)
     for idx, region in enumerate(regions):
         maps.check_mapped(process_maps, f"regions[{idx}]", region, memory.file_of(region))
+    check_not_locked(pid, _spans(regions))
     if dummy_page is not None and not maps.is_mapped(process_maps, dummy_page):
         raise InvalidRegionError(f"dummy_page: {dummy_page:#x} is not mapped in the process")
     _check_alive(process.pidfd, pid)

@@ -62,11 +62,18 @@ class ProcessMemory:
     ]  # the process maps guest memory here too, without a uffd: Enable must be refused
 
     @property
+    def _advice(self) -> str:
+        if self.dummy_page is None:
+            return "send a dummy_page"
+        return (
+            f"the dummy_page {self.dummy_page:#x} was touched before, or filled by mlockall(MCL_FUTURE): send"
+            " one that is empty"
+        )
+
+    @property
     def limits(self) -> tuple[str, ...]:
         """What is not offered to this process, and why; for people."""
-        unproven = (
-            () if self.is_proven else ("no empty page to test the userfaultfd with: send a dummy_page",)
-        )
+        unproven = () if self.is_proven else (f"no empty page to test the userfaultfd with: {self._advice}",)
         aliases = tuple(
             f"guest memory is mapped without a userfaultfd at {mapping}" for mapping in self.unlisted
         )

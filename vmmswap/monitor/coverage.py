@@ -19,6 +19,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmswap.attach import locked
 from vmmswap.attach.target import lines_of_mappings
 from vmmswap.engine import Holder, MapperWatch, Mapping, Range, holders_of, mappings_of, registered_buffer_in
 from vmmswap.errors import NotSupportedError, VmmswapError
@@ -153,6 +154,19 @@ def _pieces(mapping: Mapping, regions: Sequence[RegionRecord]) -> Iterator[Piece
 def spans_of(pieces: Iterable[Piece]) -> list[tuple[int, int, int]]:
     """Where guest memory is mapped: (pid, start, end)."""
     return [(piece.pid, piece.addr, piece.end) for piece in pieces]
+
+
+def check_not_locked(pieces: Iterable[Piece]) -> None:
+    """NotSupportedError if a process has locked guest memory into RAM. Waits for mmap locks: use a thread."""
+    by_pid: dict[int, list[tuple[int, int]]] = {}
+    for piece in pieces:
+        by_pid.setdefault(piece.pid, []).append((piece.addr, piece.end))
+    for pid, spans in by_pid.items():
+        try:
+            locked.check_not_locked(pid, spans)
+        except NotSupportedError:
+            if Path(f"/proc/{pid}").exists():  # else it has ended meanwhile
+                raise
 
 
 def _match(known: Sequence[Known], pieces: Sequence[Piece]) -> dict[int, int]:

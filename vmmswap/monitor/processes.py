@@ -175,6 +175,7 @@ class Processes:
                 ", ".join(map(str, sorted(unreadable)[:10])),
             )
         self._check_kept()
+        await asyncio.to_thread(coverage.check_not_locked, picture.pieces)
         await self.check_huge_pages(coverage.spans_of(picture.pieces))
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
         await self._tell_of_holders()
@@ -182,7 +183,7 @@ class Processes:
             if not process.is_proven:
                 raise NotSupportedError(
                     f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd stops accesses"
-                    " of the kernel's (KVM, vhost), which would fail: have the VMM send a dummy_page"
+                    f" of the kernel's (KVM, vhost), which would fail: have the VMM {_advice(process)}"
                 )
 
     async def _tell_of_holders(self) -> None:
@@ -337,6 +338,15 @@ class Processes:
     def _watch_again(self, process: Process) -> None:
         if not self._is_closed and self._vm.processes.get(process.process_id) is process:
             self._watch(process)
+
+
+def _advice(process: Process) -> str:
+    if not process.dummy_page:
+        return "send a dummy_page"
+    return (
+        f"send a dummy_page that is empty: {process.dummy_page:#x} was touched before, or filled by"
+        " mlockall(MCL_FUTURE)"
+    )
 
 
 def is_vmm_alive(vm: Vm) -> bool:

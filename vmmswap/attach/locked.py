@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether a process has locked its guest memory into RAM: mlock(), mlockall(), MAP_LOCKED.
+
+The kernel would let it go all the same: it punches locked pages like any others, and the next access faults
+them in. But whoever locks memory has asked that no access ever waits, and a swap-out would break that without
+a word. So locked guest memory is not taken: not at the hand-off, not by attach, not at Enable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vmmswap.attach.target import flags_of_mappings
+from vmmswap.errors import NotSupportedError
+
+LOCKED = b"lo"  # of VmFlags in smaps
+
+_ADVICE = (
+    "vmmswap does not swap out what a VMM wants to have on RAM. Start the VMM without that (QEMU:"
+    " -overcommit mem-lock=off; libvirt: no <locked/> in <memoryBacking>), or have it call munlock()"
+)
+
+
+def check_not_locked(pid: int, spans: Sequence[tuple[int, int]]) -> None:
+    """NotSupportedError if any of these (start, end) addresses is locked. Waits for the process's mmap lock;
+    walks its page tables only where it has locked anything.
+    """
+    if not _locks_memory(pid):
+        return
+    for start, end, flags in flags_of_mappings(pid):
+        if LOCKED in flags and any(start < span_end and span_start < end for span_start, span_end in spans):
+            raise locked_error(pid, start)
+
+
+def locked_error(pid: int, addr: int) -> NotSupportedError:
+    return NotSupportedError(
+        f"process {pid} has locked guest memory into RAM at {addr:#x} (mlock, mlockall): {_ADVICE}"
+    )
+
+
+def _locks_memory(pid: int) -> bool:
+    """VmLck counts all locked mappings, and VFIO's pins. True if unknown: then the mappings tell."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    return any(line.startswith("VmLck:") and line.split()[1] != "0" for line in lines)
