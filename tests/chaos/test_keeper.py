@@ -10,7 +10,7 @@ import pytest
 from tests.support.bus import PrivateBus, missing
 from tests.support.firecracker import Firecracker, make_snapshot, sum_of
 from tests.support.guest import Guest
-from tests.support.monitor import BusError
+from tests.support.monitor import DEADLINE_S, BusError
 from tests.support.restarts import failing, is_alive, keepers, on_its_own, restarted
 
 REASON = missing()
@@ -178,7 +178,7 @@ def test_signals_to_the_whole_group_do_not_end_the_keeper(bus):
 
 
 def wait_until_all_ended(monitor):
-    end = time.monotonic() + 60
+    end = time.monotonic() + DEADLINE_S
     while living := [pid for pid in keepers(monitor) if is_alive(monitor, pid)]:
         assert time.monotonic() < end, living
         time.sleep(0.005)

@@ -15,6 +15,7 @@ from tests.guests.attached import attaching
 from tests.support import programs
 from tests.support.bus import missing
 from tests.support.monitor import BusError
+from tests.support.patience import PATIENCE
 from tests.support.restarts import failing, keepers, memfds_of, wait_gone
 from vmmswap.attach.failpoint import VARIABLE
 from vmmswap.errors import NoSuchVMError, ProtocolError
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missi
 
 SOURCE = Path(programs.__file__).with_name("hotplug_target.c")
 PIECE_PAGES = (16 << 20) // 4096
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0 * PATIENCE
 
 
 def links_of(pid):

@@ -27,7 +27,7 @@ from vmmswap.host.handover import attach_message
 from vmmswap.names import BUS_NAME, HOST_PATH, object_path_of
 from vmmswap.status import KEYS, Operation, State, Status
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 class ScriptedVm:

@@ -23,7 +23,7 @@ from tests.support.patience import PATIENCE
 from tests.support.programs import built
 
 SOURCE = Path(__file__).with_name("attach_target.c")
-DEADLINE_S = 30.0 * PATIENCE
+DEADLINE_S = 60.0 * PATIENCE
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
 
 _HEAD = struct.Struct("QQQQ")

@@ -16,8 +16,11 @@ from typing import Any, cast
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 POLICY = REPOSITORY / "dbus" / "org.vmmswap.conf"
+CALL_S = 60.0 * PATIENCE
 
 # The rules are those of Debian's system.conf; the includes are the shipped policy and what a test adds.
 _CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
@@ -170,7 +173,7 @@ class Client:
         return Client(self._bus, self.destination, path)
 
     async def busctl(self, verb: str, *arguments: str, uid: int = 0) -> Answer:
-        options = [f"--address={self._bus.address}", "--timeout=20"]
+        options = [f"--address={self._bus.address}", f"--timeout={CALL_S:.0f}"]
         return await run("busctl", *options, verb, self.destination, self.path, *arguments, uid=uid)
 
     async def call(self, interface: str, member: str, *arguments: str, uid: int = 0) -> str:
@@ -192,7 +195,7 @@ class Client:
             "dbus-send",
             f"--bus={self._bus.address}",
             "--print-reply",
-            "--reply-timeout=20000",
+            f"--reply-timeout={CALL_S * 1000:.0f}",
             f"--dest={self.destination}",
             self.path,
             member,

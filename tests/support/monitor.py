@@ -139,7 +139,8 @@ class Monitor:
     # The bus
 
     def call_command(self, member: str) -> list[str]:
-        command = ["busctl", f"--address={self.bus.address}", "--timeout=30", "--json=short", "call"]
+        command = ["busctl", f"--address={self.bus.address}", f"--timeout={DEADLINE_S:.0f}"]
+        command += ["--json=short", "call"]
         return [*command, bus_name_of(self.name), object_path_of(self.name), MANAGER_INTERFACE, member]
 
     def call(self, member: str) -> Any:

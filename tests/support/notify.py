@@ -19,6 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.patience import PATIENCE
+
+DEADLINE_S = 60.0 * PATIENCE
+
 # Puts the given fds at 3, 4, ... as systemd does, and becomes the program.
 _LAUNCHER = """
 import fcntl, os, sys
@@ -81,11 +85,11 @@ class ServiceManager:
             sock.connect(str(self.path))
             socket.send_fds(sock, [b"BARRIER=1"], [writer])
         os.close(writer)
-        ended = select.select([reader], [], [], 60)[0]
+        ended = select.select([reader], [], [], DEADLINE_S)[0]
         os.close(reader)
         assert ended, "nobody reads the notify socket any more"
 
-    def wait_line(self, text: str, deadline_s: float = 60.0) -> None:
+    def wait_line(self, text: str, deadline_s: float = DEADLINE_S) -> None:
         with self._changed:
             assert self._changed.wait_for(lambda: any(text in line for line in self.lines), deadline_s), (
                 f"waited in vain for {text!r} among {self.lines}"

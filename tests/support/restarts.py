@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.bus import PrivateBus
-from tests.support.monitor import PROGRAM, Monitor
+from tests.support.monitor import DEADLINE_S, PROGRAM, Monitor
 from tests.support.notify import ServiceManager
 
 WITH_FAILPOINTS = {"VMMSWAP_ENGINE": "failpoints"}
@@ -126,7 +126,7 @@ def is_alive(monitor: Monitor, pid: int) -> bool:
     return str(monitor.directory).encode() in command
 
 
-def wait_gone(pid: int, deadline_s: float = 60.0) -> None:
+def wait_gone(pid: int, deadline_s: float = DEADLINE_S) -> None:
     end = time.monotonic() + deadline_s
     while _has_memory(pid):
         assert time.monotonic() < end, f"process {pid} goes on"
