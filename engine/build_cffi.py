@@ -39,8 +39,8 @@ struct range { uint64_t addr; uint64_t page_idx; uint64_t pages; ...; };
 
 enum notice_kind {
     NOTICE_PROCESS_FORKED, NOTICE_PROCESS_GONE, NOTICE_PROCESS_MOVED, NOTICE_JOB_DONE,
-    NOTICE_PAGE_POISONED, NOTICE_PAGE_HEALED, NOTICE_PAGES_LEFT, NOTICE_PAGES_LOST, NOTICE_PROTECTED,
-    NOTICE_ODD, ...
+    NOTICE_PAGE_POISONED, NOTICE_PAGE_HEALED, NOTICE_PAGES_LEFT, NOTICE_PAGES_LOST,
+    NOTICE_FAULTS_STARVED, NOTICE_PROTECTED, NOTICE_ODD, ...
 };
 struct notice {
     uint32_t kind; uint32_t process_id; uint32_t parent_id; int32_t fd; uint32_t job; int32_t code;
@@ -102,6 +102,7 @@ int engine_take_notice(struct engine *, struct notice *);
 uint64_t engine_left_pages(struct engine *, struct lost_incident *);
 uint64_t engine_take_lost(struct engine *, struct lost_incident *);
 void engine_read_stats(struct engine *, struct engine_stats *);
+bool engine_end_starvation(struct engine *);
 const char *engine_pin_check(const struct engine *);
 int engine_set_trace(struct engine *, bool, struct error *);
 size_t engine_drain_trace(struct engine *, struct trace_record *, size_t);

@@ -169,6 +169,13 @@ class Pages:
 
 
 @dataclass(frozen=True, slots=True)
+class FaultsStarved:
+    """A page fault waits because there is no memory for its page. Told once until starvation_over()."""
+
+    page_idx: int
+
+
+@dataclass(frozen=True, slots=True)
 class Protected:
     """A swap-out with pins.qmp_drained has protected all and waits for resume()."""
 
@@ -190,6 +197,7 @@ EngineEvent = (
     | PageHealed
     | PagesLeft
     | PagesLost
+    | FaultsStarved
     | Protected
     | Notice
 )
@@ -490,6 +498,10 @@ class Engine:
             tracking=bool(stats.tracking),
         )
 
+    def starvation_over(self) -> bool:
+        """After FaultsStarved: whether no page fault waits for want of memory any more."""
+        return bool(lib.engine_end_starvation(self._engine))
+
     @property
     def pin_check(self) -> str:
         """How the last swap-out saw pins: bpf, collapse, qmp, promise, settle, none; "" before that."""
@@ -573,6 +585,8 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
             event = PagesLeft(message)
         case lib.NOTICE_PAGES_LOST:
             event = PagesLost()
+        case lib.NOTICE_FAULTS_STARVED:
+            event = FaultsStarved(page_idx)
         case lib.NOTICE_PROTECTED:
             event = Protected()
         case _:

@@ -678,6 +678,16 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->tracking = atomic_load(&vm->tracking);
 }
 
+bool engine_end_starvation(struct engine *engine)
+{
+	struct vm *vm = &engine->vm;
+
+	if (atomic_load(&vm->starved_faults))
+		return false;
+	atomic_store(&vm->starved_told, false);
+	return true;
+}
+
 const char *engine_pin_check(const struct engine *engine)
 {
 	return swapper_pin_check(engine->swapper);

@@ -152,6 +152,9 @@ void engine_count_resident(struct engine *engine);
 
 /* Waits for nothing that a guest, a disk or another process can delay, and takes as long for a large VM as for a small one. */
 void engine_read_stats(struct engine *engine, struct engine_stats *out);
+/* After NOTICE_FAULTS_STARVED: true if no page fault waits for want of memory any more. The next one that does is told again. */
+bool engine_end_starvation(struct engine *engine);
+
 const char *engine_pin_check(const struct engine *engine);
 
 int engine_set_trace(struct engine *engine, bool on, struct error *err);

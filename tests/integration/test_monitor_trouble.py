@@ -2,8 +2,11 @@
 """A monitor in trouble: a store that cannot be read, memory that does not suffice, VMMs that do harm."""
 
 import contextlib
+import hashlib
+import os
 import resource
 import socket
+import subprocess
 import uuid
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 
 from tests.support.bus import missing
 from tests.support.guest import Guest
+from tests.support.handed_over import HandedOver
 from tests.support.monitor import BusError, Monitor
 from vmmswap.monitor import headroom
 
@@ -141,6 +145,44 @@ def test_a_swap_in_stops_short_of_a_cgroups_limit_and_goes_on_when_there_is_more
         assert guest.verify().wrong_bytes == 0
         guest.kill()
         assert monitor.wait_exit() == 0
+
+
+@pytest.fixture
+def small_tmpfs(directory):
+    """A tmpfs with room for the guest's memory and little else."""
+    path = directory / "memory"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10M", "memory", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def test_the_tmpfs_of_guest_memory_is_full(bus, directory, small_tmpfs):
+    """Something else takes the room that memory has left."""
+    content = os.urandom(8 * MIB)
+    (small_tmpfs / "guest").write_bytes(content)
+    memory = os.open(small_tmpfs / "guest", os.O_RDWR)
+    with Monitor("web", bus, directory) as monitor, HandedOver(monitor.socket, memory) as vmm:
+        os.close(memory)
+        monitor.all_out()
+        with (small_tmpfs / "other").open("wb", buffering=0) as other, contextlib.suppress(OSError):
+            while other.write(bytes(MIB)):
+                pass
+        vmm.start_digest()
+        monitor.until(lambda: monitor.status()["State"] == "Failed", "the guest to wait")
+        status = monitor.status()
+        assert status["ErrorName"] == "org.vmmswap.Error.NoSpace"
+        full = f"the file system at {small_tmpfs} that guest memory is a file of is full"
+        assert full in status["Error"]
+        monitor.call("Disable")
+        monitor.until(lambda: "cannot swap all in" in monitor.log, "the swap-in to fail")
+        assert full in monitor.settled()["Error"]
+        assert monitor.log.count("the guest waits for memory") == 1
+        (small_tmpfs / "other").unlink()
+        assert vmm.end_digest() == hashlib.sha256(content).hexdigest()
+        monitor.wait_log("the guest no longer waits for memory")
+        assert monitor.disable()["State"] == "Ready"
+        assert monitor.status()["Error"] == ""
 
 
 def test_a_stop_waits_for_memory(bus, directory, group):

@@ -29,7 +29,8 @@ from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.headroom import RoomWatch
 from vmmswap.monitor.housekeeping import Housekeeping
 from vmmswap.monitor.machine import Action, Machine
-from vmmswap.monitor.report import OperationLog, status_of
+from vmmswap.monitor.report import OperationLog, starved, status_of
+from vmmswap.monitor.starvation import Starvation
 from vmmswap.monitor.tracing import Tracing, sink_kinds, start_tracing
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import State, Status
@@ -74,6 +75,7 @@ class Controller:
         self._retry: asyncio.TimerHandle | None = None
         self._drain = Drain(self._drained, self._drain_failed, self._drain_idle)
         self._drain_error = ""
+        self._starvation: Starvation | None = None
         self._housekeeping = Housekeeping(self._idle_engine)
         self._counting = Counting()
         self._resuming: asyncio.Task[None] | None = None
@@ -85,13 +87,14 @@ class Controller:
         return self.vm.manifest.uid if self.vm else 0
 
     def status(self) -> Status:
-        return status_of(
+        status = status_of(
             self.name,
             self._machine,
             self.vm,
             logging=self._tracing is not None,
             drain_pause_us=self._drain.pause_us,
         )
+        return starved(status, self._starvation.error if self._starvation else None)
 
     async def refresh(self) -> None:
         if self.vm is not None:
@@ -167,6 +170,7 @@ class Controller:
         self._machine.job_done(error, vm.engine.stats().tracking)
         self._machine.wants_out = vm.manifest.wants_out
         self._drain.adopt(vm)
+        self._starvation = Starvation(vm, self._pids, self._changed)
         self._housekeeping.start()
         self._changed()
 
@@ -196,6 +200,9 @@ class Controller:
     def drop(self) -> None:
         """The VM is gone: nothing more is done for it."""
         self._room.stop()
+        if self._starvation is not None:
+            self._starvation.stop()
+            self._starvation = None
         self._housekeeping.stop()
         self._cancel_retry()
         with guarded("the drain by QMP is not given up"):
@@ -222,7 +229,7 @@ class Controller:
         stats = replace(stats, pause_us=max(stats.pause_us, self._drain.pause_us))
         self._room.stop()
         self._drain.job_ended()
-        event = self._with_drain_error(event)
+        event = self._with_full_file_system(self._with_drain_error(event))
         with guarded("the end of the operation is not in the log"):
             self._operation_log.ended(self._machine.operation, stats, vm.engine.pin_check, event)
         with guarded(_NOT_RECORDED):
@@ -239,6 +246,11 @@ class Controller:
     def is_busy(self) -> bool:
         """An operation runs."""
         return self._machine.job is not Job.NONE
+
+    def starved(self, page_idx: int) -> None:
+        """A page fault waits for memory."""
+        if self._starvation is not None:
+            self._starvation.found(page_idx)
 
     def pages_lost(self) -> None:
         """State says so from now on."""
@@ -321,6 +333,16 @@ class Controller:
         if not reason or event.error is not None:
             return event
         return JobDone(event.job, NotSupportedError(reason), event.cancelled)
+
+    def _with_full_file_system(self, event: JobDone) -> JobDone:
+        """The engine knows that there was no memory, and not whose."""
+        if event.job is not Job.SWAP_IN or not isinstance(event.error, NoSpaceError) or not self._starvation:
+            return event
+        why = self._starvation.why_not_all()
+        error = (
+            NoSpaceError(f"cannot swap all in: {why}; what is out is still served") if why else event.error
+        )
+        return JobDone(event.job, error, event.cancelled)
 
     def _idle_engine(self) -> Engine | None:
         return self.vm.engine if self.vm is not None and self._machine.job is Job.NONE else None

@@ -17,6 +17,7 @@ from vmmswap import message_ids
 from vmmswap.engine import (
     Engine,
     EngineEvent,
+    FaultsStarved,
     JobDone,
     Notice,
     PageHealed,
@@ -144,6 +145,8 @@ class EventHandler:
                 self._say_left(event)
             case PagesLost():
                 self._lost.found()
+            case FaultsStarved():
+                self._controller.starved(event.page_idx)
             case PageHealed():
                 _log.warning("page %d can be read again and is no longer poisoned", event.page_idx)
             case Notice():

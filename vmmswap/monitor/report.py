@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 from vmmswap import message_ids
 from vmmswap.engine import EngineStats, JobDone, Mode
-from vmmswap.errors import PagesLostError
+from vmmswap.errors import PagesLostError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import dropped, fields
 from vmmswap.monitor.machine import Machine
@@ -57,6 +58,13 @@ def status_of(
         pin_check=vm.engine.pin_check,
         dropped_messages=dropped(),
     )
+
+
+def starved(status: Status, error: VmmswapError | None) -> Status:
+    """The status of a guest whose page faults wait for memory, with the reason; None: they do not."""
+    if error is None or status.state is State.IN_PROGRESS:
+        return status
+    return replace(status, state=State.FAILED, error=error.message, error_name=error.dbus_name)
 
 
 def _lost(pages: int) -> PagesLostError:

@@ -18,7 +18,9 @@ enum notice_kind {
 	/* code, message: a swap-out has ended, and left pages behind for this reason: engine_left_pages() has which */
 	NOTICE_PAGES_LEFT,
 	NOTICE_PAGES_LOST, /* lost_take() has which (vm/lost.h); once until that was called */
-	NOTICE_PROTECTED,  /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
+	/* page_idx: there is no memory for it, and a page fault waits; once until engine_end_starvation() */
+	NOTICE_FAULTS_STARVED,
+	NOTICE_PROTECTED, /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
 	/* message, page_idx: something that the VMM or a stranger did, which a person must know */
 	NOTICE_ODD,
 };

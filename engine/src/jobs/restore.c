@@ -386,6 +386,6 @@ int restore_chunk(struct restorer *restorer, uint64_t *page_idx, uint64_t end_id
 			"the kernel does not take pages for the VM's memory: it is as it was, see the journal");
 	return error_set(
 		err, -rc,
-		"no memory left for the VM's pages to come back to: free some on the host, or raise the "
-		"limits of the VMM's cgroup");
+		"no memory left for the VM's pages to come back to: free some on the host, raise the "
+		"limits of the VMM's cgroup, or make room in the file system of guest memory");
 }

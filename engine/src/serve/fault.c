@@ -183,6 +183,8 @@ static uint64_t serve_pending(struct server *self)
 			wake_ns = result == RETRY_LATER ? fault->not_before_ns : 0;
 		}
 		if (result == RESOLVED) {
+			if (fault->starved)
+				atomic_fetch_sub(&vm->starved_faults, 1);
 			latency_add(&vm->latencies[self->number], monotonic_ns() - fault->read_ns);
 			continue;
 		}

@@ -77,6 +77,19 @@ static enum resolved later(struct attempt *attempt, uint64_t delay_ns)
 	return RETRY_LATER;
 }
 
+/* The kernel has no memory for the page. Until there is some, nobody but who reads the notice knows why the guest waits. */
+static enum resolved starve(struct attempt *attempt)
+{
+	struct notice notice = { .kind = NOTICE_FAULTS_STARVED, .page_idx = attempt->page_idx };
+
+	if (!attempt->fault->starved)
+		atomic_fetch_add(&attempt->vm->starved_faults, 1);
+	attempt->fault->starved = true;
+	if (!atomic_exchange(&attempt->vm->starved_told, true))
+		notices_post(attempt->vm->notices, &notice);
+	return later(attempt, NO_MEMORY_RETRY_NS);
+}
+
 /* What an ioctl that did not fill the page means for the fault. The claim has been released. */
 static enum resolved unfilled(struct attempt *attempt, enum uffd_outcome outcome)
 {
@@ -84,7 +97,7 @@ static enum resolved unfilled(struct attempt *attempt, enum uffd_outcome outcome
 	case UFFD_RETRY:
 		return RETRY_SOON;
 	case UFFD_NO_MEMORY:
-		return later(attempt, NO_MEMORY_RETRY_NS);
+		return starve(attempt);
 	case UFFD_GONE:
 		vm_process_gone(attempt->vm, attempt->process);
 		return RESOLVED;

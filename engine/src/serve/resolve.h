@@ -14,6 +14,7 @@ struct fault {
 	uint64_t not_before_ns; /* 0: now */
 	uint32_t strays;	/* how often its address was not known as guest memory */
 	uint32_t read_errors;	/* how often the store failed to give the page */
+	bool starved;		/* counted in vm->starved_faults */
 };
 
 enum resolved {

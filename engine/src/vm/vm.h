@@ -84,6 +84,11 @@ struct vm {
 	/* write-protect faults served: pages that the guest wrote to after they were protected */
 	_Atomic uint64_t writes_seen;
 
+	/* Page faults that wait because the kernel has no memory for their pages; and whether that was told, and
+	 * engine_end_starvation() has not said since that it is over. */
+	_Atomic uint64_t starved_faults;
+	_Atomic bool starved_told;
+
 	/* Pages that are out are write-protected, by bits or markers, in every process: all can protect, and none joined
 	 * since guest memory was registered. Only then does a page that comes back keep its copy. */
 	_Atomic bool keeps;
