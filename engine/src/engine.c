@@ -297,14 +297,6 @@ static int fill_process(struct engine *engine, struct process *process, const st
 	return vm->tracking ? register_or_refuse(vm, process, err) : 0;
 }
 
-/* Memory joins that is not protected as that of all others is: see struct vm. */
-static void note_join(struct vm *vm)
-{
-	atomic_fetch_add(&vm->joined, 1);
-	atomic_store(&vm->keeps, false);
-	vm_drop_kept_copies(vm);
-}
-
 /* -EAGAIN: pages are PUNCHING, and the process cannot be protected there. */
 static int try_to_add(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
 		      uint32_t *process_id, struct error *err)
@@ -337,7 +329,7 @@ static int try_to_add(struct engine *engine, int uffd, const struct range *range
 		rc = error_set(err, ENOMEM, "no memory for one more process");
 	}
 	if (rc != -EAGAIN) /* whatever came of it: there is a process that may map guest memory */
-		note_join(vm);
+		vm_note_join(vm);
 	gate_release(vm->gate);
 	return rc;
 }
@@ -414,7 +406,7 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 	int rc = take_ranges(vm, &next, ranges, ranges_n, err);
 
 	if (!rc && !has_all(process, &next)) {
-		note_join(vm);
+		vm_note_join(vm);
 		rc = vm->tracking ? register_new_ranges(vm, process, &next, err) : 0;
 	}
 	unused = next.ranges;
@@ -428,7 +420,7 @@ static int set_ranges(struct vm *vm, struct process *process, const struct range
 	}
 	free(unused);
 	if (!rc && vm->tracking && process->unwatched) { /* of what it had before, perhaps */
-		note_join(vm);
+		vm_note_join(vm);
 		register_process(vm, process);
 	}
 	return rc;
@@ -460,7 +452,7 @@ void engine_register_again(struct engine *engine, uint32_t process_id)
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
 	if (process && vm->tracking) {
-		note_join(vm);
+		vm_note_join(vm);
 		register_process(vm, process);
 		vm_protect_punching(vm, process);
 	}
@@ -607,6 +599,7 @@ void engine_continue_job(struct engine *engine)
 
 bool engine_housekeep(struct engine *engine)
 {
+	vm_drop_stale_copies(&engine->vm);
 	return store_trim_step(engine->vm.store);
 }
 

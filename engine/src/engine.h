@@ -130,7 +130,8 @@ void engine_forget_job(struct engine *engine);
 /* After NOTICE_PROTECTED: the VMM's block layer was drained and may go on; the swap-out goes on. */
 void engine_continue_job(struct engine *engine);
 
-/* Give disk space of dropped pages back, a little at a time: true while there is more. For an idle moment. */
+/* Drop copies that a process that joined has made useless, and give disk space of dropped pages back, a little at a time: true while
+ * there is more. For an idle moment. */
 bool engine_housekeep(struct engine *engine);
 
 int engine_notices_fd(const struct engine *engine);

@@ -100,6 +100,13 @@ static bool somebody_joined(struct swapper *swapper)
 	return atomic_load(&swapper->vm->joined) != swapper->joined;
 }
 
+/* In this order: no copy that a join has made stale is there then, and a later join shows. */
+static void begin_with_all_who_joined(struct swapper *swapper)
+{
+	swapper->joined = atomic_load(&swapper->vm->joined);
+	vm_drop_stale_copies(swapper->vm);
+}
+
 static bool next_window(struct swapper *swapper, bool data, struct window *out)
 {
 	struct vm *vm = swapper->vm;
@@ -578,7 +585,7 @@ static void swap_out_once(struct swapper *swapper)
 	enum swap_mode mode;
 	uint64_t pause_us;
 
-	swapper->joined = atomic_load(&swapper->vm->joined);
+	begin_with_all_who_joined(swapper);
 	if (choose_mode(swapper, &mode))
 		return;
 	swapper->frozen = mode == MODE_FREEZE;
@@ -718,7 +725,7 @@ static void trim(struct swapper *swapper)
 		swapper->free_only = true;
 		for (unsigned joins = 0;
 		     joins == 0 || (somebody_joined(swapper) && joins < FRUITLESS_JOINS_MAX); joins++) {
-			swapper->joined = atomic_load(&swapper->vm->joined);
+			begin_with_all_who_joined(swapper);
 			pass_over_memory(swapper);
 		}
 	}

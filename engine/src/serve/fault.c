@@ -87,9 +87,7 @@ static void adopt_child(struct faults *faults, const struct process *parent, int
 	/* what it has written, or writes, is not seen */
 	if (!register_child(vm, child) || !child->protects) {
 		vm_protect_punching(vm, child);
-		atomic_fetch_add(&vm->joined, 1);
-		atomic_store(&vm->keeps, false);
-		vm_drop_kept_copies(vm);
+		vm_note_join(vm);
 	}
 }
 

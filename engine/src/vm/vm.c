@@ -192,10 +192,24 @@ void vm_drop_copy(struct vm *vm, uint64_t old)
 		store_drop(vm->store, &slot_idx, 1);
 }
 
+void vm_note_join(struct vm *vm)
+{
+	HELD_NEEDS(HELD_GATE_ALONE);
+	atomic_store(&vm->keeps, false); /* first: who sees that somebody joined sees this */
+	atomic_fetch_add(&vm->joined, 1);
+}
+
+void vm_drop_stale_copies(struct vm *vm)
+{
+	if (!atomic_load(&vm->keeps) && atomic_load(&vm->kept_pages))
+		vm_drop_kept_copies(vm);
+}
+
 void vm_drop_kept_copies(struct vm *vm)
 {
 	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);
 
+	HELD_MAY_WAIT(WAIT_TIME); /* takes the longer the more there are */
 	for (uint64_t idx = 0; idx < end_idx && atomic_load(&vm->kept_pages); idx++) {
 		uint64_t word;
 

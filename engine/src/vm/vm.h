@@ -90,7 +90,9 @@ struct vm {
 	_Atomic bool starved_told;
 
 	/* Pages that are out are write-protected, by bits or markers, in every process: all can protect, and none joined
-	 * since guest memory was registered. Only then does a page that comes back keep its copy. */
+	 * since guest memory was registered. Only then does a page that comes back keep its copy. While it is false, copies that
+	 * were kept before are stale: no swap-out may begin with them, so it drops them after it has read `joined`, and one that
+	 * turns stale later is not punched, because `joined` has changed. */
 	_Atomic bool keeps;
 
 	/* A swap-out trusts that every process's writes to a protected page are seen. A process that joins is not protected
@@ -158,7 +160,14 @@ bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word
 /* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
 void vm_drop_copy(struct vm *vm, uint64_t old);
 
-/* All kept copies are dropped: their pages are simply resident from here on. */
+/* Memory joins that is not protected as that of all others is. With the gate held alone. The kept copies are stale from here on. */
+void vm_note_join(struct vm *vm);
+
+/* All kept copies are dropped: their pages are simply resident from here on. Not inside the gate: it takes the longer the more
+ * there are, up to a second for 64 GiB. */
 void vm_drop_kept_copies(struct vm *vm);
+
+/* The same, if they may be stale. */
+void vm_drop_stale_copies(struct vm *vm);
 
 #endif
