@@ -238,6 +238,7 @@ static void forget_region(struct vm *vm, uint64_t page_idx, uint64_t pages)
 		}
 		process_forget_pages(process, page_idx, pages);
 	}
+	removals_forget(&vm->removals, page_idx, pages);
 	event_give_up(vm, page_idx, pages); /* kept copies */
 	pthread_mutex_lock(&vm->regions_lock);
 	memory_remove(&vm->memory, page_idx);

@@ -19,6 +19,7 @@
  * the sources. */
 /* clang-format off */
 static const char *const names[] = {
+	"event.piece",
 	"event.read",
 	"evict.checked",
 	"evict.finished",
@@ -46,6 +47,7 @@ static const char *const names[] = {
 	"resolve.claimed",
 	"resolve.copied",
 	"resolve.fetched",
+	"restore.awaits-removal",
 	"restore.claimed",
 	"restore.copied",
 	"restore.fetched",

@@ -321,6 +321,23 @@ static void soften(struct batch *batch, size_t from, size_t end)
 	HELD_DROP(HELD_FILLING);
 }
 
+/* Nothing that the guest gave up is given back to it: removal.h. A demand fault may take over meanwhile. */
+static void pass_when_removed(struct batch *batch, size_t from, size_t end)
+{
+	struct vm *vm = batch->restorer->vm;
+	uint64_t page_idx = batch->idx[from], pages = batch->idx[end - 1] + 1 - page_idx;
+
+	for (;;) {
+		gate_pass(vm->gate, batch->restorer->lane);
+		if (!removals_have(&vm->removals, page_idx, pages))
+			return;
+		gate_leave(vm->gate, batch->restorer->lane);
+		FAILPOINT_HERE("restore.awaits-removal");
+		HELD_MAY_WAIT(WAIT_TIME);
+		nanosleep(&(struct timespec){ .tv_nsec = COPY_RETRY_NS }, NULL);
+	}
+}
+
 /* One passage of the gate: pages from *next on, a piece at most. 0, -EAGAIN (nothing came on), -ENOMEM, or -EIO. */
 static int copy_piece(struct batch *batch, size_t *next)
 {
@@ -328,7 +345,7 @@ static int copy_piece(struct batch *batch, size_t *next)
 	size_t start = *next, end = start + PIECE_PAGES < batch->n ? start + PIECE_PAGES : batch->n;
 	int rc = 0;
 
-	gate_pass(vm->gate, batch->restorer->lane);
+	pass_when_removed(batch, start, end);
 	while (*next < end && !rc) {
 		size_t n = hardened_run(batch, *next, end), done;
 

@@ -60,10 +60,9 @@ void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 
 /* By the guest, whose hole may come later, vm.h. A whole chunk of which nothing is known yet is not written to: that would take
  * memory for all that a balloon takes at first. */
-static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t pages)
+static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t pages, uint32_t now_ms)
 {
 	uint64_t end_idx = page_idx + pages, next_idx;
-	uint32_t now_ms = vm_now_ms();
 
 	for (uint64_t idx = page_idx; idx < end_idx; idx = next_idx) {
 		next_idx = (idx / CHUNK_PAGES + 1) * CHUNK_PAGES;
@@ -78,6 +77,32 @@ static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t p
 	}
 }
 
+/* A large one a piece at a time: removal.h. */
+static void give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	uint32_t now_ms = vm_now_ms();
+
+	if (pages <= REMOVAL_PIECE_PAGES || !removals_add(&vm->removals, page_idx, pages, now_ms))
+		give_up_before_the_hole(vm, page_idx, pages, now_ms);
+}
+
+bool event_go_on(struct vm *vm)
+{
+	struct removal piece;
+	bool found;
+
+	if (!atomic_load_explicit(&vm->removals.n, memory_order_relaxed))
+		return false;
+	FAILPOINT_HERE("event.piece");
+	gate_hold_alone(vm->gate);
+	found = removals_take(&vm->removals, &piece);
+	if (found)
+		give_up_before_the_hole(vm, piece.page_idx, piece.end_idx - piece.page_idx,
+					piece.given_up_ms);
+	gate_release(vm->gate);
+	return found;
+}
+
 static void give_up_addresses(struct vm *vm, struct process *process, uint64_t start_addr, uint64_t end_addr)
 {
 	for (size_t i = 0; i < process->ranges_n; i++) {
@@ -87,8 +112,8 @@ static void give_up_addresses(struct vm *vm, struct process *process, uint64_t s
 		uint64_t to = end_addr < range_end_addr ? end_addr : range_end_addr;
 
 		if (from < to)
-			give_up_before_the_hole(vm, range->page_idx + pages_of_bytes(from - range->addr),
-						pages_of_bytes(to - from));
+			give_up(vm, range->page_idx + pages_of_bytes(from - range->addr),
+				pages_of_bytes(to - from));
 	}
 }
 

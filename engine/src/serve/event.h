@@ -12,4 +12,8 @@ void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *
  * flight, break claims, wake who waits. */
 void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages);
 
+/* One piece of a large REMOVE that was read before. False: all of them are in the page map. By a thread that serves faults, which
+ * neither passes the gate nor holds it. */
+bool event_go_on(struct vm *vm);
+
 #endif

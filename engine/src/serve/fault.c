@@ -233,6 +233,7 @@ static uint64_t serve_all(struct server *self)
 	for (unsigned round = 0; next_ns == 0; round++) {
 		if (self->faults->stopping && round > 1000)
 			break;
+		event_go_on(self->faults->vm);
 		let_events_pass(self, round);
 		next_ns = serve_pending(self);
 	}
@@ -302,8 +303,10 @@ static void *serve(void *argument)
 	bool served = false;
 
 	while (!self->faults->stopping) {
-		uint64_t next_ns = serve_all(self);
-		int n = wait_for_events(self, ready, served, timeout_ms(next_ns));
+		uint64_t next_ns = event_go_on(self->faults->vm) ? 0 : UINT64_MAX;
+		uint64_t served_ns = serve_all(self);
+		int n = wait_for_events(self, ready, served,
+					timeout_ms(served_ns < next_ns ? served_ns : next_ns));
 
 		served = false;
 		for (int i = 0; i < n; i++) {
@@ -313,6 +316,8 @@ static void *serve(void *argument)
 			served = true;
 		}
 	}
+	while (event_go_on(self->faults->vm))
+		;
 	serve_all(self);
 	return NULL;
 }

@@ -282,6 +282,10 @@ static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 
 	if (!is_claim(atomic_load(attempt->word), attempt->claimed))
 		return RETRY_SOON;
+	if (removals_have(&vm->removals, attempt->page_idx, 1)) { /* given up while we read */
+		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		return RETRY_SOON;
+	}
 	attempt->process = address_space_find(&vm->spaces, attempt->fault->process_id);
 	if (attempt->process && (!process_page_at(attempt->process, attempt->fault->addr, &page_idx) ||
 				 page_idx != attempt->page_idx)) { /* moved or unmapped meanwhile */
@@ -409,6 +413,8 @@ enum resolved resolve(struct vm *vm, struct lane *lane, void *page, struct fault
 	if (attempt.process && !attempt.process->gone) {
 		if (!process_page_at(attempt.process, fault->addr, &attempt.page_idx)) {
 			result = stray(&attempt);
+		} else if (removals_have(&vm->removals, attempt.page_idx, 1)) {
+			result = RETRY_SOON;
 		} else {
 			attempt.word = page_map_word(vm->map, attempt.page_idx);
 			result =

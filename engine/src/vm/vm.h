@@ -43,6 +43,7 @@
 #include "vm/lost.h"
 #include "vm/memory.h"
 #include "vm/page_map.h"
+#include "vm/removal.h"
 
 /* Pages that a worker has PUNCHING, among others: on its stack. */
 struct punching {
@@ -79,6 +80,7 @@ struct vm {
 	_Atomic bool lift_wanted;
 	_Atomic bool large_folios; /* guest memory may hold some: see folios.h */
 	struct lost lost;	   /* pages that somebody else filled */
+	struct removals removals;  /* given up, and not in the page map yet */
 	/* When whole chunks were given up that the page map had no record of, in ms; 0: never. */
 	_Atomic uint32_t *given_up_ms;
 	/* write-protect faults served: pages that the guest wrote to after they were protected */
