@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Somebody besides us fills holes of guest memory: what is lost by that is counted, all of it, and reported as one. */
+#include <linux/capability.h>
+
 #include "large_folios.h"
 #include "puppet.h"
 
@@ -195,5 +197,41 @@ TEST(nothing_by_a_page_table_that_is_freed)
 	CHECK_EQ(rig_stats(&rig).lost_pages, 0);
 	puppet_check_all(&rig, 0);
 	CHECK_EQ(rig.odd, 0);
+	rig_stop(&rig);
+}
+
+/* All threads that this one starts have them not, either. The rig runs as root, which may do all that the monitor may not. */
+static void drop_file_capabilities(void)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
+	const uint32_t files = 1u << CAP_DAC_OVERRIDE | 1u << CAP_DAC_READ_SEARCH | 1u << CAP_FOWNER;
+
+	CHECK_SYS(syscall(SYS_capget, &header, data));
+	data[0].effective &= ~files;
+	CHECK_SYS(syscall(SYS_capset, &header, data));
+}
+
+/* The VMM's user takes all others' rights to the memfd away, while it is being punched. The kernel answers mincore() with "all is
+ * there" from then on (mm/mincore.c, can_do_mincore()): a hole must not be taken for a page that stayed, and nothing else goes out. */
+TEST(nothing_where_mincore_tells_nothing)
+{
+	struct notice done;
+	struct rig rig;
+
+	if (geteuid() != 0)
+		test_skip("needs root, to give the memfd to another user");
+	rig_start(&rig, &plain);
+	drop_file_capabilities();
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.marked");
+	CHECK_SYS(fchmod(rig.memfds[0], 0600));
+	CHECK_SYS(fchown(rig.memfds[0], 12345, 12345));
+	rig_disarm("evict.marked");
+	done = rig_await_job(&rig);
+	CHECK_EQ(done.code, EACCES);
+	CHECK_CONTAINS(done.message, "mode or owner");
+	CHECK(rig_stats(&rig).swap_pages > 0);
+	CHECK_EQ(rig.odd, 0);
+	puppet_check_all(&rig, 0);
 	rig_stop(&rig);
 }

@@ -96,16 +96,19 @@ static bool mark(struct batch *batch, size_t from, size_t end, uint64_t joined)
 
 /* Zeros that are present after the punch were a part of a large folio that something referenced: zeroed in place. Writers wait
  * still, and we have the bytes: put them back. Readers may have seen zeros in between, which a person must know. Anything else
- * was written to the file by somebody else, and is the truth. */
+ * was written to the file by somebody else, and is the truth. mincore() may say so of a hole, incore.h: that reads as zeros too, and
+ * is only a hole. */
 static void repair(struct batch *batch, size_t i)
 {
 	_Alignas(PAGE_BYTES) char there[PAGE_BYTES];
-	bool zeroed = !batch->zero[i] && memory_read(batch->region, batch->idx[i], 1, there) == 0 &&
-		      page_is_zero(there);
+	bool zeroed = memory_read(batch->region, batch->idx[i], 1, there) == 0 && page_is_zero(there);
 
-	if (zeroed)
-		own_mapping_region_overwrite(batch->region, batch->idx[i],
-					     batch->evictor->buffer + i * PAGE_BYTES);
+	if (zeroed &&
+	    (batch->zero[i] || !own_mapping_region_overwrite(batch->region, batch->idx[i],
+							     batch->evictor->buffer + i * PAGE_BYTES))) {
+		finish(batch, i, i + 1, true);
+		return;
+	}
 	finish(batch, i, i + 1, false);
 	notices_odd(
 		batch->evictor->vm->notices, batch->idx[i], "%s",
@@ -198,7 +201,8 @@ int punch_batch(struct batch *batch, uint64_t joined, struct error *err)
 	int rc = incore_open(&incore, batch->region, first_idx, end_idx - first_idx);
 
 	if (rc)
-		error_set(err, -rc, "cannot map guest memory to look at it: %s", strerror(-rc));
+		error_set(err, -rc, "cannot look at what is in guest memory: %s%s", strerror(-rc),
+			  rc == -EACCES ? " (has its memfd been given another mode or owner?)" : "");
 	memset(batch->marked, 0, sizeof batch->marked);
 	for (; from < batch->n && !rc; from = end) {
 		end = batch->whole ? batch->n : from + batch_run_length(batch, from);

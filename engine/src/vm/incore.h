@@ -14,7 +14,7 @@ struct incore {
 	uint64_t page_idx, pages;
 };
 
-/* Of pages of one region, CHUNK_PAGES at most. 0 or -errno. */
+/* Of pages of one region, CHUNK_PAGES at most. 0 or -errno; -EACCES: the file's mode has been changed so that we may not know. */
 int incore_open(struct incore *incore, const struct region *region, uint64_t page_idx, uint64_t pages);
 void incore_close(struct incore *incore); /* not open: fine */
 
