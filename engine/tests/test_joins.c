@@ -268,6 +268,31 @@ TEST(a_mapping_that_cannot_be_registered_stops_the_swap_out)
 	rig_stop(&rig);
 }
 
+/* The same while a swap-out runs, which begins anew then: it must look anew, too, whether all are watched. */
+TEST(a_mapping_that_cannot_be_registered_stops_a_swap_out_under_way)
+{
+	struct error err = { 0 };
+	struct notice done;
+	struct rig rig;
+
+	rig_start(&rig, &layout);
+	CHECK_OK(rig_add_process(&rig, PUPPET_STRANGER, &err));
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.checked");
+	CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
+			   (struct puppet_order){
+				   .kind = ORDER_CALL, .run = map_read_only, .argument = rig.memfds[0] }),
+		 0);
+	engine_register_again(rig.engine, rig.process_ids[PUPPET_STRANGER]);
+	rig_disarm("evict.checked");
+	done = rig_await_job(&rig);
+	CHECK_EQ(done.code, EINVAL);
+	CHECK_CONTAINS(done.message, "cannot be registered");
+	CHECK_EQ(rig_stats(&rig).swap_pages, 0);
+	puppet_check_all(&rig, PUPPET_STRANGER);
+	puppet_check_all(&rig, 0);
+	rig_stop(&rig);
+}
+
 TEST(a_shrunk_memfd_stays_shrunk)
 {
 	struct stat status;

@@ -371,6 +371,17 @@ static bool all_watched(struct swapper *swapper)
 	return all;
 }
 
+static bool refuse_unwatched(struct swapper *swapper)
+{
+	if (all_watched(swapper))
+		return false;
+	error_set(
+		&swapper->error, EINVAL,
+		"guest memory of a process cannot be registered with its userfaultfd (the log has which): nothing may "
+		"be swapped out");
+	return true;
+}
+
 static bool all_protect(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;
@@ -577,7 +588,8 @@ static void passes_over_memory(struct swapper *swapper)
 	}
 }
 
-/* All passes, until somebody joins. Who joins may lack what the mode needs, and nobody has frozen him: both are looked at anew then. */
+/* All passes, until somebody joins. Who joins may not be watched, may lack what the mode needs, and nobody has frozen him: all of
+ * that is looked at anew then. */
 static void swap_out_once(struct swapper *swapper)
 {
 	struct page_map_header *header = page_map_header(swapper->vm->map);
@@ -586,7 +598,7 @@ static void swap_out_once(struct swapper *swapper)
 	uint64_t pause_us;
 
 	begin_with_all_who_joined(swapper);
-	if (choose_mode(swapper, &mode))
+	if (refuse_unwatched(swapper) || choose_mode(swapper, &mode))
 		return;
 	swapper->frozen = mode == MODE_FREEZE;
 	if (swapper->frozen && freeze_all(swapper, &freeze))
@@ -651,11 +663,7 @@ static void swap_out(struct swapper *swapper)
 
 	if (!swapper->vm->tracking)
 		track(swapper);
-	if (!all_watched(swapper)) {
-		error_set(
-			&swapper->error, EINVAL,
-			"guest memory of a process cannot be registered with its userfaultfd (the log has which): nothing may "
-			"be swapped out");
+	if (refuse_unwatched(swapper)) {
 		if (!pages_out(swapper->vm))
 			untrack(swapper);
 		return;

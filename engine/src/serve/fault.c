@@ -84,8 +84,8 @@ static void adopt_child(struct faults *faults, const struct process *parent, int
 	}
 	notice.process_id = child->id;
 	notices_post(vm->notices, &notice); /* before registering may find it gone */
-	/* what it has written, or writes, is not seen */
-	if (!register_child(vm, child) || !child->protects) {
+	/* what it has written, or writes, is not seen; or it is not watched, and a swap-out that runs must end */
+	if (!register_child(vm, child) || !child->protects || child->unwatched) {
 		vm_protect_punching(vm, child);
 		vm_note_join(vm);
 	}
