@@ -505,3 +505,32 @@ TEST(cancelled_while_it_is_unregistered)
 	check_registered(&rig, 0, rig.uffds[0], UFFD_NO);
 	rig_stop(&rig);
 }
+
+/* The child has the VMM's registrations as they were between two pieces; its event is read when the VMM has them all again. */
+TEST(a_fork_between_two_pieces_and_a_cancel)
+{
+	struct notice forked;
+	struct rig rig;
+	int child;
+
+	rig_start(&rig, &large);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_start_job_until(&rig, JOB_SWAP_IN, "swapper.unregistered");
+	rig_arm(&rig, "fault.reading", "stall");
+	tell_to_fork(&rig, 0, 1);
+	rig_await_point(&rig, "fault.reading");
+	engine_cancel_job(rig.engine);
+	rig_disarm("swapper.unregistered");
+	CHECK(rig_await_notice(&rig, NOTICE_JOB_DONE).cancelled);
+	rig_disarm("fault.reading");
+	forked = rig_await_notice(&rig, NOTICE_PROCESS_FORKED);
+	puppet_await(&rig, 0, 0);
+	child = (int)CHECK_SYS(fcntl(forked.fd, F_DUPFD_CLOEXEC, 3));
+	check_registered(&rig, 1, child, UFFD_YES);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK(rig_stats(&rig).swap_pages > 0);
+	puppet_check_all(&rig, 1);
+	puppet_check_all(&rig, 0);
+	close(child);
+	rig_stop(&rig);
+}

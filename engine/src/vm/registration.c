@@ -182,15 +182,16 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 	return 0;
 }
 
-/* A child that has its parent's registrations has them as the parent had when it forked: in the middle of being registered, too. */
+/* A child that has its parent's registrations has them as the parent had when it forked: in the middle of being registered, too, or of
+ * being unregistered, from the beginning on, by a job that was then cancelled. */
 static enum uffd_outcome complete(struct process *child, const struct range *range, uint64_t registered_idx)
 {
 	uint64_t addr = range->addr + bytes_of_pages(registered_idx);
 
 	/* A page that is protected without need costs one fault. */
-	if (!child->protects || uffd_protect(child->uffd, addr, PAGE_BYTES) == UFFD_DONE)
+	if (!registered_idx && (!child->protects || uffd_protect(child->uffd, addr, PAGE_BYTES) == UFFD_DONE))
 		return UFFD_DONE;
-	return uffd_register_more(child->uffd, range->addr, bytes_of_pages(range->pages), true);
+	return uffd_register_more(child->uffd, range->addr, bytes_of_pages(range->pages), child->protects);
 }
 
 /* The child runs on as soon as its event is read. It has what its parent had, but for what that keeps from it by MADV_DONTFORK, as
@@ -215,7 +216,7 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 		*inherited = *inherited && outcome == UFFD_REFUSED;
 		return outcome;
 	}
-	*inherited = *inherited && answer == UFFD_YES;
+	*inherited = *inherited && answer == UFFD_YES && !registered_idx;
 	outcome = answer == UFFD_YES ?
 			  complete(child, range, registered_idx) :
 			  uffd_register_more(child->uffd, range->addr, size_bytes, child->protects);
