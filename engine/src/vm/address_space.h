@@ -29,6 +29,7 @@ struct process {
 	bool unwatched;
 	bool protects;		/* write-protect faults are to be had through its uffd */
 	uint64_t released_addr; /* below it nothing is registered: see registration_release_piece() */
+	uint64_t release_pages; /* how many to unregister next; 0: none has been yet */
 	uint64_t dummy_addr;	/* 0: none */
 	size_t ranges_n, ranges_room;
 	struct range *ranges; /* sorted by addr */

@@ -56,13 +56,26 @@ void unregister_process(struct vm *vm, struct process *process)
 	}
 }
 
+/* What takes time is page tables. Where there are few, in a large VM that uses little of its memory or in many processes, small pieces
+ * would take minutes in all: a piece may be twice as large as one before it that took no time, and is small again after one that did.
+ */
+static uint64_t next_piece_pages(uint64_t pages, uint64_t took_ns)
+{
+	if (took_ns > REGISTRATION_PIECE_QUICK_NS)
+		return REGISTRATION_PIECE_PAGES;
+	return pages < REGISTRATION_PIECE_PAGES_MAX ? 2 * pages : pages;
+}
+
 /* Where no mapping can be split any more (vm.max_map_count), all that is left of the range at once. */
 static void release_at(struct vm *vm, struct process *process, uint64_t addr, uint64_t end_addr)
 {
-	uint64_t piece_bytes = bytes_of_pages(REGISTRATION_PIECE_PAGES);
-	uint64_t size_bytes = end_addr - addr < piece_bytes ? end_addr - addr : piece_bytes;
-	enum uffd_outcome outcome = uffd_unregister(process->uffd, addr, size_bytes);
+	uint64_t pages = process->release_pages ? process->release_pages : REGISTRATION_PIECE_PAGES;
+	uint64_t size_bytes = bytes_of_pages(pages), since_ns = monotonic_ns();
+	enum uffd_outcome outcome;
 
+	if (size_bytes > end_addr - addr)
+		size_bytes = end_addr - addr;
+	outcome = uffd_unregister(process->uffd, addr, size_bytes);
 	if (outcome == UFFD_NO_MEMORY) {
 		size_bytes = end_addr - addr;
 		outcome = uffd_unregister(process->uffd, addr, size_bytes);
@@ -70,6 +83,7 @@ static void release_at(struct vm *vm, struct process *process, uint64_t addr, ui
 	if (outcome == UFFD_GONE)
 		vm_process_gone(vm, process);
 	process->released_addr = addr + size_bytes;
+	process->release_pages = next_piece_pages(pages, monotonic_ns() - since_ns);
 }
 
 static bool release_piece_of(struct vm *vm, struct process *process)

@@ -21,6 +21,8 @@ void unregister_process(struct vm *vm, struct process *process);
  * unregistered, 34 to 55 ms a GiB. Nothing is out and nothing kept meanwhile. False: there is nothing left. Whoever joined or moved
  * memory since begins anew; so it is certain only with the gate held alone. */
 #define REGISTRATION_PIECE_PAGES ((uint64_t)4096)
+#define REGISTRATION_PIECE_PAGES_MAX ((uint64_t)32768) /* 128 MiB: 7 ms, where full memory follows empty */
+#define REGISTRATION_PIECE_QUICK_NS 100000
 bool registration_release_piece(struct vm *vm);
 
 /* Of a process that joins while memory may be out: one that is answered and not watched would read zeros. */
