@@ -451,7 +451,10 @@ def small_disk(directory):
 
 
 def test_a_full_swap_directory_fails_the_swap_out_and_loses_nothing(bus, directory, small_disk):
-    with Monitor("web", bus, directory, "--swap-dir", str(small_disk)) as monitor, ExitStack() as undo:
+    config = directory / "vmmswap.conf"
+    config.write_text("[Swap]\nDiskKeepFree=0\n")  # the reserve would end it before the disk does
+    options = ("--swap-dir", str(small_disk), "--config", str(config))
+    with Monitor("web", bus, directory, *options) as monitor, ExitStack() as undo:
         guest = undo.enter_context(Guest(REGIONS, socket=monitor.socket))
         guest.wait_ready()
         guest.fill()

@@ -195,12 +195,12 @@ static int refuse_shortage(const struct store *store, enum shortage shortage, st
 	if (shortage == OVER_MAX)
 		return error_set(
 			err, ENOSPC,
-			"the VM may store %llu MiB in swap directory %s and needs more: raise DiskTierMax=",
-			(unsigned long long)(store->max_bytes >> 20), store->place);
+			"the VM may store %llu KiB in swap directory %s and needs more: raise DiskTierMax=",
+			(unsigned long long)(store->max_bytes >> 10), store->place);
 	return error_set(err, ENOSPC,
-			 "less than %llu MiB would be left free on the file system of swap directory %s: "
+			 "less than %llu KiB would be left free on the file system of swap directory %s: "
 			 "free some there, set another one, or lower DiskKeepFree=",
-			 (unsigned long long)(store->keep_free_bytes >> 20), store->place);
+			 (unsigned long long)(store->keep_free_bytes >> 10), store->place);
 }
 
 static int refuse_put(const struct store *store, size_t n, int rc, struct error *err)
