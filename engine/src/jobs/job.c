@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "jobs/job.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "freeze/freeze.h"
+
+#define STACK_BYTES ((size_t)256 << 10)
+#define WORKERS_MAX 16
+
+void job_fail(struct swapper *swapper, const struct error *error)
+{
+	pthread_mutex_lock(&swapper->lock);
+	if (!swapper->error.code)
+		swapper->error = *error;
+	pthread_mutex_unlock(&swapper->lock);
+}
+
+/* The guest has stood still for long enough: what is not out yet stays. */
+static void look_at_freeze(struct swapper *swapper)
+{
+	uint32_t limit_ms = swapper->options.freeze_limit_ms;
+	struct error error;
+
+	if (!swapper->freeze || !limit_ms || freeze_duration_us(swapper->freeze) / 1000 < limit_ms)
+		return;
+	error_set(
+		&error, ETIMEDOUT,
+		"the VM stood still for %u ms, which is FreezeLimitSec=, and runs again: what is not out yet stays. "
+		"Call Enable again for the rest, or set Mode=live where the kernel can",
+		limit_ms);
+	job_fail(swapper, &error);
+}
+
+bool job_goes_on(struct swapper *swapper)
+{
+	bool failed;
+
+	look_at_freeze(swapper);
+	pthread_mutex_lock(&swapper->lock);
+	failed = swapper->error.code != 0;
+	pthread_mutex_unlock(&swapper->lock);
+	return !failed && !atomic_load(&swapper->cancel);
+}
+
+bool job_was_joined(struct swapper *swapper)
+{
+	return atomic_load(&swapper->vm->joined) != swapper->joined;
+}
+
+void job_begin_with_all(struct swapper *swapper)
+{
+	swapper->joined = atomic_load(&swapper->vm->joined);
+	vm_drop_stale_copies(swapper->vm);
+}
+
+bool job_next_window(struct swapper *swapper, bool data, struct window *out)
+{
+	struct vm *vm = swapper->vm;
+	bool found;
+	int rc;
+
+	/* Not inside the gate: who has the lock of the memfd's inode may wait for a page fault. */
+	pthread_mutex_lock(&swapper->lock);
+	found = data ? window_next_data(&swapper->memory, &swapper->cursor, out) :
+		       window_next_used(&swapper->memory, vm->map, &swapper->cursor, out);
+	rc = swapper->cursor.error;
+	if (rc && !swapper->error.code)
+		error_set(&swapper->error, -rc,
+			  "cannot tell what is in guest memory (lseek on its memfd): %s", strerror(-rc));
+	pthread_mutex_unlock(&swapper->lock);
+	return found && !rc;
+}
+
+void job_rewind(struct swapper *swapper)
+{
+	memset(&swapper->cursor, 0, sizeof swapper->cursor);
+}
+
+static void put_worker_away(struct worker *worker)
+{
+	if (worker->buffer != MAP_FAILED)
+		munmap(worker->buffer, CHUNK_BYTES);
+	gate_part(worker->swapper->vm->gate, worker->lane);
+}
+
+/* 0, or an errno with nothing left of it. */
+static int start_worker(struct worker *worker, struct swapper *swapper, void *(*run)(void *))
+{
+	pthread_attr_t attr;
+	int code = ENOMEM;
+
+	*worker = (struct worker){ .swapper = swapper };
+	worker->buffer = mmap(NULL, CHUNK_BYTES, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (worker->buffer != MAP_FAILED && gate_join(swapper->vm->gate, &worker->lane) == 0) {
+		pthread_attr_init(&attr);
+		pthread_attr_setstacksize(&attr, STACK_BYTES);
+		code = pthread_create(&worker->thread, &attr, run, worker);
+		pthread_attr_destroy(&attr);
+	}
+	if (code)
+		put_worker_away(worker);
+	return code;
+}
+
+void job_run_workers(struct swapper *swapper, void *(*run)(void *))
+{
+	struct worker workers[WORKERS_MAX];
+	size_t n = 0;
+	int code = 0;
+
+	while (n < swapper->vm->workers_n && !code) {
+		code = start_worker(&workers[n], swapper, run);
+		n += !code;
+	}
+	if (code && n == 0) { /* with one worker at least, the job only takes longer */
+		struct error error;
+
+		error_set(&error, code, "cannot start a worker thread: %s", strerror(code));
+		job_fail(swapper, &error);
+	}
+	while (n-- > 0) {
+		pthread_join(workers[n].thread, NULL);
+		put_worker_away(&workers[n]);
+	}
+}

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
+#include <time.h>
+
+#include "base/held.h"
+#include "jobs/job.h"
+#include "jobs/restore.h"
+#include "jobs/track.h"
+#include "vm/poison.h"
+
+#define BUDGET_LOOK_NS 1000000
+
+/* Wait until at least one of these pages may come back. How many may; 0: the job ends. */
+static uint64_t wait_for_budget(struct swapper *swapper, uint64_t pages)
+{
+	uint64_t taken = budget_take(&swapper->budget, pages);
+
+	HELD_MAY_WAIT(WAIT_TIME);
+	while (!taken && job_goes_on(swapper)) {
+		nanosleep(&(struct timespec){ .tv_nsec = BUDGET_LOOK_NS }, NULL);
+		taken = budget_take(&swapper->budget, pages);
+	}
+	return taken;
+}
+
+/* Each page is paid for, and no window is waited for as a whole: a page or two come back for a budget of that. */
+static void restore_window(struct swapper *swapper, struct restorer *restorer, const struct window *window)
+{
+	uint64_t idx = window->page_idx, end_idx = window->page_idx + window->pages, wanted;
+
+	while (job_goes_on(swapper) && (wanted = restore_wanted(swapper->vm, idx, end_idx)) > 0) {
+		uint64_t budget_pages = wait_for_budget(swapper, wanted);
+		struct error error = { 0 };
+
+		if (budget_pages && restore_chunk(restorer, &idx, end_idx, &budget_pages, &error))
+			job_fail(swapper, &error);
+		budget_return(&swapper->budget, budget_pages);
+	}
+}
+
+static void *restore_worker(void *argument)
+{
+	struct worker *worker = argument;
+	struct swapper *swapper = worker->swapper;
+	struct restorer restorer = { .vm = swapper->vm, .lane = worker->lane, .buffer = worker->buffer };
+	struct window window;
+
+	while (job_goes_on(swapper) && job_next_window(swapper, false, &window)) {
+		restore_window(swapper, &restorer, &window);
+		atomic_fetch_add(&swapper->progress_pages, window.pages);
+	}
+	pthread_mutex_lock(&swapper->lock);
+	swapper->restored_pages += restorer.restored_pages;
+	swapper->unreadable_pages += restorer.unreadable_pages;
+	pthread_mutex_unlock(&swapper->lock);
+	return NULL;
+}
+
+void swap_in(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+	uint64_t idle_since_ns = 0;
+
+	/* Demand faults bring pages back too, and may give up on one that we then have to try: so until nothing is out. A
+	 * poisoned page may read well by now. */
+	while (job_pages_out(vm) && job_goes_on(swapper)) {
+		uint64_t before = job_pages_out(vm);
+
+		swapper->unreadable_pages = 0;
+		job_rewind(swapper);
+		job_run_workers(swapper, restore_worker);
+		poison_lift(vm, swapper->lane);
+		if (swapper->unreadable_pages && swapper->unreadable_pages >= job_pages_out(vm) &&
+		    job_pages_out(vm) >= before)
+			break; /* else a demand fault has some, and will let go of them */
+		if (job_pages_out(vm) < before) {
+			idle_since_ns = 0;
+			continue;
+		}
+		idle_since_ns = idle_since_ns ? idle_since_ns : monotonic_ns();
+		if (monotonic_ns() - idle_since_ns > VM_STUCK_NS &&
+		    poison_pages_to_lift(vm) + swapper->unreadable_pages >= job_pages_out(vm)) {
+			error_set(
+				&swapper->error, EAGAIN,
+				"%llu pages could not be taken out of a process's way: it is stuck in the middle of "
+				"changing its memory mappings, or has no memory left; is it stopped (SIGSTOP, a debugger)?",
+				(unsigned long long)job_pages_out(vm));
+			return;
+		}
+		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+	}
+	if (!job_goes_on(swapper))
+		return;
+	if (job_pages_out(vm)) {
+		error_set(
+			&swapper->error, EIO,
+			"%llu pages of guest memory cannot be read back from the %s file: they are still out, and the VM "
+			"cannot be released while they are",
+			(unsigned long long)job_pages_out(vm), vm->snapshot ? "snapshot's" : "swap");
+		return;
+	}
+	untrack_memory(swapper);
+	store_trim(vm->store);
+}
