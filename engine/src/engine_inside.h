@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The engine from the inside, for the files that make it up. */
+#ifndef VMMSWAP_ENGINE_INSIDE_H
+#define VMMSWAP_ENGINE_INSIDE_H
+
+#include "engine.h"
+#include "serve/fault.h"
+#include "vm/vm.h"
+
+struct engine {
+	struct vm vm;
+	struct faults *faults;
+	struct swapper *swapper;
+	struct lane *lane; /* of whoever calls us, one at a time */
+};
+
+#endif

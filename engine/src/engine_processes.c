@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Processes that map guest memory join, move and leave. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine_inside.h"
+#include "vm/registration.h"
+
+static int fill_process(struct engine *engine, struct process *process, const struct range *ranges,
+			size_t ranges_n, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	int rc = 0;
+
+	process->protects = !vm->snapshot; /* until registering says otherwise */
+	for (size_t i = 0; i < ranges_n && !rc; i++)
+		rc = process_add_range(process, ranges[i]);
+	if (rc)
+		return error_set(err, -rc, "cannot take the process's %zu ranges: %s", ranges_n,
+				 strerror(-rc));
+	rc = faults_watch(engine->faults, process);
+	if (rc)
+		return error_set(err, -rc, "cannot listen to the userfaultfd: %s", strerror(-rc));
+	return vm->tracking ? register_or_refuse(vm, process, err) : 0;
+}
+
+/* -EAGAIN: pages are PUNCHING, and the process cannot be protected there. */
+static int try_to_add(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
+		      uint32_t *process_id, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 3);
+	struct process *process;
+	int rc;
+
+	if (own < 0)
+		return error_set(err, errno, "cannot dup the userfaultfd: %s", strerror(errno));
+	gate_hold_alone(vm->gate);
+	process = address_space_add(&vm->spaces, own);
+	if (process) {
+		*process_id = process->id;
+		rc = fill_process(engine, process, ranges, ranges_n, err);
+		if (!rc && !vm_protect_punching(vm, process)) {
+			unregister_process(vm, process);
+			rc = error_set(
+				err, EAGAIN,
+				"a swap-out is under way, and the process cannot be write-protected: it is changing its "
+				"mappings, or its userfaultfd has no write-protection; try again when the swap-out is done");
+		}
+		if (rc) {
+			faults_unwatch(engine->faults, process);
+			address_space_remove(&vm->spaces, process->id);
+		}
+	} else {
+		close(own);
+		rc = error_set(err, ENOMEM, "no memory for one more process");
+	}
+	if (rc != -EAGAIN) /* whatever came of it: there is a process that may map guest memory */
+		vm_note_join(vm);
+	gate_release(vm->gate);
+	return rc;
+}
+
+/* A punch takes microseconds, as does a change of mappings, unless somebody is in the way. */
+#define JOIN_TRIES 200
+#define JOIN_RETRY_NS 1000000
+
+int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
+		       uint32_t *process_id, struct error *err)
+{
+	int rc = try_to_add(engine, uffd, ranges, ranges_n, process_id, err);
+
+	for (int tries = 1; rc == -EAGAIN && tries < JOIN_TRIES; tries++) {
+		nanosleep(&(struct timespec){ .tv_nsec = JOIN_RETRY_NS }, NULL);
+		rc = try_to_add(engine, uffd, ranges, ranges_n, process_id, err);
+	}
+	return rc;
+}
+
+/* Of ranges that are to be a process's: pages at two addresses would be protected and filled at one of them; a range over two
+ * regions would not end with one of them. */
+static int check_range(struct vm *vm, const struct range *ranges, size_t i, struct error *err)
+{
+	const struct range *range = &ranges[i];
+	const struct region *region = memory_region_of(&vm->memory, range->page_idx);
+
+	if (!region || range->pages > region->page_idx + region->pages - range->page_idx)
+		return error_set(err, EINVAL, "the range at %#llx is not of one region of guest memory",
+				 (unsigned long long)range->addr);
+	for (size_t other = 0; other < i; other++)
+		if (range->page_idx < ranges[other].page_idx + ranges[other].pages &&
+		    ranges[other].page_idx < range->page_idx + range->pages)
+			return error_set(
+				err, EINVAL,
+				"guest memory is mapped twice, at %#llx and %#llx: only one mapping in a process can be "
+				"followed",
+				(unsigned long long)ranges[other].addr, (unsigned long long)range->addr);
+	return 0;
+}
+
+/* The ranges as a process of their own, to be tried. */
+static int take_ranges(struct vm *vm, struct process *to, const struct range *ranges, size_t ranges_n,
+		       struct error *err)
+{
+	for (size_t i = 0; i < ranges_n; i++) {
+		int rc = check_range(vm, ranges, i, err);
+
+		if (rc)
+			return rc;
+		rc = process_add_range(to, ranges[i]);
+		if (rc == -EEXIST)
+			return error_set(err, EINVAL, "two ranges overlap at %#llx",
+					 (unsigned long long)ranges[i].addr);
+		if (rc)
+			return error_set(err, -rc, "no memory for the ranges of process %u", to->id);
+	}
+	return 0;
+}
+
+static bool has_all(const struct process *process, const struct process *next)
+{
+	for (size_t i = 0; i < next->ranges_n; i++)
+		if (!process_has_range(process, &next->ranges[i]))
+			return false;
+	return true;
+}
+
+static int set_ranges(struct vm *vm, struct process *process, const struct range *ranges, size_t ranges_n,
+		      struct error *err)
+{
+	struct process next = { .id = process->id, .uffd = process->uffd, .protects = process->protects };
+	struct range *unused;
+	int rc = take_ranges(vm, &next, ranges, ranges_n, err);
+
+	if (!rc && !has_all(process, &next)) {
+		vm_note_join(vm);
+		rc = vm->tracking ? register_new_ranges(vm, process, &next, err) : 0;
+	}
+	unused = next.ranges;
+	if (!rc) {
+		unused = process->ranges;
+		process->ranges = next.ranges;
+		process->ranges_n = next.ranges_n;
+		process->ranges_room = next.ranges_room;
+		process->released_addr = 0;
+		process->protects = next.protects;
+	}
+	free(unused);
+	if (!rc && vm->tracking && process->unwatched) { /* of what it had before, perhaps */
+		vm_note_join(vm);
+		register_process(vm, process);
+	}
+	return rc;
+}
+
+int engine_set_ranges(struct engine *engine, uint32_t process_id, const struct range *ranges, size_t ranges_n,
+		      struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+	int rc;
+
+	gate_hold_alone(vm->gate);
+	process = address_space_find(&vm->spaces, process_id);
+	rc = process ? set_ranges(vm, process, ranges, ranges_n, err) :
+		       error_set(err, EINVAL, "there is no process %u", process_id);
+	/* It runs already: what cannot be protected now is as what it wrote before it was known. */
+	if (!rc)
+		vm_protect_punching(vm, process);
+	gate_release(vm->gate);
+	return rc;
+}
+
+void engine_register_again(struct engine *engine, uint32_t process_id)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+
+	gate_hold_alone(vm->gate);
+	process = address_space_find(&vm->spaces, process_id);
+	if (process && vm->tracking) {
+		vm_note_join(vm);
+		register_process(vm, process);
+		vm_protect_punching(vm, process);
+	}
+	gate_release(vm->gate);
+}
+
+size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range *out, size_t room)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+	size_t n = 0;
+
+	gate_pass(vm->gate, engine->lane);
+	process = address_space_find(&vm->spaces, process_id);
+	if (process)
+		atomic_store(&process->moved, false);
+	for (; process && n < process->ranges_n; n++)
+		if (n < room)
+			out[n] = process->ranges[n];
+	gate_leave(vm->gate, engine->lane);
+	return n;
+}
+
+/* It has ended as a rule. One that lives, and is given up, must not wait for us for ever. */
+static void let_process_go(struct vm *vm, struct process *process)
+{
+	if (vm->tracking && !vm->snapshot) /* private memory is nowhere else: better wait than read zeros */
+		unregister_process(vm, process);
+	if (process->dummy_addr && !process->gone)
+		uffd_unregister(process->uffd, process->dummy_addr, PAGE_BYTES);
+}
+
+int engine_remove_process(struct engine *engine, uint32_t process_id, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+	int rc = 0;
+
+	gate_hold_alone(vm->gate);
+	process = address_space_find(&vm->spaces, process_id);
+	if (process) {
+		let_process_go(vm, process);
+		faults_unwatch(engine->faults, process);
+		address_space_remove(&vm->spaces, process_id);
+	} else {
+		rc = error_set(err, ESRCH, "there is no process %u", process_id);
+	}
+	gate_release(vm->gate);
+	return rc;
+}
+
+int engine_register_dummy(struct engine *engine, uint32_t process_id, uint64_t addr, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process;
+	int rc = 0;
+
+	gate_hold_alone(vm->gate);
+	process = address_space_find(&vm->spaces, process_id);
+	if (!process)
+		rc = error_set(err, ESRCH, "there is no process %u", process_id);
+	else if (uffd_register(process->uffd, addr, PAGE_BYTES, false) != UFFD_DONE)
+		rc = error_set(
+			err, EINVAL,
+			"cannot register the dummy page at %#llx: it must be a page of the process's own "
+			"memory that no other userfaultfd watches",
+			(unsigned long long)addr);
+	else
+		process->dummy_addr = addr;
+	gate_release(vm->gate);
+	return rc;
+}

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Guest memory comes and goes. */
+#include <errno.h>
+
+#include "engine_inside.h"
+#include "serve/event.h"
+#include "vm/folios.h"
+
+int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes,
+		      uint64_t *page_idx, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	int rc = page_map_add_pages(vm->map, pages_of_bytes(size_bytes), page_idx, err);
+
+	if (rc)
+		return rc;
+	gate_hold_alone(vm->gate);
+	pthread_mutex_lock(&vm->regions_lock);
+	rc = memory_add(&vm->memory, memfd, offset_bytes, *page_idx, pages_of_bytes(size_bytes), err);
+	pthread_mutex_unlock(&vm->regions_lock);
+	gate_release(vm->gate);
+	if (rc)
+		page_map_return_pages(vm->map, *page_idx);
+	folios_look(vm, &vm->memory);
+	return rc;
+}
+
+/* What the file has goes out, as it were; what is a hole there is zeros. */
+static void mark_stored(struct vm *vm, const struct region *region)
+{
+	uint64_t first_slot = pages_of_bytes(region->offset_bytes), end_slot = first_slot + region->pages;
+	uint64_t from_slot, to_slot;
+
+	for (uint64_t slot = first_slot;
+	     slot < end_slot && store_next_data(vm->store, slot, &from_slot, &to_slot); slot = to_slot) {
+		for (slot = from_slot; slot < to_slot && slot < end_slot; slot++) {
+			_Atomic uint64_t *word = page_map_word(vm->map, region->page_idx + slot - first_slot);
+
+			atomic_store_explicit(word, page_word_after(0, PAGE_STORED, slot, 0),
+					      memory_order_relaxed);
+			atomic_fetch_add_explicit(&vm->stored_pages, 1, memory_order_relaxed);
+		}
+	}
+}
+
+int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes,
+			       uint64_t *page_idx, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct page_map_header *header = page_map_header(vm->map);
+	uint64_t known_pages = atomic_load(&header->pages_n);
+	uint64_t pages = pages_of_bytes(size_bytes);
+	int rc;
+
+	if (!vm->snapshot || offset_bytes % PAGE_BYTES ||
+	    pages_of_bytes(offset_bytes) + pages > STORE_SLOTS_MAX)
+		return error_set(err, EINVAL,
+				 "%llu bytes at offset %llu of a snapshot's memory file cannot be served",
+				 (unsigned long long)size_bytes, (unsigned long long)offset_bytes);
+	rc = page_map_add_pages(vm->map, pages, page_idx, err);
+	if (rc)
+		return rc;
+	gate_hold_alone(vm->gate);
+	pthread_mutex_lock(&vm->regions_lock);
+	rc = memory_add_private(&vm->memory, offset_bytes, *page_idx, pages, err);
+	pthread_mutex_unlock(&vm->regions_lock);
+	if (!rc && *page_idx >= known_pages) { /* else a predecessor's map says it better */
+		mark_stored(vm, memory_region_of(&vm->memory, *page_idx));
+		atomic_store(&header->tracking, true);
+		atomic_store(&vm->tracking, true);
+	}
+	gate_release(vm->gate);
+	return rc;
+}
+
+static bool anything_out(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	uint64_t end_idx = page_idx + pages;
+
+	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
+		enum page_state state;
+
+		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
+			idx = page_map_next_used(vm->map, idx, end_idx);
+		if (idx >= end_idx)
+			break;
+		state = page_state_of(atomic_load(page_map_word(vm->map, idx)));
+		if (state == PAGE_STORED || state == PAGE_POISONED)
+			return true;
+	}
+	return false;
+}
+
+static void forget_region(struct vm *vm, uint64_t page_idx, uint64_t pages)
+{
+	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+		uint64_t addr, run;
+
+		for (uint64_t done = 0; done < pages && vm->tracking && !process->gone;
+		     done += run ? run : 1) {
+			run = process_addr_of(process, page_idx + done, pages - done, &addr);
+			if (run)
+				uffd_unregister(process->uffd, addr, bytes_of_pages(run));
+		}
+		process_forget_pages(process, page_idx, pages);
+	}
+	removals_forget(&vm->removals, page_idx, pages);
+	event_give_up(vm, page_idx, pages); /* kept copies */
+	pthread_mutex_lock(&vm->regions_lock);
+	memory_remove(&vm->memory, page_idx);
+	pthread_mutex_unlock(&vm->regions_lock);
+	page_map_forget(vm->map, page_idx, pages);
+}
+
+static int remove_region(struct vm *vm, uint64_t page_idx, struct error *err)
+{
+	const struct region *region;
+	int rc = 0;
+
+	gate_hold_alone(vm->gate);
+	region = memory_region_of(&vm->memory, page_idx);
+	if (!region || region->page_idx != page_idx)
+		rc = error_set(err, EINVAL, "no region starts at page %llu", (unsigned long long)page_idx);
+	else if (anything_out(vm, page_idx, region->pages))
+		rc = error_set(err, EBUSY, "pages of the region are swapped out: call Disable first");
+	else
+		forget_region(vm, page_idx, region->pages);
+	gate_release(vm->gate);
+	return rc;
+}
+
+int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err)
+{
+	if (swapper_job(engine->swapper) != JOB_NONE)
+		return error_set(err, EBUSY, "an operation is under way: remove memory when it is done");
+	return remove_region(&engine->vm, page_idx, err);
+}
+
+bool engine_is_out(struct engine *engine, uint64_t page_idx, uint64_t pages)
+{
+	return anything_out(&engine->vm, page_idx, pages);
+}
+
+int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct error *err)
+{
+	return remove_region(&engine->vm, page_idx, err);
+}
