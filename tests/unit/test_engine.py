@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""vmmswap/engine.py, what the engine's own tests cannot see: the handle that Python has of it."""
+"""vmmswap/engine/, what the engine's own tests cannot see: the handle that Python has of it."""
 
 import dataclasses
 import mmap

@@ -1,262 +1,43 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The engine of one VM, typed. All that happens per page or while a guest thread waits is in C (engine/src/).
-
-Calls release the GIL. None blocks for longer than a system call, except where it says so. All errors are
-vmmswap.errors classes.
-"""
+"""The engine of one VM."""
 
 from __future__ import annotations
 
-import enum
 import os
 import threading
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from vmmswap.errors import InternalError, NoSuchVMError, VmmswapError, from_errno
-
-if os.environ.get("VMMSWAP_ENGINE") == "failpoints":
-    from vmmswap._engine_failpoints import ffi, lib
-else:
-    from vmmswap._engine import ffi, lib
+from vmmswap.engine.native import ffi, lib, text_of
+from vmmswap.engine.types import (
+    EngineConfig,
+    EngineEvent,
+    EngineStats,
+    FaultsStarved,
+    Job,
+    JobDone,
+    Mode,
+    Notice,
+    PageHealed,
+    PagePoisoned,
+    PageRange,
+    Pages,
+    PagesLeft,
+    PagesLost,
+    PinOptions,
+    ProcessForked,
+    ProcessGone,
+    ProcessMoved,
+    Protected,
+    Range,
+    Recovered,
+    SwapOutOptions,
+    TraceRecord,
+)
+from vmmswap.errors import NoSuchVMError, from_errno
 
 _NO_PAGE = 2**64 - 1
-
-
-class Job(enum.IntEnum):
-    """A long job of the engine. The values are those of enum job_kind."""
-
-    NONE = 0
-    SWAP_OUT = 1
-    SWAP_IN = 2
-    TRIM = 3
-
-
-class Mode(enum.IntEnum):
-    """How a swap-out keeps the guest from changing what is being stored (enum swap_mode)."""
-
-    NONE = 0
-    LIVE = 1
-    FREEZE = 2
-    AUTO = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """One mapping of guest memory in one process: `pages` pages from page_idx on are mapped at addr."""
-
-    addr: int
-    page_idx: int
-    pages: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most four.
-    spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long
-    job. snapshot: guest memory is private and comes from a snapshot's memory file, which is the store.
-    store_max_bytes: what the VM may occupy on the disk; store_keep_free_bytes: what it leaves free there;
-    0: no limit.
-    """
-
-    swap_dir: Path
-    fault_threads: int = 0
-    spin_us: int = 0
-    workers: int = 3
-    snapshot: bool = False
-    store_max_bytes: int = 0
-    store_keep_free_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PinOptions:
-    """Which ways of seeing pinned pages may be used; the engine takes the first that works (docs/pins.md)."""
-
-    bpf: bool = True
-    collapse: bool = True
-    qmp_drained: bool = False
-    promised_unpinned: bool = False
-    settle_ms: int = 0  # 0: do not fall back to waiting
-
-
-@dataclass(frozen=True, slots=True)
-class SwapOutOptions:
-    """pins None: nothing is looked at, for memory that nothing can pin."""
-
-    mode: Mode = Mode.AUTO
-    max_passes: int = 1
-    until_resident_pages: int = 0
-    freeze_timeout_ms: int = 10000
-    freeze_limit_ms: int = 0
-    pins: PinOptions | None = PinOptions()
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessForked:
-    """A process of the VM forked; the child is served from now on. uffd: in our fd table."""
-
-    process_id: int
-    parent_id: int
-    uffd: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessGone:
-    """A process's uffd answered ESRCH: it died or called exec."""
-
-    process_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessMoved:
-    """A process has guest memory elsewhere, or less of it: ask for its ranges."""
-
-    process_id: int
-
-
-@dataclass(frozen=True, slots=True)
-class JobDone:
-    """A job ended. cancelled: it was turned back, and has done a part."""
-
-    job: Job
-    error: VmmswapError | None
-    cancelled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PagePoisoned:
-    """A page cannot be read back; whoever touches it gets SIGBUS."""
-
-    page_idx: int
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PageHealed:
-    """A poisoned page could be read after all."""
-
-    page_idx: int
-
-
-@dataclass(frozen=True, slots=True)
-class PagesLost:
-    """Pages that were out have been filled by something else: take_lost() has which. Told once until then."""
-
-
-@dataclass(frozen=True, slots=True)
-class PagesLeft:
-    """A swap-out has ended and left pages behind, the first one for this reason: left() has which."""
-
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PageRange:
-    """Pages of guest memory, counted over all regions."""
-
-    page_idx: int
-    pages: int
-
-
-@dataclass(frozen=True, slots=True)
-class Pages:
-    """How many pages, and which, as far as that was noted; ascending."""
-
-    pages: int
-    ranges: tuple[PageRange, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FaultsStarved:
-    """A page fault waits because there is no memory for its page. Told once until starvation_over()."""
-
-    page_idx: int
-
-
-@dataclass(frozen=True, slots=True)
-class Protected:
-    """A swap-out with pins.qmp_drained has protected all and waits for resume()."""
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something that the VMM or a stranger did and a person must know. page_idx None: about no page."""
-
-    message: str
-    page_idx: int | None
-
-
-EngineEvent = (
-    ProcessForked
-    | ProcessGone
-    | ProcessMoved
-    | JobDone
-    | PagePoisoned
-    | PageHealed
-    | PagesLeft
-    | PagesLost
-    | FaultsStarved
-    | Protected
-    | Notice
-)
-
-
-@dataclass(frozen=True, slots=True)
-class TraceRecord:
-    """One page fault. time_ns: CLOCK_MONOTONIC. addr: as the kernel gave it. flags: UFFD_PAGEFAULT_FLAG_*."""
-
-    time_ns: int
-    addr: int
-    process_id: int
-    flags: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """struct engine_stats: see engine/src/engine.h."""
-
-    resident_pages: int
-    total_pages: int
-    copied_pages: int
-    zeroed_pages: int
-    redundant_pages: int
-    swap_pages: int
-    progress_pages: int
-    swap_time_ms: int
-    pause_us: int
-    fault_count: int
-    fault_p50_ns: int
-    fault_p99_ns: int
-    stored_ram_bytes: int
-    stored_disk_bytes: int
-    written_bytes: int
-    processes: int
-    poisoned_pages: int
-    pinned_pages: int
-    kept_pages: int
-    left_pages: int
-    lost_pages: int
-    trace_dropped: int
-    mode: Mode
-    job: Job
-    tracking: bool
-
-
 _COUNTERS = tuple(name for name in EngineStats.__slots__ if name not in ("mode", "job", "tracking"))
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    """What a successor found: how many pages are out, and what the predecessor was doing when it died."""
-
-    out_pages: int
-    last_job: Job
-
-
-def _text(chars: Any) -> str:  # noqa: ANN401 - cffi's objects have no static types
-    return bytes(ffi.string(chars)).decode(errors="replace")
 
 
 class Engine:
@@ -305,7 +86,7 @@ class Engine:
 
     def _check(self, rc: int) -> None:
         if rc < 0:
-            raise from_errno(-rc, _text(self._error.message))
+            raise from_errno(-rc, text_of(self._error.message))
 
     def add_region(self, memfd: int, offset_bytes: int, size_bytes: int) -> int:
         """Add guest memory; return the index of its first page, counted over all regions."""
@@ -505,7 +286,7 @@ class Engine:
     @property
     def pin_check(self) -> str:
         """How the last swap-out saw pins: bpf, collapse, qmp, promise, settle, none; "" before that."""
-        return _text(lib.engine_pin_check(self._engine))
+        return text_of(lib.engine_pin_check(self._engine))
 
     def set_trace(self, on: bool) -> None:
         """Record page faults from now on, or no longer."""
@@ -566,7 +347,7 @@ def _c_range(item: Range) -> dict[str, int]:
 
 
 def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have no static types
-    message, page_idx = _text(notice.message), int(notice.page_idx)
+    message, page_idx = text_of(notice.message), int(notice.page_idx)
     match notice.kind:
         case lib.NOTICE_PROCESS_FORKED:
             event: EngineEvent = ProcessForked(int(notice.process_id), int(notice.parent_id), int(notice.fd))
@@ -592,155 +373,3 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
         case _:
             event = Notice(message, None if page_idx == _NO_PAGE else page_idx)
     return event
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """A mapping of guest memory in some process; file_idx: which of the memfds asked for."""
-
-    pid: int
-    addr: int
-    size_bytes: int
-    offset_bytes: int
-    file_idx: int
-    is_private: bool  # MAP_PRIVATE: no userfaultfd of it can bring the file's pages back
-
-
-def _files_of(memfds: Sequence[int]) -> Any:  # noqa: ANN401 - cffi's objects have no static types
-    files = ffi.new("struct mapped_file[]", max(1, len(memfds)))
-    for idx, fd in enumerate(memfds):
-        rc = lib.mappers_file_of(fd, ffi.addressof(files, idx))
-        if rc < 0:
-            raise from_errno(-rc, f"cannot look at fd {fd}: {os.strerror(-rc)}")
-    return files
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A process that has one of the memfds asked for open; file_idx: which."""
-
-    pid: int
-    fd: int  # in that process
-    file_idx: int
-
-
-def holders_of(memfds: Sequence[int]) -> list[Holder]:
-    """Who has these files open, but for this process and those that share its fds. Processes whose fds may
-    not be seen are left out.
-    """
-    files = _files_of(memfds)
-    found = ffi.new("struct holder_list *")
-    rc = lib.holders_find(files, len(memfds), found)
-    if rc < 0:
-        raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
-    try:
-        return [
-            Holder(int(item.pid), int(item.fd), int(item.file_idx))
-            for item in (found.holders[idx] for idx in range(found.holders_n))
-        ]
-    finally:
-        lib.holders_free(found)
-
-
-def mappings_of(
-    memfds: Sequence[int], pids: Collection[int] | None = None
-) -> tuple[list[Mapping], list[int]]:
-    """All mappings of these files in other processes, or in these, and the pids whose maps cannot be read."""
-    found = ffi.new("struct mapper_list *")
-    if pids is None:
-        return _found(lib.mappers_find(_files_of(memfds), len(memfds), found), found)
-    numbers = ffi.new("pid_t[]", sorted(pids) or [0])
-    among = ffi.new("struct pid_list *", {"pids": numbers, "pids_n": len(pids)})
-    return _found(lib.mappers_among(among, _files_of(memfds), len(memfds), found), found)
-
-
-class MapperWatch:
-    """As mappings_of(), for whoever looks again and again: reads the maps only of processes that have
-    changed, and of the others in turn. One look at a time.
-    """
-
-    def __init__(self) -> None:
-        out = ffi.new("struct mapper_watch **")
-        if lib.mapper_watch_create(out) < 0:
-            raise MemoryError
-        self._watch = ffi.gc(out[0], lib.mapper_watch_destroy)
-
-    def look(self, memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
-        found = ffi.new("struct mapper_list *")
-        return _found(lib.mapper_watch_look(self._watch, _files_of(memfds), len(memfds), found), found)
-
-
-def _found(rc: int, found: Any) -> tuple[list[Mapping], list[int]]:  # noqa: ANN401 - cffi's objects have no static types
-    try:
-        if rc < 0:
-            raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
-        mappings = [
-            Mapping(
-                *(int(m.pid), int(m.addr), int(m.size_bytes), int(m.offset_bytes), int(m.file_idx)),
-                bool(m.is_private),
-            )
-            for m in (found.mappings[i] for i in range(found.mappings_n))
-        ]
-        unreadable = [int(found.unreadable.pids[i]) for i in range(found.unreadable.pids_n)]
-    finally:
-        lib.mappers_free(found)
-    return mappings, unreadable
-
-
-def registered_buffer_in(ranges: Sequence[tuple[int, int, int]]) -> str | None:
-    """Whether an io_uring of these processes has a registered buffer in their guest memory: what a person
-    must know of it, or None. ranges: (pid, addr, size_bytes).
-    """
-    c_ranges = ffi.new("struct uring_range[]", max(1, len(ranges)))
-    for idx, (pid, addr, size_bytes) in enumerate(ranges):
-        c_ranges[idx].pid, c_ranges[idx].addr, c_ranges[idx].size_bytes = pid, addr, size_bytes
-    found = ffi.new("struct uring_found *")
-    error = ffi.new("struct error *")
-    rc = lib.uring_buffers_find(c_ranges, len(ranges), found, error)
-    if rc < 0:
-        raise from_errno(-rc, _text(error.message))
-    return _text(error.message) if rc else None
-
-
-def start_probe_read(pid: int, addr: int, go_fd: int) -> int:
-    """Start a child that reads one byte of a process in kernel mode once a byte comes through go_fd.
-
-    Returns its pid, which the caller waits for.
-
-    Its status is 0, or the errno of process_vm_readv(). OSError if it cannot be started.
-    """
-    child = int(lib.probe_read_start(pid, addr, go_fd))
-    if child < 0:
-        raise OSError(-child, f"cannot start a process: {os.strerror(-child)}")
-    return child
-
-
-def try_collapse() -> bool | None:
-    """Whether this kernel fills holes of shared memory with zeros where a userfaultfd is registered, when it
-    makes a huge page of what surrounds them; tried on memory of our own. None: nothing can be collapsed now.
-    """
-    error = ffi.new("struct error *")
-    rc = lib.collapse_try_holes(error)
-    if rc < 0:
-        raise from_errno(-rc, _text(error.message))
-    return None if rc == lib.COLLAPSE_UNKNOWN else bool(rc == lib.COLLAPSE_FILLS_HOLES)
-
-
-def failpoint_names() -> list[str]:
-    """Every failpoint that the engine knows."""
-    names: list[str] = []
-    while (name := lib.failpoint_name(len(names))) != ffi.NULL:
-        names.append(_text(name))
-    return names
-
-
-def arm_failpoints(text: str) -> None:
-    """Arm failpoints (engine/src/base/failpoint.h has the syntax); only in the engine built for tests."""
-    rc = lib.failpoint_arm(text.encode())
-    if rc < 0:
-        raise InternalError(f"cannot arm failpoints {text!r}: {os.strerror(-rc)}")
-
-
-def failpoint_hits(name: str) -> int:
-    """How often a failpoint was reached."""
-    return int(lib.failpoint_hits(name.encode()))

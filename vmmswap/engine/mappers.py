@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who else has the memory's files: mappings and open fds of all processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vmmswap.engine.native import ffi, lib
+from vmmswap.errors import from_errno
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A mapping of guest memory in some process; file_idx: which of the memfds asked for."""
+
+    pid: int
+    addr: int
+    size_bytes: int
+    offset_bytes: int
+    file_idx: int
+    is_private: bool  # MAP_PRIVATE: no userfaultfd of it can bring the file's pages back
+
+
+def _files_of(memfds: Sequence[int]) -> Any:  # noqa: ANN401 - cffi's objects have no static types
+    files = ffi.new("struct mapped_file[]", max(1, len(memfds)))
+    for idx, fd in enumerate(memfds):
+        rc = lib.mappers_file_of(fd, ffi.addressof(files, idx))
+        if rc < 0:
+            raise from_errno(-rc, f"cannot look at fd {fd}: {os.strerror(-rc)}")
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has one of the memfds asked for open; file_idx: which."""
+
+    pid: int
+    fd: int  # in that process
+    file_idx: int
+
+
+def holders_of(memfds: Sequence[int]) -> list[Holder]:
+    """Who has these files open, but for this process and those that share its fds. Processes whose fds may
+    not be seen are left out.
+    """
+    files = _files_of(memfds)
+    found = ffi.new("struct holder_list *")
+    rc = lib.holders_find(files, len(memfds), found)
+    if rc < 0:
+        raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
+    try:
+        return [
+            Holder(int(item.pid), int(item.fd), int(item.file_idx))
+            for item in (found.holders[idx] for idx in range(found.holders_n))
+        ]
+    finally:
+        lib.holders_free(found)
+
+
+def mappings_of(
+    memfds: Sequence[int], pids: Collection[int] | None = None
+) -> tuple[list[Mapping], list[int]]:
+    """All mappings of these files in other processes, or in these, and the pids whose maps cannot be read."""
+    found = ffi.new("struct mapper_list *")
+    if pids is None:
+        return _found(lib.mappers_find(_files_of(memfds), len(memfds), found), found)
+    numbers = ffi.new("pid_t[]", sorted(pids) or [0])
+    among = ffi.new("struct pid_list *", {"pids": numbers, "pids_n": len(pids)})
+    return _found(lib.mappers_among(among, _files_of(memfds), len(memfds), found), found)
+
+
+class MapperWatch:
+    """As mappings_of(), for whoever looks again and again: reads the maps only of processes that have
+    changed, and of the others in turn. One look at a time.
+    """
+
+    def __init__(self) -> None:
+        out = ffi.new("struct mapper_watch **")
+        if lib.mapper_watch_create(out) < 0:
+            raise MemoryError
+        self._watch = ffi.gc(out[0], lib.mapper_watch_destroy)
+
+    def look(self, memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
+        found = ffi.new("struct mapper_list *")
+        return _found(lib.mapper_watch_look(self._watch, _files_of(memfds), len(memfds), found), found)
+
+
+def _found(rc: int, found: Any) -> tuple[list[Mapping], list[int]]:  # noqa: ANN401 - cffi's objects have no static types
+    try:
+        if rc < 0:
+            raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
+        mappings = [
+            Mapping(
+                *(int(m.pid), int(m.addr), int(m.size_bytes), int(m.offset_bytes), int(m.file_idx)),
+                bool(m.is_private),
+            )
+            for m in (found.mappings[i] for i in range(found.mappings_n))
+        ]
+        unreadable = [int(found.unreadable.pids[i]) for i in range(found.unreadable.pids_n)]
+    finally:
+        lib.mappers_free(found)
+    return mappings, unreadable

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The C library, with failpoints where VMMSWAP_ENGINE=failpoints asks for them, and its texts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+if os.environ.get("VMMSWAP_ENGINE") == "failpoints":
+    from vmmswap._engine_failpoints import ffi, lib
+else:
+    from vmmswap._engine import ffi, lib
+
+__all__ = ["ffi", "lib", "text_of"]
+
+
+def text_of(chars: Any) -> str:  # noqa: ANN401 - cffi's objects have no static types
+    return bytes(ffi.string(chars)).decode(errors="replace")

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What goes into the engine and comes out of it: options, events, figures."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmmswap.errors import VmmswapError
+
+
+class Job(enum.IntEnum):
+    """A long job of the engine. The values are those of enum job_kind."""
+
+    NONE = 0
+    SWAP_OUT = 1
+    SWAP_IN = 2
+    TRIM = 3
+
+
+class Mode(enum.IntEnum):
+    """How a swap-out keeps the guest from changing what is being stored (enum swap_mode)."""
+
+    NONE = 0
+    LIVE = 1
+    FREEZE = 2
+    AUTO = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """One mapping of guest memory in one process: `pages` pages from page_idx on are mapped at addr."""
+
+    addr: int
+    page_idx: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most four.
+    spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long
+    job. snapshot: guest memory is private and comes from a snapshot's memory file, which is the store.
+    store_max_bytes: what the VM may occupy on the disk; store_keep_free_bytes: what it leaves free there;
+    0: no limit.
+    """
+
+    swap_dir: Path
+    fault_threads: int = 0
+    spin_us: int = 0
+    workers: int = 3
+    snapshot: bool = False
+    store_max_bytes: int = 0
+    store_keep_free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PinOptions:
+    """Which ways of seeing pinned pages may be used; the engine takes the first that works (docs/pins.md)."""
+
+    bpf: bool = True
+    collapse: bool = True
+    qmp_drained: bool = False
+    promised_unpinned: bool = False
+    settle_ms: int = 0  # 0: do not fall back to waiting
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOutOptions:
+    """pins None: nothing is looked at, for memory that nothing can pin."""
+
+    mode: Mode = Mode.AUTO
+    max_passes: int = 1
+    until_resident_pages: int = 0
+    freeze_timeout_ms: int = 10000
+    freeze_limit_ms: int = 0
+    pins: PinOptions | None = PinOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessForked:
+    """A process of the VM forked; the child is served from now on. uffd: in our fd table."""
+
+    process_id: int
+    parent_id: int
+    uffd: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessGone:
+    """A process's uffd answered ESRCH: it died or called exec."""
+
+    process_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessMoved:
+    """A process has guest memory elsewhere, or less of it: ask for its ranges."""
+
+    process_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """A job ended. cancelled: it was turned back, and has done a part."""
+
+    job: Job
+    error: VmmswapError | None
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PagePoisoned:
+    """A page cannot be read back; whoever touches it gets SIGBUS."""
+
+    page_idx: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageHealed:
+    """A poisoned page could be read after all."""
+
+    page_idx: int
+
+
+@dataclass(frozen=True, slots=True)
+class PagesLost:
+    """Pages that were out have been filled by something else: take_lost() has which. Told once until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class PagesLeft:
+    """A swap-out has ended and left pages behind, the first one for this reason: left() has which."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """Pages of guest memory, counted over all regions."""
+
+    page_idx: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """How many pages, and which, as far as that was noted; ascending."""
+
+    pages: int
+    ranges: tuple[PageRange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FaultsStarved:
+    """A page fault waits because there is no memory for its page. Told once until starvation_over()."""
+
+    page_idx: int
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """A swap-out with pins.qmp_drained has protected all and waits for resume()."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something that the VMM or a stranger did and a person must know. page_idx None: about no page."""
+
+    message: str
+    page_idx: int | None
+
+
+EngineEvent = (
+    ProcessForked
+    | ProcessGone
+    | ProcessMoved
+    | JobDone
+    | PagePoisoned
+    | PageHealed
+    | PagesLeft
+    | PagesLost
+    | FaultsStarved
+    | Protected
+    | Notice
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRecord:
+    """One page fault. time_ns: CLOCK_MONOTONIC. addr: as the kernel gave it. flags: UFFD_PAGEFAULT_FLAG_*."""
+
+    time_ns: int
+    addr: int
+    process_id: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """struct engine_stats: see engine/src/engine.h."""
+
+    resident_pages: int
+    total_pages: int
+    copied_pages: int
+    zeroed_pages: int
+    redundant_pages: int
+    swap_pages: int
+    progress_pages: int
+    swap_time_ms: int
+    pause_us: int
+    fault_count: int
+    fault_p50_ns: int
+    fault_p99_ns: int
+    stored_ram_bytes: int
+    stored_disk_bytes: int
+    written_bytes: int
+    processes: int
+    poisoned_pages: int
+    pinned_pages: int
+    kept_pages: int
+    left_pages: int
+    lost_pages: int
+    trace_dropped: int
+    mode: Mode
+    job: Job
+    tracking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What a successor found: how many pages are out, and what the predecessor was doing when it died."""
+
+    out_pages: int
+    last_job: Job
