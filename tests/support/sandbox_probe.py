@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SYS_PTRACE, SYS_PROCESS_VM_READV, SYS_BPF, SYS_USERFAULTFD = 101, 310, 321, 323
+SYS_MINCORE, SYS_PROCESS_VM_WRITEV = 27, 311
 SYS_PIDFD_GETFD, SYS_PROCESS_MADVISE = 438, 440
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, WAIT_ALL = 17, 0x4206, 0x4207, 0x40000000
 UFFDIO_API, UFFDIO_REGISTER, UFFDIO_COPY, USERFAULTFD_IOC_NEW = 0xC018AA3F, 0xC020AA00, 0xC028AA03, 0xAA00
@@ -95,6 +96,23 @@ class Probe:
         vectors = (ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0)
         assert syscall(SYS_PROCESS_VM_READV, self.pid, *vectors) == 11
         assert buffer.raw == b"guest bytes"
+
+    def mincore(self) -> None:
+        """Of a file's mapping, as the engine asks which pages it has."""
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_SHARED)
+        page[0] = 1
+        found = ctypes.create_string_buffer(1)
+        addr = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        syscall(SYS_MINCORE, addr, mmap.PAGESIZE, ctypes.addressof(found))
+        assert found.raw == b"\1"
+
+    def process_vm_writev_to_ourselves(self) -> None:
+        source, target = ctypes.create_string_buffer(b"bytes", 5), ctypes.create_string_buffer(5)
+        here = ctypes.create_string_buffer(struct.pack("QQ", ctypes.addressof(source), 5))
+        there = ctypes.create_string_buffer(struct.pack("QQ", ctypes.addressof(target), 5))
+        vectors = (ctypes.addressof(here), 1, ctypes.addressof(there), 1, 0)
+        assert syscall(SYS_PROCESS_VM_WRITEV, os.getpid(), *vectors) == 5
+        assert target.raw == b"bytes"
 
     def process_madvise(self) -> None:
         pidfd = os.pidfd_open(self.pid)
