@@ -118,7 +118,7 @@ def test_a_prepared_socket_belongs_to_its_caller_alone(nobody_is_allowed: Machin
 
 def test_polkit_cannot_allow_to_attach_what_is_not_the_callers(nobody_is_allowed: Machine) -> None:
     text = error_of(nobody_is_allowed, *HOST, "Attach", "string:theirs", "uint32:1", user="nobody")
-    assert text.startswith("org.vmmswap.Error.AccessDenied: uid 65534 may not attach to pid 1")
+    assert text.startswith("org.vmmswap.Error.AccessDenied: uid 65534 may not attach to process 1,")
     [denial, *_] = nobody_is_allowed.journal(
         MESSAGE_ID=ACCESS_DENIED, VMMSWAP_ACTION="org.vmmswap.attach", _UID="0"
     )
