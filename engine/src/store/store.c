@@ -128,6 +128,19 @@ static int write_slots(struct store *store, const char *pages, size_t n, const u
 	return rc;
 }
 
+#define OVER_MAX EXFULL /* the errno of a put that would go over max_bytes: no system call of ours has it */
+
+/* What the file may occupy once these pages are in it: all of each extent that has had a slot. Under the lock. */
+static bool is_over_max(const struct store *store, size_t more)
+{
+	const struct slots *slots = &store->slots;
+	uint64_t extents = (more + EXTENT_SLOTS - 1) / EXTENT_SLOTS + slots->claimed_n;
+
+	return store->max_bytes &&
+	       (slots->taken_n + slots->spare_n + extents * EXTENT_SLOTS) * PAGE_BYTES > store->max_bytes;
+}
+
+/* Looked at and taken in one go, or two puts would share what is left below the limit. Spare slots have their blocks. */
 static int take(struct store *store, size_t n, uint64_t *slot_idx,
 		int (*how)(struct slots *slots, size_t n, uint64_t *slot_idx))
 {
@@ -136,7 +149,7 @@ static int take(struct store *store, size_t n, uint64_t *slot_idx,
 	if (rc)
 		return rc;
 	pthread_mutex_lock(&store->lock);
-	rc = how(&store->slots, n, slot_idx);
+	rc = how == slots_take && is_over_max(store, n) ? -OVER_MAX : how(&store->slots, n, slot_idx);
 	pthread_mutex_unlock(&store->lock);
 	if (!rc)
 		atomic_fetch_add_explicit(&store->used_slots, n, memory_order_relaxed);
@@ -169,34 +182,27 @@ static int put(struct store *store, const char *pages, size_t n, uint64_t *slot_
 
 static bool is_no_space(int rc)
 {
-	return rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG;
+	return rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG || rc == -OVER_MAX;
 }
 
-/* What stands against n pages of new disk blocks. A file system that does not tell has none of it. */
-enum shortage { NO_SHORTAGE, OVER_MAX, INTO_RESERVE };
-
-static enum shortage find_shortage(const struct store *store, size_t n)
+/* True if n pages of new disk blocks would come from what is to stay free. A file system that does not tell has no such reserve. */
+static bool is_in_reserve(const struct store *store, size_t n)
 {
-	uint64_t wanted_bytes = bytes_of_pages(n);
 	struct statvfs fs;
-	struct stat st;
 
-	if (store->max_bytes && fstat(store->fd, &st) == 0 &&
-	    (uint64_t)st.st_blocks * 512 + wanted_bytes > store->max_bytes)
-		return OVER_MAX;
-	if (store->keep_free_bytes && fstatvfs(store->fd, &fs) == 0 &&
-	    (uint64_t)fs.f_bavail * fs.f_frsize < store->keep_free_bytes + wanted_bytes)
-		return INTO_RESERVE;
-	return NO_SHORTAGE;
+	return store->keep_free_bytes && fstatvfs(store->fd, &fs) == 0 &&
+	       (uint64_t)fs.f_bavail * fs.f_frsize < store->keep_free_bytes + bytes_of_pages(n);
 }
 
-static int refuse_shortage(const struct store *store, enum shortage shortage, struct error *err)
+static int refuse_over_max(const struct store *store, struct error *err)
 {
-	if (shortage == OVER_MAX)
-		return error_set(
-			err, ENOSPC,
-			"the VM may store %llu KiB in swap directory %s and needs more: raise DiskTierMax=",
-			(unsigned long long)(store->max_bytes >> 10), store->place);
+	return error_set(err, ENOSPC,
+			 "the VM may store %llu KiB in swap directory %s and needs more: raise DiskTierMax=",
+			 (unsigned long long)(store->max_bytes >> 10), store->place);
+}
+
+static int refuse_reserve(const struct store *store, struct error *err)
+{
 	return error_set(err, ENOSPC,
 			 "less than %llu KiB would be left free on the file system of swap directory %s: "
 			 "free some there, set another one, or lower DiskKeepFree=",
@@ -236,7 +242,7 @@ static int refuse_put(const struct store *store, size_t n, int rc, struct error 
 
 int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_idx, struct error *err)
 {
-	enum shortage shortage;
+	bool reserve;
 	int rc;
 
 	if (!n)
@@ -249,8 +255,8 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 				 "the store in %s is not ready: "
 				 "its used slots are still being marked",
 				 store->place);
-	shortage = find_shortage(store, n);
-	rc = shortage ? -ENOSPC : put(store, pages, n, slot_idx, slots_take);
+	reserve = is_in_reserve(store, n);
+	rc = reserve ? -ENOSPC : put(store, pages, n, slot_idx, slots_take);
 	if (rc == -EIO && n == 1) /* another place may be better */
 		rc = put(store, pages, n, slot_idx, slots_take);
 	/* No new blocks to be had: what was freed inside the file still has its own. */
@@ -263,8 +269,9 @@ int store_put(struct store *store, const void *pages, size_t n, uint64_t *slot_i
 	if (rc) {
 		if (rc != -EIO)
 			store_trim(store);
-		return shortage && rc == -ENOSPC ? refuse_shortage(store, shortage, err) :
-						   refuse_put(store, n, rc, err);
+		if (rc == -OVER_MAX)
+			return refuse_over_max(store, err);
+		return reserve && rc == -ENOSPC ? refuse_reserve(store, err) : refuse_put(store, n, rc, err);
 	}
 	FAILPOINT_HERE("store.written");
 	return 0;
