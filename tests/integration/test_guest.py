@@ -378,10 +378,10 @@ def test_regions_that_cannot_be_are_one_clear_line(regions, advice):
 
 def test_help_names_every_order_and_option():
     text = subprocess.run([guest_program(), "--help"], capture_output=True, text=True, check=True).stdout
-    options = set(re.findall(r'^\t\{"([a-z-]+)", (?:no|required)_arg', _source("options.c"), re.MULTILINE))
+    options = set(re.findall(r'^\t\{ "([a-z-]+)", (?:no|required)_arg', _source("options.c"), re.MULTILINE))
     assert "region" in options
     assert not [option for option in options if f"--{option}" not in text]
-    orders = set(re.findall(r'\{"([a-z-]+)", run_', _source("commands.c")))
+    orders = set(re.findall(r'\{ "([a-z-]+)", run_', _source("commands.c")))
     assert "kill-device" in orders
     assert not [order for order in orders if not re.search(rf"\b{order}\b", text)]
 
