@@ -80,7 +80,13 @@ class Lane:
                     discard(result)
 
         self.put(job)
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # It may have come when the result was there and we had not run on since: nobody else has it then.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.put(lambda: discard(future.result()))
+            raise
 
     async def drained(self) -> None:
         """Return when all that was put here is done, which may be never."""
