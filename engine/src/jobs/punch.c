@@ -83,7 +83,10 @@ static bool mark(struct batch *batch, size_t from, size_t end, uint64_t joined)
 	gate_pass(vm->gate, evictor->lane);
 	alone = atomic_load(&vm->joined) == joined;
 	for (size_t i = from; i < end; i++) {
-		if (alone && mark_page(batch, i))
+		/* Given up, and not struck off yet: what somebody writes to the file there since must not be struck off with it. */
+		bool stays = !alone || removals_have(&vm->removals, batch->idx[i], 1);
+
+		if (!stays && mark_page(batch, i))
 			marked_n++;
 		else if (batch_must_store(batch, i))
 			store_drop(vm->store, &batch->slots[i], 1);

@@ -7,7 +7,8 @@
  * the threads that serve faults; between two pieces everybody else gets on.
  *
  * Who could give the guest what it gave up looks here, in the passage of the gate in which it acts: a page fault on such a page is
- * tried again (resolve.c), and a swap-in waits until the map is right (restore.c). All others may act as if the REMOVE came a moment
+ * tried again (resolve.c), and a swap-in waits until the map is right (restore.c). A swap-out leaves such a page (punch.c): what a
+ * VMM writes to its file after the hole would be struck off with what was given up. All others may act as if the REMOVE came a moment
  * later, as it may in any case: the one change of the word that takes a page from them is the same.
  *
  * If we are killed in between, the rest of the REMOVE is lost, like one that was read and not written down at all. */
