@@ -5,8 +5,8 @@
 #   make test       install what is missing, then run the whole test suite
 #   make chaos      only the tests that kill and starve things
 #   make test-kernels   the suite on Debian's 6.1 and 6.12, booted under QEMU (make test runs a part of it)
-#   make format     C and Python as .clang-format and ruff have them
-#   make generate   files that follow from tables in the code: dbus/*.xml, tables in docs/
+#   make format     C and Python as .clang-format and ruff have them; no line of docs above 120 columns
+#   make generate   files that follow from tables in the code: dbus/*.xml, parts of docs/
 #   make soak       each test SOAK_ROUNDS=100 times beside busy processors; SOAK_TESTS= a pattern of names
 #   make bench      the figures of docs/performance.md on this machine
 #   make install    PREFIX=/usr DESTDIR=   programs, units, bus and polkit files; as root without DESTDIR
@@ -97,6 +97,7 @@ generate: bootstrap
 format: bootstrap
 	tools/check-format $(VENV) --write
 	$(VENV)/bin/ruff format --quiet .
+	tools/wrap-docs
 
 clean:
 	rm -rf build vmmswap.egg-info vmmswap/_engine*.so vmmswap/_engine*.[co]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import item_key, items, section
 from vmmswap.errors import ALL, PREFIX, ProtocolError, VmmswapError
 from vmmswap.handoff import fds, messages, session, uffd_api
 from vmmswap.handoff.client import VmmClient
@@ -29,6 +30,12 @@ def table(heading: str) -> dict[str, str]:
     assert found, f"docs/handoff.md has no table {heading!r}"
     cells = [line.strip("|").split("|") for line in found[1].splitlines()]
     return {row[0].strip().strip("`"): row[1].strip() for row in cells}
+
+
+def errors() -> set[str]:
+    """The errors that a hand-off may be answered with, as the list below the answers names them."""
+    text = section(TEXT, "## Errors")
+    return {item_key(item) for item in items(text)}
 
 
 def examples() -> list[tuple[str, int]]:
@@ -76,7 +83,7 @@ def test_the_answers() -> None:
 
 
 def test_the_errors() -> None:
-    named = {*table("error"), *re.findall(r"`(NoSuchVM|InvalidName|PagesLost)`", TEXT)}
+    named = {*errors(), *re.findall(r"`(NoSuchVM|InvalidName|PagesLost)`", TEXT)}
     assert {PREFIX + name for name in named} == {cls.dbus_name for cls in ALL}
     assert set(re.findall(rf"{re.escape(PREFIX)}(\w+)", TEXT)) <= named
 

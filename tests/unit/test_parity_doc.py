@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import documents
+
 ROOT = Path(__file__).parents[2]
 PARITY = ROOT / "docs" / "parity.md"
 ESSAY = ROOT / "docs" / "live-swap-out.md"
@@ -45,8 +47,8 @@ def test_every_named_test_exists(page):
 
 
 def test_each_of_the_seeds_tests_has_its_row():
-    section = PARITY.read_text().split("## The seed's tests")[1].split("\n## ")[0]
-    rows = [line.split("|")[1:3] for line in section.splitlines() if line.startswith("| `")]
+    section = documents.section(PARITY.read_text(), "## The seed's tests")
+    rows = [item.split(": ", 1) for item in documents.items(section)]
     assert len({theirs for theirs, _ in rows}) == len(rows) == SEED_TESTS
     assert [theirs for theirs, ours in rows if "::" not in ours] == []
 

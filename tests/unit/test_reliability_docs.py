@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.documents import items, section
+
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "reliability.md").read_text()
 SECURITY = (ROOT / "docs" / "security.md").read_text()
@@ -14,10 +16,9 @@ NAMED = sorted(set(re.findall(r"`([\w./]+)::(\w+)`", TEXT + SECURITY)))
 
 @pytest.mark.parametrize(("text", "heading"), [(TEXT, "## Promised"), (SECURITY, "## The boundaries")])
 def test_each_promise_names_a_test(text: str, heading: str):
-    table = text.partition(heading)[2].partition("##")[0]
-    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
-    assert len(rows) > 10
-    assert [row for row in rows if "::" not in row] == []
+    promises = items(section(text, heading))
+    assert len(promises) > 10
+    assert [promise for promise in promises if "::" not in promise.partition(" Shown by ")[2]] == []
 
 
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=[f"{path}::{name}" for path, name in NAMED])

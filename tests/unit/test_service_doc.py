@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""docs/service.md against the code: configuration keys, MESSAGE_IDs, links, the example of a VMM's unit."""
+"""docs/service.md against the code: MESSAGE_IDs, links, the example of a VMM's unit."""
 
 import re
 import shutil
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from vmmswap.config import KEYS
 from vmmswap.message_ids import ALL
 
 ROOT = Path(__file__).parents[2]
@@ -20,14 +19,6 @@ def example_unit() -> str:
     found = re.search(r"^    # /etc/systemd/system/vmm-web.service\n((?:    .*\n|\n)+)", TEXT, re.MULTILINE)
     assert found
     return re.sub(r"^    ", "", found[1], flags=re.MULTILINE)
-
-
-def test_the_table_of_keys() -> None:
-    rows = re.findall(r"^\| `(\w+)=` \| (.*?) \| (.*?) \| (.*) \|$", TEXT, re.MULTILINE)
-    defaults = [f"`{key.default}`" if key.default else "none" for key in KEYS]
-    assert rows == [
-        (key.name, key.kind, default, key.help) for key, default in zip(KEYS, defaults, strict=True)
-    ]
 
 
 def test_the_table_of_message_ids() -> None:
