@@ -39,10 +39,10 @@ class VmControl(Protocol):
     async def trim(self) -> None:
         """Drop stored pages that need not be stored, without waking the guest."""
 
-    def start_page_fault_logging(self) -> None:
+    async def start_page_fault_logging(self) -> None:
         """Log page faults from now on; no effect if already started."""
 
-    def stop_page_fault_logging(self) -> None:
+    async def stop_page_fault_logging(self) -> None:
         """Stop logging page faults; no effect if not started."""
 
     async def exit(self) -> None:

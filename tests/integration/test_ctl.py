@@ -84,10 +84,10 @@ class ScriptedVm:
     async def exit(self) -> None:
         self._order("exit", Operation.SWAP_IN)
 
-    def start_page_fault_logging(self) -> None:
+    async def start_page_fault_logging(self) -> None:
         self._order("log start", Operation.NONE)
 
-    def stop_page_fault_logging(self) -> None:
+    async def stop_page_fault_logging(self) -> None:
         self._order("log stop", Operation.NONE)
 
 

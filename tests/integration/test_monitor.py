@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import pytest
 
 from tests.support.bus import PrivateBus, missing
 from tests.support.guest import Guest, GuestError
-from tests.support.monitor import BusError, Monitor
+from tests.support.monitor import DEADLINE_S, BusError, Monitor
 from vmmswap.handoff import client
 
 REASON = missing()
@@ -436,6 +437,45 @@ def test_a_page_fault_log_that_cannot_be_written_is_an_error_of_the_call(bus, di
         with pytest.raises(BusError, match="cannot write the page-fault log"):
             monitor.call("StartPageFaultLogging")
         assert monitor.status()["PageFaultLogging"] is False
+
+
+@pytest.fixture
+def slow_log(directory):
+    """A page-fault log whose writer waits for its reader."""
+    path = directory / "page_fault.log"
+    os.mkfifo(path)
+    return path
+
+
+def test_a_page_fault_log_on_a_disk_that_stands_still_holds_up_nothing(monitor, guest, slow_log):
+    monitor.all_out()
+    with ThreadPoolExecutor() as threads:
+        started = threads.submit(monitor.call, "StartPageFaultLogging")
+        monitor.until(lambda: monitor.status()["PageFaultLogging"], "the log to be opened")
+        assert not started.done()
+        with slow_log.open() as reader:
+            started.result(DEADLINE_S)
+            guest.touch(0, PAGES)
+            monitor.call("StopPageFaultLogging")
+            assert "is written later: its disk does not answer" in monitor.log
+            assert monitor.status()["PageFaultLogging"] is False
+            with pytest.raises(BusError, match="is still being written"):
+                monitor.call("StartPageFaultLogging")
+            faults = [json.loads(line) for line in reader.readlines()[1:]]
+    base = guest.status().regions[0].addr
+    touched = {fault["address"] // 4096 * 4096 for fault in faults}
+    assert touched >= {base + page * 4096 for page in range(PAGES // 4)}
+    check_all_right(guest)
+
+
+def test_the_monitor_ends_while_its_page_fault_log_stands_still(monitor, guest, slow_log):
+    monitor.all_out()
+    with os.fdopen(os.open(slow_log, os.O_RDONLY | os.O_NONBLOCK)):
+        monitor.call("StartPageFaultLogging")
+        guest.touch(0, PAGES)
+        monitor.call("Exit")
+        assert monitor.wait_exit() == 0
+    check_all_right(guest)
 
 
 # Failure

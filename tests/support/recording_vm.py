@@ -50,11 +50,11 @@ class RecordingVm:
         await self._take("trim")
         raise NotSupportedError(f"trim: {self.name} is Ready, so nothing is stored; enable it first")
 
-    def start_page_fault_logging(self) -> None:
+    async def start_page_fault_logging(self) -> None:
         self.orders.append("log start")
         self.change(page_fault_logging=True)
 
-    def stop_page_fault_logging(self) -> None:
+    async def stop_page_fault_logging(self) -> None:
         self.orders.append("log stop")
         self.change(page_fault_logging=False)
 

@@ -8,10 +8,11 @@ import pytest
 
 from vmmswap.config import ConfigError, load
 from vmmswap.disk_limits import disk_limits
-from vmmswap.monitor.tracing import FileSink
+from vmmswap.monitor.trace_file import FileSink
 from vmmswap.trace_format import Fault, TraceHeader
 
 GIB = 1 << 30
+DEADLINE_S = 60.0
 
 
 def limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, total_bytes: int) -> tuple[int, int]:
@@ -57,6 +58,7 @@ def test_the_page_fault_log_leaves_the_reserve(
     for _ in range(2):
         sink.write([Fault(0, 0, 0)])
     sink.close()
+    sink.done.result(DEADLINE_S)
     assert len(path.read_text().splitlines()) == kept
     said = [record.message for record in caplog.records if "DiskKeepFree=" in record.message]
     assert len(said) == (0 if kept else 1)

@@ -59,9 +59,9 @@ class ManagerObject:
             case "Trim":
                 await self._control.trim()
             case "StartPageFaultLogging":
-                self._control.start_page_fault_logging()
+                await self._control.start_page_fault_logging()
             case "StopPageFaultLogging":
-                self._control.stop_page_fault_logging()
+                await self._control.stop_page_fault_logging()
             case "Exit" | "Detach":
                 await self._control.exit()
         return []

@@ -31,7 +31,7 @@ from vmmswap.monitor.housekeeping import Housekeeping
 from vmmswap.monitor.machine import Action, Machine
 from vmmswap.monitor.report import OperationLog, starved, status_of
 from vmmswap.monitor.starvation import Starvation
-from vmmswap.monitor.tracing import Tracing, sink_kinds, start_tracing
+from vmmswap.monitor.tracing import PageFaultLog, sink_kinds
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import State, Status
 
@@ -61,9 +61,7 @@ class Controller:
         self.check_before_enable: Callable[[], Awaitable[None]] = _no_check
         self.check_before_exit: Callable[[], None] = lambda: None
         self._machine = Machine()
-        self._trace_kinds = sink_kinds(config.page_fault_log, journal=journal)
-        self._log_dir = log_dir
-        self._tracing: Tracing | None = None
+        self.page_fault_log = PageFaultLog(sink_kinds(config.page_fault_log, journal=journal), log_dir)
         self._listeners: list[Callable[[Status], None]] = []
         self._orders = 0  # to notice that a later one came
         self._operation_log = OperationLog()
@@ -91,7 +89,7 @@ class Controller:
             self.name,
             self._machine,
             self.vm,
-            logging=self._tracing is not None,
+            logging=self.page_fault_log.is_on,
             drain_pause_us=self._drain.pause_us,
         )
         return starved(status, self._starvation.error if self._starvation else None)
@@ -133,18 +131,20 @@ class Controller:
         if self.vm is vm:
             self._perform(self._machine.trim())
 
-    def start_page_fault_logging(self) -> None:
+    async def start_page_fault_logging(self) -> None:
         vm = self._registered()
-        if self._tracing is None:
-            keep_free = self.config.disk_keep_free
-            self._tracing = start_tracing(vm, self._trace_kinds, self._log_dir, keep_free)
+        await self.page_fault_log.start(vm, self.config.disk_keep_free)
+        if self.vm is vm and not vm.manifest.logging:
             vm.change(logging=True)
             self._changed()
 
-    def stop_page_fault_logging(self) -> None:
-        if self._tracing is not None and self.vm is not None:
-            self.flush_page_faults()
-            self.vm.change(logging=False)
+    async def stop_page_fault_logging(self) -> None:
+        vm = self.vm
+        if vm is None or not self.page_fault_log.is_on:
+            return
+        await self.page_fault_log.finish()
+        if self.vm is vm:
+            vm.change(logging=False)
             self._changed()
 
     async def exit(self) -> None:
@@ -207,18 +207,11 @@ class Controller:
         self._cancel_retry()
         with guarded("the drain by QMP is not given up"):
             self._drain.drop()
-        self.flush_page_faults()
+        self.page_fault_log.stop()
         self.vm = None
         self.check_before_exit = lambda: None
         self._machine = Machine()
         self._changed()
-
-    def flush_page_faults(self) -> None:
-        """Write what the page-fault log has not got yet; the successor goes on with it."""
-        tracing, self._tracing = self._tracing, None
-        if tracing is not None:
-            with guarded("the last page faults are not in the log"):
-                tracing.stop()
 
     def job_done(self, event: JobDone) -> None:
         """The engine's job has ended. If this raises, it was not taken note of, and may be told again."""

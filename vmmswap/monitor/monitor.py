@@ -92,6 +92,7 @@ class Monitor:
         self._ended: asyncio.Future[int] | None = None
         self._closed: asyncio.Future[None]  # the last VM, if there was one
         self._stopping: asyncio.Task[None] | None = None
+        self._logging: asyncio.Task[None] | None = None  # begins again
         self._oom_victim = service.OomVictim()
         self._is_keeping = False  # a message that is sent only once, while its VM registers
         self._put_off: Callable[[], None] | None = None  # what a signal asked for meanwhile
@@ -149,6 +150,7 @@ class Monitor:
             await self._server.close()
             if connection is not None:
                 await connection.close()
+            await self._controller.page_fault_log.written()
             await self._barrier()  # systemd takes nothing from a process that is gone
 
     async def _exit_when_idle(self, server: HandoffServer) -> None:
@@ -408,12 +410,15 @@ class Monitor:
         if found.connection is not None:
             server.adopt(found.connection, recovery.memory_of(found.vm))
         if found.vm.manifest.logging:
-            with guarded("page faults are not logged any more"):
-                self._controller.start_page_fault_logging()
+            self._logging = asyncio.get_running_loop().create_task(self._resume_logging(), name="logging")
         if found.vm.manifest.releasing:
             self._controller.release("the VMM has closed its connection", must=True)
         elif not found.error:
             self._controller.resume(found.last_job)
+
+    async def _resume_logging(self) -> None:
+        with guarded("page faults are not logged any more"):
+            await self._controller.start_page_fault_logging()
 
     def _vmm_gone(self) -> None:
         vm = self._controller.vm
@@ -520,7 +525,7 @@ class Monitor:
             self._end(0)
             return
         _log.info("told to restart: memory stays where it is")
-        self._controller.flush_page_faults()
+        self._controller.page_fault_log.stop()
         if self._events is not None:
             self._events.flush()
         self._finish(EXIT_RESTART)  # until we are gone, faults and forks are seen to

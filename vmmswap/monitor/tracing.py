@@ -6,10 +6,8 @@ both.
 from __future__ import annotations
 
 import asyncio
-import errno
-import itertools
+import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import Sequence
@@ -17,11 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from vmmswap import log
-from vmmswap.disk_limits import is_in_reserve
 from vmmswap.engine import Engine
-from vmmswap.errors import StorageFailedError
+from vmmswap.errors import NoSuchVMError, StorageFailedError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor.guard import guarded
+from vmmswap.monitor.trace_file import FileSink
 from vmmswap.monitor.vm import Vm
 from vmmswap.trace_format import (
     BATCH_FAULTS,
@@ -30,14 +28,13 @@ from vmmswap.trace_format import (
     TraceHeader,
     TraceRegion,
     batch_fields,
-    fault_line,
     header_fields,
-    header_line,
 )
 
 _log = logging.getLogger("vmmswap.trace")
 FILE_NAME = "page_fault.log"
-_BATCHES_A_TICK = 8
+_BATCHES_AT_ONCE = 8
+_WRITTEN_S = 2.0  # then it is not waited for any longer
 
 
 class Sink(Protocol):
@@ -75,48 +72,6 @@ class JournalSink:
         self._outbox.put({**fields, "PRIORITY": "7", "SYSLOG_IDENTIFIER": "vmmswap-monitor"})
 
 
-class FileSink:
-    """The seed's JSON lines. What cannot be written is left out and said once.
-
-    A guest makes as many page faults as it likes, so the log, too, leaves the reserve of DiskKeepFree=.
-    """
-
-    def __init__(self, path: Path, header: TraceHeader, disk_keep_free: str) -> None:
-        self._path = path
-        self._disk_keep_free = disk_keep_free
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise StorageFailedError(
-                f"cannot write the page-fault log {path}: {error.strerror}: give --log-dir, or set"
-                " PageFaultLog=journal"
-            ) from None
-        self._file = os.fdopen(fd, "w", encoding="ascii")
-        self._failed = False
-        self._write(header_line(header) + "\n")
-
-    def write(self, faults: Sequence[Fault]) -> None:
-        self._write("".join(fault_line(fault) + "\n" for fault in faults))
-
-    def _write(self, text: str) -> None:
-        if self._failed:
-            return
-        try:
-            if is_in_reserve(self._file.fileno(), self._disk_keep_free):
-                raise OSError(errno.ENOSPC, "the file system has only DiskKeepFree= left")
-            self._file.write(text)
-            self._file.flush()
-        except OSError as error:
-            self._failed = True
-            _log.error("cannot write %s: %s; logging of page faults ends here", self._path, error.strerror)
-
-    def close(self) -> None:
-        try:
-            self._file.close()
-        except OSError as error:
-            _log.error("cannot write %s: %s", self._path, error.strerror)
-
-
 class Tracing:
     """A running page-fault log."""
 
@@ -134,34 +89,139 @@ class Tracing:
 
     def _tick(self) -> None:
         self._timer = self._schedule()
-        self._drain(_BATCHES_A_TICK)
+        self._drain()
 
-    def _drain(self, batches: int | None = None) -> None:
-        """So many at most: faults may come as fast as they are written, and others wait."""
-        for _ in itertools.count() if batches is None else range(batches):
-            records = self._engine.drain_trace(BATCH_FAULTS)
-            if not records:
-                break
-            faults = [
-                Fault(max(0, record.time_ns - self._base_ns), record.addr, record.process_id)
-                for record in records
-            ]
-            for sink in self._sinks:
-                with guarded("page faults are not in the log"):
-                    sink.write(faults)
+    def _drain(self) -> bool:
+        """So many batches at most: faults may come as fast as they are written, and others wait. True while
+        there is more.
+        """
+        is_more = all(self._drain_one() for _ in range(_BATCHES_AT_ONCE))
         dropped = self._engine.stats().trace_dropped
         if dropped > self._dropped:
             _log.warning("%d page faults came too fast and are not in the log", dropped - self._dropped)
             self._dropped = dropped
+        return is_more
+
+    def _drain_one(self) -> bool:
+        """False: there was none."""
+        records = self._engine.drain_trace(BATCH_FAULTS)
+        if not records:
+            return False
+        faults = [
+            Fault(max(0, record.time_ns - self._base_ns), record.addr, record.process_id)
+            for record in records
+        ]
+        for sink in self._sinks:
+            with guarded("page faults are not in the log"):
+                sink.write(faults)
+        return True
+
+    async def finish(self) -> None:
+        """Write what is left, and end; other work is done in between."""
+        with contextlib.suppress(NoSuchVMError):  # it may end meanwhile
+            self._halt()
+            while self._drain():
+                await asyncio.sleep(0)
+        self._close()
 
     def stop(self) -> None:
-        """Write what is left, and end."""
+        """The same at once, with what can be written at once."""
+        with contextlib.suppress(NoSuchVMError):
+            self._halt()
+            if self._drain():
+                _log.warning("the last page faults are not in the log: there are too many to wait for")
+        self._close()
+
+    def _halt(self) -> None:
         self._timer.cancel()
         self._engine.set_trace(False)
-        self._drain()
+
+    def _close(self) -> None:
         for sink in self._sinks:
             with guarded("a page-fault log cannot be closed"):
                 sink.close()
+
+
+class PageFaultLog:
+    """Of one monitor, for one VM at a time. kinds: of sinks; log_dir: for the file."""
+
+    def __init__(self, kinds: Sequence[str], log_dir: Path) -> None:
+        self._kinds = kinds
+        self._path = log_dir / FILE_NAME
+        self._tracing: Tracing | None = None
+        self._file: FileSink | None = None  # the last one
+        self._is_opening = False
+        self._lock = asyncio.Lock()  # of those that wait for the disk
+
+    @property
+    def is_on(self) -> bool:
+        return self._tracing is not None or self._is_opening
+
+    async def start(self, vm: Vm, disk_keep_free: str) -> None:
+        """Log page faults from now on; no effect if that is done. StorageFailedError if the file cannot be
+        written.
+        """
+        self._is_opening = self._tracing is None
+        try:
+            async with self._lock:
+                if self._tracing is None:
+                    self._tracing = await self._start(vm, disk_keep_free)
+        finally:
+            self._is_opening = False
+
+    async def _start(self, vm: Vm, disk_keep_free: str) -> Tracing:
+        regions = tuple(TraceRegion(item.addr, item.pages * PAGE_SIZE) for item in vm.manifest.regions)
+        base_ns = time.monotonic_ns()
+        header = TraceHeader(time.time_ns() // 1_000_000, regions)
+        sinks: list[Sink] = []
+        try:
+            if "file" in self._kinds:
+                sinks.append(await self._open_file(header, disk_keep_free))
+            if "journal" in self._kinds:
+                sinks.append(JournalSink(vm.manifest.name, header))
+            return Tracing(vm.engine, sinks, base_ns)
+        except BaseException:
+            for sink in sinks:
+                sink.close()
+            raise
+
+    async def _open_file(self, header: TraceHeader, disk_keep_free: str) -> FileSink:
+        if self._file is not None and not await _is_done(self._file):
+            raise StorageFailedError(
+                f"the last page-fault log is still being written to {self._path}: its disk does not answer"
+            )
+        file = self._file = FileSink(self._path, header, disk_keep_free)
+        try:
+            await asyncio.shield(asyncio.wrap_future(file.opened))
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    async def finish(self) -> None:
+        """Log no more, and return when all is written, or the disk has taken too long."""
+        async with self._lock:
+            tracing, self._tracing = self._tracing, None
+            if tracing is not None:
+                await tracing.finish()
+            await self.written()
+
+    def stop(self) -> None:
+        """Log no more."""
+        tracing, self._tracing = self._tracing, None
+        if tracing is not None:
+            with guarded("the last page faults are not in the log"):
+                tracing.stop()
+
+    async def written(self) -> None:
+        """Once no more is logged: wait for the disk, but not for long."""
+        if self._tracing is None and self._file is not None and not await _is_done(self._file):
+            _log.warning("%s is written later: its disk does not answer", self._path)
+
+
+async def _is_done(file: FileSink) -> bool:
+    done, _ = await asyncio.wait({asyncio.wrap_future(file.done)}, timeout=_WRITTEN_S)
+    return bool(done)
 
 
 def sink_kinds(configured: str, *, journal: bool) -> tuple[str, ...]:
@@ -169,16 +229,3 @@ def sink_kinds(configured: str, *, journal: bool) -> tuple[str, ...]:
     if configured == "both":
         return ("file", "journal")
     return (configured or ("journal" if journal else "file"),)
-
-
-def start_tracing(vm: Vm, kinds: Sequence[str], log_dir: Path, disk_keep_free: str) -> Tracing:
-    """Log page faults from now on. StorageFailedError if the file cannot be written."""
-    regions = tuple(TraceRegion(item.addr, item.pages * PAGE_SIZE) for item in vm.manifest.regions)
-    base_ns = time.monotonic_ns()
-    header = TraceHeader(time.time_ns() // 1_000_000, regions)
-    sinks: list[Sink] = []
-    if "file" in kinds:
-        sinks.append(FileSink(log_dir / FILE_NAME, header, disk_keep_free))
-    if "journal" in kinds:
-        sinks.append(JournalSink(vm.manifest.name, header))
-    return Tracing(vm.engine, sinks, base_ns)
