@@ -3,6 +3,7 @@
 #include <linux/capability.h>
 
 #include "large_folios.h"
+#include "poison_marker.h"
 #include "puppet.h"
 
 static const struct layout plain = { .memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1 };
@@ -197,6 +198,86 @@ TEST(nothing_by_a_page_table_that_is_freed)
 	CHECK_EQ(rig_stats(&rig).lost_pages, 0);
 	puppet_check_all(&rig, 0);
 	CHECK_EQ(rig.odd, 0);
+	rig_stop(&rig);
+}
+
+static const struct layout with_a_stranger = {
+	.memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .stranger = 1
+};
+
+/* By the kernel: a marker makes it fail, where the process itself would get SIGBUS. 0 or the errno. */
+static long read_by_the_kernel(void *addr, long fd)
+{
+	return syscall(SYS_pwrite64, (int)fd, addr, 8, 0) == 8 ? 0 : errno;
+}
+
+static struct puppet_order kernel_read(const struct rig *rig)
+{
+	return (struct puppet_order){
+		.kind = ORDER_CALL, .page = PAGE, .run = read_by_the_kernel, .argument = rig->file
+	};
+}
+
+/* PAGE cannot be read back: process 0 has a marker. The stranger joins then, and has none. */
+static void poison_page(struct rig *rig)
+{
+	struct error err = { 0 };
+
+	if (!have_poison())
+		test_skip("needs poison markers (Linux 6.6)");
+	swap_all_out(rig, &with_a_stranger);
+	rig_arm(rig, "store.read", "EIO");
+	CHECK_EQ(puppet_do(rig, 0, 0, kernel_read(rig)), EFAULT);
+	rig_disarm("store.read");
+	CHECK_OK(rig_add_process(rig, PUPPET_STRANGER, &err));
+}
+
+/* What is there now is the page, for all: no process keeps its marker. */
+TEST(a_page_that_is_poisoned)
+{
+	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = PAGE };
+	struct rig rig;
+
+	poison_page(&rig);
+	rig_arm(&rig, "resolve.fetched", "stall");
+	puppet_tell(&rig, PUPPET_STRANGER, 0, touch);
+	rig_await_point(&rig, "resolve.fetched");
+	write_from_outside(&rig, PAGE);
+	rig_disarm("resolve.fetched");
+	puppet_await(&rig, PUPPET_STRANGER, 0);
+	CHECK_EQ(rig_await_notice(&rig, NOTICE_PAGE_HEALED).page_idx, PAGE);
+	CHECK_EQ(puppet_do(&rig, 0, 0, kernel_read(&rig)), 0);
+	CHECK_EQ(rig_stats(&rig).poisoned_pages, 0);
+	CHECK_EQ(rig_stats(&rig).lost_pages, 1);
+	rig_stop(&rig);
+}
+
+/* It was read back, and a marker of another process is to be lifted yet: that is no loss, and who writes waits for it. */
+TEST(nothing_while_markers_are_lifted)
+{
+	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = PAGE };
+	struct puppet_order write = { .kind = ORDER_WRITE, .page = PAGE };
+	uint64_t faults;
+	struct rig rig;
+
+	poison_page(&rig);
+	CHECK_OK(failpoint_arm("uffd.zeropage=EAGAIN"));
+	puppet_do(&rig, PUPPET_STRANGER, 0, touch);
+	for (uint64_t page = PAGE - 1; page <= PAGE + 1; page += 2)
+		puppet_do(&rig, PUPPET_STRANGER, 0,
+			  (struct puppet_order){ .kind = ORDER_WRITE, .page = page });
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.protected");
+	faults = rig_stats(&rig).fault_count;
+	puppet_tell(&rig, PUPPET_STRANGER, 0, write);
+	rig_await_fault(&rig, faults);
+	CHECK_EQ(rig_stats(&rig).lost_pages, 0);
+	CHECK_OK(failpoint_arm("uffd.zeropage=off"));
+	puppet_await(&rig, PUPPET_STRANGER, 0);
+	rig_disarm("evict.protected");
+	rig_end_job(&rig);
+	CHECK_EQ(rig_stats(&rig).lost_pages, 0);
+	CHECK_EQ(rig_stats(&rig).poisoned_pages, 0);
+	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CHECK, .page = PAGE }), 0);
 	rig_stop(&rig);
 }
 

@@ -180,7 +180,8 @@ static void healed(struct attempt *attempt)
 
 	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
 		   page_word_after(attempt->claimed, PAGE_POISONED, PAGE_SLOT_NONE, 0));
-	store_drop(attempt->vm->store, &slot_idx, 1);
+	if (slot_idx != PAGE_SLOT_NONE)
+		store_drop(attempt->vm->store, &slot_idx, 1);
 	poison_lift_later(attempt->vm, attempt->page_idx, 1);
 }
 
@@ -218,7 +219,10 @@ static enum resolved found_present(struct attempt *attempt)
 	}
 	attempt->lost = !attempt->vm->snapshot;
 	vm_found_present(attempt->vm, attempt->page_idx);
-	leave_store(attempt);
+	if (page_state_of(attempt->claimed) == PAGE_POISONED)
+		healed(attempt);
+	else
+		leave_store(attempt);
 	if (attempt->process->protects)
 		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 	wake_own(attempt);
@@ -360,7 +364,7 @@ static enum resolved written(struct attempt *attempt)
 		uint64_t word = atomic_load(attempt->word);
 		enum page_state state = page_state_of(word);
 
-		if (others_hold(word)) {
+		if (others_hold(word) || is_being_lifted(word)) {
 			if (ask_for_wake(attempt, word))
 				return RESOLVED;
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
