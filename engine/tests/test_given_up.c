@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What the guest has given up by MADV_REMOVE stays so, however late the kernel punches: it raises its event before. */
 #include "inode_lock.h"
+#include "vm/page_map.h"
 
 static const struct layout layout = { .memfd_pages = { 512 }, .regions = { { 0, 0, 512 } }, .full = 1 };
 
@@ -152,4 +153,72 @@ TEST(one_page_given_up_during_the_first_swap_out)
 	CHECK_EQ(rig_resident_pages(&rig, 0, 512), 0);
 	CHECK_EQ(rig_resident_pages(&rig, 512, 512), 0);
 	rig_stop(&rig);
+}
+
+static const struct layout untouched = { .memfd_pages = { 1536 }, .regions = { { 0, 0, 1024 } }, .empty = 1 };
+
+#define BEYOND 1100	/* of the file; no memory of the guest's */
+#define IN_THE_FILE 600 /* there before anything is known of it */
+
+static uint64_t word_of(const struct rig *rig, uint64_t page_idx)
+{
+	struct page_map *map;
+	struct error err;
+	uint64_t word;
+
+	CHECK_OK(page_map_adopt(engine_page_map_fd(rig->engine), &map, &err));
+	word = atomic_load(page_map_word(map, page_idx));
+	page_map_destroy(map);
+	return word;
+}
+
+/* A child that was forked while its parent's memory was being registered asks for each page that it has not mapped yet. */
+static void fork_one_that_asks(struct rig *rig)
+{
+	rig_arm(rig, "uffd.minor", "stall");
+	rig_start_job(rig, JOB_SWAP_OUT);
+	rig_await_point(rig, "uffd.minor");
+	puppet_tell(rig, 0, 0, (struct puppet_order){ .kind = ORDER_FORK, .process = 1 });
+	rig_disarm("uffd.minor");
+	rig_await_notice(rig, NOTICE_PROCESS_FORKED);
+	puppet_await(rig, 0, 0);
+	rig_end_job(rig);
+}
+
+/* The event was read, the hole waits for the lock of the inode, and the child finds the page in the file. */
+static void given_up_and_asked_for(uint64_t page, uint64_t pages)
+{
+	static const char bytes[PAGE_BYTES] = "from outside";
+	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = IN_THE_FILE };
+	struct inode_lock lock;
+	struct rig rig;
+
+	rig_start(&rig, &untouched);
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = 1 });
+	fork_one_that_asks(&rig);
+	CHECK_EQ(pwrite(rig.memfds[0], bytes, sizeof bytes, (off_t)bytes_of_pages(IN_THE_FILE)),
+		 sizeof bytes);
+	inode_lock_take(&lock, rig.memfds[0], BEYOND);
+	rig_arm(&rig, "event.read", "count");
+	puppet_tell(&rig, 0, 1, (struct puppet_order){ .kind = ORDER_REMOVE, .page = page, .pages = pages });
+	rig_await_point(&rig, "event.read");
+	CHECK_EQ(puppet_do(&rig, 1, 0, touch), *(const long *)bytes);
+	rig_settle(&rig);
+	CHECK(word_of(&rig, IN_THE_FILE) & PAGE_GIVEN_UP);
+	inode_lock_release(&lock);
+	puppet_await(&rig, 0, 1);
+	CHECK_EQ(puppet_do(&rig, 1, 0, touch), 0);
+	rig_stop(&rig);
+}
+
+/* It must not go out until the hole may be taken to be there: it would come back. */
+TEST(a_page_that_is_asked_for_before_its_hole)
+{
+	given_up_and_asked_for(IN_THE_FILE, 1);
+}
+
+/* The same of a chunk that the page map has no record of. */
+TEST(a_page_of_a_chunk_that_is_asked_for_before_its_hole)
+{
+	given_up_and_asked_for(512, 512);
 }

@@ -26,7 +26,8 @@ struct attempt {
 	uint64_t page_idx;
 	_Atomic uint64_t *word;
 	uint64_t claimed;
-	bool lost; /* the page was found to be lost: so may others around it be */
+	uint32_t given_up_ms; /* of a page claimed as IN_MEMFD: when it was given up, 0 if it was not */
+	bool lost;	      /* the page was found to be lost: so may others around it be */
 };
 
 static bool others_hold(uint64_t word)
@@ -52,6 +53,7 @@ static bool claim(struct attempt *attempt, uint64_t word, enum page_state state)
 	if (!atomic_compare_exchange_strong(attempt->word, &word, attempt->claimed))
 		return false;
 	HELD_TAKE(HELD_FILLING);
+	attempt->given_up_ms = vm_given_up_ms(attempt->vm, attempt->page_idx, before);
 	if (state == PAGE_IN_MEMFD)
 		vm_drop_copy(attempt->vm, before);
 	return true;
@@ -63,6 +65,15 @@ static void release(struct attempt *attempt, enum page_state state)
 
 	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
 		   page_word_after(attempt->claimed, state, slot_idx, 0));
+}
+
+/* The page is resident, or empty, as it was before we claimed it: what was given up is, and its hole may be to come yet. */
+static void release_as_it_was(struct attempt *attempt)
+{
+	uint32_t since_ms = attempt->given_up_ms;
+
+	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
+		   page_word_after(attempt->claimed, PAGE_IN_MEMFD, since_ms, since_ms ? PAGE_GIVEN_UP : 0));
 }
 
 static void wake_own(struct attempt *attempt)
@@ -120,7 +131,10 @@ static enum resolved fill_zero(struct attempt *attempt)
 		outcome = UFFD_EXISTS;
 	if (outcome == UFFD_BEYOND) /* nothing is there, or no more */
 		outcome = uffd_zeropage(attempt->process->uffd, attempt->fault->addr);
-	release(attempt, PAGE_IN_MEMFD);
+	if (outcome == UFFD_DONE) /* the hole was there */
+		release(attempt, PAGE_IN_MEMFD);
+	else
+		release_as_it_was(attempt);
 	if (outcome == UFFD_DONE) {
 		atomic_fetch_add(&header->zeroed_pages, 1);
 		return RESOLVED;
@@ -374,11 +388,7 @@ static enum resolved written(struct attempt *attempt)
 			enum uffd_outcome outcome =
 				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 
-			/* Given up, and written to before its hole is there: that is to come yet. */
-			vm_release(vm, attempt->page_idx, attempt->claimed,
-				   page_word_after(attempt->claimed, PAGE_IN_MEMFD,
-						   word & PAGE_GIVEN_UP ? page_slot_of(word) : 0,
-						   word & PAGE_GIVEN_UP));
+			release_as_it_was(attempt);
 			atomic_fetch_add_explicit(&vm->writes_seen, 1, memory_order_relaxed);
 			return outcome == UFFD_DONE ? RESOLVED : unfilled(attempt, outcome);
 		}

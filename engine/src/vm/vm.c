@@ -162,11 +162,16 @@ uint32_t vm_now_ms(void)
 	return (uint32_t)(monotonic_ns() / 1000000) | 1; /* 0 is never */
 }
 
+uint32_t vm_given_up_ms(const struct vm *vm, uint64_t page_idx, uint64_t word)
+{
+	if (word & PAGE_GIVEN_UP)
+		return (uint32_t)page_slot_of(word);
+	return word == 0 ? atomic_load(&vm->given_up_ms[page_idx / CHUNK_PAGES]) : 0;
+}
+
 bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word)
 {
-	uint32_t since_ms = word & PAGE_GIVEN_UP ? (uint32_t)page_slot_of(word) :
-			    word == 0		 ? atomic_load(&vm->given_up_ms[page_idx / CHUNK_PAGES]) :
-						   0;
+	uint32_t since_ms = vm_given_up_ms(vm, page_idx, word);
 
 	return since_ms && vm_now_ms() - since_ms < VM_GIVEN_UP_MS;
 }

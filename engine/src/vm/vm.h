@@ -157,6 +157,8 @@ bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_i
  * go out, or it would come back. A fault for a missing page ends that: the hole was there. */
 #define VM_GIVEN_UP_MS 10000u
 uint32_t vm_now_ms(void);
+/* When the page was given up, if no more than its word and its chunk is known since; 0: it was not. */
+uint32_t vm_given_up_ms(const struct vm *vm, uint64_t page_idx, uint64_t word);
 bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word);
 
 /* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
