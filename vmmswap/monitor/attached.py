@@ -38,7 +38,7 @@ from vmmswap.log import fields
 from vmmswap.monitor import collapse, coverage
 from vmmswap.monitor.added_back_ends import check_added_back_ends
 from vmmswap.monitor.hotplug import Hotplug
-from vmmswap.monitor.lookout import PrivateMappers, pause_s
+from vmmswap.monitor.lookout import PrivateMappers, Watcher, pause_s
 from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import NewProcess, NewVm, Process, Vm
 
@@ -92,13 +92,6 @@ async def undo(attached: AttachedVm) -> None:
             )
 
 
-def check_before_exit(vm: Vm) -> None:
-    """BusyError if a process of an attached VM is frozen: what was put into it could not be taken out."""
-    for process in vm.processes.values():
-        if process.pid and process.pidfd >= 0 and is_alive(process.pidfd):
-            check_not_frozen(process.pid, f"process {coverage.name_of(process.pid)}")
-
-
 async def detach(processes: Iterable[Process], *, force: bool = False) -> list[str]:
     """Take out of a VM's processes what was put in, once all of its memory is in and unregistered. Those that
     keep it, for people.
@@ -147,7 +140,7 @@ def new_process(process: AttachedProcess) -> NewProcess:
     )
 
 
-class Watch:
+class Watch(Watcher):
     """Late mappers of an attached VM, and what it maps later."""
 
     def __init__(
@@ -157,8 +150,8 @@ class Watch:
         barrier: Callable[[], Awaitable[None]],
         on_private: Callable[[VmmswapError], None],
     ) -> None:
+        super().__init__(processes)
         self._vm = vm
-        self._processes = processes
         self._barrier = barrier
         self._hotplug = Hotplug(vm, self._say_late)
         self._private = PrivateMappers(on_private)
@@ -192,6 +185,12 @@ class Watch:
             if self._is_closed:
                 raise NoSuchVMError("the VM has ended") from None
             raise
+
+    def check_before_exit(self) -> None:
+        """BusyError if a process is frozen: what was put into it could not be taken out."""
+        for process in self._vm.processes.values():
+            if process.pid and process.pidfd >= 0 and is_alive(process.pidfd):
+                check_not_frozen(process.pid, f"process {coverage.name_of(process.pid)}")
 
     async def _forbid_huge_pages(self, picture: coverage.Picture) -> None:
         """Where the kernel would fill what is out with zeros for them. NotSupportedError if it cannot be."""

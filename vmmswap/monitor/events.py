@@ -32,9 +32,9 @@ from vmmswap.engine import (
 from vmmswap.errors import NoSuchVMError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import fields
-from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.lost import LostReport
+from vmmswap.monitor.operations.orders import Orders
 from vmmswap.monitor.pages import as_field, described
 from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import Vm
@@ -111,15 +111,16 @@ class EventPump:
 class EventHandler:
     """What becomes of each event of a VM's engine. It can be called again with the same event."""
 
-    def __init__(self, vm: Vm, processes: Processes, controller: Controller) -> None:
+    def __init__(self, vm: Vm, processes: Processes, orders: Orders, on_change: Callable[[], None]) -> None:
+        """on_change is called when pages are lost: State says so from then on."""
         self._vm = vm
         self._processes = processes
-        self._controller = controller
+        self._jobs = orders.jobs
         self._lost = LostReport(
             vm.engine,
             where=lambda page_idx: _where(vm, page_idx),
-            is_busy=lambda: controller.is_busy,
-            on_lost=controller.pages_lost,
+            is_busy=lambda: orders.is_busy,
+            on_lost=on_change,
         )
 
     def flush(self) -> None:
@@ -135,10 +136,10 @@ class EventHandler:
             case ProcessMoved():
                 self._vm.note_ranges(event.process_id)
             case Protected():
-                self._controller.protected()
+                self._jobs.protected()
             case JobDone():
                 self._lost.report()
-                self._controller.job_done(event)
+                self._jobs.job_done(event)
             case PagePoisoned():
                 self._say_poisoned(event)
             case PagesLeft():
@@ -146,7 +147,7 @@ class EventHandler:
             case PagesLost():
                 self._lost.found()
             case FaultsStarved():
-                self._controller.starved(event.page_idx)
+                self._jobs.starvation.found(event.page_idx)
             case PageHealed():
                 _log.warning("page %d can be read again and is no longer poisoned", event.page_idx)
             case Notice():

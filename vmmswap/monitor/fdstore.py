@@ -9,12 +9,15 @@ until systemd has worked off all that was sent before.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 
 from vmmswap.errors import InternalError
 from vmmswap.monitor.keeper import Keeper
 from vmmswap.notify import Notifier
 from vmmswap.outbox import Message
+
+_log = logging.getLogger("vmmswap.monitor")
 
 MANIFEST = "manifest"
 MESSAGE = "message"  # of a VM that is registering: pending.py
@@ -154,6 +157,13 @@ class FdStore:
                 self._manager.cancel(message)
             loop.remove_reader(reader)
             os.close(reader)
+
+    async def try_barrier(self) -> None:
+        """The same where nothing can be done if systemd does not: the journal says so."""
+        try:
+            await self.barrier()
+        except OSError as error:
+            _log.error("systemd does not confirm what it keeps for us: %s", error)
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -18,6 +18,7 @@ from vmmswap.errors import NoSuchVMError, VmmswapError
 from vmmswap.log import fields
 from vmmswap.monitor import coverage
 from vmmswap.monitor.coverage import Piece
+from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.lookout")
@@ -50,10 +51,34 @@ class PrivateMappers:
             self._on_private(coverage.private_error(seen[both[0]]))
 
 
-class Lookout:
+class Watcher:
+    """Watches who maps a VM's memory, from being made until close(). This one need not: the memory is
+    private, and nobody else can map it.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+
+    def close(self) -> None:
+        """Watch no longer."""
+
+    async def stop(self) -> None:
+        """Close, and wait until nothing is done to any process any more."""
+        self.close()
+
+    async def check_before_enable(self) -> None:
+        """NotSupportedError if memory must not leave."""
+        await self._processes.check_covered()
+
+    def check_before_exit(self) -> None:
+        """BusyError if the VM cannot be released now."""
+
+
+class Lookout(Watcher):
     """Of a VM that was handed over."""
 
-    def __init__(self, vm: Vm, on_private: Callable[[VmmswapError], None]) -> None:
+    def __init__(self, vm: Vm, processes: Processes, on_private: Callable[[VmmswapError], None]) -> None:
+        super().__init__(processes)
         self._vm = vm
         self._private = PrivateMappers(on_private)
         self._mappers = MapperWatch()

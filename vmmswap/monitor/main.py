@@ -25,7 +25,8 @@ from vmmswap.engine import failpoint_names
 from vmmswap.errors import InvalidNameError, NotSupportedError, StorageFailedError, VmmswapError
 from vmmswap.handoff.uffd_api import open_userfaultfd
 from vmmswap.monitor import fdstore, keeper, pending, recovery, service
-from vmmswap.monitor.monitor import Monitor, Setup
+from vmmswap.monitor.monitor import Monitor
+from vmmswap.monitor.setup import Setup
 from vmmswap.names import LOG_DIR, STATE_DIR, check_name
 
 PROGRAM = "vmmswap-monitor"

@@ -262,8 +262,8 @@ class Processes:
             pidfd = os.pidfd_open(pid)
         except OSError:
             return  # it has ended meanwhile
-        _log.info("process %s, forked by the VM, shares its memory", coverage.name_of(pid))
         self._vm.found_pid(process, pid, pidfd)
+        _log.info("process %s, forked by the VM, shares its memory", coverage.name_of(pid))
         self._watch(process)
 
     def _start_search(self) -> None:

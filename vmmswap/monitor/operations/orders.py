@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One VM's orders: what each means for the job that runs, and when the VM can be released."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from vmmswap import message_ids
+from vmmswap.engine import Engine, Job
+from vmmswap.errors import InternalError, NoSpaceError, NoSuchVMError, StorageFailedError, VmmswapError
+from vmmswap.log import fields
+from vmmswap.monitor.counting import Counting
+from vmmswap.monitor.guard import guarded
+from vmmswap.monitor.housekeeping import Housekeeping
+from vmmswap.monitor.machine import Action, Machine
+from vmmswap.monitor.operations.jobs import NOT_RECORDED, Jobs
+from vmmswap.monitor.surroundings import Surroundings
+from vmmswap.monitor.vm import Vm
+from vmmswap.status import State
+
+_log = logging.getLogger("vmmswap.controller")
+
+_LOW_MEMORY_RETRY_S = 1.0
+_FAILED_STOP_RETRY_S = 5.0
+
+
+class Checks(Protocol):
+    """Raises VmmswapError if memory must not leave, or if the VM cannot be released now."""
+
+    async def check_before_enable(self) -> None: ...
+
+    def check_before_exit(self) -> None: ...
+
+
+class Orders:
+    """Of one VM, until close(). error: why its state is Failed from the start.
+
+    on_released(reason) is called, once release() was, when the VM can be let go: all is in.
+    """
+
+    def __init__(
+        self,
+        vm: Vm,
+        around: Surroundings,
+        checks: Checks,
+        on_released: Callable[[str], None],
+        *,
+        error: VmmswapError | None = None,
+    ) -> None:
+        self._vm = vm
+        self._config = around.config
+        self._checks = checks
+        self._on_change = around.on_change
+        self._on_released = on_released
+        self._is_closed = False
+        self._orders = 0  # to notice that a later one came
+        self._release_reason = ""
+        self._must_release = False  # nobody can be told that it failed: try until it works
+        self._retry: asyncio.TimerHandle | None = None
+        self._resuming: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Event] = set()  # for the end of all jobs
+        self._counting = Counting()
+        self.jobs = Jobs(vm, around.config, on_change=self._changed, on_idle=self._nothing_runs, error=error)
+        self._housekeeping = Housekeeping(self._idle_engine)
+        self._housekeeping.start()
+
+    def close(self) -> None:
+        """The VM is gone: do nothing more for it."""
+        self._is_closed = True
+        self._housekeeping.stop()
+        self._cancel_retry()
+        self.jobs.close()
+        for waiting in self._waiting:
+            waiting.set()
+
+    @property
+    def machine(self) -> Machine:
+        return self.jobs.machine
+
+    @property
+    def is_busy(self) -> bool:
+        """True if an operation runs."""
+        return self.machine.job is not Job.NONE
+
+    async def refresh(self) -> None:
+        await self._counting.refresh(self._vm.engine)
+
+    async def enable(self) -> None:
+        self._vm.check_may_go_out()
+        self._orders += 1
+        order = self._orders
+        self.machine.check_enable()
+        if self.machine.job is not Job.SWAP_OUT:
+            await self._look_before_swap_out()
+        if order == self._orders:
+            self.jobs.spoiled = None
+            self.jobs.is_short_of_memory = False
+            self.jobs.perform(self.machine.enable())
+        elif self.machine.job is Job.NONE:
+            self.jobs.drain.finish()
+
+    async def disable(self) -> None:
+        self.jobs.spoiled = None
+        self._orders += 1
+        poisoned = self._poisoned_pages()
+        self._order_swap_in()
+        if poisoned:
+            await self._settled()
+            self._refuse_poisoned()
+
+    async def trim(self) -> None:
+        self._vm.check_may_go_out()
+        if self.machine.job is Job.NONE:
+            await self.jobs.drain.prepare(self._vm, self._config)
+        if not self._is_closed:
+            self.jobs.perform(self.machine.trim())
+
+    async def exit(self) -> None:
+        self._checks.check_before_exit()
+        self._orders += 1
+        poisoned = self._poisoned_pages()
+        self.release("Exit was called", must=False)
+        if poisoned:
+            await self._settled()
+            self._refuse_poisoned()
+        if self.jobs.is_short_of_memory:
+            raise NoSpaceError(self.jobs.short_of_memory_message)
+
+    def release(self, reason: str, *, must: bool) -> None:
+        """Swap all in, then call on_released. must: try until it works; else a failure calls it off."""
+        self._must_release = self._must_release or must
+        self._release_reason = self._release_reason or reason
+        self.machine.ending = True
+        self._order_swap_in()
+
+    def bring_back(self, why: VmmswapError, message_id: str = message_ids.LATE_MAPPER) -> None:
+        """Somebody spoils what is out for as long as any is: all in, and State is Failed with the reason."""
+        if str(self.jobs.spoiled) == str(why):
+            return
+        _log.error("%s: all memory is brought back now", why, extra=fields("", message_id))
+        self._orders += 1
+        self._order_swap_in()
+        self.jobs.spoiled = why
+
+    def resume(self, last_job: Job) -> None:
+        """Resume what a predecessor was about, by the last order that it had."""
+        if not self.machine.wants_out and self.machine.tracking:
+            self._order_swap_in()
+        elif self.machine.wants_out and last_job is Job.SWAP_OUT:
+            self._resume_swap_out()
+
+    # Inside
+
+    def _resume_swap_out(self) -> None:
+        """What the predecessor had looked at before may have changed since."""
+        action = self.machine.enable()
+        if action is Action.SWAP_OUT:
+            self._resuming = asyncio.get_running_loop().create_task(self._start_checked(), name="resume")
+            self._changed()
+        else:
+            self.jobs.perform(action)
+
+    async def _look_before_swap_out(self) -> None:
+        """NoSuchVMError if the VM ends meanwhile: what is looked at is closed then."""
+        try:
+            await self._checks.check_before_enable()
+            if not self._is_closed:
+                await self.jobs.drain.prepare(self._vm, self._config)
+        except Exception:
+            if not self._is_closed:
+                raise
+        if self._is_closed:
+            raise NoSuchVMError("the VM has ended")
+
+    async def _start_checked(self) -> None:
+        error: VmmswapError | None = None
+        try:
+            await self._look_before_swap_out()
+        except VmmswapError as refusal:
+            error = refusal
+        except Exception as bug:
+            _log.exception("bug in what is looked at before a swap-out goes on")
+            error = InternalError(f"an internal error: {bug!r}")
+        if self._is_closed:
+            return
+        if not error and not self.machine.is_turned_back:
+            self.jobs.perform(Action.SWAP_OUT)
+            return
+        if error:
+            _log.warning("the swap-out that was under way does not go on: %s", error)
+        self._vm.engine.forget_job()
+        with guarded(NOT_RECORDED):
+            self._vm.change(interrupted=0)
+        self.jobs.perform(self.machine.not_begun(error, self._vm.engine.stats().tracking))
+
+    def _order_swap_in(self) -> None:
+        self.jobs.is_short_of_memory = False
+        self.jobs.perform(self.machine.disable())
+
+    def _nothing_runs(self) -> None:
+        """Whether the VM can be let go, or what is tried again and when."""
+        self._cancel_retry()
+        machine, drain = self.machine, self.jobs.drain
+        drain.finish()
+        if machine.ending and not machine.tracking:
+            if drain.is_busy:
+                return  # the VMM would stand still for ever: this is called again when it goes on
+            self._on_released(self._release_reason)
+        elif machine.ending and not self._must_release:
+            _log.error("the VM cannot be released: %s; the monitor goes on", machine.error)
+            machine.ending = False
+            self._release_reason = ""
+        if self.jobs.is_short_of_memory:
+            self._schedule_retry(_LOW_MEMORY_RETRY_S)
+        elif machine.ending and machine.tracking:
+            _log.error("the VM cannot be released: %s; it is served, and tried again", machine.error)
+            self._schedule_retry(_FAILED_STOP_RETRY_S)
+
+    def _schedule_retry(self, delay_s: float) -> None:
+        self._retry = asyncio.get_running_loop().call_later(delay_s, self._order_swap_in)
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+
+    def _idle_engine(self) -> Engine | None:
+        return None if self.is_busy else self._vm.engine
+
+    def _poisoned_pages(self) -> int:
+        return self._vm.engine.stats().poisoned_pages
+
+    async def _settled(self) -> None:
+        """Until no job runs, or the VM is gone."""
+        done = asyncio.Event()
+        self._waiting.add(done)
+        try:
+            if self.machine.state is State.IN_PROGRESS and not self._is_closed:
+                await done.wait()
+        finally:
+            self._waiting.discard(done)
+
+    def _refuse_poisoned(self) -> None:
+        if self._is_closed:
+            return
+        if poisoned := self._poisoned_pages():
+            error = self.machine.error
+            raise StorageFailedError(
+                error.message
+                if error
+                else f"{poisoned} pages of guest memory cannot be read back; all others are in. The VM cannot"
+                " be released while they remain: the journal says why they are lost"
+            )
+
+    def _changed(self) -> None:
+        if self.machine.state is not State.IN_PROGRESS:
+            for waiting in self._waiting:
+                waiting.set()
+        self._on_change()

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a VM comes to be served here, by a hand-off or an attach, and what its hand-off says later."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+from vmmswap import message_ids
+from vmmswap.attach.access import User
+from vmmswap.attach.attach import Options, parse_region
+from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
+from vmmswap.handoff import requests
+from vmmswap.handoff.fds import file_id, is_alive
+from vmmswap.handoff.lane import Lane
+from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.handoff.peer import Peer
+from vmmswap.handoff.receiver import Frame
+from vmmswap.handoff.session import register_firecracker
+from vmmswap.log import fields
+from vmmswap.monitor import attached, coverage, fdstore, pending, recovery, snapshot
+from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor.ownership import Ownership
+from vmmswap.monitor.processes import is_vmm_alive
+from vmmswap.monitor.served import ServedVm
+from vmmswap.monitor.setup import Setup
+from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register
+
+_log = logging.getLogger("vmmswap.monitor")
+
+
+class Place(Protocol):
+    """Where one VM is served at a time."""
+
+    @property
+    def served(self) -> ServedVm | None: ...
+
+    @property
+    def is_ending(self) -> bool:
+        """True if no VM is taken any more."""
+
+    def serve(self, vm: Vm) -> ServedVm: ...
+
+    def forget(self) -> asyncio.Future[None]:
+        """Close the VM, if there is one. Done when it is closed."""
+
+
+class Registration:
+    """A HandoffHandler."""
+
+    def __init__(self, setup: Setup, ownership: Ownership, store: FdStore, place: Place) -> None:
+        self.name = setup.name
+        self._setup = setup
+        self._ownership = ownership
+        self._store = store
+        self._place = place
+        self._is_keeping = False  # a message that is sent only once, while its VM registers
+        self._put_off: Callable[[], None] | None = None  # until that has registered
+
+    def check_peer(self, peer: Peer) -> None:
+        self._ownership.check(peer.uid)
+
+    # A VM comes
+
+    async def register(self, request: requests.RegisterRequest) -> None:
+        vmm = request.process
+        await self.register_vm(
+            NewVm(
+                vmm=_new_process(vmm),
+                memfds=request.memfds,
+                uid=request.peer.uid,
+                pins=request.pins,
+                qmp=request.qmp,
+                connection=request.connection,
+            )
+        )
+
+    async def register_vm(self, new: NewVm) -> ServedVm:
+        """Serve a VM from now on, wherever its fds came from. Returns when it is safe in the fd store."""
+        self._check_free()
+        new = replace(new, uid=self._owner_of(new.uid))
+        vm = register(self.name, new, self._setup.config, self._setup.swap_dir, self._store)
+        try:
+            if new.snapshot is None:
+                await self._must_be_kept()
+            else:
+                await self._store.try_barrier()  # refused, it would hang: it has no other way than us
+            vm.engine.start()
+            vm.register_dummy(vm.vmm)  # last: from here on fork() waits for us
+            served = self._place.serve(vm)
+        except BaseException:
+            await vm.close()
+            raise
+        total_mib = sum(item.pages for item in vm.manifest.regions) * PAGE_SIZE >> 20
+        _log.info(
+            "registered: process %s of uid %d, %d MiB in %d regions",
+            coverage.name_of(new.vmm.pid),
+            new.uid,
+            total_mib,
+            len(vm.manifest.regions),
+            extra=fields("", message_ids.VM_REGISTERED, vmmswap_pid=new.vmm.pid),
+        )
+        for limit in new.vmm.limits:
+            _log.warning("process %d: %s", new.vmm.pid, limit)
+        return served
+
+    def _owner_of(self, uid: int) -> int:
+        """Whose VM it is that this uid hands over."""
+        recorded = self._ownership.owner_uid()
+        return uid if recorded is None else recorded
+
+    async def _must_be_kept(self) -> None:
+        try:
+            await self._store.barrier()
+        except OSError as error:
+            raise InternalError(f"systemd does not confirm what it keeps for us: {error}") from None
+
+    def _check_free(self) -> None:
+        if self._place.served is not None:
+            raise BusyError("a VM is registered here already")
+        if self._place.is_ending:
+            raise BusyError("this monitor is ending")
+
+    # A VM comes whose message is sent only once
+
+    @contextlib.asynccontextmanager
+    async def keeping(self, frame: Frame) -> AsyncIterator[None]:
+        """If cancelled we are ending: the message is left to a successor."""
+        self._is_keeping = True
+        pending.keep(frame, self._store)
+        try:
+            await self._store.try_barrier()
+            yield
+        except asyncio.CancelledError:
+            raise
+        except BaseException:
+            pending.drop(self._store, has_vm=False)
+            raise
+        else:
+            pending.drop(self._store, has_vm=self._place.served is not None)
+        finally:
+            self._is_keeping = False
+            put_off, self._put_off = self._put_off, None
+            if put_off is not None:
+                put_off()
+
+    def put_off(self, action: Callable[[], None], *, is_first: bool) -> bool:
+        """True if a kept message's VM registers right now: then the action is done when that has ended.
+        is_first: instead of one that was put off before; else that one stands.
+        """
+        if self._is_keeping and (is_first or self._put_off is None):
+            self._put_off = action
+        return self._is_keeping
+
+    async def register_kept(self, kept: dict[str, int]) -> None:
+        """Of what a predecessor left that died while a VM registered, only a kept message is of use."""
+        frame = pending.take(kept, self._store)
+        recovery.forget(kept, self._store)
+        if frame is None:
+            return
+        _log.warning("a monitor died while process %d handed its memory over: begun anew", frame.peer.pid)
+        with frame:
+            try:
+                await register_firecracker(frame, self, Lane())
+            except (VmmswapError, OSError) as error:
+                _log.warning("%s: hand-off refused: %s", self.name, error)
+            except Exception:
+                _log.exception("%s: hand-off: a bug of vmmswap's, not the VMM's", self.name)
+        pending.drop(self._store, has_vm=self._place.served is not None)
+
+    async def register_firecracker(self, request: requests.FirecrackerRequest) -> None:
+        path = snapshot.configured_file(self.name, self._setup.config_path)
+        may_read = partial(self._ownership.check_snapshot, uid=request.peer.uid)
+        file = snapshot.open_file(path, request.regions, may_read)
+        try:
+            _log.info("guest memory comes from SnapshotFile=%s", path)
+            await self.register_vm(
+                NewVm(
+                    vmm=NewProcess(
+                        request.peer.pid,
+                        request.peer.pidfd,
+                        request.uffd,
+                        request.regions,
+                        limits=request.uffd_info.limits,
+                        is_proven=False,
+                    ),
+                    memfds=(),
+                    uid=request.peer.uid,
+                    snapshot=file,
+                )
+            )
+        finally:
+            os.close(file)
+
+    # A running VM is attached to
+
+    async def attach(self, request: requests.AttachRequest) -> None:
+        self._ownership.check(request.uid)
+        user = User(request.uid, request.gid, request.caller_pid)
+        options = Options(tuple(map(parse_region, request.regions)), request.force, user)
+        await self.attach_to(request.pidfd, options, pins=request.pins, qmp=request.qmp)
+
+    async def attach_to(
+        self, pidfd: int, options: Options, *, pins: bool = True, qmp: str | None = None
+    ) -> None:
+        """Take a running VMM over that knows nothing of us, with all processes that map its memory."""
+        self._check_free()
+        found = await attached.attach(pidfd, options)
+        try:
+            served = await self.register_vm(attached.new_vm(found, pins=pins, qmp=qmp))
+            for process in found.processes[1:]:
+                try:
+                    served.processes.add(attached.new_process(process))
+                except VmmswapError:
+                    if is_alive(process.pidfd):
+                        raise
+        except BaseException as error:
+            has_ended = isinstance(error, VmmswapError) and not is_alive(found.vmm.pidfd)
+            await self._place.forget()
+            await attached.undo(found)
+            if has_ended:
+                raise NotSupportedError(f"process {found.vmm.pid} has ended") from None
+            raise
+        found.fds.close()
+        await self._store.try_barrier()
+
+    # What the VM's hand-off says later
+
+    def served_pid(self, uffd: int) -> int | None:
+        served = self._place.served
+        return None if served is None else served.processes.pid_of(uffd)
+
+    async def add_process(self, request: requests.AddProcessRequest) -> None:
+        await self._check_huge_pages(request.process.pid, request.process.regions)
+        self._registered().processes.add(_new_process(request.process))
+        await self._store.try_barrier()
+
+    async def add_region(self, request: requests.AddRegionRequest) -> None:
+        vm = self._registered().vm
+        if request.uffd is not None:
+            raise NotSupportedError(
+                "fds[0]: further memory is served by the userfaultfd that was registered: leave it out"
+            )
+        await self._check_huge_pages(vm.vmm.pid, request.regions)
+        self._registered().take_events()  # a child that was forked by now does not have the new memory
+        vm = self._registered().vm
+        given_up = {region.memfd for region in request.regions} - vm.memfds.keys()
+        reopened = {number: _fd_of(request, vm, number) for number in given_up if number < len(vm.files)}
+        vm.add_memory(request.memfds, request.regions, reopened)
+        await self._store.try_barrier()
+
+    async def _check_huge_pages(self, pid: int, regions: Sequence[Region]) -> None:
+        """While memory is out; else Enable does that."""
+        served = self._registered()
+        if served.vm.engine.stats().tracking:
+            await served.processes.check_huge_pages([(pid, region.addr, region.end) for region in regions])
+
+    async def remove_region(self, request: requests.RemoveRegionRequest) -> None:
+        self._registered().vm.remove_regions(request.regions)
+
+    async def connection_lost(self, error: VmmswapError | None) -> None:
+        self._store.remove(fdstore.CONNECTION)
+        served = self._place.served
+        if served is None or error is not None or not is_vmm_alive(served.vm):
+            return  # its pidfd tells of its end
+        _log.info("the VMM has closed its connection: its memory is swapped in and it is released")
+        served.vm.change(releasing=True)
+        served.orders.release("the VMM has closed its connection", must=True)
+
+    def _registered(self) -> ServedVm:
+        if self._place.served is None:
+            raise BusyError("the VM is gone")
+        return self._place.served
+
+
+def _new_process(process: requests.ProcessMemory) -> NewProcess:
+    return NewProcess(
+        process.pid,
+        process.pidfd,
+        process.uffd,
+        process.regions,
+        process.dummy_page,
+        process.limits,
+        process.is_proven,
+    )
+
+
+def _fd_of(request: requests.AddRegionRequest, vm: Vm, number: int) -> int:
+    """The fd, among those sent, of a file that the VM had before."""
+    for fd in request.fds:
+        with contextlib.suppress(OSError):
+            if file_id(fd) == vm.files[number]:
+                return fd
+    raise InternalError(f"memfd {number} was not sent")

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A VM that is served: all that is done for it, made together and closed together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from vmmswap import message_ids
+from vmmswap.errors import NotSupportedError, VmmswapError
+from vmmswap.log import fields
+from vmmswap.monitor import attached
+from vmmswap.monitor.events import EventHandler, EventPump
+from vmmswap.monitor.guard import guarded
+from vmmswap.monitor.lookout import Lookout, Watcher
+from vmmswap.monitor.operations.orders import Orders
+from vmmswap.monitor.processes import Processes
+from vmmswap.monitor.report import starved, status_of
+from vmmswap.monitor.succession import Succession
+from vmmswap.monitor.surroundings import Surroundings
+from vmmswap.monitor.vm import Vm
+from vmmswap.status import Status
+
+_log = logging.getLogger("vmmswap.monitor")
+
+
+class ServedVm:
+    """One registered VM, from its first page fault until close(). error: why its state is Failed."""
+
+    def __init__(self, vm: Vm, around: Surroundings, *, error: VmmswapError | None = None) -> None:
+        self.vm = vm
+        self._around = around
+        self._detaching: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        with contextlib.ExitStack() as parts:  # closed in the opposite order
+            self.processes = Processes(vm, self.vmm_gone, self._exposed)
+            parts.callback(self.processes.close)
+            vm.count_in_process()
+            self._watch = self._watch_mappers()
+            parts.callback(self._watch.close)
+            self.orders = Orders(vm, around, self._watch, self._released, error=error)
+            parts.callback(self.orders.close)
+            parts.callback(around.page_fault_log.stop)
+            self._succession = Succession(vm, self._nobody_has_it, self._bring_back)
+            parts.callback(self._succession.close)
+            handler = EventHandler(vm, self.processes, self.orders, around.on_change)
+            self._events = EventPump(vm.engine, handler, handler.flush)
+            parts.callback(self._events.stop)
+            self._events.start()
+            self._parts = parts.pop_all()
+
+    def close(self) -> asyncio.Task[None]:
+        """Done once all is closed, which takes the longer the larger the VM is, and waits for the disk."""
+        if self._closing is None:
+            with guarded("not all that was done for the VM is closed"):
+                self._parts.close()
+            self.vm.retire()
+            self._closing = asyncio.get_running_loop().create_task(self.vm.close(), name="closing")
+        return self._closing
+
+    def status(self) -> Status:
+        jobs = self.orders.jobs
+        status = status_of(
+            self.vm.manifest.name,
+            jobs.machine,
+            self.vm,
+            logging=self._around.page_fault_log.is_on,
+            drain_pause_us=jobs.drain.pause_us,
+        )
+        return starved(status, jobs.starvation.error)
+
+    async def start_page_fault_logging(self) -> None:
+        await self._around.page_fault_log.start(self.vm, self._around.config.disk_keep_free)
+        if self._closing is None and not self.vm.manifest.logging:
+            self.vm.change(logging=True)
+            self._around.on_change()
+
+    async def stop_page_fault_logging(self) -> None:
+        if not self._around.page_fault_log.is_on:
+            return
+        await self._around.page_fault_log.finish()
+        if self._closing is None:
+            self.vm.change(logging=False)
+            self._around.on_change()
+
+    def take_events(self) -> None:
+        """Handle what the engine has to tell by now."""
+        self._events.take()
+
+    def flush(self) -> None:
+        """Write down what only this process knows: its successor is about to be started."""
+        self._around.page_fault_log.stop()
+        self._events.flush()
+
+    def detach(self) -> asyncio.Task[None]:
+        """Take out of an attached VM what was put in; all of its memory is in. Then it has ended here."""
+        if self._detaching is None:
+            self._detaching = asyncio.get_running_loop().create_task(self._detach(), name="detach")
+        return self._detaching
+
+    def vmm_gone(self) -> None:
+        """The VMM has ended, or has called exec. May be called again."""
+        self._succession.begin()
+
+    # Inside
+
+    def _watch_mappers(self) -> Watcher:
+        if self.vm.manifest.attached:
+            return attached.Watch(self.vm, self.processes, self._around.barrier, self._private_mapper)
+        if self.vm.manifest.snapshot:
+            return Watcher(self.processes)
+        return Lookout(self.vm, self.processes, self._private_mapper)
+
+    def _private_mapper(self, error: VmmswapError) -> None:
+        self.orders.bring_back(error)
+
+    def _exposed(self, error: NotSupportedError) -> None:
+        """Better no memory free than a wrong byte."""
+        self.orders.bring_back(error, message_ids.HUGE_PAGES)
+
+    def _nobody_has_it(self) -> None:
+        _log.info("the VMM has ended: all is freed", extra=fields("", message_ids.VM_GONE))
+        self._around.on_end()
+
+    def _bring_back(self, who: str) -> None:
+        _log.warning(
+            "the VMM has ended, or has called exec, and %s: all is brought back, then freed here", who
+        )
+        self.orders.release("the VMM has ended", must=True)
+
+    def _released(self, reason: str) -> None:
+        if self.vm.manifest.attached:
+            self.detach()
+            return
+        _log.info("the VM is released: %s", reason, extra=fields("", message_ids.VM_GONE))
+        self._around.on_end()
+
+    async def _detach(self) -> None:
+        await self._watch.stop()
+        left = await attached.detach(self.vm.processes.values(), force=self.vm.manifest.forced)
+        if self._closing is None:
+            how = f"an idle userfaultfd stays in {', '.join(left)}" if left else "the VMM is as it was"
+            _log.info("detached: %s", how, extra=fields("", message_ids.VM_GONE))
+            self._around.on_end()

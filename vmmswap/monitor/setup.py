@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a monitor is started with."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vmmswap.attach.attach import Options
+from vmmswap.config import Config
+from vmmswap.monitor.keeper import Keeper
+
+
+@dataclass(slots=True)
+class Setup:
+    name: str
+    config: Config
+    swap_dir: Path
+    log_dir: Path
+    bus: str | None
+    listener: socket.socket | None
+    config_path: Path | None = None  # the configuration to read anew; None: the host's
+    kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
+    fd_store: bool = False
+    starts_on_demand: bool = False  # whoever connects starts the next monitor
+    journal: bool = False
+    keeper: Keeper | None = None
+    attach: int | None = None  # the pidfd of a VMM to take over at once
+    attach_options: Options = field(default_factory=Options)
+    attach_qmp: str | None = None
