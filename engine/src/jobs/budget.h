@@ -3,21 +3,32 @@
 #ifndef VMMSWAP_BUDGET_H
 #define VMMSWAP_BUDGET_H
 
-#include <stdatomic.h>
+#include <pthread.h>
 #include <stdint.h>
 
 #define BUDGET_UNLIMITED UINT64_MAX
 
 struct budget {
-	_Atomic uint64_t pages;
+	pthread_mutex_t lock;
+	uint64_t pages;
+	uint64_t round; /* grows with each budget_set() */
 };
 
+/* What was taken, of which round. */
+struct budget_share {
+	uint64_t pages, round;
+};
+
+void budget_init(struct budget *budget, uint64_t pages);
+void budget_destroy(struct budget *budget);
+
+/* From now on so many pages, whatever was there before. */
 void budget_set(struct budget *budget, uint64_t pages);
 
 /* Take this many pages, or as many as there are. 0: there are none now. */
-uint64_t budget_take(struct budget *budget, uint64_t pages);
+struct budget_share budget_take(struct budget *budget, uint64_t pages);
 
-/* Give back what was taken and did not come to cost anything. */
-void budget_return(struct budget *budget, uint64_t pages);
+/* Give back what is left of a share. Where the budget was set since, that knew of all memory that was free, and nothing is added. */
+void budget_return(struct budget *budget, const struct budget_share *left);
 
 #endif

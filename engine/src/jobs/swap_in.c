@@ -11,12 +11,12 @@
 #define BUDGET_LOOK_NS 1000000
 
 /* Wait until at least one of these pages may come back. How many may; 0: the job ends. */
-static uint64_t wait_for_budget(struct swapper *swapper, uint64_t pages)
+static struct budget_share wait_for_budget(struct swapper *swapper, uint64_t pages)
 {
-	uint64_t taken = budget_take(&swapper->budget, pages);
+	struct budget_share taken = budget_take(&swapper->budget, pages);
 
 	HELD_MAY_WAIT(WAIT_TIME);
-	while (!taken && job_goes_on(swapper)) {
+	while (!taken.pages && job_goes_on(swapper)) {
 		nanosleep(&(struct timespec){ .tv_nsec = BUDGET_LOOK_NS }, NULL);
 		taken = budget_take(&swapper->budget, pages);
 	}
@@ -29,12 +29,12 @@ static void restore_window(struct swapper *swapper, struct restorer *restorer, c
 	uint64_t idx = window->page_idx, end_idx = window->page_idx + window->pages, wanted;
 
 	while (job_goes_on(swapper) && (wanted = restore_wanted(swapper->vm, idx, end_idx)) > 0) {
-		uint64_t budget_pages = wait_for_budget(swapper, wanted);
+		struct budget_share share = wait_for_budget(swapper, wanted);
 		struct error error = { 0 };
 
-		if (budget_pages && restore_chunk(restorer, &idx, end_idx, &budget_pages, &error))
+		if (share.pages && restore_chunk(restorer, &idx, end_idx, &share.pages, &error))
 			job_fail(swapper, &error);
-		budget_return(&swapper->budget, budget_pages);
+		budget_return(&swapper->budget, &share);
 	}
 }
 

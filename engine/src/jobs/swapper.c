@@ -51,7 +51,7 @@ int swapper_create(struct vm *vm, struct swapper **out, struct error *err)
 	}
 	swapper->vm = vm;
 	atomic_init(&swapper->pin_check, "");
-	budget_set(&swapper->budget, BUDGET_UNLIMITED);
+	budget_init(&swapper->budget, BUDGET_UNLIMITED);
 	pthread_mutex_init(&swapper->lock, NULL);
 	left_init(&swapper->left);
 	pthread_cond_init(&swapper->resumed, NULL);
@@ -82,6 +82,7 @@ void swapper_destroy(struct swapper *swapper)
 	pthread_mutex_destroy(&swapper->lock);
 	gate_part(swapper->vm->gate, swapper->lane);
 	left_destroy(&swapper->left);
+	budget_destroy(&swapper->budget);
 	free(swapper);
 }
 
