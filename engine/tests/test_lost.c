@@ -5,6 +5,7 @@
 #include "large_folios.h"
 #include "poison_marker.h"
 #include "puppet.h"
+#include "vm/page_map.h"
 
 static const struct layout plain = { .memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1 };
 static const struct layout folios = {
@@ -198,6 +199,91 @@ TEST(nothing_by_a_page_table_that_is_freed)
 	CHECK_EQ(rig_stats(&rig).lost_pages, 0);
 	puppet_check_all(&rig, 0);
 	CHECK_EQ(rig.odd, 0);
+	rig_stop(&rig);
+}
+
+/* The same when the pages around a lost one are looked at: it alone is lost. */
+TEST(a_page_next_to_a_page_table_that_is_freed)
+{
+	struct rig rig;
+
+	swap_all_out(&rig, &plain);
+	write_from_outside(&rig, PAGE);
+	rig_arm(&rig, "uffd.continue", "once:EEXIST");
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_disarm("uffd.continue");
+	expect_lost(&rig, PAGE, 1);
+	rig_stop(&rig);
+}
+
+/* The kernel cannot say which pages are there after a punch: each is looked at, and one that somebody wrote meanwhile stays. */
+TEST(nothing_where_mincore_fails)
+{
+	struct rig rig;
+
+	rig_start(&rig, &plain);
+	rig_start_job_until(&rig, JOB_SWAP_OUT, "evict.punched");
+	write_from_outside(&rig, 7);
+	CHECK_OK(failpoint_arm("incore.find=EAGAIN"));
+	rig_disarm("evict.punched");
+	rig_end_job(&rig);
+	CHECK_EQ(rig_stats(&rig).swap_pages, rig.total_pages - 1);
+	CHECK_EQ(rig_stats(&rig).lost_pages, 0);
+	CHECK_EQ(rig.odd, 1); /* and told of */
+	CHECK_OK(failpoint_arm("incore.find=off"));
+	rig_run_job(&rig, JOB_SWAP_IN);
+	CHECK_EQ(rig_stats(&rig).lost_pages, 0);
+	rig_stop(&rig);
+}
+
+/* Add memory of as many pages as there are numbers left, and take it away: what is added next begins with the first number again. */
+static void use_all_numbers(struct rig *rig)
+{
+	uint64_t bytes = bytes_of_pages(PAGE_MAP_MAX_PAGES - rig->total_pages), page_idx;
+	int memfd = (int)CHECK_SYS(memfd_create("all numbers", MFD_CLOEXEC));
+	struct error err;
+
+	CHECK_SYS(ftruncate(memfd, (off_t)bytes));
+	CHECK_OK(engine_add_region(rig->engine, memfd, 0, bytes, &page_idx, &err));
+	CHECK_OK(engine_remove_region(rig->engine, page_idx, &err));
+	close(memfd);
+}
+
+static void replace_memory(struct rig *rig)
+{
+	static const char bytes[PAGE_BYTES] = "other memory";
+	int memfd = (int)CHECK_SYS(memfd_create("other memory", MFD_CLOEXEC));
+	uint64_t page_idx;
+	struct error err;
+
+	rig_run_job(rig, JOB_SWAP_IN);
+	CHECK_OK(engine_remove_region(rig->engine, rig->first_idx[0], &err));
+	for (uint64_t page = 0; page < rig->total_pages; page++)
+		CHECK_EQ(pwrite(memfd, bytes, sizeof bytes, (off_t)bytes_of_pages(page)), sizeof bytes);
+	CHECK_OK(engine_add_region(rig->engine, memfd, 0, bytes_of_pages(rig->total_pages), &page_idx, &err));
+	CHECK_EQ(page_idx, rig->first_idx[0]);
+	rig_run_job(rig, JOB_SWAP_OUT);
+	close(memfd);
+}
+
+/* While the pages around a lost one are looked at, their memory goes, and other memory gets their numbers and goes out. */
+TEST(nothing_of_memory_that_has_the_numbers_of_other_memory)
+{
+	struct puppet_order write = { .kind = ORDER_WRITE, .page = PAGE };
+	struct rig rig;
+
+	rig_start(&rig, &plain);
+	use_all_numbers(&rig);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	write_from_outside(&rig, PAGE);
+	rig_arm(&rig, "lost.looked", "stall");
+	puppet_do(&rig, 0, 0, write); /* on a protected page: it is lost, and seen to be */
+	rig_await_point(&rig, "lost.looked");
+	replace_memory(&rig);
+	rig_disarm("lost.looked");
+	engine_stop(rig.engine); /* it has looked */
+	CHECK_EQ(rig_stats(&rig).lost_pages, 1);
+	CHECK_EQ(rig_stats(&rig).swap_pages, rig.total_pages);
 	rig_stop(&rig);
 }
 

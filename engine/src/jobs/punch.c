@@ -128,7 +128,7 @@ static int punch_run(struct batch *batch, const struct incore *incore, size_t fr
 {
 	unsigned char found[CHUNK_PAGES];
 	struct error why;
-	int rc = memory_punch(batch->region, batch->idx[from], n);
+	int rc = memory_punch(batch->region, batch->idx[from], n), there;
 
 	if (rc) { /* and nothing has happened */
 		finish(batch, from, from + n, false);
@@ -142,7 +142,10 @@ static int punch_run(struct batch *batch, const struct incore *incore, size_t fr
 	}
 	left_none(batch->evictor->left);
 	FAILPOINT_HERE("evict.punched");
-	if (incore_find(incore, batch->idx[from], n, found))
+	there = incore_find(incore, batch->idx[from], n, found);
+	if (there < 0) /* not known: each is looked at */
+		memset(found, 1, n);
+	if (there)
 		for (size_t i = 0; i < n; i++)
 			if (found[i] & 1)
 				repair(batch, from + i);

@@ -222,7 +222,10 @@ enum uffd_outcome uffd_poison(int uffd, uint64_t addr)
 static enum uffd_outcome continue_mode(int uffd, uint64_t addr, uint64_t mode)
 {
 	struct uffdio_continue request = { .range = { .start = addr, .len = 4096 }, .mode = mode };
+	int rc = FAILPOINT("uffd.continue");
 
+	if (rc)
+		return outcome_of(-rc);
 	return ioctl(uffd, UFFDIO_CONTINUE, &request) == 0 ? UFFD_DONE : outcome_of(errno);
 }
 

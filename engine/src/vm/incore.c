@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "base/failpoint.h"
+
 /* Whoever neither owns the file nor may write to it is told that all is there (mm/mincore.c, can_do_mincore()), and the VMM's user may
  * take our rights away at any time. No file reaches as far as this. */
 #define BEYOND_ALL_FILES ((off_t)1 << 61)
@@ -44,14 +46,16 @@ void incore_close(struct incore *incore)
 	incore->base = NULL;
 }
 
-size_t incore_find(const struct incore *incore, uint64_t page_idx, uint64_t pages,
-		   unsigned char found[CHUNK_PAGES])
+int incore_find(const struct incore *incore, uint64_t page_idx, uint64_t pages,
+		unsigned char found[CHUNK_PAGES])
 {
-	size_t n = 0;
+	int n = 0, rc = FAILPOINT("incore.find");
 
+	if (rc)
+		return rc;
 	if (mincore(incore->base + bytes_of_pages(page_idx - incore->page_idx), bytes_of_pages(pages),
 		    found) != 0)
-		return 0;
+		return -errno;
 	for (uint64_t i = 0; i < pages; i++)
 		n += found[i] & 1;
 	return n;

@@ -18,8 +18,8 @@ struct incore {
 int incore_open(struct incore *incore, const struct region *region, uint64_t page_idx, uint64_t pages);
 void incore_close(struct incore *incore); /* not open: fine */
 
-/* How many of these pages are there; found[i] & 1 says whether page_idx + i is. */
-size_t incore_find(const struct incore *incore, uint64_t page_idx, uint64_t pages,
-		   unsigned char found[CHUNK_PAGES]);
+/* How many of these pages are there; found[i] & 1 says whether page_idx + i is. -errno: that is not known, and found is not filled. */
+int incore_find(const struct incore *incore, uint64_t page_idx, uint64_t pages,
+		unsigned char found[CHUNK_PAGES]);
 
 #endif

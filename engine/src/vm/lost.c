@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/failpoint.h"
 #include "vm/own_mapping.h"
 #include "vm/vm.h"
 #include "vm/window.h"
@@ -90,11 +91,23 @@ static void look_at(struct vm *vm, struct own_mapping *mapping, uint64_t page_id
 	lost_note(vm, page_idx);
 }
 
+/* Between two passages of the gate the region can go, and another get its numbers. The mapping keeps its file, and so the file's
+ * inode's number. */
+static bool is_there_still(const struct vm *vm, const struct region *region)
+{
+	const struct region *now = memory_region_of(&vm->memory, region->page_idx);
+
+	return now && now->page_idx == region->page_idx && now->pages == region->pages &&
+	       now->device == region->device && now->inode == region->inode &&
+	       now->offset_bytes == region->offset_bytes;
+}
+
 void lost_look_around(struct vm *vm, struct lane *lane, uint64_t page_idx)
 {
 	struct own_mapping mapping = { 0 };
 	const struct region *region;
 	struct window window;
+	bool goes_on;
 
 	gate_pass(vm->gate, lane);
 	region = memory_region_of(&vm->memory, page_idx);
@@ -104,9 +117,12 @@ void lost_look_around(struct vm *vm, struct lane *lane, uint64_t page_idx)
 		own_mapping_open(&mapping, region, window.page_idx, window.pages);
 	}
 	gate_leave(vm->gate, lane);
-	for (uint64_t done = 0; mapping.base && done < mapping.pages; done += PIECE_PAGES) {
+	FAILPOINT_HERE("lost.looked");
+	goes_on = mapping.base;
+	for (uint64_t done = 0; goes_on && done < mapping.pages; done += PIECE_PAGES) {
 		gate_pass(vm->gate, lane);
-		for (uint64_t i = done; i < done + PIECE_PAGES && i < mapping.pages; i++)
+		goes_on = is_there_still(vm, &window.region);
+		for (uint64_t i = done; goes_on && i < done + PIECE_PAGES && i < mapping.pages; i++)
 			look_at(vm, &mapping, mapping.page_idx + i);
 		gate_leave(vm->gate, lane);
 	}

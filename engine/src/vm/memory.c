@@ -131,11 +131,13 @@ static uint64_t run_length(const struct region *region, uint64_t page_idx, uint6
 {
 	uint64_t into_chunk = pages_of_bytes(region_offset_of(region, page_idx) % CHUNK_BYTES), n = 1;
 	uint64_t pages = CHUNK_PAGES - into_chunk < pages_max ? CHUNK_PAGES - into_chunk : pages_max;
-	unsigned char found[CHUNK_PAGES] = { 0 };
+	unsigned char found[CHUNK_PAGES];
 	struct incore incore;
 
-	if (incore_open(&incore, region, page_idx, pages) == 0)
-		incore_find(&incore, page_idx, pages, found);
+	found[0] = 0;
+	if (incore_open(&incore, region, page_idx, pages) == 0 &&
+	    incore_find(&incore, page_idx, pages, found) < 0)
+		found[0] = 0;
 	incore_close(&incore);
 	while ((found[0] & 1) && n < pages && (found[n] & 1))
 		n++;

@@ -6,6 +6,12 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#ifndef MADV_DONTNEED_LOCKED /* Linux 5.18: our own memory is locked */
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
+#define ASK_AGAIN_TRIES 8
+
 static uint64_t addr_of(const struct own_mapping *mapping, uint64_t page_idx)
 {
 	return (uint64_t)(uintptr_t)mapping->base + bytes_of_pages(page_idx - mapping->page_idx);
@@ -54,11 +60,19 @@ enum uffd_outcome own_mapping_fill(struct own_mapping *mapping, uint64_t page_id
 	return uffd_copy(mapping->uffd, addr_of(mapping, page_idx), page, PAGE_BYTES, false, &copied_bytes);
 }
 
+/* EEXIST alone is no proof: the kernel says so, too, where it meets a page table that changes just then (mm/userfaultfd.c). What is
+ * mapped already is unmapped, and asked for again. */
 bool own_mapping_has_page(struct own_mapping *mapping, uint64_t page_idx)
 {
-	enum uffd_outcome outcome = uffd_continue(mapping->uffd, addr_of(mapping, page_idx));
+	uint64_t addr = addr_of(mapping, page_idx);
+	enum uffd_outcome outcome = uffd_continue(mapping->uffd, addr);
 
-	return outcome == UFFD_DONE || outcome == UFFD_EXISTS;
+	for (int tries = 0; outcome == UFFD_EXISTS && tries < ASK_AGAIN_TRIES; tries++) {
+		if (madvise((void *)(uintptr_t)addr, PAGE_BYTES, MADV_DONTNEED_LOCKED) != 0)
+			return false;
+		outcome = uffd_continue(mapping->uffd, addr);
+	}
+	return outcome == UFFD_DONE;
 }
 
 bool own_mapping_region_has_page(const struct region *region, uint64_t page_idx)

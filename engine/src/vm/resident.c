@@ -109,20 +109,20 @@ bool resident_needs_count(struct vm *vm)
 	return needed;
 }
 
-/* It does not count what was allocated and never written to. */
-static uint64_t count_mapped(const struct region *region, uint64_t page_idx, uint64_t pages)
+/* It does not count what was allocated and never written to. -errno: that cannot be found out. */
+static int count_mapped(const struct region *region, uint64_t page_idx, uint64_t pages)
 {
 	unsigned char found[CHUNK_PAGES];
-	uint64_t counted = 0;
 	struct incore incore;
+	int counted = incore_open(&incore, region, page_idx, pages);
 
-	if (incore_open(&incore, region, page_idx, pages) == 0)
+	if (!counted)
 		counted = incore_find(&incore, page_idx, pages, found);
 	incore_close(&incore);
 	return counted;
 }
 
-static uint64_t count_piece(const struct region *region, uint64_t first, uint64_t pages)
+static int64_t count_piece(const struct region *region, uint64_t first, uint64_t pages)
 {
 	struct cache_range range = { region->offset_bytes + bytes_of_pages(first), bytes_of_pages(pages) };
 	struct cache_counts counts;
@@ -130,7 +130,7 @@ static uint64_t count_piece(const struct region *region, uint64_t first, uint64_
 	/* An older kernel, or a sandbox that does not know the call. */
 	if (FAILPOINT("resident.cachestat") || syscall(SYS_cachestat, region->fd, &range, &counts, 0) != 0)
 		return count_mapped(region, region->page_idx + first, pages);
-	return counts.pages;
+	return (int64_t)counts.pages;
 }
 
 /* The region at or after page_idx that is of a file; the lock is held. */
@@ -146,6 +146,7 @@ static struct region *next_region(struct vm *vm, uint64_t page_idx)
 static void count_region(struct vm *vm, uint64_t page_idx)
 {
 	uint64_t counted = 0, done = 0, pages = 1;
+	bool known = true; /* else the last count stands */
 	struct region *region = NULL;
 
 	while (done < pages && !atomic_load(&vm->stopping)) {
@@ -157,10 +158,14 @@ static void count_region(struct vm *vm, uint64_t page_idx)
 		if (region && region->page_idx == page_idx) {
 			pages = pages_inside(region, end_of(region, &status));
 			piece = pages - done < PIECE_PAGES ? pages - done : PIECE_PAGES;
-			if (done < pages)
-				counted += count_piece(region, done, piece);
+			if (done < pages) {
+				int64_t found = count_piece(region, done, piece);
+
+				known = known && found >= 0;
+				counted += found > 0 ? (uint64_t)found : 0;
+			}
 			done += piece;
-			if (done >= pages)
+			if (done >= pages && known)
 				region->counted_pages = counted;
 		} else {
 			done = pages;
