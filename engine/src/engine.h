@@ -60,6 +60,7 @@ int engine_create(const struct engine_config *config, struct engine **out, struc
 /* Stops all threads; touches nothing of the guest: what is out stays out, for a successor with the same fds. */
 void engine_destroy(struct engine *engine);
 
+/* memfd: opened anew by the caller, so that its position is not the VMM's; its mode may have changed since. */
 int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes,
 		      uint64_t *page_idx, struct error *err);
 

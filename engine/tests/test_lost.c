@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Somebody besides us fills holes of guest memory: what is lost by that is counted, all of it, and reported as one. */
-#include <linux/capability.h>
-
+#include "file_capabilities.h"
 #include "large_folios.h"
 #include "poison_marker.h"
 #include "puppet.h"
@@ -365,18 +364,6 @@ TEST(nothing_while_markers_are_lifted)
 	CHECK_EQ(rig_stats(&rig).poisoned_pages, 0);
 	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CHECK, .page = PAGE }), 0);
 	rig_stop(&rig);
-}
-
-/* All threads that this one starts have them not, either. The rig runs as root, which may do all that the monitor may not. */
-static void drop_file_capabilities(void)
-{
-	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
-	struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3];
-	const uint32_t files = 1u << CAP_DAC_OVERRIDE | 1u << CAP_DAC_READ_SEARCH | 1u << CAP_FOWNER;
-
-	CHECK_SYS(syscall(SYS_capget, &header, data));
-	data[0].effective &= ~files;
-	CHECK_SYS(syscall(SYS_capset, &header, data));
 }
 
 /* The VMM's user takes all others' rights to the memfd away, while it is being punched. The kernel answers mincore() with "all is

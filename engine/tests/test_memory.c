@@ -2,7 +2,7 @@
 /* Looking for what guest memory holds, a bounded piece at a time. */
 #include "vm/memory.h"
 
-#include "harness.h"
+#include "file_capabilities.h"
 
 static uint64_t hole_seeks;
 
@@ -96,5 +96,33 @@ TEST(a_file_that_is_full_is_walked_in_pieces)
 	CHECK_OK(memory_add(&memory, memfd, 0, 0, PAGES, &err));
 	check_runs(memory_region_of(&memory, 0), want);
 	memory_destroy(&memory);
+	close(memfd);
+}
+
+/* Its predecessor opened the memfd anew, and the VMM has changed its mode since. */
+TEST(a_successor_takes_a_memfd_whose_mode_has_changed)
+{
+	static struct memory before, after;
+	uint64_t from_idx, to_idx;
+	struct error err;
+	int memfd, rc;
+
+	if (geteuid() != 0)
+		test_skip("needs root, to be without its rights to files");
+	drop_file_capabilities();
+	memfd = memfd_of(PAGES);
+	write_pages(memfd, 7, 1);
+	memory_init(&before);
+	CHECK_OK(memory_add(&before, memfd, 0, 0, PAGES, &err));
+	CHECK_SYS(fchmod(memfd, 0));
+	memory_init(&after);
+	CHECK_OK(memory_add(&after, before.regions[0].fd, 0, 0, PAGES, &err));
+	memory_destroy(&before);
+	CHECK(memory_next_data(memory_region_of(&after, 0), 0, &from_idx, &to_idx, &rc));
+	CHECK_EQ(from_idx, 7);
+	CHECK_OK(memory_punch(&after.regions[0], 7, 1));
+	CHECK(memory_is_hole(&after.regions[0], 7));
+	CHECK_EQ(lseek(memfd, 0, SEEK_CUR), 0); /* the VMM's own */
+	memory_destroy(&after);
 	close(memfd);
 }

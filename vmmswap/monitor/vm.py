@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from vmmswap.attach.failpoint import reach
 from vmmswap.config import Config
 from vmmswap.disk_limits import disk_limits
 from vmmswap.engine import Engine, EngineConfig, EngineStats, Range
-from vmmswap.errors import BusyError, InvalidRegionError
+from vmmswap.errors import BusyError, InvalidRegionError, from_errno
 from vmmswap.handoff import closing
 from vmmswap.handoff.fds import FileId, file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
@@ -346,7 +347,7 @@ class Vm:
         """Memfds that regions will lie in; they get the next numbers."""
         with contextlib.ExitStack() as undo:
             for number, fd in enumerate(fds, len(self.files)):
-                own = _dup(fd, undo)
+                own = _open_anew(fd, undo)
                 undo.callback(self.store.remove, fdstore.memfd_name(number))
                 self.store.add(fdstore.memfd_name(number), own)
                 self.memfds[number] = own
@@ -367,7 +368,7 @@ class Vm:
 
     def _reopen_memfd(self, number: int, fd: int) -> None:
         with contextlib.ExitStack() as undo:
-            own = _dup(fd, undo)
+            own = _open_anew(fd, undo)
             self.store.add(fdstore.memfd_name(number), own)
             self.memfds[number] = own
             self.record()
@@ -522,6 +523,21 @@ def _close_fds(vm: Vm) -> None:
 
 def _dup(fd: int, undo: contextlib.ExitStack) -> int:
     own = os.dup(fd)  # close-on-exec
+    undo.callback(os.close, own)
+    return own
+
+
+def _open_anew(memfd: int, undo: contextlib.ExitStack) -> int:
+    """Whoever looks for data moves the fd's position, which must not be the VMM's; nor a successor's be, who
+    may not be able to open the memfd any more, because the VMM has changed its mode.
+    """
+    try:
+        own = os.open(f"/proc/self/fd/{memfd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_errno(
+            error.errno or errno.EIO,
+            f"cannot open the memfd anew for reading and writing: {error.strerror}",
+        ) from None
     undo.callback(os.close, own)
     return own
 

@@ -26,13 +26,18 @@ void memory_destroy(struct memory *memory)
 	memory->regions_n = 0;
 }
 
-/* A received memfd shares its offset and flags with the VMM: SEEK_DATA on it would move the VMM's own position. */
+/* A received memfd shares its offset and flags with the VMM: SEEK_DATA on it would move the VMM's own position. One whose mode the VMM
+ * has changed since it was opened for us is taken as it is: that is a successor's, and its predecessor's own. */
 static int reopen(int memfd)
 {
 	char path[64];
+	int fd;
 
 	snprintf(path, sizeof path, "/proc/self/fd/%d", memfd);
-	return open(path, O_RDWR | O_CLOEXEC);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 && errno == EACCES && (fcntl(memfd, F_GETFL) & O_ACCMODE) == O_RDWR)
+		fd = fcntl(memfd, F_DUPFD_CLOEXEC, 3);
+	return fd;
 }
 
 static int no_place(struct error *err)

@@ -41,8 +41,9 @@ struct memory {
 void memory_init(struct memory *memory);
 void memory_destroy(struct memory *memory);
 
-/* Add a region of pages that start at page_idx. The memfd is opened anew through /proc/self/fd. -EINVAL for a file that
- * is too short; -E2BIG for one region too many. */
+/* Add a region of pages that start at page_idx. The memfd is opened anew through /proc/self/fd, or dup'ed where its mode forbids that: a
+ * caller who cannot have opened it anew himself must not pass one that shares its position with the VMM. -EINVAL for a file that is too
+ * short; -E2BIG for one region too many. */
 int memory_add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
 	       struct error *err);
 
