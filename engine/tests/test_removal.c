@@ -98,6 +98,45 @@ TEST(a_swap_in_brings_nothing_back_that_is_to_be_struck_off)
 	rig_stop(&rig);
 }
 
+/* The guest has given the memory up, and its VMM writes to the file there, after the hole and before that is struck off. */
+static void write_and_swap_out(struct rig *rig)
+{
+	static const char bytes[PAGE_BYTES] = "written after the hole";
+
+	rig_arm(rig, "event.piece", "stall");
+	puppet_do(rig, 0, 1, give_up);
+	rig_await_point(rig, "event.piece");
+	CHECK_EQ(pwrite(rig->memfds[0], bytes, sizeof bytes, (off_t)bytes_of_pages(REMOVED)), sizeof bytes);
+	rig_run_job(rig, JOB_SWAP_OUT);
+	rig_disarm("event.piece");
+	while (rig_stats(rig).swap_pages > rig->total_pages - REMOVED_PAGES) /* until it is */
+		sched_yield();
+	CHECK(rig_resident(rig, REMOVED));
+	CHECK_EQ(puppet_do(rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = REMOVED }),
+		 *(const long *)bytes);
+	CHECK_EQ(rig_stats(rig).lost_pages, 0);
+	rig_stop(rig);
+}
+
+TEST(a_resident_page_that_is_written_before_it_is_struck_off)
+{
+	struct rig rig;
+
+	rig_all_out(&rig);
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = REMOVED });
+	rig_settle(&rig);
+	write_and_swap_out(&rig);
+}
+
+/* It is not lost: its copy was given up. */
+TEST(a_page_that_is_out_and_written_before_it_is_struck_off)
+{
+	struct rig rig;
+
+	rig_all_out(&rig);
+	write_and_swap_out(&rig);
+}
+
 /* The engine ends with pieces still to come: they are struck off first. */
 TEST(a_removal_is_finished_before_the_end)
 {

@@ -84,7 +84,9 @@ static void look_at(struct vm *vm, struct own_mapping *mapping, uint64_t page_id
 	_Atomic uint64_t *at = page_map_word(vm->map, page_idx);
 	uint64_t word = atomic_load(at), before = word;
 
-	if (!is_out(word) || !own_mapping_has_page(mapping, page_idx) ||
+	/* given up, and to be struck off: its copy is not missed */
+	if (!is_out(word) || removals_have(&vm->removals, page_idx, 1) ||
+	    !own_mapping_has_page(mapping, page_idx) ||
 	    !atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
 		return;
 	vm_drop_copy(vm, before);
