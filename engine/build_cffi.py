@@ -18,6 +18,7 @@ HEADERS = (
     "base/failpoint.h",
     "base/notice.h",
     "base/trace.h",
+    "keep/keeper.h",
     "linux/collapse.h",
     "linux/holders.h",
     "linux/mapper_watch.h",
@@ -142,6 +143,15 @@ pid_t probe_read_start(pid_t, uint64_t, int);
 enum collapse_holes { COLLAPSE_SPARES_HOLES, COLLAPSE_FILLS_HOLES, COLLAPSE_UNKNOWN, ... };
 int collapse_try_holes(struct error *);
 
+enum keeper_kind { KEEPER_NOTHING, KEEPER_FD, KEEPER_PIDFD, KEEPER_VM, KEEPER_MESSAGE, ... };
+struct keeper_entry { uint8_t kind; char name[...]; int32_t fd; uint64_t inode; ...; };
+struct keeper_plan {
+    struct keeper_entry *entries; size_t entries_n; const char *notify_address; const char *orphan_prefix;
+    const char *program; const char *const *command; const char *fds_variable; const char *lives_variable;
+    int spare_fds[4]; ...;
+};
+pid_t keeper_start(const struct keeper_plan *);
+
 int failpoint_arm(const char *);
 uint64_t failpoint_hits(const char *);
 const char *failpoint_name(size_t);
@@ -175,7 +185,8 @@ def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
         include_dirs=[str(SOURCES.relative_to(ENGINE.parent))],
         define_macros=[("_GNU_SOURCE", None), *macros],
         extra_compile_args=["-std=c11", "-O2", "-g", "-pthread", "-Wall", "-Wextra", *_UNUSED_IN_CFFI],
-        extra_link_args=["-pthread"],
+        # now: the keeper unmaps what the dynamic loader would need to bind a function later.
+        extra_link_args=["-pthread", "-Wl,-z,now"],
         py_limited_api=True,
     )
     return builder

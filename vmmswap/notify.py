@@ -10,9 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from vmmswap.outbox import WAITS, DatagramOutbox, Message
-
-_LOOK_S = 1.0
+from vmmswap.outbox import DatagramOutbox, Message
 
 
 class Notifier(DatagramOutbox):
@@ -35,15 +33,3 @@ class Notifier(DatagramOutbox):
         if not self._is_there:
             return Message(b"", latest, on_sent)
         return self.send(text.encode(), fds, latest=latest, on_sent=on_sent)
-
-    def notify_now(self, text: str, fds: Sequence[int] = ()) -> None:
-        """Wait for as long as it takes: for a process that has nothing else to do. OSError."""
-        while True:
-            try:
-                self._transmit(text.encode(), fds)
-            except OSError as error:
-                if error.errno not in WAITS:
-                    raise
-                self._poll(_LOOK_S)
-            else:
-                return

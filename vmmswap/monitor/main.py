@@ -207,7 +207,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
 
 def _start_keeper(given: dict[str, int], *, fd_store: bool) -> keeper.Keeper | None:
     """Before any thread is started."""
-    helper = keeper.Keeper(service.manager() if fd_store else None)
+    helper = keeper.Keeper(os.environ["NOTIFY_SOCKET"] if fd_store else None)
     for fd_name, fd in given.items():
         helper.keep(fd_name, fd)
     try:

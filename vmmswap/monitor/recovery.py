@@ -19,7 +19,7 @@ from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
 from vmmswap.log import fields
-from vmmswap.monitor import coverage, fdstore, keeper, placement
+from vmmswap.monitor import coverage, fdstore, keeper, orphans, placement
 from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 from vmmswap.monitor.placement import joined
@@ -65,7 +65,7 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     """
     for name, fd in kept.items():
         store.adopt(name, fd)
-    orphans = keeper.take_orphans(kept)
+    saved = keeper.take_orphans(kept)
     file = ManifestFile(kept[fdstore.MANIFEST])
     manifest = file.read()
     vmm_key = manifest.vmm_key
@@ -85,7 +85,7 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     mapped = _mapped_now(vm)
     for record in manifest.processes:
         _add_process(vm, record, kept, mapped)
-    for name, uffd in orphans.items():
+    for name, uffd in saved.items():
         _add_orphan(vm, name, uffd)
     found = engine.recover()
     engine.start()
@@ -218,7 +218,7 @@ def _add_orphan(vm: Vm, name: str, uffd: int) -> None:
     vm.store.remove(name)
     known = {item.key: item for item in vm.manifest.processes}
     known |= {item.key: item.record for item in vm.processes.values()}
-    parent = keeper.parent_of(uffd, known.values(), is_private=vm.manifest.snapshot)
+    parent = orphans.parent_of(uffd, known.values(), is_private=vm.manifest.snapshot)
     if parent is None:
         os.close(uffd)
         return

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whose child the userfaultfd of an unknown process is of: all that is known is where it is registered."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import mmap
+import struct
+from collections.abc import Iterable
+from dataclasses import replace
+
+from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.uffd_api import register_shmem
+from vmmswap.monitor.manifest import ProcessRecord
+
+_UFFDIO_COPY = 0xC028AA03  # struct uffdio_copy: dst, src, len, mode, copy
+_PROT_NONE = 0
+_LOOKS = 64  # at so many places of a range at most
+
+_Part = tuple[int, int, int]  # address, page, pages
+
+
+def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, is_private: bool) -> ProcessRecord | None:
+    """The process that an orphan is a child of, with that part of its ranges that the child has: at its
+    parent's addresses, and what its parent keeps from children (MADV_DONTFORK) is missing. None: it has
+    ended, or is none of the VM's. is_private: of a snapshot's memory.
+    """
+    known = [item for item in processes if item.ranges]
+    likest = max(known, key=lambda item: _likeness(uffd, item.ranges), default=None)
+    candidates = [likest] if likest is not None and any(_likeness(uffd, likest.ranges)) else known
+    for item in candidates:
+        has = _may_be_registered if is_private else _has
+        if ranges := tuple(part for part in item.ranges if has(uffd, part)):
+            return replace(item, ranges=ranges)
+    return None
+
+
+def _likeness(uffd: int, ranges: Iterable[_Part]) -> tuple[int, int]:
+    """How many pages are in ranges that look registered all over, and in others that do so in places: a
+    child of another process may have something registered there, too.
+    """
+    whole = some = 0
+    for part in ranges:
+        looks = _looks(uffd, part)
+        if all(looks):
+            whole += part[2]
+        elif any(looks):
+            some += part[2]
+    return whole, some
+
+
+def _has(uffd: int, part: _Part) -> bool:
+    """Whether guest memory can be there: it is registered from here on, if so. Nothing that is out may be
+    touched unseen in between, so this must not unregister what it finds.
+    """
+    addr, _, pages = part
+    try:
+        register_shmem(uffd, addr, pages * PAGE_SIZE)
+    except OSError:
+        return _may_be_registered(uffd, part)  # a part is, and something else is there, too
+    return True
+
+
+def _may_be_registered(uffd: int, part: _Part) -> bool:
+    """Also if that cannot be told: it must not be given up then."""
+    return any(look is not False for look in _looks(uffd, part))
+
+
+def _looks(uffd: int, part: _Part) -> list[bool | None]:
+    addr, _, pages = part
+    step = pages // _LOOKS + 1
+    return [_is_registered(uffd, addr + page * PAGE_SIZE) for page in range(0, pages, step)]
+
+
+def _is_registered(uffd: int, addr: int) -> bool | None:
+    """Asked by a copy of what may not be read: the kernel looks whether the place is registered first. None
+    if that cannot be told, as while an event of the process is unread.
+    """
+    request = bytearray(struct.pack("QQQQq", addr, _unreadable(), PAGE_SIZE, 0, 0))
+    try:
+        fcntl.ioctl(uffd, _UFFDIO_COPY, request)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return False
+        return True if error.errno in (errno.EFAULT, errno.EEXIST) else None
+    return None
+
+
+@functools.cache
+def _unreadable() -> int:
+    """The address of a page that nobody may read; not 0, which some kernels refuse before they look."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    addr: int = libc.mmap(None, PAGE_SIZE, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    return addr
