@@ -9,11 +9,13 @@
 #   make generate   files that follow from tables in the code: dbus/*.xml, parts of docs/
 #   make soak       each test SOAK_ROUNDS=100 times beside busy processors; SOAK_TESTS= a pattern of names
 #   make bench      the figures of docs/performance.md on this machine
-#   make install    PREFIX=/usr DESTDIR=   programs, units, bus and polkit files; as root without DESTDIR
+#   make            everything that is installed, below build/; as an ordinary user
+#   make install    PREFIX=/usr DESTDIR=   copies it and needs no network; as root without DESTDIR
 #   make uninstall  PREFIX=/usr DESTDIR=   the opposite; stops what runs, which brings swapped memory in first
+#   make wheelhouse what make would download, into WHEELHOUSE=build/wheelhouse, for a machine without network
 #   make clean      everything built; .venv and what was installed stay
 #
-# The bus and polkit read policies below /usr and /etc only: another PREFIX than /usr is for looking at.
+# PREFIX is for programs and documentation. What systemd, the bus, polkit and udev read is below /usr always.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -34,7 +36,9 @@ export PIP_ROOT_USER_ACTION := ignore
 ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch]) engine/build_cffi.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
-.PHONY: help bootstrap demo test chaos test-kernels soak bench format generate clean wheelhouse
+.PHONY: all help bootstrap demo test chaos test-kernels soak bench format generate clean wheelhouse
+all: build
+
 help:
 	@sed -n 's/^#   //p' $(firstword $(MAKEFILE_LIST))
 
@@ -47,7 +51,7 @@ $(STAMPS)/apt-%: tools/apt-packages tools/install-packages
 # Inside the environment, so that a make in another tree can use it too (VENV=).
 $(VENV)/.build-tools: | $(STAMPS)/apt-base
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install 'setuptools>=66' wheel 'cffi>=2.0'
+	$(PIP) install 'setuptools>=66' wheel 'cffi>=1.15'
 	@touch $@
 
 $(STAMPS)/package: pyproject.toml setup.py | $(VENV)/.build-tools
@@ -75,14 +79,14 @@ demo: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/vmmswapctl demo
 endif
 
-test: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
+test: bootstrap $(STAMPS)/apt-debian $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
 	tools/run-tests $(VENV)
 
 chaos: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
 	CHAOS_MONITOR_KILLS=100 CHAOS_SERVICE_KILLS=60 $(VENV)/bin/pytest -p no:cacheprovider -s tests/chaos
 	CHAOS_KILLS=2000 $(MAKE) --no-print-directory -C engine check VARIANTS=gcc TESTS=chaos
 
-soak: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
+soak: bootstrap $(STAMPS)/apt-debian $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
 	tools/soak $(VENV)
 
 test-kernels: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)

@@ -9,7 +9,8 @@ from tests.support.machine import Machine
 
 ROOT = Path(__file__).parents[2]
 INSIDE = "/srv/vmmswap"  # where tests bind the copy into a machine
-SETTINGS = (f"VENV={ROOT / '.venv'}", f"WHEELHOUSE={ROOT / 'build' / 'wheelhouse'}")
+_VENV = ROOT / ".venv"
+SETTINGS = (f"VENV={_VENV}", f"BUILD_VENV={_VENV}", f"WHEELHOUSE={ROOT / 'build' / 'wheelhouse'}")
 
 
 def copy_tree(destination: Path) -> None:
@@ -47,6 +48,12 @@ def make(tree: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, f"make {' '.join(arguments)}:\n{done.stdout}"
     return done.stdout
+
+
+def missing_dependencies(tree: Path) -> list[str]:
+    """What make would download there, because the distribution's packages are not installed."""
+    command = [tree / "tools/missing-dependencies", "/usr/lib/python3/dist-packages"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
 
 
 def make_inside(machine: Machine, *arguments: str) -> str:
