@@ -327,12 +327,54 @@ def test_who_maps_guest_memory_privately_while_it_is_out_has_all_of_it_brought_b
     check_all_right(guest)
 
 
-def test_who_maps_guest_memory_while_it_is_out_is_reported(monitor, guest):
+def opened_memory(guest):
+    return os.open(f"/proc/{guest.pid}/fd/{guest.status().memfd_fds[0]}", os.O_RDWR)
+
+
+def brought_back(monitor):
+    """The status once that is done."""
+    monitor.until(
+        lambda: (status := monitor.status())["State"] == "Failed" and not status["SwapPages"], "all"
+    )
+    return monitor.status()
+
+
+def test_who_maps_guest_memory_while_it_is_out_has_it_brought_back(monitor, guest):
     monitor.all_out()
-    memfd = os.open(f"/proc/{guest.pid}/fd/{guest.status().memfd_fds[0]}", os.O_RDWR)
-    with mmap.mmap(memfd, 4096):
-        monitor.wait_log(f"process {os.getpid()} (pytest) maps guest memory at ")
-        assert monitor.status()["State"] == "Active"
+    memfd = opened_memory(guest)
+    with mmap.mmap(memfd, 4096) as memory:
+        os.close(memfd)
+        status = brought_back(monitor)
+        assert f"process {os.getpid()} (pytest) maps guest memory at " in status["Error"]
+        assert "all memory is brought back now" in monitor.log
+        with pytest.raises(BusError, match="maps guest memory at"):
+            monitor.call("Enable")
+        assert bytes(memory) == memory_of(guest, memory)
+    check_all_right(guest)
+    monitor.all_out()
+    check_all_right(guest)
+
+
+def memory_of(guest, memory):
+    """What the guest sees where this mapping is."""
+    with Path(f"/proc/{guest.pid}/mem").open("rb") as file:
+        file.seek(guest.status().regions[0].addr)
+        return file.read(len(memory))
+
+
+def test_who_opens_guest_memory_while_it_is_out_has_it_brought_back(monitor, guest):
+    """Enable is accepted all the same: it says that this process does no harm. The next one may."""
+    monitor.all_out()
+    memfd = opened_memory(guest)
+    status = brought_back(monitor)
+    assert f"process {os.getpid()} (pytest) has opened guest memory (fd {memfd})" in status["Error"]
+    assert os.pread(memfd, 4096, 0) != bytes(4096)
+    monitor.all_out()
+    program = [sys.executable, "-c", "import sys; sys.stdin.read()"]
+    with subprocess.Popen(program, pass_fds=[memfd], stdin=subprocess.PIPE) as second:
+        error = brought_back(monitor)["Error"]
+        assert f"process {second.pid} (python" in error
+        second.communicate()
     os.close(memfd)
     check_all_right(guest)
 

@@ -256,6 +256,21 @@ def vmm_of(host: Host, user: str, program: str, *properties: str) -> Iterator[st
         machine.run("systemctl", "stop", "vmm.service")
 
 
+@contextmanager
+def eve_maps_memory_of(host: Host, pid: str) -> Iterator[None]:
+    """A process of hers that was given the memory's fd, as a back-end is that runs as another user."""
+    listed = host.machine.sh(f"cd /proc/{pid}/fd && stat --format '%n %N' *").stdout.splitlines()
+    memfd = next(line.split()[0] for line in listed if "memfd:" in line)
+    as_eve = "setpriv --reuid=eve --regid=eve --clear-groups"
+    program = "import mmap, time; memory = mmap.mmap(8, 4096); time.sleep(3600)"
+    command = f"exec 8<>/proc/{pid}/fd/{memfd}; exec {as_eve} python3 -c '{program}'"
+    host.machine.spawn(command, unit="eve.service")
+    try:
+        yield
+    finally:
+        host.machine.run("systemctl", "stop", "eve.service")
+
+
 def test_attach_goes_where_its_caller_may_trace_and_gives_what_he_may_have(host: Host) -> None:
     """Mallory has the grant, and a VMM of her own."""
     host.configure("")
@@ -277,6 +292,13 @@ def test_attach_goes_where_its_caller_may_trace_and_gives_what_he_may_have(host:
         assert attach(pid) == "", host.log("mine")
         assert "anon_inode:[userfaultfd]" in machine.sh(f"ls -l /proc/{pid}/fd").stdout
         assert "/dev/userfaultfd" not in machine.sh(f"ls -l /proc/{pid}/fd").stdout
+        host.swap_out("mine")
+        with eve_maps_memory_of(host, pid):
+            host.wait_state("mine", "Failed")
+            status = host.status("mine")
+            assert "cannot be attached to" in status["Error"], status
+            assert "all memory is brought back now" in host.log("mine")
+            assert "cannot be attached to" in host.manage("mallory", "mine", "Enable")
         host.swap_out("mine")
         assert host.manage("mallory", "mine", "Exit") == ""
         host.wait_unit("mine", "inactive")

@@ -3,8 +3,8 @@
 
 Who begins to map its memory is attached too: before each Enable, when it changes nothing for anybody, and
 while memory is out, when it may be too late: a process that reads a hole before it has a userfaultfd reads
-zeros, and those zeros are then true for all. That cannot be prevented from outside. It is watched for, and
-reported as what it is.
+zeros, and those zeros are then true for all. That cannot be prevented from outside. It is watched for,
+reported as what it is, and whoever cannot be attached to has all memory brought back.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ from vmmswap.log import fields
 from vmmswap.monitor import collapse, coverage
 from vmmswap.monitor.added_back_ends import check_added_back_ends
 from vmmswap.monitor.hotplug import Hotplug
-from vmmswap.monitor.lookout import PrivateMappers, Watcher, pause_s
+from vmmswap.monitor.lookout import Unserved, Watcher
+from vmmswap.monitor.looks import SeenTwice, pause_s
 from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import NewProcess, NewVm, Process, Vm
 
@@ -148,14 +149,17 @@ class Watch(Watcher):
         vm: Vm,
         processes: Processes,
         barrier: Callable[[], Awaitable[None]],
-        on_private: Callable[[VmmswapError], None],
+        on_unserved: Callable[[VmmswapError], None],
     ) -> None:
         super().__init__(processes)
         self._vm = vm
         self._barrier = barrier
         self._hotplug = Hotplug(vm, self._say_late)
-        self._private = PrivateMappers(on_private)
+        self._on_unserved = on_unserved
+        self._unserved = Unserved(on_unserved)
         self._late: set[int] = set()  # pids that were told of
+        self._refusals: dict[int, NotSupportedError] = {}  # by pid: who could not be attached to at this look
+        self._refused = SeenTwice[NotSupportedError]()
         self._is_closed = False
         self._lock = asyncio.Lock()
         self._task = asyncio.get_running_loop().create_task(self._watch(), name="late mappers")
@@ -255,7 +259,7 @@ class Watch(Watcher):
             return next_flags_s
         picture = await self._hotplug.look_again()
         if is_tracking:
-            self._private.look_at(picture.private)
+            self._unserved.look_at_private(picture.private)
         self._late &= {piece.pid for piece in picture.pieces}
         try:
             if is_tracking:
@@ -265,7 +269,10 @@ class Watch(Watcher):
         if may_let_go:
             self._hotplug.let_go(picture)
         if is_tracking:
+            self._refusals = {}
             await self._attach_strangers(picture, self._try_to_adopt)
+            if (refusal := self._refused.look_at(self._refusals)) is not None:
+                self._on_unserved(refusal)
             if loop.time() >= next_flags_s:
                 since_s = loop.time()
                 await self._hotplug.register_anew()
@@ -326,15 +333,18 @@ class Watch(Watcher):
                 raise
 
     async def _try_to_adopt(self, pid: int, picture: coverage.Picture) -> None:
-        """At each look until it works; told of once."""
+        """At each look until it works; reported once."""
         is_news = pid not in self._late
         try:
             await self._adopt(pid, picture)
         except NoSuchVMError:
             raise
         except (VmmswapError, OSError) as error:
-            level = logging.ERROR if is_news else logging.DEBUG
-            _log.log(level, "process %s cannot be attached to: %s", coverage.name_of(pid), error)
+            what = f"process {coverage.name_of(pid)} cannot be attached to: {error}"
+            self._refusals[pid] = NotSupportedError(
+                f"{what}. It maps guest memory, and where that is out it reads zeros: end it"
+            )
+            _log.log(logging.ERROR if is_news else logging.DEBUG, "%s", what)
 
     def _say_late(self, pid: int) -> None:
         if pid in self._late:

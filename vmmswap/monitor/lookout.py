@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Looks for processes that begin to map guest memory while it is out, and that nobody told us of.
 
-Of a VM that was handed over nothing can be done for such a process, but it can be reported. A private mapping
-is worse than a shared one: no userfaultfd can ever serve it, so all memory is brought back, and Enable is
-refused while it is there.
+A process that maps it and is not served reads zeros where memory is out, and what it reads so is true for the
+guest from then on. So all memory is brought back, and Enable is refused while such a process is there.
 """
 
 from __future__ import annotations
@@ -12,43 +11,38 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from vmmswap import message_ids
 from vmmswap.engine import MapperWatch
 from vmmswap.errors import NoSuchVMError, VmmswapError
-from vmmswap.log import fields
 from vmmswap.monitor import coverage
 from vmmswap.monitor.coverage import Piece
+from vmmswap.monitor.looks import SeenTwice, pause_s
 from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.lookout")
 
-_EVERY_S = 1.0
-_REST = 50  # times as long as a look took: two parts in a hundred of a CPU at most
-# A VMM may let a process map the memory before it sends add-process, so long as that touches nothing.
-_PATIENCE_S = 10.0
+
+class Unserved:
+    """on_found(error) is called for a process that maps guest memory and is not served, while any is out."""
+
+    def __init__(self, on_found: Callable[[VmmswapError], None]) -> None:
+        self._on_found = on_found
+        self._private = SeenTwice[Piece]()
+        self._shared = SeenTwice[Piece]()
+
+    def look_at_private(self, pieces: Iterable[Piece]) -> None:
+        """Those that map it privately: no userfaultfd can ever serve them."""
+        if (piece := self._private.look_at(_by_pid(pieces))) is not None:
+            self._on_found(coverage.private_error(piece))
+
+    def look_at_shared(self, pieces: Iterable[Piece]) -> None:
+        """Those that map it shared, and that nobody told us of."""
+        if (piece := self._shared.look_at(_by_pid(pieces))) is not None:
+            self._on_found(coverage.stranger_error(piece))
 
 
-def pause_s(took_s: float) -> float:
-    """Until the next look, after one that took so long."""
-    return max(_EVERY_S, _REST * took_s)
-
-
-class PrivateMappers:
-    """on_private(error) is called for a process that maps guest memory privately while any is out: once it
-    was seen twice, as a child that is about to call exec is not.
-    """
-
-    def __init__(self, on_private: Callable[[VmmswapError], None]) -> None:
-        self._on_private = on_private
-        self._before: set[int] = set()
-
-    def look_at(self, pieces: Iterable[Piece]) -> None:
-        seen = {piece.pid: piece for piece in pieces}
-        both = sorted(self._before & seen.keys())
-        self._before = set(seen)
-        if both:
-            self._on_private(coverage.private_error(seen[both[0]]))
+def _by_pid(pieces: Iterable[Piece]) -> dict[int, Piece]:
+    return {piece.pid: piece for piece in pieces}
 
 
 class Watcher:
@@ -75,15 +69,15 @@ class Watcher:
 
 
 class Lookout(Watcher):
-    """Of a VM that was handed over."""
+    """Of a VM that was handed over. A VMM that lets one more process map the memory has us serve it before
+    that touches anything (add-process).
+    """
 
-    def __init__(self, vm: Vm, processes: Processes, on_private: Callable[[VmmswapError], None]) -> None:
+    def __init__(self, vm: Vm, processes: Processes, on_found: Callable[[VmmswapError], None]) -> None:
         super().__init__(processes)
         self._vm = vm
-        self._private = PrivateMappers(on_private)
+        self._unserved = Unserved(on_found)
         self._mappers = MapperWatch()
-        self._since_s: dict[int, float] = {}  # when a pid was first seen without being served
-        self._told: set[int] = set()
         self._last_error = ""
         self._task = asyncio.get_running_loop().create_task(self._run(), name="lookout")
 
@@ -108,16 +102,5 @@ class Lookout(Watcher):
     async def _look(self) -> None:
         question = coverage.question_of(self._vm)
         picture = await asyncio.to_thread(coverage.look, question, self._mappers)
-        self._private.look_at(picture.private)
-        now_s = asyncio.get_running_loop().time()
-        strangers = {piece.pid: piece for piece in picture.strangers}
-        self._since_s = {pid: self._since_s.get(pid, now_s) for pid in strangers}
-        for pid, since_s in self._since_s.items():
-            if now_s - since_s >= _PATIENCE_S and pid not in self._told:
-                self._told.add(pid)
-                _log.error(
-                    "%s, while memory is out",
-                    coverage.stranger_error(strangers[pid]).message,
-                    extra=fields("", message_ids.LATE_MAPPER, vmmswap_pid=pid),
-                )
-        self._told &= strangers.keys()
+        self._unserved.look_at_private(picture.private)
+        self._unserved.look_at_shared(picture.strangers)

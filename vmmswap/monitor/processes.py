@@ -22,6 +22,7 @@ from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor import collapse, coverage
 from vmmswap.monitor.guard import guarded, log_failure
+from vmmswap.monitor.holders import Holders
 from vmmswap.monitor.placement import has_all
 from vmmswap.monitor.vm import NewProcess, Process, Vm
 
@@ -39,11 +40,15 @@ _ALIVE_EVERY_S = 2.0
 
 class Processes:
     """Watches a registered VM. on_vmm_gone is called when the process that registered has ended or called
-    exec.
+    exec; on_late(error) when a process opens guest memory while it is out (holders.py).
     """
 
     def __init__(
-        self, vm: Vm, on_vmm_gone: Callable[[], None], on_exposed: Callable[[NotSupportedError], None]
+        self,
+        vm: Vm,
+        on_vmm_gone: Callable[[], None],
+        on_exposed: Callable[[NotSupportedError], None],
+        on_late: Callable[[VmmswapError], None],
     ) -> None:
         self._vm = vm
         self._on_vmm_gone = on_vmm_gone
@@ -53,7 +58,7 @@ class Processes:
         self._loop = asyncio.get_running_loop()
         self._watched: dict[int, int] = {}  # the engine's number: pidfd
         self._told_unreadable: set[int] = set()
-        self._told_holders: set[int] = set()
+        self._holders = Holders(vm, on_late)
         self._is_closed = False
         self._mappers = MapperWatch()  # of the search for pids
         self._search: asyncio.Task[None] | None = None
@@ -69,6 +74,7 @@ class Processes:
     def close(self) -> None:
         self._is_closed = True
         self._timer.cancel()
+        self._holders.close()
         for pidfd in self._watched.values():
             self._loop.remove_reader(pidfd)
         self._watched.clear()
@@ -178,26 +184,13 @@ class Processes:
         await asyncio.to_thread(coverage.check_not_locked, picture.pieces)
         await self.check_huge_pages(coverage.spans_of(picture.pieces))
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
-        await self._tell_of_holders()
+        await self._holders.accept()
         for process in vm.processes.values():
             if not process.is_proven:
                 raise NotSupportedError(
                     f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd stops accesses"
                     f" of the kernel's (KVM, vhost), which would fail: have the VMM {_advice(process)}"
                 )
-
-    async def _tell_of_holders(self) -> None:
-        """An fd changes nothing, and who maps it is seen: so nothing is refused for it."""
-        question = coverage.question_of(self._vm)
-        for holder in await asyncio.to_thread(coverage.other_holders, question, self._vm.store.manager):
-            if holder.pid in self._told_holders:
-                continue
-            self._told_holders.add(holder.pid)
-            _log.warning(
-                "process %s has guest memory open (fd %d) and is not served: what it reads there while memory"
-                " is out is zeros",
-                *(coverage.name_of(holder.pid), holder.fd),
-            )
 
     async def check_huge_pages(self, spans: Iterable[tuple[int, int, int]]) -> None:
         """NotSupportedError if the kernel may put zeros where memory is out. spans: (pid, start, end)."""

@@ -34,7 +34,7 @@ class ServedVm:
         self._detaching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         with contextlib.ExitStack() as parts:  # closed in the opposite order
-            self.processes = Processes(vm, self.vmm_gone, self._exposed)
+            self.processes = Processes(vm, self.vmm_gone, self._exposed, self._unserved)
             parts.callback(self.processes.close)
             vm.count_in_process()
             self._watch = self._watch_mappers()
@@ -107,12 +107,12 @@ class ServedVm:
 
     def _watch_mappers(self) -> Watcher:
         if self.vm.manifest.attached:
-            return attached.Watch(self.vm, self.processes, self._around.barrier, self._private_mapper)
+            return attached.Watch(self.vm, self.processes, self._around.barrier, self._unserved)
         if self.vm.manifest.snapshot:
             return Watcher(self.processes)
-        return Lookout(self.vm, self.processes, self._private_mapper)
+        return Lookout(self.vm, self.processes, self._unserved)
 
-    def _private_mapper(self, error: VmmswapError) -> None:
+    def _unserved(self, error: VmmswapError) -> None:
         self.orders.bring_back(error)
 
     def _exposed(self, error: NotSupportedError) -> None:

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who has guest memory's files open without being served.
+
+An fd alone changes nothing, so whoever has one at Enable is named in the journal, and Enable is not refused.
+But what is read through it while memory is out is zeros, and what is written to a hole spoils the guest. So
+whoever opens the memory later, when nobody has said that this is well, has all of it brought back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from vmmswap.engine import Holder
+from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
+from vmmswap.monitor import coverage
+from vmmswap.monitor.looks import SeenTwice, pause_s
+from vmmswap.monitor.vm import Vm
+
+_log = logging.getLogger("vmmswap.holders")
+
+
+class Holders:
+    """Of one VM. on_late(error) is called for a process that has begun to hold guest memory open while any is
+    out: once it was seen twice, as a child that is about to call exec is not.
+    """
+
+    def __init__(self, vm: Vm, on_late: Callable[[VmmswapError], None]) -> None:
+        self._vm = vm
+        self._on_late = on_late
+        self._accepted: set[int] = set()  # pids
+        self._has_accepted = False
+        self._late = SeenTwice[Holder]()
+        self._last_error = ""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="holders")
+
+    def close(self) -> None:
+        self._task.cancel()
+
+    async def accept(self) -> None:
+        """At Enable: name those that there are, each once."""
+        found = await self._find()
+        for pid, holder in found.items():
+            if pid not in self._accepted:
+                _log.warning(
+                    "process %s has guest memory open (fd %d) and is not served: what it reads there while"
+                    " memory is out is zeros",
+                    *(coverage.name_of(pid), holder.fd),
+                )
+        self._accepted = set(found)
+        self._has_accepted = True
+
+    async def _find(self) -> dict[int, Holder]:
+        question = coverage.question_of(self._vm)
+        found = await asyncio.to_thread(coverage.other_holders, question, self._vm.store.manager)
+        return {holder.pid: holder for holder in reversed(found)}
+
+    async def _without_mappers(self, found: dict[int, Holder]) -> dict[int, Holder]:
+        """Others look for those: an attached VM's is attached to, a VM's that was handed over refused."""
+        if not found:
+            return found
+        picture = await asyncio.to_thread(coverage.look_at, coverage.question_of(self._vm), found.keys())
+        mappers = {piece.pid for piece in (*picture.pieces, *picture.private)}
+        return {pid: holder for pid, holder in found.items() if pid not in mappers}
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            since_s = loop.time()
+            try:
+                if self._vm.memfds and self._vm.engine.stats().tracking:
+                    await self._look()
+            except NoSuchVMError:
+                return
+            except (VmmswapError, OSError) as error:
+                if str(error) != self._last_error:
+                    self._last_error = str(error)
+                    _log.warning("cannot look at who has guest memory open: %s", error)
+            await asyncio.sleep(pause_s(loop.time() - since_s))
+
+    async def _look(self) -> None:
+        if not self._has_accepted:  # a predecessor has, and its word is gone with it
+            await self.accept()
+            return
+        found = await self._find()
+        self._accepted &= found.keys()
+        late = {pid: holder for pid, holder in found.items() if pid not in self._accepted}
+        if (holder := self._late.look_at(await self._without_mappers(late))) is not None:
+            self._on_late(_late_error(holder))
+
+
+def _late_error(holder: Holder) -> NotSupportedError:
+    return NotSupportedError(
+        f"process {coverage.name_of(holder.pid)} has opened guest memory (fd {holder.fd}) while it was out,"
+        " and reads zeros there: call Enable again when it has closed it, or if it does not read it"
+    )
