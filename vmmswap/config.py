@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vmmswap.engine import Mode, PinOptions, SwapOutOptions
-from vmmswap.errors import InvalidNameError, VmmswapError
+from vmmswap.errors import InvalidNameError, NotSupportedError
 from vmmswap.names import check_name
 
 FILE = Path("/etc/vmmswap.conf")
@@ -29,7 +29,7 @@ _MAX_COUNT = (1 << 32) - 1
 _DEFAULT_SETTLE_MS = 10_000
 
 
-class ConfigError(VmmswapError):
+class ConfigError(NotSupportedError):
     """A configuration file says what cannot be: the message begins with FILE:LINE."""
 
 

@@ -3,24 +3,17 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.support import installation, service
-from tests.support.attach import SOURCE
+from tests.support.attach_unit import KNOWN, PROGRAM, install_targets, target
 from tests.support.machine import Machine
-from tests.support.programs import built
 from tests.support.service import Service
 from vmmswap.names import HOST_INTERFACE, HOST_PATH
 
-PROGRAM = "/opt/attach-target"
-KNOWN = (
-    "/opt/qemu-system-test"  # by this name its seccomp filters, the machine's own, are known to be harmless
-)
 HOST = ("org.vmmswap", HOST_PATH, HOST_INTERFACE)
 
 
@@ -29,53 +22,8 @@ def host(tree: Path) -> Iterator[Service]:
     if reason := Machine.missing():
         pytest.skip(reason)
     with Machine(binds={installation.INSIDE: str(tree)}) as machine:
-        inside = machine.path(PROGRAM)
-        inside.parent.mkdir(exist_ok=True)
-        shutil.copy(built(SOURCE, "-static"), inside)
-        shutil.copy(inside, machine.path(KNOWN))
+        install_targets(machine)
         yield service.install(machine)
-
-
-class Target:
-    """attach_target as a unit of the machine."""
-
-    def __init__(self, machine: Machine, unit: str) -> None:
-        self._machine = machine
-        self._unit = unit
-        self.pid = int(machine.unit(unit, "MainPID")["MainPID"])
-
-    def counters(self) -> tuple[int, int]:
-        """Rounds done by the first thread; what was wrong in any."""
-        words = self._machine.sh(f"od -A n -t u8 -w24 -j 32 -N 72 -v /run/{self._unit}").stdout.split()
-        numbers = [int(word) for word in words]
-        return numbers[0], sum(numbers[1::3])
-
-    def run_on(self) -> None:
-        """AssertionError if something was wrong."""
-        before, _ = self.counters()
-        self._machine.wait_for("the target to go on", lambda: self.counters()[0] > before + 20)
-        assert self.counters()[1] == 0
-
-    def links(self) -> str:
-        return self._machine.sh(f"ls -l /proc/{self.pid}/fd").stdout
-
-
-@contextmanager
-def target(host: Service, unit: str, program: str, options: str = "") -> Iterator[Target]:
-    """Started as nobody, without rights."""
-    machine = host.machine
-    machine.sh(f"truncate -s 4096 /run/{unit} && chown nobody /run/{unit}")
-    start = f"exec 9<>/run/{unit}; exec {program} 9 32 memory,nanosleep,read {options}"
-    machine.run(
-        *("systemd-run", "--quiet", f"--unit={unit}", "--uid=nobody", "--property=NoNewPrivileges=yes"),
-        *("bash", "-c", start),
-    )
-    try:
-        running = Target(machine, unit)
-        machine.wait_for("the target to be ready", lambda: running.counters()[0] > 0)
-        yield running
-    finally:
-        machine.run("systemctl", "stop", unit, check=False)
 
 
 def test_from_attach_to_detach(host: Service) -> None:

@@ -275,7 +275,7 @@ def test_killed_while_the_vm_registers(service, directory, snapshot, names):
         assert set(service.manager.kept) == {"manifest", "page-map", "store", "uffd-0", "pidfd-0"}
         check_all_right(vmm, snapshot, directory)
         with Firecracker(monitor.socket, SIZES_MIB):
-            monitor.wait_log("a VM is registered here")
+            monitor.wait_log("is taken by process")
         assert monitor.disable()["State"] == "Ready"
         check_all_right(vmm, snapshot, directory)
     assert monitor.wait_exit() == 0

@@ -264,7 +264,8 @@ async def test_attach_and_its_connections_end(guest):
         assert (request.pid, request.force, request.pins) == (other.pid, True, True)
         assert await refused(connect, register_message(guest), [guest.uffd, guest.memfd]) == (
             "Busy",
-            "a VM is registered here, or is registering: use another name, with a socket of its own",
+            "the name 'web' is taken by process 7 (vmm): `vmmswapctl exit web` releases that VM; another VM"
+            " needs a name, and a socket, of its own",
         )
     assert handler.lost.empty()
 

@@ -11,13 +11,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vmmswap.attach.access import User
 from vmmswap.bus.dispatch import Caller, RemoteError
 from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError, ProtocolError
-from vmmswap.host.handover import attach_message, connect, raise_reply, send_attach
+from vmmswap.host.handover import MonitorEndedError, attach_message, connect, raise_reply, send_attach
 from vmmswap.host.target import Target
 
 NOBODY, STRANGER = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
@@ -177,8 +178,31 @@ async def test_the_monitors_error_comes_through(tmp_path: Path) -> None:
         await answered(tmp_path / "s", reply)
 
 
+async def test_a_refusal_that_is_quicker_than_we_send(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monitor has answered and closed the connection before send_fds() returns: no "Broken pipe"."""
+    really_send = socket.send_fds
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, Target(os.getpid()) as target:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+
+        def send_and_be_refused(*arguments: Any) -> int:
+            sent_bytes = really_send(*arguments)
+            stream, _address = listener.accept()
+            with stream:
+                stream.recv(1)  # the rest is never read
+                stream.sendall(b'{"type":"error","error":"org.vmmswap.Error.Busy","message":"taken"}\n')
+            return sent_bytes
+
+        monkeypatch.setattr(socket, "send_fds", send_and_be_refused)
+        for message in (attach_message({}), attach_message({"qmp": "x" * 500_000})):
+            with pytest.raises(BusyError, match="taken"):
+                await send_attach(connect(tmp_path / "s"), message, target.pidfd)
+
+
 async def test_a_monitor_that_hangs_up(tmp_path: Path) -> None:
-    with pytest.raises(ProtocolError, match="the monitor answered b''"):
+    with pytest.raises(MonitorEndedError, match="ended before it answered"):
         await answered(tmp_path / "s", b"")
 
 

@@ -130,6 +130,9 @@ class RecordingHandler:
     def check_peer(self, _peer):
         pass
 
+    def occupant(self):
+        return "7 (vmm)" if self.requests else ""
+
     @contextlib.asynccontextmanager
     async def keeping(self, frame):
         self.messages.append(frame.data)

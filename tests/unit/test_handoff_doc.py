@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.documents import item_key, items, section
 from vmmswap.errors import ALL, PREFIX, ProtocolError, VmmswapError
-from vmmswap.handoff import fds, messages, session, uffd_api
+from vmmswap.handoff import fds, messages, refusal, session, uffd_api
 from vmmswap.handoff.client import VmmClient
 from vmmswap.handoff.receiver import Limits
 
@@ -77,7 +77,7 @@ def test_the_number_of_fds_matters(example: tuple[str, int]) -> None:
 
 
 def test_the_answers() -> None:
-    source = Path(session.__file__).read_text()
+    source = "".join(Path(module.__file__).read_text() for module in (session, refusal))
     sent = set(re.findall(r'"type": "(\w+)"', source))
     assert set(table("answer")) == sent == {answer["type"] for answer in answers()}
 

@@ -109,7 +109,7 @@ def test_a_restart_never_loses_the_fd_store() -> None:
     unit = Unit(MONITOR)
     assert unit.get("Unit", "StartLimitIntervalSec") == "0"
     assert unit.get("Service", "Restart") == "on-failure"
-    assert unit.get("Service", "RestartPreventExitStatus") == "2 69 78"
+    assert unit.get("Service", "RestartPreventExitStatus") == "2 69 70 78"
     assert unit.get("Service", "RestartKillSignal") == "SIGUSR2"
     assert unit.get("Service", "NotifyAccess") == "all"
     assert unit.get("Service", "KillMode") == "control-group"

@@ -111,7 +111,9 @@ class Client:
                     ExitStatus.NO_DAEMON,
                     "vmmswapd is not on the bus: `systemctl start vmmswapd`, or see its journal",
                 ) from error
-            raise _failed(error, "vmmswapd") from error
+            units = ["vmmswapd", *(f"vmmswap@{name}" for name in (body or [])[:1])]
+            journal = " ".join(["journalctl", *(f"--unit={unit}" for unit in units)])
+            raise _failed(error, "vmmswapd", journal) from error
 
     async def owner(self, name: str) -> str:
         """The unique bus name of the VM's monitor; NoSuchVMError if there is none."""
@@ -155,7 +157,8 @@ class Client:
             gone = error.error_name in _SERVICE_DIED and not await self.connection.owner_of(target[0])
             if gone or error.error_name in _NO_SERVICE:
                 raise _no_such_vm(name) from error
-            raise _failed(error, f"the monitor of {name}") from error
+            journal = f"journalctl --unit=vmmswap@{name}"
+            raise _failed(error, f"the monitor of {name}", journal) from error
 
     async def _call(
         self,
@@ -226,9 +229,11 @@ def _no_such_vm(name: str) -> NoSuchVMError:
     return NoSuchVMError(f"no VM named {name}; `vmmswapctl list` shows all there are")
 
 
-def _failed(error: RemoteError, who: str) -> CtlError:
+def _failed(error: RemoteError, who: str, journal: str) -> CtlError:
     if error.error_name in _REFUSED:
         return CtlError(ExitStatus.NOT_ALLOWED, f"{who} refuses: {error.message}; try as root")
     if error.error_name == DBUS_ERROR + "NoReply":
-        return CtlError(ExitStatus.FAILED, f"{who} did not answer in time; see its journal")
-    return CtlError(ExitStatus.FAILED, f"{who} answered {error.error_name}: {error.message}; see its journal")
+        return CtlError(ExitStatus.FAILED, f"{who} did not answer in time: `{journal}` may say why")
+    return CtlError(
+        ExitStatus.FAILED, f"{who} answered {error.error_name}: {error.message}; `{journal}` may say why"
+    )

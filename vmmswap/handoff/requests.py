@@ -8,6 +8,7 @@ the handler's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -125,7 +126,9 @@ class RemoveRegionRequest:
 
 @dataclass(frozen=True, slots=True)
 class AttachRequest:
-    """From uid 0 only. The end of its connection means nothing."""
+    """From uid 0 only. Whoever closes the connection before the reply has given the order up; afterwards its
+    end means nothing.
+    """
 
     fds: OwnedFds
     peer: Peer
@@ -138,6 +141,7 @@ class AttachRequest:
     uid: int = 0  # who wants it: but for root, only what that user may trace is attached to
     gid: int = 0
     caller_pid: int = 0  # 0: does not matter
+    is_given_up: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,9 @@ class HandoffHandler(Protocol):
     @property
     def name(self) -> str:
         """The VM's name, for `ready`."""
+
+    def occupant(self) -> str:
+        """The process of the VM that is registered, for people; "" if there is none."""
 
     def check_peer(self, peer: Peer) -> None:
         """AccessDeniedError unless this process may hand a VM over here. Asked before anything that it sent

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from vmmswap.errors import AccessDeniedError, BusyError, InternalError, ProtocolError, VmmswapError
@@ -17,6 +17,7 @@ from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import AddProcess, AddRegion, Attach, Register, RemoveRegion
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.receiver import Frame, Limits, receive
+from vmmswap.handoff.refusal import error_reply, has_hung_up, reply_line
 from vmmswap.handoff.requests import HandoffHandler, Memory
 
 _log = logging.getLogger("vmmswap.handoff")
@@ -40,15 +41,23 @@ class Claim:
     def __init__(self, taken: bool = False) -> None:
         self.taken = taken
 
-    def take(self) -> None:
+    def take(self, handler: HandoffHandler) -> None:
         if self.taken:
-            raise BusyError(
-                "a VM is registered here, or is registering: use another name, with a socket of its own"
-            )
+            raise taken_error(handler.name, handler.occupant())
         self.taken = True
 
     def give_back(self) -> None:
         self.taken = False
+
+
+def taken_error(name: str, occupant: str) -> BusyError:
+    """One name, one VM. occupant: its process, "" while it registers."""
+    if not occupant:
+        return BusyError(f"another VM registers as {name!r} just now: try again, or use another name")
+    return BusyError(
+        f"the name {name!r} is taken by process {occupant}: `vmmswapctl exit {name}` releases that VM;"
+        " another VM needs a name, and a socket, of its own"
+    )
 
 
 class HandoffSession:
@@ -148,7 +157,7 @@ class HandoffSession:
 
     async def _answer_first(self, frame: Frame) -> dict[str, str] | None:
         self._handler.check_peer(frame.peer)
-        self._claim.take()
+        self._claim.take(self._handler)
         try:
             if frame.is_firecracker:
                 await register_firecracker(frame, self._handler, self.lane)
@@ -177,6 +186,7 @@ class HandoffSession:
 
     async def _attach(self, message: Attach, frame: Frame) -> None:
         request = await _check(self.lane, lambda: checks.attach(message, frame))
+        request = replace(request, is_given_up=lambda: has_hung_up(self._sock.fileno()))
         async with _closed_after(request, self.lane):
             await self._handler.attach(request)
         self._is_over = True
@@ -195,17 +205,16 @@ class HandoffSession:
 
     async def _send(self, reply: dict[str, str]) -> bool:
         """False if the peer is gone or does not take the reply."""
-        line = json.dumps(reply, separators=(",", ":")).encode() + b"\n"
         try:
             async with asyncio.timeout(self._limits.reply_s):
-                await asyncio.get_running_loop().sock_sendall(self._sock, line)
+                await asyncio.get_running_loop().sock_sendall(self._sock, reply_line(reply))
         except (OSError, TimeoutError):
             return False
         return True
 
     async def _refuse(self, error: VmmswapError) -> None:
         _log.warning("%s: hand-off refused: %s", self._handler.name, error.message)
-        await self._send({"type": "error", "error": error.dbus_name, "message": error.message})
+        await self._send(error_reply(error))
 
     async def _report_end(self, error: VmmswapError | None) -> None:
         try:

@@ -13,6 +13,7 @@ from vmmswap.bus.authority import Authority
 from vmmswap.bus.connection import Connection
 from vmmswap.errors import VmmswapError
 from vmmswap.host.host import HostObject
+from vmmswap.host.loops import RestartLoops
 from vmmswap.host.registry import Registry
 from vmmswap.host.units import Units
 from vmmswap.names import BUS_NAME
@@ -30,6 +31,7 @@ class Daemon:
         self.registry = Registry(self.connection, authority)
         self._units = Units(self.connection)
         self._idle_exit_s = idle_exit_s
+        self._loops = RestartLoops(self._units)
         self._stop = asyncio.Event()
         self._manager = Notifier()
         self._host = HostObject(self.connection, self.registry, self._units, authority)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -44,19 +45,29 @@ def connect(path: Path) -> socket.socket:
     return stream
 
 
+class MonitorEndedError(NotSupportedError):
+    """The monitor has closed the connection without an answer: it has not attached, and the next one may."""
+
+
 async def send_attach(stream: socket.socket, message: bytes, pidfd: int) -> None:
-    """Send it to the monitor, and wait until it has attached, or raise its error. Closes the connection."""
+    """Send it to the monitor, and wait until it has attached, or raise its error. Closes the connection,
+    which takes the order back where it is not done yet.
+    """
     loop = asyncio.get_running_loop()
     with stream:
         try:
             async with asyncio.timeout(_REPLY_TIMEOUT_S):
-                sent_bytes = socket.send_fds(stream, [message], [pidfd])
-                await loop.sock_sendall(stream, message[sent_bytes:])
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its reply may say why
+                    sent_bytes = socket.send_fds(stream, [message], [pidfd])
+                    if rest := message[sent_bytes:]:
+                        await loop.sock_sendall(stream, rest)
                 reply = await _read_line(loop, stream)
         except TimeoutError:  # which is an OSError
             raise NotSupportedError(f"the monitor has not attached in {_REPLY_TIMEOUT_S:g} s") from None
         except OSError as error:
             raise NotSupportedError(f"the monitor does not answer: {error.strerror or error}") from error
+    if not reply:
+        raise MonitorEndedError("the monitor ended before it answered")
     raise_reply(reply)
 
 
@@ -83,7 +94,10 @@ def _named_error(name: str, text: str) -> VmmswapError:
 async def _read_line(loop: asyncio.AbstractEventLoop, stream: socket.socket) -> bytes:
     line = b""
     while not line.endswith(b"\n") and len(line) < _REPLY_LIMIT_BYTES:
-        piece = await loop.sock_recv(stream, 4096)
+        try:
+            piece = await loop.sock_recv(stream, 4096)
+        except ConnectionResetError:  # closed with something of ours unread
+            break
         if not piece:
             break
         line += piece

@@ -7,20 +7,28 @@ import asyncio
 import contextlib
 import logging
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vmmswap.bus.authority import Authority
 from vmmswap.bus.connection import Connection
 from vmmswap.bus.dbus import Value, plain
 from vmmswap.bus.dispatch import Call, Caller
 from vmmswap.bus.interface import ATTACH, HOST, MANAGER, OBJECT_MANAGER, RELEASE, Interface
+from vmmswap.bus.presence import CallerLeftError
 from vmmswap.bus.waiting import JOBS, Slots
-from vmmswap.errors import AccessDeniedError, BusyError, InternalError, NoSuchVMError, VmmswapError
-from vmmswap.host.handover import attach_message, connect, send_attach
+from vmmswap.errors import (
+    AccessDeniedError,
+    BusyError,
+    InternalError,
+    NoSuchVMError,
+    NotSupportedError,
+    VmmswapError,
+)
+from vmmswap.host.handover import MonitorEndedError, attach_message, connect, send_attach
 from vmmswap.host.registry import Registry, Vm
-from vmmswap.host.sockets import Sockets
+from vmmswap.host.sockets import Sockets, reason_in_journal
 from vmmswap.host.target import Target, user_behind
 from vmmswap.host.units import Units
 from vmmswap.names import HOST_PATH, check_name, object_path_of, socket_path_of
@@ -29,6 +37,9 @@ log = logging.getLogger(__name__)
 
 _APPEAR_TIMEOUT_S = 10.0
 _LOOK_AGAIN_S = 1.0
+_ATTEMPTS = 3
+
+_T = TypeVar("_T")
 
 
 class HostObject:
@@ -93,7 +104,7 @@ class HostObject:
     async def _prepare(self, name: str, caller: Caller) -> Path:
         await self._authority.check(caller, ATTACH, name, await self._owner_uid(name))
         async with self._turn(name, caller):
-            await self._claim(name, caller, for_attach=False)
+            await self._for(caller, self._claim(name, caller, for_attach=False))
         return socket_path_of(name)
 
     async def _unprepare(self, name: str, caller: Caller) -> None:
@@ -117,7 +128,7 @@ class HostObject:
             owner_uid = await self._owner_uid(name)
             await self._authority.check(caller, ATTACH, name, owner_uid, is_own_process=owner_uid is None)
             async with self._turn(name, caller):
-                await self._attach_in_turn(name, target, message, caller)
+                await self._for(caller, self._attach_in_turn(name, target, message, caller))
         log.info("attached pid %d as %s for uid %d", pid, name, caller.uid)
         try:
             return (await self._registry.wait_for(name, _APPEAR_TIMEOUT_S)).path
@@ -130,11 +141,45 @@ class HostObject:
         is_new = await self._claim(name, caller, for_attach=True)
         try:
             self._check_owned(target, caller, name)  # once more: it may have run a set-uid program meanwhile
-            with self._sockets.opened(name) as path:
-                stream = connect(path)
-            await send_attach(stream, message, target.pidfd)
+            await self._sockets.start_monitor(name)
+            await self._order_attach(name, target, message)
         except BaseException:
             await self._undo_attach(name, was_there=was_there, is_new=is_new)
+            raise
+
+    async def _order_attach(self, name: str, target: Target, message: bytes) -> None:
+        """A monitor that ends just now, because it has had no VM, leaves the order to its successor."""
+        for attempt in range(_ATTEMPTS):
+            with self._sockets.opened(name) as path:
+                stream = connect(path)
+            try:
+                await send_attach(stream, message, target.pidfd)
+            except MonitorEndedError as error:
+                if attempt + 1 == _ATTEMPTS:
+                    raise NotSupportedError(f"{error.message}; {reason_in_journal(name)}") from error
+                await self._sockets.start_monitor(name)
+            except (BusyError, NotSupportedError) as error:
+                if vm := await self._vm_of(target.pid):
+                    raise BusyError(
+                        f"process {target.pid} is the VM {vm!r} already: `vmmswapctl detach {vm}` releases it"
+                    ) from error
+                raise
+            else:
+                return
+
+    async def _vm_of(self, pid: int) -> str:
+        """The name of the VM that this process is; "" if it is none."""
+        vms = self._registry.vms
+        values = await asyncio.gather(*(_values_or_nothing(vm) for vm in vms))
+        pids = [found["Pid"].value if "Pid" in found else 0 for found in values]
+        return next((vm.name for vm, one in zip(vms, pids, strict=True) if one == pid), "")
+
+    async def _for(self, caller: Caller, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do it unless the caller leaves: nobody's order happens once he has given it up."""
+        try:
+            return await self._connection.presence.run(caller.name, work)
+        except CallerLeftError:
+            log.info("uid %d (pid %d) has given its order up", caller.uid, caller.pid)
             raise
 
     async def _undo_attach(self, name: str, *, was_there: bool, is_new: bool) -> None:
@@ -198,6 +243,8 @@ class HostObject:
 
     async def _dismiss(self, name: str) -> None:
         """End the monitor that a refused attach has started: it would be listed as a VM."""
+        if not await self._sockets.has_monitor(name):
+            return
         try:
             await (await self._registry.wait_for(name, _APPEAR_TIMEOUT_S)).dismiss()
         except VmmswapError as error:

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmmswap import config
-from vmmswap.config import Config, ConfigError
 from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError
 from vmmswap.host.units import Units
 from vmmswap.names import LOG_DIR, RUN_DIR, STATE_DIR, socket_path_of
@@ -39,28 +38,16 @@ def monitor_unit(name: str) -> str:
     return f"vmmswap@{name}.service"
 
 
+def reason_in_journal(name: str) -> str:
+    return f"`journalctl --unit={monitor_unit(name)}` has more"
+
+
 def configured_owner(name: str) -> int | None:
-    """Owner= of this VM. NotSupportedError if the configuration cannot be read or names no user."""
-    owner = _loaded(name).owner
-    try:
-        return config.uid_of(owner) if owner else None
-    except ConfigError as error:
-        raise _unreadable(error) from None
-
-
-def _loaded(name: str) -> Config:
-    try:
-        return config.load(name)
-    except ConfigError as error:
-        raise _unreadable(error) from None
-
-
-def _unreadable(error: ConfigError) -> NotSupportedError:
-    log.error("%s", error.message)
-    return NotSupportedError(
-        "the host's configuration has a mistake, so that nobody can tell whose a VM is:"
-        " `journalctl --unit=vmmswapd` shows it"
-    )
+    """Owner= of this VM. ConfigError, as the VM's monitor has it, if the configuration has a mistake
+    or names no user: nobody can tell then whose a VM is.
+    """
+    owner = config.load(name).owner
+    return config.uid_of(owner) if owner else None
 
 
 class Sockets:
@@ -105,6 +92,21 @@ class Sockets:
             self._being_made[uid] -= 1
         return is_new
 
+    async def start_monitor(self, name: str) -> None:
+        """Start the VM's monitor. NotSupportedError with its own reason if it cannot start."""
+        unit = monitor_unit(name)
+        try:
+            await self._units.start(unit)
+        except NotSupportedError as error:
+            service = await self._units.service(unit)
+            reason = service["StatusText"] or f"exit status {service['ExecMainStatus']} ({service['Result']})"
+            raise NotSupportedError(
+                f"the monitor of {name!r} cannot start: {reason}; {reason_in_journal(name)}"
+            ) from error
+
+    async def has_monitor(self, name: str) -> bool:
+        return await self._units.is_active(monitor_unit(name))
+
     async def remove(self, name: str) -> None:
         """Stop the socket and its idle monitor, and remove the directories that this leaves empty."""
         await self._units.stop(socket_unit(name))
@@ -115,7 +117,7 @@ class Sockets:
 
     async def remove_if_idle(self, name: str) -> bool:
         """The same if there is no monitor; whether there was none."""
-        if await self._units.is_active(monitor_unit(name)):
+        if await self.has_monitor(name):
             return False
         await self.remove(name)
         return True
@@ -159,7 +161,7 @@ class Sockets:
             )
 
     def _check_room(self, uid: int) -> None:
-        limit = _loaded("").max_vms_per_user
+        limit = config.load("").max_vms_per_user
         held = sum(_uid_of(path) == uid for path in RUN_DIR.glob("*.sock")) + self._being_made[uid]
         if held >= limit:
             raise BusyError(

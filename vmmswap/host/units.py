@@ -10,6 +10,7 @@ from typing import Any
 from vmmswap.bus.connection import Connection, Match
 from vmmswap.bus.dbus import Message
 from vmmswap.bus.dispatch import RemoteError
+from vmmswap.bus.interface import PROPERTIES_INTERFACE
 from vmmswap.errors import NotSupportedError
 
 SYSTEMD = "org.freedesktop.systemd1"
@@ -25,9 +26,11 @@ class Units:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._jobs: set[asyncio.Queue[Message]] = set()
+        self.on_job_removed: Callable[[Message], None] = lambda _message: None
 
     async def follow(self) -> None:
         """Hear of jobs that end, now and after each reconnect."""
+        self._connection.on_connect(self._subscribe)
         await self._connection.subscribe(
             Match(_MANAGER, "JobRemoved", sender=SYSTEMD, path=_PATH), self._job_removed
         )
@@ -43,6 +46,12 @@ class Units:
     async def is_active(self, unit: str) -> bool:
         """Whether the unit is active, or on its way to or from that; False without systemd."""
         return await self._ask("ListUnitsByNames", "as", [[unit]], _is_row_active)
+
+    async def service(self, unit: str) -> dict[str, Any]:
+        """All properties that systemd has of a service."""
+        [path] = await self._connection.call(SYSTEMD, _PATH, _MANAGER, "LoadUnit", "s", [unit])
+        [values] = await self._connection.call(SYSTEMD, path, PROPERTIES_INTERFACE, "GetAll", "s", [""])
+        return {name: value.value for name, value in values.items()}
 
     async def is_enabled(self, unit: str) -> bool:
         """Whether systemd starts the unit by itself; False without systemd."""
@@ -69,7 +78,7 @@ class Units:
             self._jobs.discard(ended)
         if result != "done":
             raise NotSupportedError(
-                f"systemd could not {verb} {unit}: {result}. See `systemctl status {unit}`"
+                f"systemd could not {verb} {unit}: {result}. `systemctl status {unit}` has more"
             )
 
     async def active_sockets(self) -> list[str]:
@@ -90,18 +99,25 @@ class Units:
         return judge(answer)
 
     async def _run(self, method: str, unit: str, owner: str, ended: asyncio.Queue[Message]) -> str:
-        try:
-            await self._connection.call(SYSTEMD, _PATH, _MANAGER, "Subscribe")
-        except RemoteError as error:
-            if error.error_name != _ALREADY:
-                raise
+        await self._subscribe()  # once more: systemd may have been executed anew
         [job] = await self._connection.call(SYSTEMD, _PATH, _MANAGER, method, "ss", [unit, "replace"])
         while True:
             message = await ended.get()
             if message.sender == owner and message.body[1] == job:
                 return str(message.body[3])
 
+    async def _subscribe(self) -> None:
+        """Without systemd there is nothing to hear."""
+        if not await self._connection.owner_of(SYSTEMD):
+            return
+        try:
+            await self._connection.call(SYSTEMD, _PATH, _MANAGER, "Subscribe")
+        except RemoteError as error:
+            if error.error_name != _ALREADY:
+                raise
+
     def _job_removed(self, message: Message) -> None:
+        self.on_job_removed(message)
         for queue in self._jobs:
             queue.put_nowait(message)
 

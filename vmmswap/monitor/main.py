@@ -22,7 +22,14 @@ from vmmswap.attach.attach import Options, parse_region
 from vmmswap.attach.target import open_target
 from vmmswap.config import Config, ConfigError
 from vmmswap.engine import failpoint_names
-from vmmswap.errors import InvalidNameError, NotSupportedError, StorageFailedError, VmmswapError
+from vmmswap.errors import (
+    InternalError,
+    InvalidNameError,
+    NotSupportedError,
+    StorageFailedError,
+    VmmswapError,
+)
+from vmmswap.handoff.refusal import refuse_waiting
 from vmmswap.handoff.uffd_api import open_userfaultfd
 from vmmswap.monitor import fdstore, keeper, pending, recovery, service
 from vmmswap.monitor.monitor import Monitor
@@ -35,6 +42,7 @@ PROGRAM = "vmmswap-monitor"
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE
+EXIT_BUG = 70  # EX_SOFTWARE
 EXIT_CONFIG = 78  # EX_CONFIG
 
 _MAX_PATH_BYTES = 107  # of a socket: sun_path
@@ -115,15 +123,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     options = _parse(arguments)
     kept = _given_fds() | keeper.inherited()
     has_vm = _has_vm(kept)
+    # A file description of its own: the listening socket is closed by the time that we know why we fail.
+    waiting = os.dup(kept[fdstore.LISTEN]) if fdstore.LISTEN in kept and not has_vm else None
     try:
         status = _run(options, kept)
-    except ConfigError as error:
-        code = EXIT_FAILURE if has_vm else EXIT_CONFIG
-        status = _fail(error.message, code, message_ids.CONFIGURATION_ERROR)
-    except InvalidNameError as error:
-        status = _fail(error.message, EXIT_USAGE, "")
-    except VmmswapError as error:
-        status = _fail(error.message, EXIT_FAILURE if has_vm else EXIT_UNAVAILABLE, "")
+    except Exception as error:
+        known = error if isinstance(error, VmmswapError) else _bug(error)
+        status = EXIT_FAILURE if has_vm else _exit_status_of(known)
+        _fail(known, waiting)
     # A thread may wait for ever for a lock of a VMM's that hangs; a normal end would wait for the thread.
     logging.shutdown()
     sys.stderr.flush()
@@ -135,14 +142,32 @@ def _has_vm(kept: dict[str, int]) -> bool:
     return recovery.is_needed(kept) or pending.is_needed(kept)
 
 
-def _fail(message: str, status: int, message_id: str) -> int:
-    """One line that says why; in the unit's status too."""
-    service.status(message)
+def _bug(error: Exception) -> InternalError:
+    logging.getLogger("vmmswap").error("bug in the monitor", exc_info=error)
+    return InternalError(f"the monitor failed by a bug of vmmswap, {error!r}: see its journal")
+
+
+def _exit_status_of(error: VmmswapError) -> int:
+    match error:
+        case ConfigError():
+            return EXIT_CONFIG
+        case InvalidNameError():
+            return EXIT_USAGE
+        case InternalError():
+            return EXIT_BUG
+    return EXIT_UNAVAILABLE
+
+
+def _fail(error: VmmswapError, waiting: int | None) -> None:
+    """One line that says why: in the unit's status, in the journal, and to all who wait at our socket."""
+    service.status(error.message)
     if log.under_journal():
-        logging.getLogger("vmmswap").error("%s", message, extra=log.fields("", message_id))
+        message_id = message_ids.CONFIGURATION_ERROR if isinstance(error, ConfigError) else ""
+        logging.getLogger("vmmswap").error("%s", error.message, extra=log.fields("", message_id))
     else:
-        print(f"{PROGRAM}: {message}", file=sys.stderr)
-    return status
+        print(f"{PROGRAM}: {error.message}", file=sys.stderr)
+    if waiting is not None:
+        refuse_waiting(waiting, error)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -202,7 +227,18 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
         setup.listener = listener
         loop = asyncio.new_event_loop()  # never closed: main() ends the process
         asyncio.set_event_loop(loop)
-        return loop.run_until_complete(Monitor(setup).run())
+        return _serve(loop, Monitor(setup))
+
+
+def _serve(loop: asyncio.AbstractEventLoop, monitor: Monitor) -> int:
+    """The exit status. A monitor that has served a VM is started again, whatever ended it."""
+    try:
+        return loop.run_until_complete(monitor.run())
+    except Exception:
+        if not monitor.has_served:
+            raise
+        logging.getLogger("vmmswap").exception("bug in the monitor")
+        return EXIT_FAILURE
 
 
 def _start_keeper(given: dict[str, int], *, fd_store: bool) -> keeper.Keeper | None:

@@ -9,13 +9,12 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from vmmswap import log, message_ids
+from vmmswap import log
 from vmmswap.bus.connection import Connection
 from vmmswap.bus.manager import publish
 from vmmswap.errors import VmmswapError
 from vmmswap.handoff.receiver import Limits
 from vmmswap.handoff.server import HandoffServer
-from vmmswap.log import fields
 from vmmswap.monitor import recovery, service
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.fdstore import FdStore
@@ -59,6 +58,7 @@ class Monitor:
         self._stopping: asyncio.Task[None] | None = None
         self._logging: asyncio.Task[None] | None = None  # begins again
         self._oom_victim = service.OomVictim()
+        self.has_served = False  # a VM, now or before
 
     async def run(self) -> int:
         """Serve until the VM's end, or until told to stop. Raises VmmswapError if we cannot start."""
@@ -144,6 +144,7 @@ class Monitor:
 
     def serve(self, vm: Vm, *, error: VmmswapError | None = None) -> ServedVm:
         """From now on; error: why its state is Failed."""
+        self.has_served = True
         self._oom_victim.last()
         served = self._controller.served = ServedVm(vm, self._around, error=error)
         self._controller.changed()
@@ -172,8 +173,8 @@ class Monitor:
         elif not found.error:
             served.orders.resume(found.last_job)
 
-    def _exit_without_vm(self, reason: str) -> None:
-        _log.info("the VM is released: %s", reason, extra=fields("", message_ids.VM_GONE))
+    def _exit_without_vm(self, _reason: str) -> None:
+        _log.info("no VM came: ending")
         self._end(0)
 
     def _end(self, status: int) -> None:

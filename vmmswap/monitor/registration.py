@@ -22,7 +22,7 @@ from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
-from vmmswap.handoff.session import register_firecracker
+from vmmswap.handoff.session import register_firecracker, taken_error
 from vmmswap.log import fields
 from vmmswap.monitor import attached, coverage, fdstore, pending, recovery, snapshot
 from vmmswap.monitor.fdstore import FdStore
@@ -62,6 +62,10 @@ class Registration:
         self._place = place
         self._is_keeping = False  # a message that is sent only once, while its VM registers
         self._put_off: Callable[[], None] | None = None  # until that has registered
+
+    def occupant(self) -> str:
+        served = self._place.served
+        return "" if served is None else coverage.name_of(served.vm.vmm.pid)
 
     def check_peer(self, peer: Peer) -> None:
         self._ownership.check(peer.uid)
@@ -123,7 +127,7 @@ class Registration:
 
     def _check_free(self) -> None:
         if self._place.served is not None:
-            raise BusyError("a VM is registered here already")
+            raise taken_error(self.name, self.occupant())
         if self._place.is_ending:
             raise BusyError("this monitor is ending")
 
@@ -204,15 +208,25 @@ class Registration:
         self._ownership.check(request.uid)
         user = User(request.uid, request.gid, request.caller_pid)
         options = Options(tuple(map(parse_region, request.regions)), request.force, user)
-        await self.attach_to(request.pidfd, options, pins=request.pins, qmp=request.qmp)
+        await self.attach_to(
+            request.pidfd, options, pins=request.pins, qmp=request.qmp, is_given_up=request.is_given_up
+        )
 
     async def attach_to(
-        self, pidfd: int, options: Options, *, pins: bool = True, qmp: str | None = None
+        self,
+        pidfd: int,
+        options: Options,
+        *,
+        pins: bool = True,
+        qmp: str | None = None,
+        is_given_up: Callable[[], bool] = lambda: False,
     ) -> None:
         """Take a running VMM over that knows nothing of us, with all processes that map its memory."""
         self._check_free()
+        _check_wanted(is_given_up)
         found = await attached.attach(pidfd, options)
         try:
+            _check_wanted(is_given_up)
             served = await self.register_vm(attached.new_vm(found, pins=pins, qmp=qmp))
             for process in found.processes[1:]:
                 try:
@@ -220,6 +234,7 @@ class Registration:
                 except VmmswapError:
                     if is_alive(process.pidfd):
                         raise
+            _check_wanted(is_given_up)
         except BaseException as error:
             has_ended = isinstance(error, VmmswapError) and not is_alive(found.vmm.pidfd)
             await self._place.forget()
@@ -277,6 +292,12 @@ class Registration:
         if self._place.served is None:
             raise BusyError("the VM is gone")
         return self._place.served
+
+
+def _check_wanted(is_given_up: Callable[[], bool]) -> None:
+    """An order that was given up does not happen later: it may have waited for long until we began."""
+    if is_given_up():
+        raise NotSupportedError("the attach was given up: whoever ordered it has closed the connection")
 
 
 def _new_process(process: requests.ProcessMemory) -> NewProcess:
