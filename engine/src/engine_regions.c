@@ -4,21 +4,36 @@
 
 #include "engine_inside.h"
 #include "serve/event.h"
+#include "vm/backing.h"
 #include "vm/folios.h"
+
+static int add_region(struct vm *vm, const struct region *region, struct error *err)
+{
+	int rc;
+
+	gate_hold_alone(vm->gate);
+	pthread_mutex_lock(&vm->regions_lock);
+	rc = memory_add(&vm->memory, region, err);
+	pthread_mutex_unlock(&vm->regions_lock);
+	gate_release(vm->gate);
+	if (rc)
+		region_close(region);
+	return rc;
+}
 
 int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, uint64_t size_bytes,
 		      uint64_t *page_idx, struct error *err)
 {
 	struct vm *vm = &engine->vm;
-	int rc = page_map_add_pages(vm->map, pages_of_bytes(size_bytes), page_idx, err);
+	uint64_t pages = pages_of_bytes(size_bytes);
+	struct region region;
+	int rc = page_map_add_pages(vm->map, pages, page_idx, err);
 
 	if (rc)
 		return rc;
-	gate_hold_alone(vm->gate);
-	pthread_mutex_lock(&vm->regions_lock);
-	rc = memory_add(&vm->memory, memfd, offset_bytes, *page_idx, pages_of_bytes(size_bytes), err);
-	pthread_mutex_unlock(&vm->regions_lock);
-	gate_release(vm->gate);
+	rc = region_of_memfd(&region, memfd, offset_bytes, *page_idx, pages, err);
+	if (!rc)
+		rc = add_region(vm, &region, err);
 	if (rc)
 		page_map_return_pages(vm->map, *page_idx);
 	folios_look(vm, &vm->memory);
@@ -50,6 +65,7 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 	struct page_map_header *header = page_map_header(vm->map);
 	uint64_t known_pages = atomic_load(&header->pages_n);
 	uint64_t pages = pages_of_bytes(size_bytes);
+	struct region region;
 	int rc;
 
 	if (!vm->snapshot || offset_bytes % PAGE_BYTES ||
@@ -62,7 +78,8 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 		return rc;
 	gate_hold_alone(vm->gate);
 	pthread_mutex_lock(&vm->regions_lock);
-	rc = memory_add_private(&vm->memory, offset_bytes, *page_idx, pages, err);
+	region = region_of_snapshot(offset_bytes, *page_idx, pages);
+	rc = memory_add(&vm->memory, &region, err);
 	pthread_mutex_unlock(&vm->regions_lock);
 	if (!rc && *page_idx >= known_pages) { /* else a predecessor's map says it better */
 		mark_stored(vm, memory_region_of(&vm->memory, *page_idx));

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Looking for what guest memory holds, a bounded piece at a time. */
+#include "vm/backing.h"
 #include "vm/memory.h"
 
 #include "file_capabilities.h"
@@ -36,7 +37,7 @@ static void check_runs(const struct region *region, const bool *want)
 	uint64_t first = pages_of_bytes(region->offset_bytes) - region->page_idx;
 	int rc;
 
-	while (memory_next_data(region, idx, &from_idx, &to_idx, &rc)) {
+	while (region->backing->next_data(region, idx, &from_idx, &to_idx, &rc)) {
 		CHECK(from_idx >= idx && to_idx > from_idx && to_idx <= end_idx);
 		CHECK_EQ((from_idx + first) / CHUNK_PAGES, (to_idx - 1 + first) / CHUNK_PAGES);
 		for (; idx < from_idx; idx++)
@@ -57,6 +58,15 @@ static void mark(int memfd, bool *want, uint64_t page, uint64_t pages)
 		want[page] = true;
 }
 
+static void add(struct memory *memory, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages)
+{
+	struct region region;
+	struct error err;
+
+	CHECK_OK(region_of_memfd(&region, memfd, offset_bytes, page_idx, pages, &err));
+	CHECK_OK(memory_add(memory, &region, &err));
+}
+
 #define PAGES (5 * CHUNK_PAGES)
 
 TEST(data_is_found_in_pieces)
@@ -64,7 +74,6 @@ TEST(data_is_found_in_pieces)
 	static struct memory memory;
 	bool want[PAGES] = { 0 };
 	int memfd = memfd_of(PAGES);
-	struct error err;
 
 	mark(memfd, want, 3, 1);
 	mark(memfd, want, 5, 2);
@@ -72,12 +81,12 @@ TEST(data_is_found_in_pieces)
 	mark(memfd, want, 3 * CHUNK_PAGES, CHUNK_PAGES);
 	mark(memfd, want, PAGES - 1, 1);
 	memory_init(&memory);
-	CHECK_OK(memory_add(&memory, memfd, 0, 0, PAGES, &err));
+	add(&memory, memfd, 0, 0, PAGES);
 	check_runs(memory_region_of(&memory, 0), want);
 	memory_destroy(&memory);
 	/* a region that begins and ends inside of a chunk */
 	memory_init(&memory);
-	CHECK_OK(memory_add(&memory, memfd, bytes_of_pages(4), 1000, 4 * CHUNK_PAGES - 10, &err));
+	add(&memory, memfd, bytes_of_pages(4), 1000, 4 * CHUNK_PAGES - 10);
 	memory.regions[0].page_idx = 0;
 	check_runs(&memory.regions[0], want);
 	memory_destroy(&memory);
@@ -89,11 +98,10 @@ TEST(a_file_that_is_full_is_walked_in_pieces)
 	static struct memory memory;
 	bool want[PAGES] = { 0 };
 	int memfd = memfd_of(PAGES);
-	struct error err;
 
 	mark(memfd, want, 0, PAGES);
 	memory_init(&memory);
-	CHECK_OK(memory_add(&memory, memfd, 0, 0, PAGES, &err));
+	add(&memory, memfd, 0, 0, PAGES);
 	check_runs(memory_region_of(&memory, 0), want);
 	memory_destroy(&memory);
 	close(memfd);
@@ -104,7 +112,6 @@ TEST(a_successor_takes_a_memfd_whose_mode_has_changed)
 {
 	static struct memory before, after;
 	uint64_t from_idx, to_idx;
-	struct error err;
 	int memfd, rc;
 
 	if (geteuid() != 0)
@@ -113,15 +120,15 @@ TEST(a_successor_takes_a_memfd_whose_mode_has_changed)
 	memfd = memfd_of(PAGES);
 	write_pages(memfd, 7, 1);
 	memory_init(&before);
-	CHECK_OK(memory_add(&before, memfd, 0, 0, PAGES, &err));
+	add(&before, memfd, 0, 0, PAGES);
 	CHECK_SYS(fchmod(memfd, 0));
 	memory_init(&after);
-	CHECK_OK(memory_add(&after, before.regions[0].fd, 0, 0, PAGES, &err));
+	add(&after, before.regions[0].fd, 0, 0, PAGES);
 	memory_destroy(&before);
-	CHECK(memory_next_data(memory_region_of(&after, 0), 0, &from_idx, &to_idx, &rc));
+	CHECK(backing_memfd.next_data(memory_region_of(&after, 0), 0, &from_idx, &to_idx, &rc));
 	CHECK_EQ(from_idx, 7);
 	CHECK_OK(memory_punch(&after.regions[0], 7, 1));
-	CHECK(memory_is_hole(&after.regions[0], 7));
+	CHECK(backing_memfd.is_hole(&after.regions[0], 7));
 	CHECK_EQ(lseek(memfd, 0, SEEK_CUR), 0); /* the VMM's own */
 	memory_destroy(&after);
 	close(memfd);

@@ -10,6 +10,7 @@
 #include "base/held.h"
 #include "jobs/batch.h"
 #include "jobs/punch.h"
+#include "vm/backing.h"
 
 #define PROTECT_RETRY_NS 50000
 void evict_abandon(struct evictor *evictor, const struct window *window)
@@ -85,7 +86,6 @@ static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t pa
 	return UFFD_DONE;
 }
 
-/* A hole is a write, too. */
 static void leave_sealed(struct evictor *evictor, const struct window *window)
 {
 	struct error why;
@@ -105,7 +105,7 @@ int evict_protect(struct evictor *evictor, const struct window *window, struct e
 	struct vm *vm = evictor->vm;
 	uint64_t until_ns = monotonic_ns() + VM_STUCK_NS;
 
-	if (memory_is_sealed(&window->region)) {
+	if (!window->region.backing->may_leave(&window->region)) {
 		leave_sealed(evictor, window);
 		return 0;
 	}
@@ -142,7 +142,7 @@ static void collect(struct batch *batch, const struct window *window)
 					atomic_load(page_map_word(batch->evictor->vm->map, idx)) :
 					0;
 		bool kept = page_state_of(word) == PAGE_KEPT && !(word & PAGE_FLAGS) &&
-			    !memory_is_hole(batch->region, idx);
+			    !batch->region->backing->is_hole(batch->region, idx);
 
 		if (page_state_of(word) != PAGE_PROTECTED && !kept)
 			continue;
@@ -239,7 +239,7 @@ static bool may_split_folio(const struct batch *batch, const struct window *wind
 	if (offset_bytes % CHUNK_BYTES || window->pages != CHUNK_PAGES)
 		return true;
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++)
-		resident_n += !memory_is_hole(region, idx);
+		resident_n += !region->backing->is_hole(region, idx);
 	return resident_n != batch->n;
 }
 
@@ -281,7 +281,8 @@ static void leave_failed(struct batch *batch, bool with_slots)
 static int read_page(struct batch *batch, size_t i, struct error *err)
 {
 	struct error why;
-	int rc = memory_read(batch->region, batch->idx[i], 1, batch->evictor->buffer + i * PAGE_BYTES);
+	int rc = batch->region->backing->read(batch->region, batch->idx[i], 1,
+					      batch->evictor->buffer + i * PAGE_BYTES);
 
 	if (!rc) {
 		left_none(batch->evictor->left);
@@ -302,8 +303,8 @@ static int read_pages(struct batch *batch, struct error *err)
 
 	for (size_t i = 0, n; i < batch->n && !rc; i += n) {
 		n = batch_run_length(batch, i);
-		if (memory_read(batch->region, batch->idx[i], n, batch->evictor->buffer + i * PAGE_BYTES) !=
-		    0)
+		if (batch->region->backing->read(batch->region, batch->idx[i], n,
+						 batch->evictor->buffer + i * PAGE_BYTES) != 0)
 			for (size_t k = i; k < i + n && !rc; k++)
 				rc = read_page(batch, k, err);
 	}
@@ -323,7 +324,7 @@ static bool is_unchanged(struct batch *batch, size_t i)
 
 	if (page_hash(batch->evictor->buffer + i * PAGE_BYTES) == *page_map_hash(vm->map, batch->idx[i]))
 		return true;
-	punched = memory_is_hole(batch->region, batch->idx[i]);
+	punched = batch->region->backing->is_hole(batch->region, batch->idx[i]);
 	if (!atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]), &word,
 					    page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
 		return false;

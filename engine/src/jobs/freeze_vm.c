@@ -15,7 +15,7 @@ static size_t files_of(const struct memory *memory, struct mapped_file files[sta
 	size_t n = 0;
 
 	for (size_t i = 0; i < memory->regions_n; i++)
-		if (memory->regions[i].fd >= 0)
+		if (region_has_file(&memory->regions[i]))
 			files[n++] =
 				(struct mapped_file){ memory->regions[i].device, memory->regions[i].inode };
 	return n;

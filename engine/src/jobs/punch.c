@@ -7,6 +7,7 @@
 #include "base/failpoint.h"
 #include "base/hash.h"
 #include "base/held.h"
+#include "vm/backing.h"
 #include "vm/incore.h"
 #include "vm/own_mapping.h"
 
@@ -104,7 +105,8 @@ static bool mark(struct batch *batch, size_t from, size_t end, uint64_t joined)
 static void repair(struct batch *batch, size_t i)
 {
 	_Alignas(PAGE_BYTES) char there[PAGE_BYTES];
-	bool zeroed = memory_read(batch->region, batch->idx[i], 1, there) == 0 && page_is_zero(there);
+	bool zeroed = batch->region->backing->read(batch->region, batch->idx[i], 1, there) == 0 &&
+		      page_is_zero(there);
 
 	if (zeroed &&
 	    (batch->zero[i] || !own_mapping_region_overwrite(batch->region, batch->idx[i],

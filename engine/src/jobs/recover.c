@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "base/failpoint.h"
+#include "vm/backing.h"
 #include "vm/owner.h"
 #include "vm/poison.h"
 #include "vm/registration.h"
@@ -103,7 +104,7 @@ static int recover_region(struct vm *vm, const struct region *region, struct err
 	uint64_t data_idx, data_end_idx;
 	int rc = 0, seek_rc;
 
-	while (!rc && memory_next_data(region, idx, &data_idx, &data_end_idx, &seek_rc)) {
+	while (!rc && region->backing->next_data(region, idx, &data_idx, &data_end_idx, &seek_rc)) {
 		rc = recover_run(vm, idx, data_idx, false, err);
 		if (!rc)
 			rc = recover_run(vm, data_idx, data_end_idx, true, err);

@@ -7,6 +7,7 @@
 
 #include "base/failpoint.h"
 #include "base/held.h"
+#include "vm/backing.h"
 #include "vm/own_mapping.h"
 #include "vm/poison.h"
 
@@ -18,7 +19,7 @@
 struct batch {
 	struct restorer *restorer;
 	uint64_t page_idx, pages; /* the window */
-	struct own_mapping own;	  /* of the window; open once it was needed */
+	struct own_mapping own;	  /* of the window; opened where it is needed */
 	size_t n;
 	uint64_t idx[CHUNK_PAGES];
 	uint64_t claimed[CHUNK_PAGES]; /* 0: no longer ours */
@@ -165,51 +166,15 @@ static void now_resident(struct batch *batch, size_t from, size_t n)
 	batch->restorer->restored_pages += n;
 }
 
-/* 0, -ENOMEM, or -EIO. Opened inside the gate: it waits for nobody. */
-static int open_own_mapping(struct batch *batch, const struct region *region)
-{
-	int rc = batch->own.base ? 0 : own_mapping_open(&batch->own, region, batch->page_idx, batch->pages);
-
-	if (rc && rc != -ENOMEM)
-		notices_odd(batch->restorer->vm->notices, batch->page_idx,
-			    "guest memory that no process maps cannot be filled: %s%s", strerror(-rc),
-			    rc == -EPERM ? " (is its memfd sealed against writing?)" : "");
-	return rc && rc != -ENOMEM ? -EIO : rc;
-}
-
-/* No process maps the page any more: its bytes go to the file, for whoever maps it anew. Private memory that is unmapped is gone for
- * good. */
-static int restore_unmapped(struct batch *batch, size_t i)
+/* No process has taken the page. refused: one maps it, and the kernel would not. */
+static int restore_unmapped(struct batch *batch, size_t i, bool refused)
 {
 	struct vm *vm = batch->restorer->vm;
 	const struct region *region = memory_region_of(&vm->memory, batch->idx[i]);
-	int rc;
 
-	if (!region || region->is_private)
-		return 0;
-	rc = open_own_mapping(batch, region);
-	if (rc)
-		return rc;
-	switch (own_mapping_fill(&batch->own, batch->idx[i], batch->restorer->buffer + i * PAGE_BYTES)) {
-	case UFFD_EXISTS:
-		vm_found_present(vm, batch->idx[i]);
-		return 0;
-	case UFFD_DONE:
-	case UFFD_BEYOND: /* the VMM shrank its memfd: the page is given up */
-		return 0;
-	case UFFD_NO_MEMORY:
-		return -ENOMEM;
-	default:
-		return -EIO;
-	}
-}
-
-/* Private memory is nowhere else: what could not be put back for any other reason than that it is gone stays out. */
-static bool must_not_be_lost(struct batch *batch, size_t i, enum uffd_outcome outcome)
-{
-	const struct region *region = memory_region_of(&batch->restorer->vm->memory, batch->idx[i]);
-
-	return outcome != UFFD_UNMAPPED && region && region->is_private;
+	return region ? region->backing->put_unmapped(vm, &batch->own, batch->idx[i],
+						      batch->restorer->buffer + i * PAGE_BYTES, refused) :
+			0;
 }
 
 /* So many of the n pages at i, copied to the process, are the guest's now. Of those that follow one that is not, each that is goes
@@ -222,7 +187,7 @@ static size_t landed_run(struct batch *batch, const struct process *process, siz
 		int page_rc = 0;
 
 		if (!vm_has_landed(batch->restorer->vm, process, batch->idx[i + page]))
-			page_rc = restore_unmapped(batch, i + page);
+			page_rc = restore_unmapped(batch, i + page, false);
 		if (page_rc && landed == n) {
 			landed = page;
 			*rc = page_rc;
@@ -238,13 +203,13 @@ static size_t found_there(struct batch *batch, const struct process *process, si
 {
 	struct vm *vm = batch->restorer->vm;
 
-	if (vm_file_has_page(vm, batch->idx[i])) {
+	if (vm_has_page(vm, batch->idx[i])) {
 		vm_found_present(vm, batch->idx[i]);
 		return 1;
 	}
 	if (process->id == 0 || vm_has_landed(vm, process, batch->idx[i]))
 		return 0; /* not for long */
-	*rc = restore_unmapped(batch, i);
+	*rc = restore_unmapped(batch, i, false);
 	return *rc ? 0 : 1;
 }
 
@@ -254,6 +219,7 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 {
 	struct vm *vm = batch->restorer->vm;
 	char *bytes = batch->restorer->buffer + i * PAGE_BYTES;
+	bool refused = false;
 
 	*rc = 0;
 	for (size_t p = 0; p < vm->spaces.n; p++) {
@@ -284,14 +250,12 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 			 * and a balloon that maps anew split them where they like. */
 			if (run > 1)
 				return copy_run(batch, i, run / 2, rc);
-			if (must_not_be_lost(batch, i, outcome)) {
-				*rc = -EIO;
-				return 0;
-			}
-			continue; /* this process has unmapped it, or mapped something else there */
+			/* this process has unmapped it, or mapped something else there */
+			refused = refused || outcome != UFFD_UNMAPPED;
+			continue;
 		}
 	}
-	*rc = restore_unmapped(batch, i);
+	*rc = restore_unmapped(batch, i, refused);
 	return *rc ? 0 : 1;
 }
 
@@ -372,6 +336,7 @@ int restore_chunk(struct restorer *restorer, uint64_t *page_idx, uint64_t end_id
 	size_t next = 0;
 	int rc = 0;
 
+	batch.own = (struct own_mapping){ .page_idx = batch.page_idx, .pages = batch.pages };
 	*page_idx = claim_stored(&batch, *budget_pages);
 	if (!batch.n)
 		return 0;

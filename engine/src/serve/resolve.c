@@ -222,7 +222,7 @@ static void leave_other_memory(struct attempt *attempt)
  * copy would only hide what happened. */
 static enum resolved found_present(struct attempt *attempt)
 {
-	if (!vm_file_has_page(attempt->vm, attempt->page_idx)) {
+	if (!vm_has_page(attempt->vm, attempt->page_idx)) {
 		if (attempt->process->id == 0 ||
 		    vm_has_landed(attempt->vm, attempt->process, attempt->page_idx)) {
 			release(attempt, page_state_of(attempt->claimed));
@@ -231,8 +231,7 @@ static enum resolved found_present(struct attempt *attempt)
 		leave_other_memory(attempt);
 		return RESOLVED;
 	}
-	attempt->lost = !attempt->vm->snapshot;
-	vm_found_present(attempt->vm, attempt->page_idx);
+	attempt->lost = vm_found_present(attempt->vm, attempt->page_idx);
 	if (page_state_of(attempt->claimed) == PAGE_POISONED)
 		healed(attempt);
 	else

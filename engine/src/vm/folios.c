@@ -109,7 +109,7 @@ static bool may_be_large(const struct memory *memory)
 	for (size_t i = 0; i < memory->regions_n; i++) {
 		const struct region *region = &memory->regions[i];
 
-		if (region->is_private)
+		if (!region_has_file(region))
 			continue;
 		if (region->device == memfds ? strcmp(general, "never") != 0 :
 					       mount_has_large_folios(region->device))

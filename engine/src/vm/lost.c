@@ -113,7 +113,7 @@ void lost_look_around(struct vm *vm, struct lane *lane, uint64_t page_idx)
 
 	gate_pass(vm->gate, lane);
 	region = memory_region_of(&vm->memory, page_idx);
-	if (region && !region->is_private) {
+	if (region && region_has_file(region)) {
 		window_around(region, page_idx, &window);
 		/* not opened: the swap-in finds them */
 		own_mapping_open(&mapping, region, window.page_idx, window.pages);

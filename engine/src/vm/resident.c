@@ -58,10 +58,11 @@ static bool look_at_file(const struct memory *memory, size_t i, struct file *out
 	const struct region *region = &memory->regions[i];
 	struct stat status;
 
-	if (region->fd < 0)
+	if (!region_has_file(region))
 		return false;
 	for (size_t before = 0; before < i; before++)
-		if (memory->regions[before].fd >= 0 && is_same_file(&memory->regions[before], region))
+		if (region_has_file(&memory->regions[before]) &&
+		    is_same_file(&memory->regions[before], region))
 			return false;
 	*out = (struct file){ .end_pages = end_of(region, &status) };
 	out->pages = pages_of_bytes((uint64_t)status.st_blocks * 512);
@@ -69,7 +70,7 @@ static bool look_at_file(const struct memory *memory, size_t i, struct file *out
 		const struct region *other = &memory->regions[k];
 		uint64_t inside;
 
-		if (other->fd < 0 || !is_same_file(other, region))
+		if (!region_has_file(other) || !is_same_file(other, region))
 			continue;
 		inside = pages_inside(other, out->end_pages);
 		out->guest_pages += inside;
@@ -137,7 +138,7 @@ static int64_t count_piece(const struct region *region, uint64_t first, uint64_t
 static struct region *next_region(struct vm *vm, uint64_t page_idx)
 {
 	for (size_t i = 0; i < vm->memory.regions_n; i++)
-		if (vm->memory.regions[i].page_idx >= page_idx && vm->memory.regions[i].fd >= 0)
+		if (vm->memory.regions[i].page_idx >= page_idx && region_has_file(&vm->memory.regions[i]))
 			return &vm->memory.regions[i];
 	return NULL;
 }

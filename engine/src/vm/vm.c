@@ -6,7 +6,7 @@
 
 #include "base/hash.h"
 #include "base/held.h"
-#include "vm/own_mapping.h"
+#include "vm/backing.h"
 
 uint64_t monotonic_ns(void)
 {
@@ -115,30 +115,23 @@ bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash)
 	return vm->snapshot || page_hash(page) == hash;
 }
 
-void vm_found_present(struct vm *vm, uint64_t page_idx)
-{
-	if (vm->snapshot) {
-		atomic_fetch_add(&page_map_header(vm->map)->redundant_pages, 1);
-		return;
-	}
-	lost_note(vm, page_idx);
-}
-
-bool vm_file_has_page(const struct vm *vm, uint64_t page_idx)
+bool vm_found_present(struct vm *vm, uint64_t page_idx)
 {
 	const struct region *region = memory_region_of(&vm->memory, page_idx);
 
-	return !region || region->is_private || own_mapping_region_has_page(region, page_idx);
+	if (region && region->backing->hides_data) {
+		atomic_fetch_add(&page_map_header(vm->map)->redundant_pages, 1);
+		return false;
+	}
+	lost_note(vm, page_idx);
+	return true;
 }
 
-/* Waits for no lock, and what was out is not zeros, as a hole is. */
-static bool reads_as_zeros(const struct region *region, uint64_t page_idx)
+bool vm_has_page(const struct vm *vm, uint64_t page_idx)
 {
-	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
+	const struct region *region = memory_region_of(&vm->memory, page_idx);
 
-	return pread(region->fd, page, sizeof page, (off_t)region_offset_of(region, page_idx)) !=
-		       (ssize_t)sizeof page ||
-	       page_is_zero(page);
+	return !region || region->backing->has_page(region, page_idx);
 }
 
 bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_idx)
@@ -146,8 +139,7 @@ bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_i
 	const struct region *region = memory_region_of(&vm->memory, page_idx);
 
 	/* The VMM itself was looked at when it was registered, and has nothing there but the guest's memory. */
-	if (process->id == 0 || !region || region->is_private || !reads_as_zeros(region, page_idx) ||
-	    own_mapping_region_has_page(region, page_idx))
+	if (process->id == 0 || !region || region->backing->has_landed(region, page_idx))
 		return true;
 	notices_odd(
 		vm->notices, page_idx,

@@ -141,13 +141,13 @@ bool vm_protect_punching(struct vm *vm, struct process *process);
 /* Whether the store gave the bytes of a page with this hash. Of a snapshot's file there are no hashes. */
 bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash);
 
-/* A page that is out was found to be present, and nobody of ours put it there: it is lost. In private memory a predecessor did,
- * that died before it could note so. */
-void vm_found_present(struct vm *vm, uint64_t page_idx);
+/* A page that is out was found to be present, and nobody of ours put it there. True if it is lost: others around it may be, too.
+ * Where nobody but a predecessor can have put it there, it is not. With the gate passed or held. */
+bool vm_found_present(struct vm *vm, uint64_t page_idx);
 
-/* Whether the memfd has the page, where the kernel says of a process that something is there. It may be other memory of that
- * process, or a page table that somebody frees just then (EEXIST: mm/userfaultfd.c). Of private memory: yes. */
-bool vm_file_has_page(const struct vm *vm, uint64_t page_idx);
+/* Whether guest memory has the page, where the kernel says of a process that something is there. It may be other memory of that
+ * process, or a page table that somebody frees just then (EEXIST: mm/userfaultfd.c). */
+bool vm_has_page(const struct vm *vm, uint64_t page_idx);
 
 /* Whether a page that was copied to the process is in the guest's memfd now. If not, the process has something else there, and was
  * given bytes that are not its own: told of. */

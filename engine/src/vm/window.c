@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "vm/backing.h"
+
 void window_around(const struct region *region, uint64_t page_idx, struct window *out)
 {
 	uint64_t offset_bytes = region->offset_bytes + bytes_of_pages(page_idx - region->page_idx);
@@ -24,7 +26,7 @@ static bool find_run(const struct region *region, struct window_cursor *cursor, 
 
 	if (page_idx >= cursor->run_idx && page_idx < cursor->run_end_idx)
 		return true;
-	if (memory_next_data(region, page_idx, &cursor->run_idx, &cursor->run_end_idx, &rc))
+	if (region->backing->next_data(region, page_idx, &cursor->run_idx, &cursor->run_end_idx, &rc))
 		return true;
 	if (rc)
 		cursor->error = rc;

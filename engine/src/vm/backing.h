@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What backs a region of guest memory. All that differs between the kinds of guest memory stands behind struct backing, and only
+ * here is a kind asked for by its name.
+ *
+ *   memfd     shared memory: a file, which others may map, fill, punch and shrink, and which shows what it has
+ *   snapshot  private memory that a VMM restores from a snapshot's file: what is in it, nobody sees but its process
+ *
+ * The functions may be called by any thread, with the gate passed or held unless they say that they wait. */
+#ifndef VMMSWAP_BACKING_H
+#define VMMSWAP_BACKING_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "vm/memory.h"
+
+struct own_mapping;
+struct vm;
+
+struct backing {
+	/* Nobody sees which pages it has: next_data() finds none, and the page map is all that is known. A page that is out and yet
+	 * present was put there by a predecessor, which died before it could note so; nobody else can. */
+	bool hides_data;
+
+	/* The first resident page of the region at or after page_idx, and up to where all that follow are resident: to the next
+	 * 2 MiB boundary of the file at most, so that nobody waits for more than that. False: none is left, or -errno in *rc.
+	 * Waits for the inode's lock. */
+	bool (*next_data)(const struct region *region, uint64_t page_idx, uint64_t *start_idx,
+			  uint64_t *end_idx, int *rc);
+
+	/* True if nothing is there. Waits for the inode's lock. */
+	bool (*is_hole)(const struct region *region, uint64_t page_idx);
+
+	/* True if the page is the guest's, where the kernel says of a process that something is there. */
+	bool (*has_page)(const struct region *region, uint64_t page_idx);
+
+	/* True if a page that was copied to another process than the VMM has come to guest memory. */
+	bool (*has_landed)(const struct region *region, uint64_t page_idx);
+
+	/* False if nothing of the region can be taken out: sealed against writing. */
+	bool (*may_leave)(const struct region *region);
+
+	/* Read pages into buf. -ERANGE: the memory ends before them (the VMM shrank its memfd). */
+	int (*read)(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf);
+
+	/* Put a page that no process takes where whoever maps the memory next finds it. refused: a process has the page mapped, and
+	 * cannot take it. own: of pages around it, open or to be opened. 0: done, or the page is gone for good; -ENOMEM; -EIO: it must stay out. */
+	int (*put_unmapped)(struct vm *vm, struct own_mapping *own, uint64_t page_idx, const void *page,
+			    bool refused);
+};
+
+extern const struct backing backing_memfd, backing_snapshot;
+
+/* A region of pages that start at page_idx. The memfd is opened anew through /proc/self/fd, or dup'ed where its mode forbids that: a
+ * caller who cannot have opened it anew himself must not pass one that shares its position with the VMM. -EINVAL: the file is too
+ * short. */
+int region_of_memfd(struct region *out, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+		    struct error *err);
+
+/* offset_bytes: in the snapshot's file. Nothing is known of it but what the page map says. */
+struct region region_of_snapshot(uint64_t offset_bytes, uint64_t page_idx, uint64_t pages);
+
+/* Wait until nobody has the lock of the memfd's inode, and return without it. The page is there, so that the kernel finds data at
+ * once. */
+void memory_await_lock(const struct region *region, uint64_t page_idx);
+
+/* Give pages back to the host. All of a large folio or nothing: the caller sees to that. */
+int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages);
+
+#endif

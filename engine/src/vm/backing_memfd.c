@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Shared memory: a memfd. The one room that reads and punches it.
+ *
+ * It never maps the file so that it could be read: a read through a mapping of ours would fill the guest's holes with zeros, and the
+ * guest would then read those without any event. pread() of a hole allocates nothing. Nor does it write to the file: own_mapping.h
+ * says why. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include "base/failpoint.h"
+#include "base/hash.h"
+#include "base/held.h"
+#include "vm/backing.h"
+#include "vm/incore.h"
+#include "vm/own_mapping.h"
+#include "vm/vm.h"
+
+/* A received memfd shares its offset and flags with the VMM: SEEK_DATA on it would move the VMM's own position. One whose mode the VMM
+ * has changed since it was opened for us is taken as it is: that is a successor's, and its predecessor's own. */
+static int reopen(int memfd)
+{
+	char path[64];
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/self/fd/%d", memfd);
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 && errno == EACCES && (fcntl(memfd, F_GETFL) & O_ACCMODE) == O_RDWR)
+		fd = fcntl(memfd, F_DUPFD_CLOEXEC, 3);
+	return fd;
+}
+
+int region_of_memfd(struct region *out, int memfd, uint64_t offset_bytes, uint64_t page_idx, uint64_t pages,
+		    struct error *err)
+{
+	uint64_t size_bytes = bytes_of_pages(pages);
+	struct stat status;
+
+	if (fstat(memfd, &status) != 0)
+		return error_set(err, errno, "cannot look at the memfd %d: %s", memfd, strerror(errno));
+	if (pages == 0 || (uint64_t)status.st_size < offset_bytes ||
+	    (uint64_t)status.st_size - offset_bytes < size_bytes)
+		return error_set(err, EINVAL,
+				 "the memfd has %lld bytes, the region needs %llu at offset %llu",
+				 (long long)status.st_size, (unsigned long long)size_bytes,
+				 (unsigned long long)offset_bytes);
+	*out = (struct region){
+		.fd = reopen(memfd),
+		.backing = &backing_memfd,
+		.offset_bytes = offset_bytes,
+		.page_idx = page_idx,
+		.pages = pages,
+		.device = status.st_dev,
+		.inode = status.st_ino,
+		.counted_pages = pages,
+	};
+	if (out->fd < 0)
+		return error_set(err, errno, "cannot open the memfd anew for reading and writing: %s",
+				 strerror(errno));
+	return 0;
+}
+
+/* How many pages from this one on, which has data, have data. SEEK_HOLE would walk on to the next hole, 20 ms a GiB, with the lock
+ * of the inode; this looks at no more than the 2 MiB of the file that the page is in, without it. What is in the host's swap is
+ * not seen here, and is a run of its own. */
+static uint64_t run_length(const struct region *region, uint64_t page_idx, uint64_t pages_max)
+{
+	uint64_t into_chunk = pages_of_bytes(region_offset_of(region, page_idx) % CHUNK_BYTES), n = 1;
+	uint64_t pages = CHUNK_PAGES - into_chunk < pages_max ? CHUNK_PAGES - into_chunk : pages_max;
+	unsigned char found[CHUNK_PAGES];
+	struct incore incore;
+
+	found[0] = 0;
+	if (incore_open(&incore, region, page_idx, pages) == 0 &&
+	    incore_find(&incore, page_idx, pages, found) < 0)
+		found[0] = 0;
+	incore_close(&incore);
+	while ((found[0] & 1) && n < pages && (found[n] & 1))
+		n++;
+	return n;
+}
+
+static bool next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx,
+		      int *rc)
+{
+	uint64_t region_end_idx = region->page_idx + region->pages;
+	off_t data;
+
+	HELD_MAY_WAIT(WAIT_INODE);
+	*rc = FAILPOINT("memory.seek");
+	if (page_idx >= region_end_idx || *rc)
+		return false;
+	data = lseek(region->fd, (off_t)region_offset_of(region, page_idx), SEEK_DATA);
+	if (data < 0) {
+		*rc = errno == ENXIO ? 0 : -errno;
+		return false;
+	}
+	*start_idx = region->page_idx + pages_of_bytes((uint64_t)data - region->offset_bytes);
+	if (*start_idx >= region_end_idx)
+		return false;
+	*end_idx = *start_idx + run_length(region, *start_idx, region_end_idx - *start_idx);
+	return true;
+}
+
+static bool is_hole(const struct region *region, uint64_t page_idx)
+{
+	off_t offset = (off_t)region_offset_of(region, page_idx), data;
+
+	HELD_MAY_WAIT(WAIT_INODE);
+	data = lseek(region->fd, offset, SEEK_DATA);
+	return data < 0 || data >= offset + (off_t)PAGE_BYTES;
+}
+
+void memory_await_lock(const struct region *region, uint64_t page_idx)
+{
+	HELD_MAY_WAIT(WAIT_INODE);
+	lseek(region->fd, (off_t)region_offset_of(region, page_idx), SEEK_DATA);
+}
+
+static int read_pages(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf)
+{
+	uint64_t offset_bytes = region_offset_of(region, page_idx), left_bytes = bytes_of_pages(pages);
+	char *to = buf;
+	int rc = FAILPOINT("memory.read");
+
+	if (rc)
+		return rc;
+	while (left_bytes) {
+		ssize_t got = pread(region->fd, to, left_bytes, (off_t)offset_bytes);
+
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return -errno;
+		if (got == 0)
+			return -ERANGE;
+		to += got;
+		offset_bytes += (uint64_t)got;
+		left_bytes -= (uint64_t)got;
+	}
+	return 0;
+}
+
+/* A hole is a write, too. */
+static bool may_leave(const struct region *region)
+{
+	int seals = fcntl(region->fd, F_GET_SEALS);
+
+	return seals < 0 || !(seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE));
+}
+
+int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
+{
+	int rc = FAILPOINT("memory.punch");
+
+	HELD_MAY_WAIT(WAIT_PUNCH);
+	if (rc)
+		return rc;
+	while (fallocate(region->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			 (off_t)region_offset_of(region, page_idx), (off_t)bytes_of_pages(pages)) != 0)
+		if (errno != EINTR)
+			return -errno;
+	return 0;
+}
+
+/* Waits for no lock, and what was out is not zeros, as a hole is. */
+static bool reads_as_zeros(const struct region *region, uint64_t page_idx)
+{
+	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
+
+	return pread(region->fd, page, sizeof page, (off_t)region_offset_of(region, page_idx)) !=
+		       (ssize_t)sizeof page ||
+	       page_is_zero(page);
+}
+
+static bool has_landed(const struct region *region, uint64_t page_idx)
+{
+	return !reads_as_zeros(region, page_idx) || own_mapping_region_has_page(region, page_idx);
+}
+
+/* 0, -ENOMEM, or -EIO. Opened inside the gate: it waits for nobody. */
+static int open_own_mapping(struct vm *vm, struct own_mapping *own, uint64_t page_idx)
+{
+	const struct region *region = memory_region_of(&vm->memory, page_idx);
+	int rc = own->base ? 0 : own_mapping_open(own, region, own->page_idx, own->pages);
+
+	if (rc && rc != -ENOMEM)
+		notices_odd(vm->notices, own->page_idx,
+			    "guest memory that no process maps cannot be filled: %s%s", strerror(-rc),
+			    rc == -EPERM ? " (is its memfd sealed against writing?)" : "");
+	return rc && rc != -ENOMEM ? -EIO : rc;
+}
+
+/* The file has it, whoever maps it. */
+static int put_unmapped(struct vm *vm, struct own_mapping *own, uint64_t page_idx, const void *page,
+			bool refused)
+{
+	int rc = open_own_mapping(vm, own, page_idx);
+
+	(void)refused;
+	if (rc)
+		return rc;
+	switch (own_mapping_fill(own, page_idx, page)) {
+	case UFFD_EXISTS:
+		vm_found_present(vm, page_idx);
+		return 0;
+	case UFFD_DONE:
+	case UFFD_BEYOND: /* the VMM shrank its memfd: the page is given up */
+		return 0;
+	case UFFD_NO_MEMORY:
+		return -ENOMEM;
+	default:
+		return -EIO;
+	}
+}
+
+const struct backing backing_memfd = {
+	.next_data = next_data,
+	.is_hole = is_hole,
+	.has_page = own_mapping_region_has_page,
+	.has_landed = has_landed,
+	.may_leave = may_leave,
+	.read = read_pages,
+	.put_unmapped = put_unmapped,
+};
