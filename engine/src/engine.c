@@ -26,8 +26,7 @@ static int open_store(struct vm *vm, const struct engine_config *config, struct 
 	struct snapshot_version version = { header->snapshot_bytes, header->snapshot_mtime_ns };
 	int rc;
 
-	vm->snapshot = config->snapshot;
-	if (vm->snapshot) {
+	if (config->snapshot) {
 		rc = store_open_snapshot(config->store_fd, &version, &vm->store, err);
 
 		header->snapshot_bytes = version.size_bytes;

@@ -16,7 +16,7 @@ static int fill_process(struct engine *engine, struct process *process, const st
 	struct vm *vm = &engine->vm;
 	int rc = 0;
 
-	process->protects = !vm->snapshot; /* until registering says otherwise */
+	process->protects = true; /* until registering says otherwise */
 	for (size_t i = 0; i < ranges_n && !rc; i++)
 		rc = process_add_range(process, ranges[i]);
 	if (rc)
@@ -45,7 +45,7 @@ static int try_to_add(struct engine *engine, int uffd, const struct range *range
 		*process_id = process->id;
 		rc = fill_process(engine, process, ranges, ranges_n, err);
 		if (!rc && !vm_protect_punching(vm, process)) {
-			unregister_process(vm, process);
+			unregister_ours(vm, process);
 			rc = error_set(
 				err, EAGAIN,
 				"a swap-out is under way, and the process cannot be write-protected: it is changing its "
@@ -210,8 +210,8 @@ size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range
 /* It has ended as a rule. One that lives, and is given up, must not wait for us for ever. */
 static void let_process_go(struct vm *vm, struct process *process)
 {
-	if (vm->tracking && !vm->snapshot) /* private memory is nowhere else: better wait than read zeros */
-		unregister_process(vm, process);
+	if (vm->tracking)
+		unregister_ours(vm, process);
 	if (process->dummy_addr && !process->gone)
 		uffd_unregister(process->uffd, process->dummy_addr, PAGE_BYTES);
 }

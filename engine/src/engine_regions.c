@@ -68,7 +68,7 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 	struct region region;
 	int rc;
 
-	if (!vm->snapshot || offset_bytes % PAGE_BYTES ||
+	if (!header->snapshot_bytes || offset_bytes % PAGE_BYTES ||
 	    pages_of_bytes(offset_bytes) + pages > STORE_SLOTS_MAX)
 		return error_set(err, EINVAL,
 				 "%llu bytes at offset %llu of a snapshot's memory file cannot be served",

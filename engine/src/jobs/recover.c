@@ -30,7 +30,7 @@ static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct erro
 	return 0;
 }
 
-/* Private memory shows nobody what is in it. A page that the predecessor was putting back when it died is therefore brought
+/* Memory that hides its data: a page that the predecessor was putting back when it died is therefore brought
  * in at once, before its REMOVE can be read: if we died between that and the record of it, our own successor would take it
  * for one that never came, and give the guest older contents than it had. False: it stays out; it is not mapped, or an event
  * must pass first. */
@@ -40,8 +40,8 @@ static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
 	uint64_t slot_idx = page_slot_of(word), addr, copied_bytes;
 	enum uffd_outcome outcome = UFFD_UNMAPPED;
 
-	if (!vm->snapshot || page_state_of(word) != PAGE_STORED || !(word & PAGE_FILLING) ||
-	    (word & PAGE_BACKGROUND))
+	if (page_state_of(word) != PAGE_STORED || !(word & PAGE_FILLING) || (word & PAGE_BACKGROUND) ||
+	    !backing_of(&vm->memory, page_idx)->hides_data)
 		return false;
 	if (store_get(vm->store, &slot_idx, 1, page))
 		return false;
@@ -154,8 +154,6 @@ int recover_pages(struct vm *vm, struct error *err)
 	 * forked may be one that it had not registered yet. */
 	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
-		if (vm->snapshot && vm->tracking)
-			continue; /* the VMM did it; what it has mapped anew since has nothing to do with the snapshot */
 		if (vm->tracking || atomic_load(&vm->stored_pages))
 			register_process(vm, vm->spaces.processes[i]);
 		else

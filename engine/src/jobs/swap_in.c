@@ -96,7 +96,7 @@ void swap_in(struct swapper *swapper)
 			&swapper->error, EIO,
 			"%llu pages of guest memory cannot be read back from the %s file: they are still out, and the VM "
 			"cannot be released while they are",
-			(unsigned long long)job_pages_out(vm), vm->snapshot ? "snapshot's" : "swap");
+			(unsigned long long)job_pages_out(vm), store_file_kind(vm->store));
 		return;
 	}
 	untrack_memory(swapper);

@@ -7,6 +7,7 @@
 
 #include "base/failpoint.h"
 #include "jobs/job.h"
+#include "vm/backing.h"
 #include "vm/resident.h"
 
 static void *run_job(void *argument)
@@ -86,18 +87,26 @@ void swapper_destroy(struct swapper *swapper)
 	free(swapper);
 }
 
+static const char *why_it_stays(const struct memory *memory)
+{
+	const char *why = NULL;
+
+	for (size_t i = 0; i < memory->regions_n && !why; i++)
+		why = memory->regions[i].backing->stays;
+	return why;
+}
+
 int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options,
 		  struct error *err)
 {
 	struct page_map_header *header = page_map_header(swapper->vm->map);
+	const char *why;
 	int code;
 
 	if (atomic_load(&swapper->job) != JOB_NONE)
 		return error_set(err, EBUSY, "another operation is still under way");
-	if (swapper->vm->snapshot && job != JOB_SWAP_IN)
-		return error_set(
-			err, ENOTSUP,
-			"memory that came from a snapshot is the VMM's own: nothing of it can go out");
+	if (job != JOB_SWAP_IN && (why = why_it_stays(&swapper->vm->memory)))
+		return error_set(err, ENOTSUP, "%s", why);
 	join_last(swapper);
 	swapper->options = *options;
 	swapper->frozen = swapper->free_only = false;

@@ -48,6 +48,16 @@ void store_limit(struct store *store, uint64_t max_bytes, uint64_t keep_free_byt
 	store->keep_free_bytes = keep_free_bytes;
 }
 
+const char *store_file_kind(const struct store *store)
+{
+	return store->mode == SNAPSHOT ? "snapshot's" : "swap";
+}
+
+bool store_checks_bytes(const struct store *store)
+{
+	return store->mode == SNAPSHOT;
+}
+
 int store_fd(const struct store *store)
 {
 	return store->fd;

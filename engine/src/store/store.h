@@ -74,6 +74,12 @@ void store_limit(struct store *store, uint64_t max_bytes, uint64_t keep_free_byt
 /* Closes the fd; the pages are lost unless someone else holds a dup of it. NULL is allowed. */
 void store_destroy(struct store *store);
 
+/* What people call its file, as in "the swap file". */
+const char *store_file_kind(const struct store *store);
+
+/* True if store_get() itself says so (-EBADMSG) where bytes are not what they were when the VM registered: nobody has hashes of them. */
+bool store_checks_bytes(const struct store *store);
+
 /* The store's own fd, for the fd store; valid until store_destroy(). */
 int store_fd(const struct store *store);
 

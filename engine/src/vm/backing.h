@@ -12,15 +12,26 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "linux/uffd.h"
 #include "vm/memory.h"
 
 struct own_mapping;
+struct process;
+struct range;
 struct vm;
 
 struct backing {
 	/* Nobody sees which pages it has: next_data() finds none, and the page map is all that is known. A page that is out and yet
 	 * present was put there by a predecessor, which died before it could note so; nobody else can. */
 	bool hides_data;
+
+	/* Its VMM registers it, before it hands it over, and nobody else does: what the VMM has mapped anew since, as older balloons
+	 * do, is none of the guest's memory. Only missing faults come. Whatever becomes of a process of it, nobody unregisters it while
+	 * pages are out: they are nowhere else, and who touches one had better wait than read zeros. */
+	bool vmm_registers;
+
+	/* Why nothing of it can be swapped out, for people; NULL: it can. */
+	const char *stays;
 
 	/* The first resident page of the region at or after page_idx, and up to where all that follow are resident: to the next
 	 * 2 MiB boundary of the file at most, so that nobody waits for more than that. False: none is left, or -errno in *rc.
@@ -47,7 +58,17 @@ struct backing {
 	 * cannot take it. own: of pages around it, open or to be opened. 0: done, or the page is gone for good; -ENOMEM; -EIO: it must stay out. */
 	int (*put_unmapped)(struct vm *vm, struct own_mapping *own, uint64_t page_idx, const void *page,
 			    bool refused);
+
+	/* Register a range with the process's userfaultfd, for write-protect faults too if process->protects, which becomes false
+	 * where there are none. UFFD_REFUSED: something else is mapped there, or another userfaultfd watches it. */
+	enum uffd_outcome (*register_range)(struct process *process, const struct range *range);
+
+	/* Unregister what a forked child got from its parent. UFFD_REFUSED: it has something else there. */
+	enum uffd_outcome (*unregister_inherited)(const struct process *child, const struct range *range);
 };
+
+/* Of the page's region. What is in no region counts as a memfd's: it is registered as that, or refused by the kernel. */
+const struct backing *backing_of(const struct memory *memory, uint64_t page_idx);
 
 extern const struct backing backing_memfd, backing_snapshot;
 

@@ -64,6 +64,13 @@ int region_of_memfd(struct region *out, int memfd, uint64_t offset_bytes, uint64
 	return 0;
 }
 
+const struct backing *backing_of(const struct memory *memory, uint64_t page_idx)
+{
+	const struct region *region = memory_region_of(memory, page_idx);
+
+	return region ? region->backing : &backing_memfd;
+}
+
 /* How many pages from this one on, which has data, have data. SEEK_HOLE would walk on to the next hole, 20 ms a GiB, with the lock
  * of the inode; this looks at no more than the 2 MiB of the file that the page is in, without it. What is in the host's swap is
  * not seen here, and is a run of its own. */
@@ -218,6 +225,27 @@ static int put_unmapped(struct vm *vm, struct own_mapping *own, uint64_t page_id
 	}
 }
 
+/* Without write-protection where there is none, which `protects` then says. */
+static enum uffd_outcome register_range(struct process *process, const struct range *range)
+{
+	uint64_t size_bytes = bytes_of_pages(range->pages);
+	enum uffd_outcome outcome =
+		uffd_register_shared(process->uffd, range->addr, size_bytes, process->protects);
+
+	/* What is not guest memory is refused either way, and says nothing of write-protection. */
+	if (outcome == UFFD_REFUSED && process->protects) {
+		outcome = uffd_register_shared(process->uffd, range->addr, size_bytes, false);
+		/* none to be had on this kernel: missing faults alone */
+		process->protects = outcome != UFFD_DONE;
+	}
+	return outcome;
+}
+
+static enum uffd_outcome unregister_inherited(const struct process *child, const struct range *range)
+{
+	return uffd_unregister_shared(child->uffd, range->addr, bytes_of_pages(range->pages));
+}
+
 const struct backing backing_memfd = {
 	.next_data = next_data,
 	.is_hole = is_hole,
@@ -226,4 +254,6 @@ const struct backing backing_memfd = {
 	.may_leave = may_leave,
 	.read = read_pages,
 	.put_unmapped = put_unmapped,
+	.register_range = register_range,
+	.unregister_inherited = unregister_inherited,
 };

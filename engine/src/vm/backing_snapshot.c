@@ -2,6 +2,7 @@
 /* Private memory, filled from the memory file of a snapshot, which is the store. Nothing of it goes out. */
 #include <errno.h>
 
+#include "vm/address_space.h"
 #include "vm/backing.h"
 
 struct region region_of_snapshot(uint64_t offset_bytes, uint64_t page_idx, uint64_t pages)
@@ -38,10 +39,25 @@ static int put_unmapped(struct vm *vm, struct own_mapping *own, uint64_t page_id
 	return refused ? -EIO : 0;
 }
 
+static enum uffd_outcome register_range(struct process *process, const struct range *range)
+{
+	(void)process, (void)range;
+	return UFFD_REFUSED;
+}
+
+static enum uffd_outcome unregister_inherited(const struct process *child, const struct range *range)
+{
+	return uffd_unregister(child->uffd, range->addr, bytes_of_pages(range->pages));
+}
+
 const struct backing backing_snapshot = {
 	.hides_data = true,
+	.vmm_registers = true,
+	.stays = "memory that came from a snapshot is the VMM's own: nothing of it can go out",
 	.next_data = next_data,
 	.has_page = is_there,
 	.has_landed = is_there,
 	.put_unmapped = put_unmapped,
+	.register_range = register_range,
+	.unregister_inherited = unregister_inherited,
 };

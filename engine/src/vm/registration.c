@@ -4,21 +4,17 @@
 #include <errno.h>
 
 #include "base/held.h"
+#include "vm/backing.h"
 
-/* Without write-protection where there is none, which `protects` then says. */
-static enum uffd_outcome register_range(struct process *process, const struct range *range)
+static enum uffd_outcome register_range(const struct vm *vm, struct process *process,
+					const struct range *range)
 {
-	uint64_t size_bytes = bytes_of_pages(range->pages);
-	enum uffd_outcome outcome =
-		uffd_register_shared(process->uffd, range->addr, size_bytes, process->protects);
+	return backing_of(&vm->memory, range->page_idx)->register_range(process, range);
+}
 
-	/* What is not guest memory is refused either way, and says nothing of write-protection. */
-	if (outcome == UFFD_REFUSED && process->protects) {
-		outcome = uffd_register_shared(process->uffd, range->addr, size_bytes, false);
-		/* none to be had on this kernel: missing faults alone */
-		process->protects = outcome != UFFD_DONE;
-	}
-	return outcome;
+static bool vmm_registers(const struct vm *vm, const struct range *range)
+{
+	return backing_of(&vm->memory, range->page_idx)->vmm_registers;
 }
 
 void register_process(struct vm *vm, struct process *process)
@@ -28,8 +24,11 @@ void register_process(struct vm *vm, struct process *process)
 	process->released_addr = 0;
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		const struct range *range = &process->ranges[i];
-		enum uffd_outcome outcome = register_range(process, range);
+		enum uffd_outcome outcome;
 
+		if (vmm_registers(vm, range))
+			continue;
+		outcome = register_range(vm, process, range);
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 		else if (outcome != UFFD_DONE) {
@@ -44,16 +43,26 @@ void register_process(struct vm *vm, struct process *process)
 	}
 }
 
+/* UFFD_REFUSED: the process unmapped it meanwhile. Nothing is left to unregister. */
+static void unregister_range(struct vm *vm, struct process *process, const struct range *range)
+{
+	if (uffd_unregister(process->uffd, range->addr, bytes_of_pages(range->pages)) == UFFD_GONE)
+		vm_process_gone(vm, process);
+}
+
 void unregister_process(struct vm *vm, struct process *process)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);
-	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
-		const struct range *range = &process->ranges[i];
+	for (size_t i = 0; i < process->ranges_n && !process->gone; i++)
+		unregister_range(vm, process, &process->ranges[i]);
+}
 
-		/* UFFD_REFUSED: the process unmapped it meanwhile. Nothing is left to unregister. */
-		if (uffd_unregister(process->uffd, range->addr, bytes_of_pages(range->pages)) == UFFD_GONE)
-			vm_process_gone(vm, process);
-	}
+void unregister_ours(struct vm *vm, struct process *process)
+{
+	HELD_NEEDS(HELD_GATE_ALONE);
+	for (size_t i = 0; i < process->ranges_n && !process->gone; i++)
+		if (!vmm_registers(vm, &process->ranges[i]))
+			unregister_range(vm, process, &process->ranges[i]);
 }
 
 /* What takes time is page tables. Where there are few, in a large VM that uses little of its memory or in many processes, small pieces
@@ -128,27 +137,27 @@ static enum uffd_answer is_registered(const struct process *process, const struc
 	return answer;
 }
 
-/* What a snapshot's VMM has registered is not registered again: what it has mapped anew since, as older balloons do, has nothing to
- * do with the snapshot. */
-static void look_whether_registered(struct process *process)
+/* What its VMM registers must be so by now. */
+static void look_whether_registered(const struct vm *vm, struct process *process)
 {
 	uint64_t page_idx;
 
-	for (size_t i = 0; i < process->ranges_n; i++)
+	for (size_t i = 0; i < process->ranges_n; i++) {
+		if (!vmm_registers(vm, &process->ranges[i]))
+			continue;
+		process->protects = false;
 		process->unwatched = process->unwatched ||
 				     is_registered(process, &process->ranges[i], &page_idx) == UFFD_NO;
+	}
 }
 
 int register_or_refuse(struct vm *vm, struct process *process, struct error *err)
 {
-	if (vm->snapshot)
-		look_whether_registered(process);
-	else
-		register_process(vm, process);
+	register_process(vm, process);
+	look_whether_registered(vm, process);
 	if (process->gone || !process->unwatched)
 		return 0;
-	if (!vm->snapshot) /* what its VMM registered itself stays so in any case */
-		unregister_process(vm, process);
+	unregister_ours(vm, process);
 	return error_set(
 		err, EINVAL,
 		"a region cannot be registered with the userfaultfd of the process: it is not mapped there, "
@@ -180,7 +189,7 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 		enum uffd_outcome outcome = UFFD_DONE;
 
 		if (!process_has_range(process, &next->ranges[i]))
-			outcome = register_range(next, &next->ranges[i]);
+			outcome = register_range(vm, next, &next->ranges[i]);
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 		if (outcome == UFFD_GONE || outcome == UFFD_DONE)
@@ -219,13 +228,12 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 	enum uffd_outcome outcome;
 
 	if (!vm->tracking)
-		return vm->snapshot ? uffd_unregister(child->uffd, range->addr, size_bytes) :
-				      uffd_unregister_shared(child->uffd, range->addr, size_bytes);
+		return backing_of(&vm->memory, range->page_idx)->unregister_inherited(child, range);
 	answer = is_registered(child, range, &registered_idx);
-	if (vm->snapshot) /* private: nobody registers it but its VMM */
+	if (vmm_registers(vm, range))
 		return answer == UFFD_NO ? UFFD_REFUSED : UFFD_DONE;
 	if (answer == UFFD_NO) {
-		outcome = register_range(child, range);
+		outcome = register_range(vm, child, range);
 		/* nothing of the guest's is there: it writes nothing */
 		*inherited = *inherited && outcome == UFFD_REFUSED;
 		return outcome;

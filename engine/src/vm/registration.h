@@ -13,9 +13,13 @@
 
 #include "vm/vm.h"
 
-/* All ranges of a process, or none any more. What cannot be registered is told of, and the process `unwatched`. */
+/* Register all ranges of a process but those that its VMM registers. What cannot be registered is reported, and the process
+ * `unwatched`. */
 void register_process(struct vm *vm, struct process *process);
+
+/* Unregister all of a process's ranges; or those that register_process() registers. */
 void unregister_process(struct vm *vm, struct process *process);
+void unregister_ours(struct vm *vm, struct process *process);
 
 /* The same of all processes, a piece at a time, each in a passage of the gate: whoever uses a process's memory map waits while one is
  * unregistered, 34 to 55 ms a GiB. Nothing is out and nothing kept meanwhile. False: there is nothing left. Whoever joined or moved

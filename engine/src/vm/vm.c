@@ -112,7 +112,7 @@ bool vm_protect_punching(struct vm *vm, struct process *process)
 
 bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash)
 {
-	return vm->snapshot || page_hash(page) == hash;
+	return store_checks_bytes(vm->store) || page_hash(page) == hash;
 }
 
 bool vm_found_present(struct vm *vm, uint64_t page_idx)

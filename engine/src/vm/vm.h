@@ -65,9 +65,6 @@ struct vm {
 	struct latency *latencies; /* one for each fault thread */
 	size_t fault_threads_n, workers_n;
 
-	/* guest memory is private and comes from the memory file of a snapshot; nothing goes out again */
-	bool snapshot;
-
 	_Atomic bool stopping;	       /* the engine is: long walks that nobody needs any more end early */
 	_Atomic bool tracking;	       /* guest memory is registered with the uffds */
 	_Atomic uint64_t stored_pages; /* pages in state STORED */
@@ -138,7 +135,7 @@ void vm_punching_end(struct vm *vm, struct punching *punching);
  * writes do. With the gate held alone, after it was registered. False if it cannot be protected there now: it must not join. */
 bool vm_protect_punching(struct vm *vm, struct process *process);
 
-/* Whether the store gave the bytes of a page with this hash. Of a snapshot's file there are no hashes. */
+/* Whether the store gave the bytes of a page with this hash, unless it checks that itself. */
 bool vm_is_right(const struct vm *vm, const void *page, uint32_t hash);
 
 /* A page that is out was found to be present, and nobody of ours put it there. True if it is lost: others around it may be, too.
