@@ -103,11 +103,20 @@ class Qemu:
         prefix: Sequence[str] = (),
         boot_s: float = BOOT_S,
         wait_ready: bool = True,
+        memory_fd: int | None = None,
     ) -> None:
+        """memory_fd: guest memory is this file, another QEMU's too perhaps; it stays the caller's."""
         self.directory = directory
         self.memory_bytes = memory_mib << 20
         self._boot_s = boot_s
         self._wait_ready = wait_ready  # False: it goes on from a snapshot
+        self._pass_fds = () if memory_fd is None else (memory_fd,)
+        size = f"size={memory_mib}M,share=on"
+        memory = (
+            f"memory-backend-memfd,id=mem,{size}"
+            if memory_fd is None
+            else f"memory-backend-file,id=mem,mem-path=/proc/self/fd/{memory_fd},{size}"
+        )
         self._output = b""
         self._serial_path, self.qmp_path = directory / "serial.sock", directory / "qmp.sock"
         self._log_path = directory / "qemu.log"
@@ -116,7 +125,7 @@ class Qemu:
             *prefix,
             *("qemu-system-x86_64", "-accel", accel, "-cpu", "host" if accel == "kvm" else "max"),
             *("-m", f"{memory_mib}M", "-smp", "2"),
-            *("-object", f"memory-backend-memfd,id=mem,size={memory_mib}M,share=on"),
+            *("-object", memory),
             *("-machine", "pc,memory-backend=mem", "-nodefaults", "-no-user-config"),
             *("-display", "none", "-no-reboot"),
             *("-chardev", f"socket,id=serial,path={self._serial_path},server=on,wait=off"),
@@ -129,7 +138,9 @@ class Qemu:
 
     def __enter__(self) -> Self:
         with self._log_path.open("wb") as log:
-            self.process = subprocess.Popen(self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=self._pass_fds
+            )
         try:
             self._serial = self._connect(self._serial_path)
             if self._wait_ready:
