@@ -45,8 +45,8 @@ class StatusKey:
     attribute: of Status. key, signature: on the bus. signalled: changes raise PropertiesChanged; the others
     carry EmitsChangedSignal=false, so that proxies do not cache them. unit: pages (of PageSize bytes), bytes,
     faults, ms, us or "". since: the first version that has it. engine: the field of EngineStats with the
-    value; "": monitor/report.py finds it. title: its name in `vmmswapctl status`; "": it is a part of
-    another row there. shown_if_set: no row while the value is 0, false or empty.
+    value; "": monitor/operations/report.py finds it. title: its name in `vmmswapctl status`; "": it is a
+    part of another row there. shown_if_set: no row while the value is 0, false or empty.
     """
 
     attribute: str

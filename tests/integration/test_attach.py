@@ -31,7 +31,7 @@ from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedEr
 from vmmswap.handoff import uffd_api
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.host.target import Target as HostTarget
-from vmmswap.monitor.coverage import name_of
+from vmmswap.monitor.mappers.coverage import name_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it traces other processes")
 

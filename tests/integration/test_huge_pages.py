@@ -17,7 +17,7 @@ from tests.support.attach import Target
 from tests.support.bus import missing
 from tests.support.guest import Guest
 from tests.support.monitor import BusError, Monitor
-from vmmswap.monitor import collapse
+from vmmswap.monitor.mappers import collapse
 
 REASON = missing()
 pytestmark = [

@@ -273,7 +273,8 @@ def test_the_successor_of_a_monitor_that_died_lets_the_vm_go_on(undo, bus, direc
 # The last of what is looked at before a swap-out waits until somebody has opened and closed the FIFO.
 HELD = """
 import sys
-from vmmswap.monitor import coverage, main
+from vmmswap.monitor import main
+from vmmswap.monitor.mappers import coverage
 fifo, check_buffers = sys.argv.pop(1), coverage.check_buffers
 def held(question):
     open(fifo).read()

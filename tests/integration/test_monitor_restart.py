@@ -15,7 +15,7 @@ from tests.support.guest import Guest
 from tests.support.monitor import PROGRAM, BusError, Monitor
 from tests.support.notify import ServiceManager
 from tests.support.restarts import wait_gone
-from vmmswap.monitor import fdstore
+from vmmswap.monitor.keep import fdstore
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")

@@ -16,7 +16,7 @@ from tests.support.bus import missing
 from tests.support.guest import Guest
 from tests.support.handed_over import HandedOver
 from tests.support.monitor import BusError, Monitor
-from vmmswap.monitor import headroom
+from vmmswap.monitor.operations import headroom
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")

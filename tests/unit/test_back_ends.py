@@ -13,7 +13,7 @@ import pytest
 from tests.support.qmp_server import QmpServer
 from vmmswap.attach.back_ends import CommandLine, parse_command_line
 from vmmswap.errors import NotSupportedError
-from vmmswap.monitor.added_back_ends import check_added_back_ends
+from vmmswap.monitor.mappers.added_back_ends import check_added_back_ends
 
 
 @pytest.mark.parametrize(

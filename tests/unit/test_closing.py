@@ -8,10 +8,10 @@ import time
 
 from vmmswap.engine import Engine, EngineConfig
 from vmmswap.handoff import closing
-from vmmswap.monitor.counting import Counting
-from vmmswap.monitor.fdstore import FdStore
-from vmmswap.monitor.housekeeping import Housekeeping
-from vmmswap.monitor.manifest import Manifest, ManifestFile
+from vmmswap.monitor.keep.fdstore import FdStore
+from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
+from vmmswap.monitor.operations.counting import Counting
+from vmmswap.monitor.operations.housekeeping import Housekeeping
 from vmmswap.monitor.vm import Vm
 
 DEADLINE_S = 60.0
@@ -87,7 +87,7 @@ async def test_whoever_asks_gets_a_count_that_began_after_that(tmp_path):
 
 
 async def test_housekeeping_that_waits_for_the_disk_holds_up_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("vmmswap.monitor.housekeeping._IDLE_S", 0.001)
+    monkeypatch.setattr("vmmswap.monitor.operations.housekeeping._IDLE_S", 0.001)
     engine = Engine(EngineConfig(tmp_path, fault_threads=1, workers=1))
     asked = threading.Event()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""vmmswap/monitor/machine.py: any order at any time, against a model of the engine."""
+"""vmmswap/monitor/operations/machine.py: any order at any time, against a model of the engine."""
 
 import pytest
 from hypothesis import HealthCheck, settings, strategies
@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from vmmswap.engine import Job
 from vmmswap.errors import BusyError, NoSpaceError, NotSupportedError
-from vmmswap.monitor.machine import Action, Machine
+from vmmswap.monitor.operations.machine import Action, Machine
 from vmmswap.status import Operation, State
 
 NO_SPACE = NoSpaceError("no space left")

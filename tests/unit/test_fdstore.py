@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.notify import ServiceManager
 from vmmswap.errors import InternalError
-from vmmswap.monitor import fdstore
-from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor.keep import fdstore
+from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.notify import Notifier
 
 UNIT = Path(__file__).parents[2] / "systemd" / "vmmswap@.service"

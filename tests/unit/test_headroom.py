@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from vmmswap.monitor import headroom
-from vmmswap.monitor.headroom import Headroom, RoomWatch
+from vmmswap.monitor.operations import headroom
+from vmmswap.monitor.operations.headroom import Headroom, RoomWatch
 
 MIB = 1 << 20
 PAGE = 4096

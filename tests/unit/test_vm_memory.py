@@ -6,8 +6,8 @@ import os
 import pytest
 
 from vmmswap.engine import Engine, EngineConfig
-from vmmswap.monitor.fdstore import FdStore
-from vmmswap.monitor.manifest import Manifest, ManifestFile
+from vmmswap.monitor.keep.fdstore import FdStore
+from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
 from vmmswap.monitor.vm import Vm
 
 SIZE_BYTES = 1 << 20

@@ -4,7 +4,7 @@ anybody sees it.
 
 Here from the command line of QEMU: a character device of a vhost-user device that listens, or connects again;
 and of cloud-hypervisor: any vhost-user device.
-What was added since is asked of QEMU itself (monitor/added_back_ends.py).
+What was added since is asked of QEMU itself (monitor/mappers/added_back_ends.py).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Forbids huge pages for guest memory in a VMM, by a call that the VMM makes itself on our behalf.
 
-For kernels on which a huge page would fill what is swapped out (vmmswap/monitor/collapse.py). It stays so
+For kernels on which a huge page would fill what is swapped out (monitor/mappers/collapse.py). It stays so
 after the VM is detached: the kernel has no call that takes the advice back and gives no other.
 """
 

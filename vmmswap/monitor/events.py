@@ -34,9 +34,9 @@ from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import fields
 from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.lost import LostReport
+from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.operations.orders import Orders
 from vmmswap.monitor.pages import as_field, described
-from vmmswap.monitor.processes import Processes
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import Operation
 

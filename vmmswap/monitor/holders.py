@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from vmmswap.engine import Holder
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
-from vmmswap.monitor import coverage
 from vmmswap.monitor.looks import SeenTwice, pause_s
+from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.holders")

@@ -31,7 +31,8 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff.refusal import refuse_waiting
 from vmmswap.handoff.uffd_api import open_userfaultfd
-from vmmswap.monitor import fdstore, keeper, pending, recovery, service
+from vmmswap.monitor import recovery, service
+from vmmswap.monitor.keep import fdstore, keeper, pending
 from vmmswap.monitor.monitor import Monitor
 from vmmswap.monitor.setup import Setup
 from vmmswap.names import LOG_DIR, STATE_DIR, check_name

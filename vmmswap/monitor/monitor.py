@@ -17,10 +17,10 @@ from vmmswap.handoff.receiver import Limits
 from vmmswap.handoff.server import HandoffServer
 from vmmswap.monitor import recovery, service
 from vmmswap.monitor.controller import Controller
-from vmmswap.monitor.fdstore import FdStore
 from vmmswap.monitor.guard import guarded
+from vmmswap.monitor.keep.fdstore import FdStore
+from vmmswap.monitor.mappers.processes import is_vmm_alive
 from vmmswap.monitor.ownership import Ownership
-from vmmswap.monitor.processes import is_vmm_alive
 from vmmswap.monitor.registration import Registration
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup

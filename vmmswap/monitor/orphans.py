@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.uffd_api import register_shmem
-from vmmswap.monitor.manifest import ProcessRecord
+from vmmswap.monitor.keep.manifest import ProcessRecord
 
 _UFFDIO_COPY = 0xC028AA03  # struct uffdio_copy: dst, src, len, mode, copy
 _PROT_NONE = 0

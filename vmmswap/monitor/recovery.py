@@ -19,10 +19,12 @@ from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
 from vmmswap.log import fields
-from vmmswap.monitor import coverage, fdstore, keeper, orphans, placement
-from vmmswap.monitor.fdstore import FdStore
-from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
-from vmmswap.monitor.placement import joined
+from vmmswap.monitor import orphans
+from vmmswap.monitor.keep import fdstore, keeper
+from vmmswap.monitor.keep.fdstore import FdStore
+from vmmswap.monitor.keep.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
+from vmmswap.monitor.mappers import coverage, placement
+from vmmswap.monitor.mappers.placement import joined
 from vmmswap.monitor.vm import Process, Vm, engine_config
 
 _log = logging.getLogger("vmmswap.recovery")

@@ -24,10 +24,12 @@ from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
 from vmmswap.handoff.session import register_firecracker, taken_error
 from vmmswap.log import fields
-from vmmswap.monitor import attached, coverage, fdstore, pending, recovery, snapshot
-from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor import recovery, snapshot
+from vmmswap.monitor.keep import fdstore, pending
+from vmmswap.monitor.keep.fdstore import FdStore
+from vmmswap.monitor.mappers import attached, coverage
+from vmmswap.monitor.mappers.processes import is_vmm_alive
 from vmmswap.monitor.ownership import Ownership
-from vmmswap.monitor.processes import is_vmm_alive
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup
 from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register

@@ -10,14 +10,14 @@ import logging
 from vmmswap import message_ids
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.log import fields
-from vmmswap.monitor import attached
 from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.guard import guarded
-from vmmswap.monitor.lookout import Lookout, Watcher
+from vmmswap.monitor.mappers import attached
+from vmmswap.monitor.mappers.lookout import Lookout, Watcher
+from vmmswap.monitor.mappers.processes import Processes
+from vmmswap.monitor.mappers.succession import Succession
 from vmmswap.monitor.operations.orders import Orders
-from vmmswap.monitor.processes import Processes
-from vmmswap.monitor.report import starved, status_of
-from vmmswap.monitor.succession import Succession
+from vmmswap.monitor.operations.report import starved, status_of
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import Status

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vmmswap.attach.attach import Options
 from vmmswap.config import Config
-from vmmswap.monitor.keeper import Keeper
+from vmmswap.monitor.keep.keeper import Keeper
 
 
 @dataclass(slots=True)

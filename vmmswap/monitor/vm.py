@@ -25,10 +25,11 @@ from vmmswap.errors import BusyError, InvalidRegionError, from_errno
 from vmmswap.handoff import closing
 from vmmswap.handoff.fds import FileId, file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
-from vmmswap.monitor import fdstore, snapshot
-from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor import snapshot
 from vmmswap.monitor.guard import guarded
-from vmmswap.monitor.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
+from vmmswap.monitor.keep import fdstore
+from vmmswap.monitor.keep.fdstore import FdStore
+from vmmswap.monitor.keep.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 
 _log = logging.getLogger("vmmswap.vm")
 

@@ -13,13 +13,13 @@ from vmmswap.config import Config
 from vmmswap.engine import Job, JobDone, Mode
 from vmmswap.errors import InternalError, NoSpaceError, NotSupportedError, VmmswapError
 from vmmswap.log import fields
-from vmmswap.monitor.coverage import is_gone
-from vmmswap.monitor.drain import Drain
 from vmmswap.monitor.guard import guarded, log_failure
-from vmmswap.monitor.headroom import RoomWatch
-from vmmswap.monitor.machine import Action, Machine
-from vmmswap.monitor.report import OperationLog
-from vmmswap.monitor.starvation import Starvation
+from vmmswap.monitor.mappers.coverage import is_gone
+from vmmswap.monitor.operations.drain import Drain
+from vmmswap.monitor.operations.headroom import RoomWatch
+from vmmswap.monitor.operations.machine import Action, Machine
+from vmmswap.monitor.operations.report import OperationLog
+from vmmswap.monitor.operations.starvation import Starvation
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.controller")

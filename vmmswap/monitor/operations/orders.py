@@ -12,11 +12,11 @@ from vmmswap import message_ids
 from vmmswap.engine import Engine, Job
 from vmmswap.errors import InternalError, NoSpaceError, NoSuchVMError, StorageFailedError, VmmswapError
 from vmmswap.log import fields
-from vmmswap.monitor.counting import Counting
 from vmmswap.monitor.guard import guarded
-from vmmswap.monitor.housekeeping import Housekeeping
-from vmmswap.monitor.machine import Action, Machine
+from vmmswap.monitor.operations.counting import Counting
+from vmmswap.monitor.operations.housekeeping import Housekeeping
 from vmmswap.monitor.operations.jobs import NOT_RECORDED, Jobs
+from vmmswap.monitor.operations.machine import Action, Machine
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import State

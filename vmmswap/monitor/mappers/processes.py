@@ -20,10 +20,10 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.monitor import collapse, coverage
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.holders import Holders
-from vmmswap.monitor.placement import has_all
+from vmmswap.monitor.mappers import collapse, coverage
+from vmmswap.monitor.mappers.placement import has_all
 from vmmswap.monitor.vm import NewProcess, Process, Vm
 
 _log = logging.getLogger("vmmswap.processes")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 
 from vmmswap.engine import MapperWatch
 from vmmswap.errors import NoSuchVMError, VmmswapError
-from vmmswap.monitor import coverage
-from vmmswap.monitor.coverage import Piece
 from vmmswap.monitor.looks import SeenTwice, pause_s
-from vmmswap.monitor.processes import Processes
+from vmmswap.monitor.mappers import coverage
+from vmmswap.monitor.mappers.coverage import Piece
+from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.lookout")

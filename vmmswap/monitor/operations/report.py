@@ -12,7 +12,7 @@ from vmmswap.engine import EngineStats, JobDone, Mode
 from vmmswap.errors import PagesLostError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import dropped, fields
-from vmmswap.monitor.machine import Machine
+from vmmswap.monitor.operations.machine import Machine
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import KEYS, Operation, State, Status
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from vmmswap.attach.failpoint import reach
 from vmmswap.engine import Job
 from vmmswap.errors import VmmswapError
-from vmmswap.monitor import coverage
-from vmmswap.monitor.hotplug import moved
+from vmmswap.monitor.mappers import coverage
+from vmmswap.monitor.mappers.hotplug import moved
 from vmmswap.monitor.vm import Process, Vm
 
 _log = logging.getLogger("vmmswap.succession")

@@ -24,8 +24,8 @@ from vmmswap.attach.target import lines_of_mappings
 from vmmswap.engine import Holder, MapperWatch, Mapping, Range, holders_of, mappings_of, registered_buffer_in
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.monitor.manifest import RegionRecord
-from vmmswap.monitor.placement import end_of, has_all
+from vmmswap.monitor.keep.manifest import RegionRecord
+from vmmswap.monitor.mappers.placement import end_of, has_all
 from vmmswap.monitor.vm import Vm
 
 _KCMP_VM = 1

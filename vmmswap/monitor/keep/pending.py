@@ -19,8 +19,8 @@ from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
 from vmmswap.handoff.uffd_api import is_userfaultfd
-from vmmswap.monitor import fdstore
-from vmmswap.monitor.fdstore import FdStore
+from vmmswap.monitor.keep import fdstore
+from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.vm import VMM_KEY
 
 _log = logging.getLogger("vmmswap.pending")

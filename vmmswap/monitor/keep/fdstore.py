@@ -13,7 +13,7 @@ import logging
 import os
 
 from vmmswap.errors import InternalError
-from vmmswap.monitor.keeper import Keeper
+from vmmswap.monitor.keep.keeper import Keeper
 from vmmswap.notify import Notifier
 from vmmswap.outbox import Message
 

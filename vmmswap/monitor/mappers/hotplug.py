@@ -20,10 +20,10 @@ from vmmswap.engine import Job, MapperWatch, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, NotSupportedError
 from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
-from vmmswap.monitor import coverage
-from vmmswap.monitor.coverage import Piece
-from vmmswap.monitor.manifest import RegionRecord
-from vmmswap.monitor.placement import joined, kept, overlap, uncovered
+from vmmswap.monitor.keep.manifest import RegionRecord
+from vmmswap.monitor.mappers import coverage
+from vmmswap.monitor.mappers.coverage import Piece
+from vmmswap.monitor.mappers.placement import joined, kept, overlap, uncovered
 from vmmswap.monitor.vm import Process, Vm
 
 _log = logging.getLogger("vmmswap.hotplug")

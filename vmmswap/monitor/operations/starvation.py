@@ -16,7 +16,7 @@ from pathlib import Path
 from vmmswap import message_ids
 from vmmswap.errors import NoSpaceError
 from vmmswap.log import fields
-from vmmswap.monitor.headroom import find_mounts, look
+from vmmswap.monitor.operations.headroom import find_mounts, look
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.starvation")

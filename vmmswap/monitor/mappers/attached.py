@@ -35,12 +35,12 @@ from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.owned import OwnedFds
 from vmmswap.log import fields
-from vmmswap.monitor import collapse, coverage
-from vmmswap.monitor.added_back_ends import check_added_back_ends
-from vmmswap.monitor.hotplug import Hotplug
-from vmmswap.monitor.lookout import Unserved, Watcher
 from vmmswap.monitor.looks import SeenTwice, pause_s
-from vmmswap.monitor.processes import Processes
+from vmmswap.monitor.mappers import collapse, coverage
+from vmmswap.monitor.mappers.added_back_ends import check_added_back_ends
+from vmmswap.monitor.mappers.hotplug import Hotplug
+from vmmswap.monitor.mappers.lookout import Unserved, Watcher
+from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.vm import NewProcess, NewVm, Process, Vm
 
 _log = logging.getLogger("vmmswap.attached")
