@@ -17,7 +17,6 @@ from vmmswap.monitor.mappers.lookout import Lookout, Watcher
 from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.mappers.succession import Succession
 from vmmswap.monitor.operations.orders import Orders
-from vmmswap.monitor.operations.report import starved, status_of
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import Status
@@ -60,15 +59,7 @@ class ServedVm:
         return self._closing
 
     def status(self) -> Status:
-        jobs = self.orders.jobs
-        status = status_of(
-            self.vm.manifest.name,
-            jobs.machine,
-            self.vm,
-            logging=self._around.page_fault_log.is_on,
-            drain_pause_us=jobs.drain.pause_us,
-        )
-        return starved(status, jobs.starvation.error)
+        return self.orders.status()
 
     async def start_page_fault_logging(self) -> None:
         await self._around.page_fault_log.start(self.vm, self._around.config.disk_keep_free)

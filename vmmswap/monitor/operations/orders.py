@@ -17,9 +17,10 @@ from vmmswap.monitor.operations.counting import Counting
 from vmmswap.monitor.operations.housekeeping import Housekeeping
 from vmmswap.monitor.operations.jobs import NOT_RECORDED, Jobs
 from vmmswap.monitor.operations.machine import Action, Machine
+from vmmswap.monitor.operations.report import starved, status_of
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.vm import Vm
-from vmmswap.status import State
+from vmmswap.status import State, Status
 
 _log = logging.getLogger("vmmswap.controller")
 
@@ -52,6 +53,7 @@ class Orders:
     ) -> None:
         self._vm = vm
         self._config = around.config
+        self._page_fault_log = around.page_fault_log
         self._checks = checks
         self._on_change = around.on_change
         self._on_released = on_released
@@ -84,6 +86,17 @@ class Orders:
     def is_busy(self) -> bool:
         """True if an operation runs."""
         return self.machine.job is not Job.NONE
+
+    def status(self) -> Status:
+        """The VM's status now."""
+        status = status_of(
+            self._vm.manifest.name,
+            self.machine,
+            self._vm,
+            logging=self._page_fault_log.is_on,
+            drain_pause_us=self.jobs.drain.pause_us,
+        )
+        return starved(status, self.jobs.starvation.error)
 
     async def refresh(self) -> None:
         await self._counting.refresh(self._vm.engine)
