@@ -25,9 +25,10 @@ from vmmswap.monitor.keep.manifest import Manifest
 from vmmswap.monitor.operations import headroom, orders, starvation
 from vmmswap.monitor.operations.headroom import Headroom
 from vmmswap.monitor.operations.orders import Orders
+from vmmswap.monitor.process import Process
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.tracing import PageFaultLog
-from vmmswap.monitor.vm import Process, Vm
+from vmmswap.monitor.vm import Vm
 
 TOTAL_PAGES = 100_000
 _NONE = EngineStats(

@@ -25,7 +25,9 @@ from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 from vmmswap.monitor.mappers import coverage, placement
 from vmmswap.monitor.mappers.placement import joined
-from vmmswap.monitor.vm import Process, Vm, engine_config
+from vmmswap.monitor.process import Process
+from vmmswap.monitor.register import engine_config
+from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.recovery")
 

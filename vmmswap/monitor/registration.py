@@ -29,10 +29,12 @@ from vmmswap.monitor.keep import fdstore, pending
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.mappers import attached, coverage
 from vmmswap.monitor.mappers.processes import is_vmm_alive
+from vmmswap.monitor.new_vm import NewProcess, NewVm
 from vmmswap.monitor.ownership import Ownership
+from vmmswap.monitor.register import register
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup
-from vmmswap.monitor.vm import NewProcess, NewVm, Vm, register
+from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.monitor")
 

@@ -14,13 +14,9 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-from vmmswap.attach.access import ROOT, User
 from vmmswap.attach.failpoint import reach
-from vmmswap.config import Config
-from vmmswap.disk_limits import disk_limits
-from vmmswap.engine import Engine, EngineConfig, EngineStats, Range
+from vmmswap.engine import Engine, EngineStats, Range
 from vmmswap.errors import BusyError, InvalidRegionError, from_errno
 from vmmswap.handoff import closing
 from vmmswap.handoff.fds import FileId, file_id
@@ -30,70 +26,12 @@ from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
+from vmmswap.monitor.new_vm import NewProcess
+from vmmswap.monitor.process import Process
 
 _log = logging.getLogger("vmmswap.vm")
 
 _MAX_RANGES = 1024  # of one process
-VMM_KEY = 0  # of the process that registers
-
-
-@dataclass(frozen=True, slots=True)
-class NewProcess:
-    """A process to register. regions: memfd counts the VM's memfds. uffd: after UFFDIO_API, O_NONBLOCK."""
-
-    pid: int
-    pidfd: int
-    uffd: int
-    regions: tuple[Region, ...]
-    dummy_page: int | None = None
-    limits: tuple[str, ...] = ()  # what is not offered to it and why, for people
-    is_proven: bool = True  # its uffd was seen to stop kernel-mode accesses too
-
-
-@dataclass(frozen=True, slots=True)
-class NewVm:
-    """A VM to register. connection None: its end is not the VM's. snapshot: the memory file that its private
-    memory comes from; there are no memfds then.
-    """
-
-    vmm: NewProcess
-    memfds: tuple[int, ...]
-    uid: int
-    pins: bool = True
-    qmp: str | None = None
-    connection: int | None = None
-    snapshot: int | None = None
-    attached: bool = False
-    forced: bool = False
-    chosen: bool = False
-    ordered_by: User = ROOT
-
-
-@dataclass(slots=True)
-class Process:
-    """One address space that the engine serves."""
-
-    key: int  # in the fd store; lives longer than the engine's number
-    process_id: int  # the engine's
-    pid: int  # 0: a forked child that has not been found
-    pidfd: int  # ours; -1: none
-    uffd: int  # to ask whether it is gone
-    owns_uffd: bool  # False: a forked child's, which is the engine's own
-    ranges: tuple[Range, ...]
-    is_proven: bool = True
-    dummy_page: int = 0  # address; 0: none
-    is_forked: bool = False  # its pid is a guess then: children of one parent look the same
-
-    @property
-    def record(self) -> ProcessRecord:
-        ranges = tuple((item.addr, item.page_idx, item.pages) for item in self.ranges)
-        return ProcessRecord(self.key, self.pid, ranges, self.is_proven, self.dummy_page, self.is_forked)
-
-    def close(self) -> None:
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-        if self.owns_uffd:
-            os.close(self.uffd)
 
 
 @dataclass(slots=True)
@@ -458,68 +396,6 @@ class Vm:
         """Both."""
         self.retire()
         await asyncio.to_thread(self.free)
-
-
-def engine_config(config: Config, swap_dir: Path, *, is_snapshot: bool) -> EngineConfig:
-    return EngineConfig(
-        swap_dir,
-        config.fault_threads,
-        config.spin_us,
-        config.workers,
-        is_snapshot,
-        *disk_limits(config, swap_dir),
-    )
-
-
-def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdStore) -> Vm:
-    """Set a VM up; the dummy page is registered then. Nothing is left of it if this raises.
-
-    What is in the fd store is safe there only after store.barrier(). Then engine.start(), and no earlier: a
-    page that was brought in, or an event that was read, must not be forgotten with a record that was not
-    kept.
-    """
-    with contextlib.ExitStack() as undo:
-        engine = Engine(
-            engine_config(config, swap_dir, is_snapshot=new.snapshot is not None), store_fd=new.snapshot
-        )
-        undo.callback(engine.close)
-        file = ManifestFile()
-        undo.callback(file.close)
-        manifest = Manifest(
-            name=name,
-            uid=new.uid,
-            pins=new.pins,
-            qmp=new.qmp or "",
-            attached=new.attached,
-            snapshot=new.snapshot is not None,
-            wants_out=new.snapshot is not None,  # until Disable: what the guest has not had stays out
-            forced=new.forced,
-            chosen=new.chosen,
-            ordered_by=new.ordered_by.uid,
-            ordered_by_gid=new.ordered_by.gid,
-            config=config.to_json(),
-        )
-        vm = Vm(engine, manifest, file, store)
-        undo.callback(_close_fds, vm)
-        undo.callback(store.remove_all)
-        vm.change()
-        vm.add_memfds(new.memfds)
-        vm.add_regions(new.vmm.regions, mapped_by=None)
-        vm.add_process(new.vmm)
-        store.add(fdstore.PAGE_MAP, engine.page_map_fd)
-        store.add(fdstore.STORE, engine.store_fd)
-        if new.connection is not None:
-            store.add(fdstore.CONNECTION, new.connection)
-        store.add(fdstore.MANIFEST, file.fd)
-        undo.pop_all()
-    return vm
-
-
-def _close_fds(vm: Vm) -> None:
-    for fd in vm.memfds.values():
-        os.close(fd)
-    for process in vm.processes.values():
-        process.close()
 
 
 def _dup(fd: int, undo: contextlib.ExitStack) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 from vmmswap.errors import StorageFailedError
 
 VERSION = 1
+VMM_KEY = 0  # of the process that registers
 _SLOT_BYTES = 1 << 20
 _HEADER = struct.Struct("<8sQII")  # magic, number, bytes of JSON, their CRC-32
 _MAGIC = b"vmmswap\n"

@@ -21,7 +21,7 @@ from vmmswap.handoff.receiver import Frame
 from vmmswap.handoff.uffd_api import is_userfaultfd
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
-from vmmswap.monitor.vm import VMM_KEY
+from vmmswap.monitor.keep.manifest import VMM_KEY
 
 _log = logging.getLogger("vmmswap.pending")
 

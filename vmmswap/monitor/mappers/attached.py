@@ -41,7 +41,9 @@ from vmmswap.monitor.mappers.added_back_ends import check_added_back_ends
 from vmmswap.monitor.mappers.hotplug import Hotplug
 from vmmswap.monitor.mappers.lookout import Unserved, Watcher
 from vmmswap.monitor.mappers.processes import Processes
-from vmmswap.monitor.vm import NewProcess, NewVm, Process, Vm
+from vmmswap.monitor.new_vm import NewProcess, NewVm
+from vmmswap.monitor.process import Process
+from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.attached")
 

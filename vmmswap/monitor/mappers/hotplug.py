@@ -24,7 +24,8 @@ from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import Piece
 from vmmswap.monitor.mappers.placement import joined, kept, overlap, uncovered
-from vmmswap.monitor.vm import Process, Vm
+from vmmswap.monitor.process import Process
+from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.hotplug")
 

@@ -24,7 +24,9 @@ from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.holders import Holders
 from vmmswap.monitor.mappers import collapse, coverage
 from vmmswap.monitor.mappers.placement import has_all
-from vmmswap.monitor.vm import NewProcess, Process, Vm
+from vmmswap.monitor.new_vm import NewProcess
+from vmmswap.monitor.process import Process
+from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.processes")
 

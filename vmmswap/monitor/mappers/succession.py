@@ -23,7 +23,8 @@ from vmmswap.engine import Job
 from vmmswap.errors import VmmswapError
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.hotplug import moved
-from vmmswap.monitor.vm import Process, Vm
+from vmmswap.monitor.process import Process
+from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.succession")
 

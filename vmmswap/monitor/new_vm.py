@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is given to be served, by a hand-off or an attach. All fds stay the giver's to close."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmmswap.attach.access import ROOT, User
+from vmmswap.handoff.messages import Region
+
+
+@dataclass(frozen=True, slots=True)
+class NewProcess:
+    """A process to register. regions: memfd counts the VM's memfds. uffd: after UFFDIO_API, O_NONBLOCK."""
+
+    pid: int
+    pidfd: int
+    uffd: int
+    regions: tuple[Region, ...]
+    dummy_page: int | None = None
+    limits: tuple[str, ...] = ()  # what is not offered to it and why, for people
+    is_proven: bool = True  # its uffd was seen to stop kernel-mode accesses too
+
+
+@dataclass(frozen=True, slots=True)
+class NewVm:
+    """A VM to register. connection None: its end is not the VM's. snapshot: the memory file that its private
+    memory comes from; there are no memfds then.
+    """
+
+    vmm: NewProcess
+    memfds: tuple[int, ...]
+    uid: int
+    pins: bool = True
+    qmp: str | None = None
+    connection: int | None = None
+    snapshot: int | None = None
+    attached: bool = False
+    forced: bool = False
+    chosen: bool = False
+    ordered_by: User = ROOT

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sets a VM up: its engine, its record, and all that the fd store keeps of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from vmmswap.config import Config
+from vmmswap.disk_limits import disk_limits
+from vmmswap.engine import Engine, EngineConfig
+from vmmswap.monitor.keep import fdstore
+from vmmswap.monitor.keep.fdstore import FdStore
+from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
+from vmmswap.monitor.new_vm import NewVm
+from vmmswap.monitor.vm import Vm
+
+
+def engine_config(config: Config, swap_dir: Path, *, is_snapshot: bool) -> EngineConfig:
+    return EngineConfig(
+        swap_dir,
+        config.fault_threads,
+        config.spin_us,
+        config.workers,
+        is_snapshot,
+        *disk_limits(config, swap_dir),
+    )
+
+
+def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdStore) -> Vm:
+    """Set a VM up; the dummy page is registered then. Nothing is left of it if this raises.
+
+    What is in the fd store is safe there only after store.barrier(). Then engine.start(), and no earlier: a
+    page that was brought in, or an event that was read, must not be forgotten with a record that was not
+    kept.
+    """
+    with contextlib.ExitStack() as undo:
+        engine = Engine(
+            engine_config(config, swap_dir, is_snapshot=new.snapshot is not None), store_fd=new.snapshot
+        )
+        undo.callback(engine.close)
+        file = ManifestFile()
+        undo.callback(file.close)
+        manifest = Manifest(
+            name=name,
+            uid=new.uid,
+            pins=new.pins,
+            qmp=new.qmp or "",
+            attached=new.attached,
+            snapshot=new.snapshot is not None,
+            wants_out=new.snapshot is not None,  # until Disable: what the guest has not had stays out
+            forced=new.forced,
+            chosen=new.chosen,
+            ordered_by=new.ordered_by.uid,
+            ordered_by_gid=new.ordered_by.gid,
+            config=config.to_json(),
+        )
+        vm = Vm(engine, manifest, file, store)
+        undo.callback(_close_fds, vm)
+        undo.callback(store.remove_all)
+        vm.change()
+        vm.add_memfds(new.memfds)
+        vm.add_regions(new.vmm.regions, mapped_by=None)
+        vm.add_process(new.vmm)
+        store.add(fdstore.PAGE_MAP, engine.page_map_fd)
+        store.add(fdstore.STORE, engine.store_fd)
+        if new.connection is not None:
+            store.add(fdstore.CONNECTION, new.connection)
+        store.add(fdstore.MANIFEST, file.fd)
+        undo.pop_all()
+    return vm
+
+
+def _close_fds(vm: Vm) -> None:
+    for fd in vm.memfds.values():
+        os.close(fd)
+    for process in vm.processes.values():
+        process.close()
