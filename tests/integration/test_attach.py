@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.attach import NOBODY, Target
 from tests.support.programs import ROOT
-from vmmswap.attach import inject, memory
+from vmmswap.attach import memory, remote_call
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process, parse_region
@@ -102,7 +102,7 @@ def test_a_filter_that_allows_little_is_respected() -> None:
 
 
 def test_filters_that_cannot_be_read_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inject, "read_filters", lambda _tid: None)  # as without CAP_SYS_ADMIN
+    monkeypatch.setattr(remote_call, "read_filters", lambda _tid: None)  # as without CAP_SYS_ADMIN
     with Target("nanosleep", "seccomp-errno") as target:
         with pytest.raises(NotSupportedError, match="seccomp filters that this monitor may not read"):
             attach_vm(target.pidfd)
@@ -111,7 +111,7 @@ def test_filters_that_cannot_be_read_are_not_tried(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_trap_of_an_unread_filter_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inject, "read_filters", lambda _tid: None)
+    monkeypatch.setattr(remote_call, "read_filters", lambda _tid: None)
     with Target("nanosleep,memory", "seccomp-trap") as target:
         with attach_vm(target.pidfd, Options(force=True)).fds:
             target.run_on()

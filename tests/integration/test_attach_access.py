@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.attach import Target
-from vmmswap.attach import access, inject
+from vmmswap.attach import access, hold, remote_call
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, attach_vm
@@ -199,7 +199,7 @@ def test_a_process_that_becomes_a_set_uid_program_before_it_is_held(
     programs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program = str(programs / "setuid")
-    find_gadgets = inject.find_gadgets
+    find_gadgets = hold.find_gadgets
 
     def then_change(*arguments):
         found = find_gadgets(*arguments)
@@ -208,7 +208,7 @@ def test_a_process_that_becomes_a_set_uid_program_before_it_is_held(
 
     with changing(program, "600") as process, OwnedFds([os.pidfd_open(process.pid)]) as pidfd:
         target = look_at(pidfd[0], User(UID, GID))
-        monkeypatch.setattr(inject, "find_gadgets", then_change)
+        monkeypatch.setattr(hold, "find_gadgets", then_change)
         with pytest.raises(AccessDeniedError, match=rf"it is not uid {UID}'s"):
             plant(target)
         assert "userfaultfd" not in links(process.pid)
@@ -218,7 +218,7 @@ def test_a_process_that_becomes_another_program_while_it_is_held(monkeypatch: py
     """The thread that is held ends then, and the program that has its number gets none of its bytes."""
     program = shutil.which("sleep")
     assert program
-    read_filters = inject.HeldThread._read_filters
+    read_filters = remote_call.HeldThread._read_filters
     stacks = []
 
     def change_first(thread):
@@ -233,7 +233,7 @@ def test_a_process_that_becomes_another_program_while_it_is_held(monkeypatch: py
         OwnedFds([os.pidfd_open(process.pid)]) as pidfd,
     ):
         target = look_at(pidfd[0], User(UID, GID))
-        monkeypatch.setattr(inject.HeldThread, "_read_filters", change_first)
+        monkeypatch.setattr(remote_call.HeldThread, "_read_filters", change_first)
         with pytest.raises((VmmswapError, OSError)):
             plant(target)
         assert [stack_of(process.pid)] == stacks
@@ -259,7 +259,7 @@ def test_one_that_has_ended() -> None:
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the registers are x86-64's")
 def test_a_call_that_is_not_the_one_we_want_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Code can be changed under our hands through /proc/PID/mem that was opened long ago."""
-    begin = inject.HeldThread._begin
+    begin = remote_call.HeldThread._begin
 
     def begin_and_change(thread, name, arguments):
         begin(thread, name, arguments)
@@ -270,7 +270,7 @@ def test_a_call_that_is_not_the_one_we_want_is_not_made(monkeypatch: pytest.Monk
 
     with Target("nanosleep,read") as target:
         before, fds, maps = target.status("Umask"), target.fds, target.maps
-        monkeypatch.setattr(inject.HeldThread, "_begin", begin_and_change)
+        monkeypatch.setattr(remote_call.HeldThread, "_begin", begin_and_change)
         with pytest.raises(
             NotSupportedError, match="makes another call than mmap: its code is being changed"
         ):

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.attach import NOBODY, Target
-from vmmswap.attach import inject
+from vmmswap.attach import remote_call
 from vmmswap.attach.attach import Options, attach_vm, detach_process
 from vmmswap.attach.failpoint import CALL_STEPS, STEPS, VARIABLE
 from vmmswap.errors import NotSupportedError
@@ -82,8 +82,8 @@ def attach_in_child(pid: int, failpoint: str) -> int:
 
 
 def test_a_filter_that_is_known_to_kill_is_not_tried_unread(target, monkeypatch):
-    monkeypatch.setattr(inject, "read_filters", lambda _tid: None)  # as without CAP_SYS_ADMIN
-    monkeypatch.setattr(inject, "_program_of", lambda _target: "virtiofsd")
+    monkeypatch.setattr(remote_call, "read_filters", lambda _tid: None)  # as without CAP_SYS_ADMIN
+    monkeypatch.setattr(remote_call, "_program_of", lambda _target: "virtiofsd")
     with pytest.raises(NotSupportedError, match="seccomp filters that this monitor may not read"):
         attach_vm(target.pidfd, FORCE)
     target.run_on()

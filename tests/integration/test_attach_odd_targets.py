@@ -22,12 +22,12 @@ from tests.support.attach_odd import OddTarget
 from tests.support.monitor import BusError, Monitor
 from tests.support.programs import ROOT
 from vmmswap.attach import attach as attach_module
-from vmmswap.attach import inject, memory
+from vmmswap.attach import hold, memory
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
 from vmmswap.attach.failpoint import CALL_STEPS, VARIABLE
-from vmmswap.attach.inject import HeldThread
 from vmmswap.attach.kernel import read_memory
+from vmmswap.attach.remote_call import HeldThread
 from vmmswap.attach.target import look_at
 from vmmswap.errors import BusyError, NotSupportedError
 from vmmswap.handoff import uffd_api
@@ -97,7 +97,7 @@ def test_a_signal_that_comes_while_a_thread_is_held_ends_its_wait() -> None:
             os.kill(target.pid, signal.SIGUSR1)
             return True
 
-        inject.run(look_at(target.pidfd), work)
+        hold.run(look_at(target.pidfd), work)
         assert target.hear() == ("paused", errno.EINTR)
 
 
@@ -319,7 +319,7 @@ def test_a_target_that_ends_in_mid_attach(monkeypatch: pytest.MonkeyPatch, call:
     """Whatever fails then, fails because it has ended, and is told so."""
     module, name = {
         "read_areas": (memory, "read_areas"),
-        "find_gadgets": (inject, "find_gadgets"),
+        "find_gadgets": (hold, "find_gadgets"),
         "plant": (attach_module, "plant"),
         "detach": (plant_module, "fd_links"),
     }[call]

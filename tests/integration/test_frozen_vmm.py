@@ -14,7 +14,7 @@ import pytest
 from tests.support.attach import DEADLINE_S, Target
 from tests.support.bus import missing
 from tests.support.monitor import BusError, Monitor
-from vmmswap.attach import frozen, inject
+from vmmswap.attach import frozen, hold
 from vmmswap.attach.attach import attach_vm
 from vmmswap.errors import BusyError
 
@@ -88,7 +88,7 @@ def test_attach_says_so_before_it_traces(group: FrozenGroup, monkeypatch: pytest
         group.add(target.pid)
         group.freeze()
         with monkeypatch.context() as patch:
-            patch.setattr(inject, "ptrace", lambda *_: pytest.fail("it was traced"))
+            patch.setattr(hold, "ptrace", lambda *_: pytest.fail("it was traced"))
             with pytest.raises(BusyError, match=f"is frozen: .*echo .* > {group.path}/.*then try again"):
                 attach_vm(target.pidfd)
         group.thaw()

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from vmmswap.attach import inject
+from vmmswap.attach import hold
 from vmmswap.attach import target as target_module
-from vmmswap.attach.inject import CallRefusedError, HeldThread
+from vmmswap.attach.remote_call import CallRefusedError, HeldThread
 from vmmswap.errors import NotSupportedError
 
 _MADV_NOHUGEPAGE = 15
@@ -32,4 +32,4 @@ def forbid_huge_pages(pidfd: int, spans: Sequence[tuple[int, int]], *, force: bo
                 raise NotSupportedError(str(refusal)) from None
         return True
 
-    inject.run(target_module.look_again(pidfd), work, force=force)
+    hold.run(target_module.look_again(pidfd), work, force=force)

@@ -19,12 +19,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.attach import inject
+from vmmswap.attach import hold
 from vmmswap.attach.failpoint import DEVICE_STEP, reach
 from vmmswap.attach.fd_table import fd_links
-from vmmswap.attach.inject import CallRefusedError, HeldThread
 from vmmswap.attach.kernel import is_same_file, pidfd_getfd
 from vmmswap.attach.memory import read_areas
+from vmmswap.attach.remote_call import CallRefusedError, HeldThread
 from vmmswap.attach.still import held_still
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
@@ -59,7 +59,7 @@ class Planted:
 
 def plant(target: Target, *, force: bool = False) -> Planted:
     """Make both. Blocks. VmmswapError if it cannot be done; nothing is left in the VMM then."""
-    return inject.run(target, _plant, force=force)
+    return hold.run(target, _plant, force=force)
 
 
 def _plant(thread: HeldThread) -> Planted:
@@ -236,7 +236,7 @@ def uproot(target: Target, uffds: Sequence[int], pages: Sequence[int], *, force:
         if link == _UFFD_LINK and any(is_same_file(target.pid, number, uffd) for uffd in uffds)
     ]
     if numbers or pages:
-        inject.run(target, _uprooter(numbers, pages), force=force)
+        hold.run(target, _uprooter(numbers, pages), force=force)
 
 
 def _uprooter(numbers: Sequence[int], pages: Sequence[int]) -> Callable[[HeldThread], bool]:

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Have one thread of a VMM make system calls, by ptrace, so that nothing of ours can leave it stopped or
-changed.
+"""System calls that a held thread of a VMM makes for us.
 
-A thread is seized and interrupted (never by SIGSTOP, never with PTRACE_O_EXITKILL): whoever traces by SEIZE
-and dies lets its tracee run on. What it runs on with is `arch`'s care. All requests for a tracee must come
-from one OS thread; here that is one made for the purpose, whose end lets go whatever it still holds.
-
-Signals are blocked in the thread while it works for us, and wait. Its mask is part of what the way home
-restores; we set it after the registers and reset it before them, so that it never stays behind.
+What the thread runs on with is `arch`'s care. Signals are blocked in it while it works for us, and wait. Its
+mask is part of what the way home restores; we set it after the registers and reset it before them, so that it
+never stays behind.
 """
 
 from __future__ import annotations
@@ -15,33 +11,21 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
 
-from vmmswap.attach import arch as arch_module
 from vmmswap.attach import kernel
-from vmmswap.attach.access import check_thread
 from vmmswap.attach.arch import Architecture, Registers, WayHome
 from vmmswap.attach.failpoint import reach
-from vmmswap.attach.frozen import check_not_frozen
-from vmmswap.attach.gadgets import find_gadgets
-from vmmswap.attach.kernel import PTRACE_EVENT_STOP, SYSCALL_STOP, ptrace
-from vmmswap.attach.memory import Area, read_areas
+from vmmswap.attach.kernel import SYSCALL_STOP, ptrace
+from vmmswap.attach.memory import Area
 from vmmswap.attach.seccomp import Filters, read_filters
-from vmmswap.attach.target import Target, thread_ids
-from vmmswap.errors import AccessDeniedError, BusyError, InternalError, NotSupportedError, VmmswapError
+from vmmswap.attach.target import Target
+from vmmswap.errors import InternalError, NotSupportedError
 
-T = TypeVar("T")
-
-_STOP_S = 2.0  # for one thread to stop; in the kernel's hands it may take long
 _CALL_S = 10.0
-_ALL_S = 60.0
-_MAX_TRIES = 16
 _OWN_FAULTS = (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS)
 _BLOCKED = ~sum(1 << (number - 1) for number in _OWN_FAULTS) & ((1 << 64) - 1)
 _WORD_MASK = (1 << 64) - 1
@@ -56,7 +40,7 @@ class CallRefusedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """What is the same for all threads of a target."""
 
     target: Target
@@ -65,22 +49,10 @@ class _Place:
     force: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    """takes_any: also a thread in user code. needs_guard: of its stack; see _is_guarded()."""
-
-    takes_any: bool
-    needs_guard: bool
-
-
-_GUARDED = (_Choice(takes_any=False, needs_guard=True), _Choice(takes_any=True, needs_guard=True))
-_UNGUARDED = (_Choice(takes_any=False, needs_guard=False), _Choice(takes_any=True, needs_guard=False))
-
-
 class HeldThread:
     """A thread that stands still and works for us."""
 
-    def __init__(self, place: _Place, tid: int) -> None:
+    def __init__(self, place: Place, tid: int) -> None:
         self.target = place.target
         self._place = place
         self._arch = place.arch
@@ -136,7 +108,7 @@ class HeldThread:
         return True
 
     def _read_filters(self) -> None:
-        mode = _status_of(self.target.pid, self._tid, "Seccomp")
+        mode = status_of(self.target.pid, self._tid, "Seccomp")
         if mode == _SECCOMP_STRICT:
             raise NotSupportedError(
                 f"{self.target} has strict seccomp (thread {self._tid}): any system call made on its behalf"
@@ -254,7 +226,7 @@ class HeldThread:
     def _pending_signals(self) -> int:
         """Such a one that the thread blocks waits on, also if it is the number of a fault."""
         keys = ("SigPnd", "ShdPnd")
-        own, shared = (int(_status_of(self.target.pid, self._tid, key), 16) for key in keys)
+        own, shared = (int(status_of(self.target.pid, self._tid, key), 16) for key in keys)
         return own | shared
 
     def _is_forbidden(self, name: str, *arguments: int) -> bool:
@@ -277,7 +249,7 @@ class HeldThread:
 
     def _check_trap(self, name: str) -> None:
         """A filter that sends SIGSYS leaves the call undone and the signal pending: take it away."""
-        pending = int(_status_of(self.target.pid, self._tid, "SigPnd"), 16)
+        pending = int(status_of(self.target.pid, self._tid, "SigPnd"), 16)
         if pending >> (signal.SIGSYS - 1) & 1:
             self._run_to_syscall_stop(name)
 
@@ -343,156 +315,10 @@ def _is_guarded(stack: Area, areas: Sequence[Area]) -> bool:
     )
 
 
-def run(target: Target, work: Callable[[HeldThread], T], *, force: bool = False) -> T:
-    """Hold a thread of the target, and give it to `work`, which runs on an OS thread of its own.
-
-    Raises what `work` raises, and VmmswapError if no thread can be held. Blocks for up to _ALL_S.
-    """
-    check_not_frozen(target.pid, str(target))
-    result: _Result[T] = _Result()
-
-    def tracer() -> None:
-        try:
-            result.value = _hold_and_work(target, work, force)
-        except BaseException as error:
-            result.error = error
-
-    thread = threading.Thread(target=tracer, name="attach", daemon=True)
-    thread.start()
-    thread.join(_ALL_S)
-    if thread.is_alive():
-        raise BusyError(f"{target}: the kernel does not let it be traced: something in it hangs")
-    _wait_gone(thread.native_id)
-    if result.error is not None:
-        raise result.error
-    if result.value is None:
-        raise InternalError("attach: the work had no result")
-    return result.value
-
-
-def _wait_gone(tid: int | None) -> None:
-    """Until the kernel has let go what our OS thread still held: join() returns a moment before its end."""
-    deadline = time.monotonic() + _STOP_S
-    while Path(f"/proc/self/task/{tid}").exists() and time.monotonic() < deadline:
-        time.sleep(20e-6)
-
-
-class _Result(Generic[T]):
-    value: T | None = None
-    error: BaseException | None = None
-
-
-def _hold_and_work(target: Target, work: Callable[[HeldThread], T], force: bool) -> T:
-    arch = arch_module.current()
-    areas = read_areas(target.pid)
-    place = _Place(target, arch, find_gadgets(target, arch, areas), force)
-    with _held(place) as thread:
-        return work(thread)
-
-
-@contextmanager
-def _held(place: _Place) -> Iterator[HeldThread]:
-    thread = _hold_one(place)
-    try:
-        yield thread
-    except BaseException:
-        # The thread may have ended, or be stuck in a call: the end of this OS thread lets it go.
-        with suppress(OSError):
-            thread.release()
-        raise
-    thread.release()
-
-
-def _hold_one(place: _Place) -> HeldThread:
-    """A thread that stands in a system call if there is one: in user code it may be in a restartable sequence
-    (rseq), which must not see registers change. One that waits so that nobody notices comes first, one in an
-    ioctl (which may be a vCPU) late.
-    """
-    problems: list[str] = []
-    stuck: set[int] = set()  # seized, and yet to stop or to be gone
-    first = place.target.pid  # of its stack it is known that it ends in a guard
-    ranked = sorted(thread_ids(first), key=lambda tid: _rank(place, tid))
-    ranked = ranked[:_MAX_TRIES] + [tid for tid in ranked[_MAX_TRIES:] if tid == first]
-    for choice in (*_GUARDED, *(_UNGUARDED if place.force else ())):
-        for tid in (tid for tid in ranked if tid not in stuck):
-            thread = _try(place, tid, choice, problems, stuck)
-            if thread is not None:
-                return thread
-    check_not_frozen(place.target.pid, str(place.target))
-    raise BusyError(f"{place.target}: no thread of it can be held: {'; '.join(problems) or 'it has ended'}")
-
-
-def _rank(place: _Place, tid: int) -> int:
-    try:
-        text = Path(f"/proc/{place.target.pid}/task/{tid}/syscall").read_text().split()[0]
-    except (OSError, IndexError):
-        return 4
-    if not text.isdigit():
-        return 3  # it runs
-    if int(text) in place.arch.gentle:
-        return 0
-    return 2 if int(text) == place.arch.ioctl else 1
-
-
-def _try(place: _Place, tid: int, choice: _Choice, problems: list[str], stuck: set[int]) -> HeldThread | None:
-    """None: not this thread, which runs on."""
-    try:
-        if not _stop(place, tid):
-            problems.append(f"thread {tid} does not stop")
-            stuck.add(tid)
-            return None
-        thread = HeldThread(place, tid)
-        try:
-            thread.check()
-            check_thread(place.target.pid, tid, place.target.user)  # it can no longer change
-            if choice.takes_any or thread.is_in_syscall():
-                if thread.prepare(read_areas(place.target.pid), needs_guard=choice.needs_guard):
-                    return thread
-                problems.append(f"thread {tid} has no room on its stack, or no guard below it")
-        except BaseException:
-            with suppress(OSError):
-                thread.release()
-            raise
-        thread.release()
-    except ProcessLookupError:
-        problems.append(f"thread {tid} has ended")
-        stuck.add(tid)
-    return None
-
-
-def _stop(place: _Place, tid: int) -> bool:
-    try:
-        ptrace(kernel.PTRACE_SEIZE, tid, 0, kernel.PTRACE_O_TRACESYSGOOD)
-    except PermissionError:
-        raise _not_permitted(place.target, tid) from None
-    reach("seized")
-    ptrace(kernel.PTRACE_INTERRUPT, tid)
-    reach("interrupted")
-    deadline = time.monotonic() + _STOP_S
-    while (stop := kernel.wait_stop(tid, deadline)) is not None:
-        if stop.event == PTRACE_EVENT_STOP:
-            reach("stopped")
-            return True
-        ptrace(kernel.PTRACE_CONT, tid, 0, stop.signal if stop.event == 0 else 0)
-    return False
-
-
-def _status_of(pid: int, tid: int, key: str) -> str:
+def status_of(pid: int, tid: int, key: str) -> str:
+    """A value in /proc of a thread; "0" if the kernel has none."""
     lines = Path(f"/proc/{pid}/task/{tid}/status").read_text(errors="replace").splitlines()
     return next((line.split()[1] for line in lines if line.startswith(f"{key}:")), "0")
-
-
-def _not_permitted(target: Target, tid: int) -> VmmswapError:
-    with suppress(OSError):
-        if tracer := int(_status_of(target.pid, tid, "TracerPid")):
-            return NotSupportedError(
-                f"{target} is traced already, by process {tracer}: end that debugger, then try again"
-            )
-    return AccessDeniedError(
-        f"{target} may not be traced: run the monitor as root or with CAP_SYS_PTRACE; a security module"
-        f" (AppArmor,"
-        " SELinux, Yama) may forbid it too"
-    )
 
 
 def _program_of(target: Target) -> str:
