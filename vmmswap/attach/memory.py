@@ -59,13 +59,20 @@ class Area:
         return f"{self.start:#x}-{self.end:#x} {self.perms} {size} {self.path or 'anonymous'}"
 
 
+class _MappedTwiceError(NotSupportedError):
+    """Guest memory that is taken already, at another address."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A mapping that was looked at, whether it was taken, and why or why not."""
+    """A mapping that was looked at, whether it was taken, and why or why not. is_alias: it shows memory that
+    was taken at another address.
+    """
 
     area: Area
     taken: bool
     reason: str
+    is_alias: bool = False
 
     def __str__(self) -> str:
         return f"{self.area}: {'taken' if self.taken else 'left'}: {self.reason}"
@@ -135,7 +142,7 @@ def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
             try:
                 region = _take(target, area, owned, files, regions)
             except VmmswapError as error:
-                candidates.append(Candidate(area, False, error.message))
+                candidates.append(_left(area, error))
             else:
                 regions.append(region)
                 reason = "chosen by hand" if by_hand else "shared, writable and large"
@@ -160,7 +167,7 @@ def find_further(target: Target, known: Sequence[FilePart]) -> Found:
                 try:
                     regions.append(_take(target, part, owned, files, regions))
                 except VmmswapError as error:
-                    candidates.append(Candidate(part, False, error.message))
+                    candidates.append(_left(part, error))
                 else:
                     candidates.append(Candidate(part, True, "shared, writable and large, and new"))
         _check_aliases(target, candidates)
@@ -182,6 +189,10 @@ def _without(area: Area, known: Sequence[FilePart]) -> list[Area]:
 def _difference(start: int, end: int, part: FilePart) -> list[tuple[int, int]]:
     pieces = ((start, min(end, part.offset_bytes)), (max(start, part.end_offset), end))
     return [(first, last) for first, last in pieces if first < last]
+
+
+def _left(area: Area, error: VmmswapError) -> Candidate:
+    return Candidate(area, False, error.message, isinstance(error, _MappedTwiceError))
 
 
 def _chosen(areas: Iterable[Area], spans: Sequence[tuple[int, int]]) -> list[Area]:
@@ -227,7 +238,7 @@ def _take(
         if other.memfd == region.memfd and (
             other.offset_bytes < region.end_offset and region.offset_bytes < other.end_offset
         ):
-            raise NotSupportedError(f"the same part of the file is mapped at {other.addr:#x} already")
+            raise _MappedTwiceError(f"the same part of the file is mapped at {other.addr:#x} already")
     return region
 
 
@@ -324,7 +335,7 @@ def _check_found(
 
 def _check_aliases(target: Target, candidates: Iterable[Candidate]) -> None:
     for item in candidates:
-        if not item.taken and "mapped at" in item.reason:
+        if item.is_alias:
             raise NotSupportedError(f"{target} maps guest memory twice: {item}")
 
 
