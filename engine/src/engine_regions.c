@@ -6,6 +6,7 @@
 #include "serve/event.h"
 #include "vm/backing.h"
 #include "vm/folios.h"
+#include "vm/page.h"
 
 static int add_region(struct vm *vm, const struct region *region, struct error *err)
 {
@@ -48,13 +49,8 @@ static void mark_stored(struct vm *vm, const struct region *region)
 
 	for (uint64_t slot = first_slot;
 	     slot < end_slot && store_next_data(vm->store, slot, &from_slot, &to_slot); slot = to_slot) {
-		for (slot = from_slot; slot < to_slot && slot < end_slot; slot++) {
-			_Atomic uint64_t *word = page_map_word(vm->map, region->page_idx + slot - first_slot);
-
-			atomic_store_explicit(word, page_word_after(0, PAGE_STORED, slot, 0),
-					      memory_order_relaxed);
-			atomic_fetch_add_explicit(&vm->stored_pages, 1, memory_order_relaxed);
-		}
+		for (slot = from_slot; slot < to_slot && slot < end_slot; slot++)
+			page_begin_out(vm, region->page_idx + slot - first_slot, slot);
 	}
 }
 
@@ -101,7 +97,7 @@ static bool anything_out(struct vm *vm, uint64_t page_idx, uint64_t pages)
 			idx = page_map_next_used(vm->map, idx, end_idx);
 		if (idx >= end_idx)
 			break;
-		state = page_state_of(atomic_load(page_map_word(vm->map, idx)));
+		state = page_state_of(page_word(vm, idx));
 		if (state == PAGE_STORED || state == PAGE_POISONED)
 			return true;
 	}

@@ -2,7 +2,6 @@
 /* A thread that waits while it holds what a page fault needs is caught where it does so. */
 #include "base/held.h"
 #include "harness.h"
-#include "vm/page_map.h"
 
 static void take_gate_and_wait(void)
 {
@@ -47,16 +46,6 @@ static void act_without_the_gate(void)
 	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
 }
 
-static void punch_a_kept_page(void)
-{
-	page_word_after(0, PAGE_KEPT, 3, PAGE_PUNCHING);
-}
-
-static void fill_and_punch(void)
-{
-	page_word_after(0, PAGE_STORED, 3, PAGE_PUNCHING | PAGE_FILLING);
-}
-
 /* The process aborts, having said that it is a bug. */
 static void is_caught(void (*run)(void))
 {
@@ -89,8 +78,6 @@ TEST(each_broken_rule_is_caught)
 	is_caught(read_in_the_gate);
 	is_caught(pass_twice);
 	is_caught(act_without_the_gate);
-	is_caught(punch_a_kept_page);
-	is_caught(fill_and_punch);
 }
 
 TEST(what_is_allowed_is_not)

@@ -8,6 +8,7 @@
 #include "linux/procfs.h"
 #include "serve/event.h"
 #include "store/store.h"
+#include "vm/page.h"
 #include "vm/page_map.h"
 #include "vm/vm.h"
 
@@ -265,7 +266,7 @@ static unsigned protected_pages(struct vm *vm)
 	unsigned n = 0;
 
 	for (uint64_t page_idx = 0; page_idx < 5; page_idx++)
-		n += page_state_of(atomic_load(page_map_word(vm->map, page_idx))) == PAGE_PROTECTED;
+		n += page_state_of(page_word(vm, page_idx)) == PAGE_PROTECTED;
 	return n;
 }
 
@@ -285,7 +286,7 @@ TEST(remove_outside_of_the_region)
 	CHECK_OK(page_map_add_pages(vm.map, 5, &first_idx, &err));
 	CHECK_OK(process_add_range(process, (struct range){ base, 1, 3 }));
 	for (uint64_t page_idx = 0; page_idx < 5; page_idx++)
-		atomic_store(page_map_word(vm.map, page_idx), page_word_after(0, PAGE_PROTECTED, 0, 0));
+		CHECK(page_protect(&vm, page_idx, 0));
 	remove_addresses(&vm, process, base - PAGE_BYTES, base);
 	remove_addresses(&vm, process, end, end + PAGE_BYTES);
 	CHECK_EQ(protected_pages(&vm), 5);

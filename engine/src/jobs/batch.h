@@ -4,6 +4,7 @@
 #define VMMSWAP_BATCH_H
 
 #include "jobs/evict.h"
+#include "vm/page.h"
 
 /* `n` pages, in ascending order; page i's bytes stand at buffer + i * PAGE_BYTES. */
 struct batch {
@@ -36,13 +37,11 @@ static inline size_t batch_run_length(const struct batch *batch, size_t from)
 	return n;
 }
 
-/* PROTECTED -> IN_MEMFD, unless someone was faster. A page with a kept copy just keeps it. */
+/* A page that is PROTECTED stays, unless someone was faster. One with a kept copy just keeps it. */
 static inline void batch_let_go(struct evictor *evictor, uint64_t page_idx, uint64_t word)
 {
-	_Atomic uint64_t *at = page_map_word(evictor->vm->map, page_idx);
-
 	if (page_state_of(word) == PAGE_PROTECTED)
-		atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0));
+		page_let_go(evictor->vm, page_idx, word);
 }
 
 /* A guest thread may have stood still since then. */

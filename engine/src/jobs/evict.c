@@ -16,7 +16,7 @@
 void evict_abandon(struct evictor *evictor, const struct window *window)
 {
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
-		uint64_t word = atomic_load(page_map_word(evictor->vm->map, idx));
+		uint64_t word = page_word(evictor->vm, idx);
 
 		if (page_state_of(word) == PAGE_PROTECTED)
 			batch_let_go(evictor, idx, word);
@@ -30,16 +30,15 @@ static void select_resident(struct evictor *evictor, const struct window *window
 {
 	*first_idx = *end_idx = window->page_idx;
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
-		_Atomic uint64_t *at = page_map_word(evictor->vm->map, idx);
 		uint64_t word;
 
 		if (!window_has_data(window, idx))
 			continue;
-		word = atomic_load(at);
+		word = page_word(evictor->vm, idx);
 		/* PROTECTED: left over from a pass that was turned back; its protection may be gone since. */
 		if ((page_state_of(word) != PAGE_IN_MEMFD && page_state_of(word) != PAGE_PROTECTED) ||
 		    (word & PAGE_FLAGS) || vm_may_be_punched_yet(evictor->vm, idx, word) ||
-		    !atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_PROTECTED, 0, 0)))
+		    !page_protect(evictor->vm, idx, word))
 			continue;
 		if (*first_idx == *end_idx)
 			*first_idx = idx;
@@ -138,9 +137,7 @@ int evict_protect(struct evictor *evictor, const struct window *window, struct e
 static void collect(struct batch *batch, const struct window *window)
 {
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
-		uint64_t word = window_has_data(window, idx) ?
-					atomic_load(page_map_word(batch->evictor->vm->map, idx)) :
-					0;
+		uint64_t word = window_has_data(window, idx) ? page_word(batch->evictor->vm, idx) : 0;
 		bool kept = page_state_of(word) == PAGE_KEPT && !(word & PAGE_FLAGS) &&
 			    !batch->region->backing->is_hole(batch->region, idx);
 
@@ -319,17 +316,12 @@ static int read_pages(struct batch *batch, struct error *err)
 static bool is_unchanged(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->evictor->vm;
-	uint64_t word = batch->claimed[i];
 	bool punched;
 
 	if (page_hash(batch->evictor->buffer + i * PAGE_BYTES) == *page_map_hash(vm->map, batch->idx[i]))
 		return true;
 	punched = batch->region->backing->is_hole(batch->region, batch->idx[i]);
-	if (!atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]), &word,
-					    page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
-		return false;
-	vm_drop_copy(vm, batch->claimed[i]);
-	if (!punched)
+	if (page_drop_copy(vm, batch->idx[i], batch->claimed[i]) && !punched)
 		notices_odd(
 			vm->notices, batch->idx[i],
 			"a write-protected page changed without an event: something writes to the memfd itself, or maps it "

@@ -15,43 +15,23 @@
 static bool mark_page(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->evictor->vm;
-	uint64_t next = batch->zero[i] ? page_word_after(batch->claimed[i], PAGE_IN_MEMFD, 0, PAGE_PUNCHING) :
-					 page_word_after(batch->claimed[i], PAGE_STORED, batch->slots[i],
-							 PAGE_PUNCHING);
 
-	batch->marked[i] = atomic_compare_exchange_strong(page_map_word(vm->map, batch->idx[i]),
-							  &batch->claimed[i], next);
-	if (!batch->marked[i]) {
-		batch->evictor->counts.written_pages++;
-		return false;
-	}
-	batch->claimed[i] = next;
-	if (!batch->zero[i])
-		atomic_fetch_add(&vm->stored_pages, 1);
-	if (batch->kept[i])
-		atomic_fetch_sub(&vm->kept_pages, 1);
-	return true;
+	batch->marked[i] = batch->zero[i] ?
+				   page_mark_zero(vm, batch->idx[i], &batch->claimed[i]) :
+				   page_mark_out(vm, batch->idx[i], &batch->claimed[i], batch->slots[i]);
+	batch->evictor->counts.written_pages += !batch->marked[i];
+	return batch->marked[i];
 }
 
-/* The page may be touched again: clear PUNCHING and wake who ran into it. `out`: its hole is there. Otherwise it is
- * resident as before, and its slot free. A REMOVE may have come meanwhile and taken the slot itself. */
+/* The page may be touched again. `out`: its hole is there. Otherwise it is resident as before, and its slot free. */
 static void finish_page(struct batch *batch, size_t i, bool out)
 {
 	struct vm *vm = batch->evictor->vm;
-	_Atomic uint64_t *at = page_map_word(vm->map, batch->idx[i]);
-	uint64_t seen = atomic_load(at), next;
-	bool ours;
 
-	do {
-		ours = is_claim(seen, batch->claimed[i]);
-		next = ours && !out ? page_word_after(seen, PAGE_IN_MEMFD, 0, 0) :
-				      seen & ~(PAGE_PUNCHING | PAGE_WAITER);
-	} while (!atomic_compare_exchange_weak(at, &seen, next));
-
-	if (ours && !out)
-		vm_drop_copy(vm, batch->claimed[i]);
-	if (seen & PAGE_WAITER)
-		vm_wake(vm, batch->idx[i], 1);
+	if (out)
+		page_punched(vm, batch->idx[i], batch->claimed[i]);
+	else
+		page_not_punched(vm, batch->idx[i], batch->claimed[i]);
 	batch->marked[i] = false;
 }
 

@@ -8,26 +8,19 @@
 #include "base/failpoint.h"
 #include "vm/backing.h"
 #include "vm/owner.h"
-#include "vm/poison.h"
+#include "vm/page.h"
 #include "vm/registration.h"
 
 static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct error *err)
 {
-	enum page_state state = page_state_of(word);
-	int rc = 0;
+	int rc = page_recover_out(vm, page_idx, word);
 
-	if (page_slot_of(word) != PAGE_SLOT_NONE)
-		rc = store_mark_used(vm->store, page_slot_of(word));
-	else
-		poison_lift_later(vm, page_idx, 1);
-	if (rc)
-		return error_set(err, EPROTO,
-				 "the page map is damaged: page %llu has slot %llu, which %s: restart the VM",
-				 (unsigned long long)page_idx, (unsigned long long)page_slot_of(word),
-				 rc == -EEXIST ? "another page has too" : "the swap file does not have");
-	atomic_store(page_map_word(vm->map, page_idx), page_word_after(word, state, page_slot_of(word), 0));
-	atomic_fetch_add(state == PAGE_STORED ? &vm->stored_pages : &vm->poisoned_pages, 1);
-	return 0;
+	if (!rc)
+		return 0;
+	return error_set(err, EPROTO,
+			 "the page map is damaged: page %llu has slot %llu, which %s: restart the VM",
+			 (unsigned long long)page_idx, (unsigned long long)page_slot_of(word),
+			 rc == -EEXIST ? "another page has too" : "the swap file does not have");
 }
 
 /* Memory that hides its data: a page that the predecessor was putting back when it died is therefore brought
@@ -71,28 +64,18 @@ static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool 
 			idx = page_map_next_used(vm->map, idx, end_idx);
 		if (idx >= end_idx)
 			break;
-		word = atomic_load(page_map_word(vm->map, idx));
+		word = page_word(vm, idx);
 		if (put_back_at_once(vm, idx, word)) {
-			atomic_store(page_map_word(vm->map, idx), page_word_after(word, PAGE_IN_MEMFD, 0, 0));
+			page_recover_resident(vm, idx, word);
 		} else if (!resident &&
 			   (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
 			rc = keep_out(vm, idx, word, err);
 			if (rc)
 				return rc;
-		} else if (page_state_of(word) == PAGE_POISONED) {
-			/* It was healed, but perhaps not all processes know it yet. */
-			atomic_store(page_map_word(vm->map, idx),
-				     page_word_after(word, PAGE_POISONED, PAGE_SLOT_NONE, 0));
-			atomic_fetch_add(&vm->poisoned_pages, 1);
-			poison_lift_later(vm, idx, 1);
 		} else if (word) {
-			uint64_t given_up = page_state_of(word) == PAGE_IN_MEMFD ? word & PAGE_GIVEN_UP : 0;
-
 			if (is_lost(word))
 				lost_note(vm, idx);
-			atomic_store(page_map_word(vm->map, idx),
-				     page_word_after(word, PAGE_IN_MEMFD, given_up ? page_slot_of(word) : 0,
-						     given_up));
+			page_recover_resident(vm, idx, word);
 		}
 	}
 	return 0;

@@ -9,7 +9,7 @@
 #include "base/held.h"
 #include "vm/backing.h"
 #include "vm/own_mapping.h"
-#include "vm/poison.h"
+#include "vm/page.h"
 
 /* So many pages are copied in one passage of the gate: whoever reads events waits for no more than that. */
 #define PIECE_PAGES 32
@@ -25,16 +25,12 @@ struct batch {
 	uint64_t claimed[CHUNK_PAGES]; /* 0: no longer ours */
 	uint64_t slots[CHUNK_PAGES];
 	bool bad[CHUNK_PAGES];
-	enum page_state states[CHUNK_PAGES]; /* STORED, or POISONED: that may read well by now */
 };
 
 static void give_back(struct batch *batch, size_t i)
 {
-	uint64_t claimed = batch->claimed[i];
-
-	if (claimed)
-		vm_release(batch->restorer->vm, batch->idx[i], claimed,
-			   page_word_after(claimed, batch->states[i], batch->slots[i], 0));
+	if (batch->claimed[i])
+		page_release(batch->restorer->vm, batch->idx[i], batch->claimed[i]);
 	batch->claimed[i] = 0;
 }
 
@@ -48,6 +44,7 @@ static void give_back_from(struct batch *batch, size_t from)
 	gate_leave(vm->gate, batch->restorer->lane);
 }
 
+/* STORED, or POISONED: that may read well by now. */
 static bool is_wanted(uint64_t word)
 {
 	return (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED) &&
@@ -59,7 +56,7 @@ uint64_t restore_wanted(const struct vm *vm, uint64_t page_idx, uint64_t end_idx
 	uint64_t pages = 0;
 
 	for (uint64_t idx = page_idx; idx < end_idx; idx++)
-		pages += is_wanted(atomic_load(page_map_word(vm->map, idx)));
+		pages += is_wanted(page_word(vm, idx));
 	return pages;
 }
 
@@ -70,18 +67,11 @@ static uint64_t claim_stored(struct batch *batch, uint64_t max_pages)
 	uint64_t idx = batch->page_idx, end_idx = batch->page_idx + batch->pages;
 
 	for (; idx < end_idx && batch->n < max_pages; idx++) {
-		_Atomic uint64_t *at = page_map_word(vm->map, idx);
-		uint64_t word = atomic_load(at), claimed;
+		uint64_t word = page_word(vm, idx);
 
-		if (!is_wanted(word))
-			continue;
-		claimed = page_word_after(word, page_state_of(word), page_slot_of(word),
-					  PAGE_FILLING | PAGE_BACKGROUND);
-		if (!atomic_compare_exchange_strong(at, &word, claimed))
+		if (!is_wanted(word) || !page_claim_background(vm, idx, word, &batch->claimed[batch->n]))
 			continue;
 		batch->idx[batch->n] = idx;
-		batch->states[batch->n] = page_state_of(word);
-		batch->claimed[batch->n] = claimed;
 		batch->slots[batch->n++] = page_slot_of(word);
 	}
 	return idx;
@@ -118,7 +108,7 @@ static uint64_t fetch(struct batch *batch)
 		if (!batch->bad[i])
 			continue;
 		read_pages--;
-		if (is_claim(atomic_load(page_map_word(vm->map, batch->idx[i])), batch->claimed[i]))
+		if (is_claim(page_word(vm, batch->idx[i]), batch->claimed[i]))
 			restorer->unreadable_pages++;
 		give_back(batch, i);
 	}
@@ -129,40 +119,16 @@ static uint64_t fetch(struct batch *batch)
 /* From here until the copy is done a demand fault waits instead of taking over. False: it already has, or a REMOVE. */
 static bool harden(struct batch *batch, size_t i)
 {
-	_Atomic uint64_t *at = page_map_word(batch->restorer->vm->map, batch->idx[i]);
-	uint64_t seen = batch->claimed[i], next;
-
-	if (!seen)
+	if (!batch->claimed[i] || !page_harden(batch->restorer->vm, batch->idx[i], &batch->claimed[i]))
 		return false;
-	do {
-		next = seen & ~PAGE_BACKGROUND;
-		if (!is_claim(seen, batch->claimed[i])) {
-			batch->claimed[i] = 0;
-			return false;
-		}
-	} while (!atomic_compare_exchange_weak(at, &seen, next));
 	HELD_TAKE(HELD_FILLING);
-	batch->claimed[i] = next & ~PAGE_WAITER;
 	return true;
 }
 
 static void now_resident(struct batch *batch, size_t from, size_t n)
 {
-	struct vm *vm = batch->restorer->vm;
-
-	for (size_t i = from; i < from + n; i++) {
-		bool poisoned = batch->states[i] == PAGE_POISONED;
-
-		vm_release(vm, batch->idx[i], batch->claimed[i],
-			   poisoned ? page_word_after(batch->claimed[i], PAGE_POISONED, PAGE_SLOT_NONE, 0) :
-				      page_word_after(batch->claimed[i], PAGE_IN_MEMFD, 0, 0));
-		batch->claimed[i] = 0;
-		if (poisoned)
-			poison_lift_later(vm, batch->idx[i], 1);
-		else
-			atomic_fetch_sub(&vm->stored_pages, 1);
-	}
-	store_drop(vm->store, &batch->slots[from], n);
+	pages_filled(batch->restorer->vm, &batch->idx[from], &batch->claimed[from], n);
+	memset(&batch->claimed[from], 0, n * sizeof batch->claimed[0]);
 	batch->restorer->restored_pages += n;
 }
 
@@ -273,15 +239,9 @@ static void soften(struct batch *batch, size_t from, size_t end)
 {
 	struct vm *vm = batch->restorer->vm;
 
-	for (size_t i = from; i < end; i++) {
-		uint64_t claimed = batch->claimed[i];
-
-		if (!claimed || (claimed & PAGE_BACKGROUND))
-			continue;
-		batch->claimed[i] = claimed | PAGE_BACKGROUND;
-		if (!vm_release(vm, batch->idx[i], claimed, batch->claimed[i]))
-			batch->claimed[i] = 0;
-	}
+	for (size_t i = from; i < end; i++)
+		if (batch->claimed[i] && !(batch->claimed[i] & PAGE_BACKGROUND))
+			page_soften(vm, batch->idx[i], &batch->claimed[i]);
 	HELD_DROP(HELD_FILLING);
 }
 

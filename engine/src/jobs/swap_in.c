@@ -6,6 +6,7 @@
 #include "jobs/job.h"
 #include "jobs/restore.h"
 #include "jobs/track.h"
+#include "vm/page.h"
 #include "vm/poison.h"
 
 #define BUDGET_LOOK_NS 1000000
@@ -63,40 +64,40 @@ void swap_in(struct swapper *swapper)
 
 	/* Demand faults bring pages back too, and may give up on one that we then have to try: so until nothing is out. A
 	 * poisoned page may read well by now. */
-	while (job_pages_out(vm) && job_goes_on(swapper)) {
-		uint64_t before = job_pages_out(vm);
+	while (pages_out(vm) && job_goes_on(swapper)) {
+		uint64_t before = pages_out(vm);
 
 		swapper->unreadable_pages = 0;
 		job_rewind(swapper);
 		job_run_workers(swapper, restore_worker);
 		poison_lift(vm, swapper->lane);
-		if (swapper->unreadable_pages && swapper->unreadable_pages >= job_pages_out(vm) &&
-		    job_pages_out(vm) >= before)
+		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) &&
+		    pages_out(vm) >= before)
 			break; /* else a demand fault has some, and will let go of them */
-		if (job_pages_out(vm) < before) {
+		if (pages_out(vm) < before) {
 			idle_since_ns = 0;
 			continue;
 		}
 		idle_since_ns = idle_since_ns ? idle_since_ns : monotonic_ns();
 		if (monotonic_ns() - idle_since_ns > VM_STUCK_NS &&
-		    poison_pages_to_lift(vm) + swapper->unreadable_pages >= job_pages_out(vm)) {
+		    poison_pages_to_lift(vm) + swapper->unreadable_pages >= pages_out(vm)) {
 			error_set(
 				&swapper->error, EAGAIN,
 				"%llu pages could not be taken out of a process's way: it is stuck in the middle of "
 				"changing its memory mappings, or has no memory left; is it stopped (SIGSTOP, a debugger)?",
-				(unsigned long long)job_pages_out(vm));
+				(unsigned long long)pages_out(vm));
 			return;
 		}
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	}
 	if (!job_goes_on(swapper))
 		return;
-	if (job_pages_out(vm)) {
+	if (pages_out(vm)) {
 		error_set(
 			&swapper->error, EIO,
 			"%llu pages of guest memory cannot be read back from the %s file: they are still out, and the VM "
 			"cannot be released while they are",
-			(unsigned long long)job_pages_out(vm), store_file_kind(vm->store));
+			(unsigned long long)pages_out(vm), store_file_kind(vm->store));
 		return;
 	}
 	untrack_memory(swapper);

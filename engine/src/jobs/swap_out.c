@@ -11,6 +11,7 @@
 #include "jobs/job.h"
 #include "jobs/track.h"
 #include "vm/folios.h"
+#include "vm/page.h"
 #include "vm/resident.h"
 
 static void add_counts(struct swapper *swapper, const struct evict_counts *counts)
@@ -293,7 +294,7 @@ void swap_out(struct swapper *swapper)
 	if (!swapper->vm->tracking)
 		track_memory(swapper);
 	if (refuse_unwatched(swapper)) {
-		if (!job_pages_out(swapper->vm))
+		if (!pages_out(swapper->vm))
 			untrack_memory(swapper);
 		return;
 	}

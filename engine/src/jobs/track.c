@@ -61,11 +61,6 @@ void untrack_memory(struct swapper *swapper)
 	} while (more || !tracks_nothing(vm));
 }
 
-uint64_t job_pages_out(struct vm *vm)
-{
-	return atomic_load(&vm->stored_pages) + atomic_load(&vm->poisoned_pages);
-}
-
 static bool all_watched(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;

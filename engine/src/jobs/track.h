@@ -11,9 +11,6 @@ void track_memory(struct swapper *swapper);
 /* Unregister all of it, a piece at a time; nothing is out. A job that is cancelled meanwhile leaves all registered. */
 void untrack_memory(struct swapper *swapper);
 
-/* Pages that are not resident. */
-uint64_t job_pages_out(struct vm *vm);
-
 /* True, with the job's error set, if a process may touch guest memory without being seen. */
 bool refuse_unwatched(struct swapper *swapper);
 

@@ -4,46 +4,7 @@
 #include <errno.h>
 
 #include "base/failpoint.h"
-#include "vm/poison.h"
-
-/* A page that is POISONED holds zeros from now on, for all processes. */
-static void heal_page(struct vm *vm, uint64_t page_idx)
-{
-	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
-	uint64_t seen = atomic_load(word), slot_idx = page_slot_of(seen);
-
-	if (slot_idx == PAGE_SLOT_NONE)
-		return;
-	while (!atomic_compare_exchange_weak(word, &seen,
-					     page_word_after(seen, PAGE_POISONED, PAGE_SLOT_NONE,
-							     seen & PAGE_WAITER)))
-		;
-	store_drop(vm->store, &slot_idx, 1);
-	poison_lift_later(vm, page_idx, 1);
-}
-
-/* A hole that is being punched stays marked: whoever faults there must wait until it is done, or the punch would take
- * what the guest writes next. Everything else about the page is forgotten. */
-static uint64_t give_up_page(struct vm *vm, uint64_t page_idx, uint32_t now_ms)
-{
-	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
-	uint64_t seen = atomic_load(word), next;
-
-	if (page_state_of(seen) == PAGE_POISONED) {
-		heal_page(vm, page_idx);
-		return 0;
-	}
-
-	do {
-		uint64_t kept = seen & PAGE_PUNCHING ? seen & (PAGE_PUNCHING | PAGE_WAITER) : 0;
-
-		next = page_word_after(seen, PAGE_IN_MEMFD, now_ms, kept | PAGE_GIVEN_UP);
-	} while (!atomic_compare_exchange_weak(word, &seen, next));
-
-	if ((seen & PAGE_WAITER) && !(seen & PAGE_PUNCHING))
-		vm_wake(vm, page_idx, 1);
-	return seen;
-}
+#include "vm/page.h"
 
 void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
@@ -54,7 +15,7 @@ void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
 			idx = page_map_next_used(vm->map, idx, end_idx);
 		if (idx < end_idx)
-			vm_drop_copy(vm, give_up_page(vm, idx, now_ms));
+			page_give_up(vm, idx, now_ms);
 	}
 }
 
@@ -73,7 +34,7 @@ static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t p
 			continue;
 		}
 		for (; idx < next_idx; idx++)
-			vm_drop_copy(vm, give_up_page(vm, idx, now_ms));
+			page_give_up(vm, idx, now_ms);
 	}
 }
 

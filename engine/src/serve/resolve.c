@@ -8,6 +8,7 @@
 #include "base/failpoint.h"
 #include "base/held.h"
 #include "vm/own_mapping.h"
+#include "vm/page.h"
 #include "vm/poison.h"
 
 /* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
@@ -24,56 +25,28 @@ struct attempt {
 	struct fault *fault;
 	struct process *process; /* valid while the gate is passed */
 	uint64_t page_idx;
-	_Atomic uint64_t *word;
 	uint64_t claimed;
-	uint32_t given_up_ms; /* of a page claimed as IN_MEMFD: when it was given up, 0 if it was not */
-	bool lost;	      /* the page was found to be lost: so may others around it be */
+	bool lost; /* the page was found to be lost: so may others around it be */
 };
 
-static bool others_hold(uint64_t word)
+/* From here on a demand fault of another thread waits for us. */
+static bool claim(struct attempt *attempt, uint64_t word)
 {
-	return (word & PAGE_PUNCHING) || ((word & PAGE_FILLING) && !(word & PAGE_BACKGROUND));
-}
-
-/* Leave word that someone waits. False if the page changed: look again. */
-static bool ask_for_wake(struct attempt *attempt, uint64_t word)
-{
-	return (word & PAGE_WAITER) ||
-	       atomic_compare_exchange_strong(attempt->word, &word, word | PAGE_WAITER);
-}
-
-/* Take the page for ourselves: nobody else fills, protects or evicts it until we release it. A page whose state becomes
- * IN_MEMFD by that loses its kept copy: it is marked as written before it is un-protected. */
-static bool claim(struct attempt *attempt, uint64_t word, enum page_state state)
-{
-	uint64_t slot_idx = state == PAGE_IN_MEMFD ? 0 : page_slot_of(word);
-	uint64_t before = word;
-
-	attempt->claimed = page_word_after(word, state, slot_idx, PAGE_FILLING | (word & PAGE_WAITER));
-	if (!atomic_compare_exchange_strong(attempt->word, &word, attempt->claimed))
+	if (!page_claim(attempt->vm, attempt->page_idx, word, &attempt->claimed))
 		return false;
 	HELD_TAKE(HELD_FILLING);
-	attempt->given_up_ms = vm_given_up_ms(attempt->vm, attempt->page_idx, before);
-	if (state == PAGE_IN_MEMFD)
-		vm_drop_copy(attempt->vm, before);
 	return true;
 }
 
-static void release(struct attempt *attempt, enum page_state state)
+/* The page is as it was: where it was given up, its hole may be to come yet. */
+static void release(struct attempt *attempt)
 {
-	uint64_t slot_idx = state == PAGE_IN_MEMFD ? 0 : page_slot_of(attempt->claimed);
-
-	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
-		   page_word_after(attempt->claimed, state, slot_idx, 0));
+	page_release(attempt->vm, attempt->page_idx, attempt->claimed);
 }
 
-/* The page is resident, or empty, as it was before we claimed it: what was given up is, and its hole may be to come yet. */
-static void release_as_it_was(struct attempt *attempt)
+static void filled(struct attempt *attempt)
 {
-	uint32_t since_ms = attempt->given_up_ms;
-
-	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
-		   page_word_after(attempt->claimed, PAGE_IN_MEMFD, since_ms, since_ms ? PAGE_GIVEN_UP : 0));
+	page_filled(attempt->vm, attempt->page_idx, attempt->claimed);
 }
 
 static void wake_own(struct attempt *attempt)
@@ -132,9 +105,9 @@ static enum resolved fill_zero(struct attempt *attempt)
 	if (outcome == UFFD_BEYOND) /* nothing is there, or no more */
 		outcome = uffd_zeropage(attempt->process->uffd, attempt->fault->addr);
 	if (outcome == UFFD_DONE) /* the hole was there */
-		release(attempt, PAGE_IN_MEMFD);
+		filled(attempt);
 	else
-		release_as_it_was(attempt);
+		release(attempt);
 	if (outcome == UFFD_DONE) {
 		atomic_fetch_add(&header->zeroed_pages, 1);
 		return RESOLVED;
@@ -154,10 +127,7 @@ static enum resolved poison(struct attempt *attempt, int rc)
 	bool marked;
 
 	/* The state first: a page of which no process has a marker is then still never taken for a hole. */
-	/* first: a swap-in must not see all pages back in between */
-	atomic_fetch_add(&attempt->vm->poisoned_pages, 1);
-	release(attempt, PAGE_POISONED);
-	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
+	page_poison(attempt->vm, attempt->page_idx, attempt->claimed);
 	marked = poison_mark(attempt->vm, attempt->page_idx);
 	snprintf(notice.message, sizeof notice.message, "%s",
 		 rc == -EBADMSG ? "its bytes in the store are not those that were put there" : strerror(-rc));
@@ -170,40 +140,14 @@ static enum resolved unreadable(struct attempt *attempt, int rc, bool was_poison
 	unsigned tries = ++attempt->fault->read_errors;
 
 	if (was_poisoned) {
-		release(attempt, PAGE_POISONED);
+		release(attempt);
 		return poison_mark(attempt->vm, attempt->page_idx) ? RESOLVED : RETRY_SOON;
 	}
 	if (tries < READ_TRIES) {
-		release(attempt, PAGE_STORED);
+		release(attempt);
 		return later(attempt, (uint64_t)FIRST_RETRY_NS << (2 * (tries - 1)));
 	}
 	return poison(attempt, rc);
-}
-
-/* The page is resident again. */
-static void leave_store(struct attempt *attempt)
-{
-	release(attempt, PAGE_IN_MEMFD);
-	vm_drop_copy(attempt->vm, attempt->claimed);
-}
-
-/* The page is there; in other processes a marker may be yet. */
-static void healed(struct attempt *attempt)
-{
-	uint64_t slot_idx = page_slot_of(attempt->claimed);
-
-	vm_release(attempt->vm, attempt->page_idx, attempt->claimed,
-		   page_word_after(attempt->claimed, PAGE_POISONED, PAGE_SLOT_NONE, 0));
-	if (slot_idx != PAGE_SLOT_NONE)
-		store_drop(attempt->vm->store, &slot_idx, 1);
-	poison_lift_later(attempt->vm, attempt->page_idx, 1);
-}
-
-static void keep_copy(struct attempt *attempt)
-{
-	atomic_fetch_sub(&attempt->vm->stored_pages, 1);
-	atomic_fetch_add(&attempt->vm->kept_pages, 1);
-	release(attempt, PAGE_KEPT);
 }
 
 /* A process has memory of its own in the page's place, which it may use; the guest's page stays out. The claim is held, so that no
@@ -214,7 +158,7 @@ static void leave_other_memory(struct attempt *attempt)
 		uffd_continue(attempt->process->uffd, attempt->fault->addr);
 	if (attempt->process->protects)
 		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
-	release(attempt, page_state_of(attempt->claimed));
+	release(attempt);
 	wake_own(attempt);
 }
 
@@ -225,17 +169,14 @@ static enum resolved found_present(struct attempt *attempt)
 	if (!vm_has_page(attempt->vm, attempt->page_idx)) {
 		if (attempt->process->id == 0 ||
 		    vm_has_landed(attempt->vm, attempt->process, attempt->page_idx)) {
-			release(attempt, page_state_of(attempt->claimed));
+			release(attempt);
 			return RETRY_SOON;
 		}
 		leave_other_memory(attempt);
 		return RESOLVED;
 	}
 	attempt->lost = vm_found_present(attempt->vm, attempt->page_idx);
-	if (page_state_of(attempt->claimed) == PAGE_POISONED)
-		healed(attempt);
-	else
-		leave_store(attempt);
+	filled(attempt);
 	if (attempt->process->protects)
 		uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 	wake_own(attempt);
@@ -254,22 +195,20 @@ static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 			    &copied_bytes);
 	FAILPOINT_HERE("resolve.copied");
 	if (outcome == UFFD_DONE && !vm_has_landed(vm, attempt->process, attempt->page_idx)) {
-		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		release(attempt);
 		return RESOLVED;
 	}
 	if (outcome == UFFD_DONE) {
-		if (was_poisoned)
-			healed(attempt);
-		else if (keep)
-			keep_copy(attempt);
+		if (keep)
+			page_kept(vm, attempt->page_idx, attempt->claimed);
 		else
-			leave_store(attempt);
+			filled(attempt);
 		atomic_fetch_add(&page_map_header(vm->map)->copied_pages, 1);
 		return RESOLVED;
 	}
 	if (outcome == UFFD_EXISTS)
 		return found_present(attempt);
-	release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+	release(attempt);
 	return unfilled(attempt, outcome);
 }
 
@@ -297,21 +236,21 @@ static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 	rc = fetch(attempt, hash);
 	gate_pass(vm->gate, attempt->lane);
 
-	if (!is_claim(atomic_load(attempt->word), attempt->claimed))
+	if (!is_claim(page_word(vm, attempt->page_idx), attempt->claimed))
 		return RETRY_SOON;
 	if (removals_have(&vm->removals, attempt->page_idx, 1)) { /* given up while we read */
-		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		release(attempt);
 		return RETRY_SOON;
 	}
 	attempt->process = address_space_find(&vm->spaces, attempt->fault->process_id);
 	if (attempt->process && (!process_page_at(attempt->process, attempt->fault->addr, &page_idx) ||
 				 page_idx != attempt->page_idx)) { /* moved or unmapped meanwhile */
-		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		release(attempt);
 		wake_own(attempt);
 		return RESOLVED;
 	}
 	if (!attempt->process || attempt->process->gone) {
-		release(attempt, was_poisoned ? PAGE_POISONED : PAGE_STORED);
+		release(attempt);
 		return RESOLVED;
 	}
 	return rc ? unreadable(attempt, rc, was_poisoned) : put_back(attempt, was_poisoned);
@@ -334,19 +273,19 @@ static bool map_for_reading(struct attempt *attempt, uint64_t word)
 static enum resolved missing(struct attempt *attempt)
 {
 	for (;;) {
-		uint64_t word = atomic_load(attempt->word);
+		uint64_t word = page_word(attempt->vm, attempt->page_idx);
 		enum page_state state = page_state_of(word);
 
 		if (map_for_reading(attempt, word)) {
 			return RESOLVED;
-		} else if (others_hold(word) || is_being_lifted(word)) {
-			if (ask_for_wake(attempt, word))
+		} else if (page_is_held(word) || is_being_lifted(word)) {
+			if (page_ask_for_wake(attempt->vm, attempt->page_idx, word))
 				return RESOLVED;
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
 			/* Poisoned pages are read anew each time that they are needed: a good read heals. */
-			if (claim(attempt, word, state))
+			if (claim(attempt, word))
 				return fill_stored(attempt, state == PAGE_POISONED);
-		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
+		} else if (claim(attempt, word)) {
 			/* Never touched, or given up; also a page in flight that the VMM punched without an event. */
 			return fill_zero(attempt);
 		}
@@ -363,7 +302,7 @@ static enum resolved written_while_out(struct attempt *attempt)
 	if ((outcome == UFFD_DONE || outcome == UFFD_EXISTS) &&
 	    (attempt->process->id != 0 || (region && own_mapping_region_has_page(region, attempt->page_idx))))
 		return found_present(attempt);
-	release(attempt, page_state_of(attempt->claimed));
+	release(attempt);
 	return unfilled(attempt, outcome);
 }
 
@@ -374,20 +313,20 @@ static enum resolved written(struct attempt *attempt)
 	struct vm *vm = attempt->vm;
 
 	for (;;) {
-		uint64_t word = atomic_load(attempt->word);
+		uint64_t word = page_word(attempt->vm, attempt->page_idx);
 		enum page_state state = page_state_of(word);
 
-		if (others_hold(word) || is_being_lifted(word)) {
-			if (ask_for_wake(attempt, word))
+		if (page_is_held(word) || is_being_lifted(word)) {
+			if (page_ask_for_wake(attempt->vm, attempt->page_idx, word))
 				return RESOLVED;
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
-			if (claim(attempt, word, state))
+			if (claim(attempt, word))
 				return written_while_out(attempt);
-		} else if (claim(attempt, word, PAGE_IN_MEMFD)) {
+		} else if (claim(attempt, word)) {
 			enum uffd_outcome outcome =
 				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 
-			release_as_it_was(attempt);
+			release(attempt);
 			atomic_fetch_add_explicit(&vm->writes_seen, 1, memory_order_relaxed);
 			return outcome == UFFD_DONE ? RESOLVED : unfilled(attempt, outcome);
 		}
@@ -429,7 +368,6 @@ enum resolved resolve(struct vm *vm, struct lane *lane, void *page, struct fault
 		} else if (removals_have(&vm->removals, attempt.page_idx, 1)) {
 			result = RETRY_SOON;
 		} else {
-			attempt.word = page_map_word(vm->map, attempt.page_idx);
 			result =
 				fault->flags & UFFD_PAGEFAULT_FLAG_WP ? written(&attempt) : missing(&attempt);
 		}

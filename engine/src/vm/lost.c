@@ -5,7 +5,7 @@
 
 #include "base/failpoint.h"
 #include "vm/own_mapping.h"
-#include "vm/vm.h"
+#include "vm/page.h"
 #include "vm/window.h"
 
 #define PIECE_PAGES 32 /* in one passage of the gate */
@@ -72,25 +72,16 @@ uint64_t lost_take(struct vm *vm, struct lost_incident *out)
 	return out->pages;
 }
 
-static bool is_out(uint64_t word)
-{
-	return page_state_of(word) == PAGE_STORED && !(word & PAGE_FLAGS);
-}
-
 /* We put a page into its hole only while we have claimed it, which changes its word: one that is there with the word as it was before
  * is not of our doing. */
 static void look_at(struct vm *vm, struct own_mapping *mapping, uint64_t page_idx)
 {
-	_Atomic uint64_t *at = page_map_word(vm->map, page_idx);
-	uint64_t word = atomic_load(at), before = word;
+	uint64_t word = page_word(vm, page_idx);
 
 	/* given up, and to be struck off: its copy is not missed */
-	if (!is_out(word) || removals_have(&vm->removals, page_idx, 1) ||
-	    !own_mapping_has_page(mapping, page_idx) ||
-	    !atomic_compare_exchange_strong(at, &word, page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
-		return;
-	vm_drop_copy(vm, before);
-	lost_note(vm, page_idx);
+	if (page_is_out(word) && !removals_have(&vm->removals, page_idx, 1) &&
+	    own_mapping_has_page(mapping, page_idx) && page_drop_copy(vm, page_idx, word))
+		lost_note(vm, page_idx);
 }
 
 /* Between two passages of the gate the region can go, and another get its numbers. The mapping keeps its file, and so the file's
@@ -134,7 +125,7 @@ void lost_look_around(struct vm *vm, struct lane *lane, uint64_t page_idx)
 void lost_look_in(struct vm *vm, struct lane *lane, const struct window *window)
 {
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
-		if (!window_has_data(window, idx) || !is_out(atomic_load(page_map_word(vm->map, idx))))
+		if (!window_has_data(window, idx) || !page_is_out(page_word(vm, idx)))
 			continue;
 		lost_look_around(vm, lane, idx);
 		return;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* Where each page of guest memory is: one word and one hash a page, in a memfd that outlives the process.
  *
- * The word is one atomic: slot, state, flags, generation. All of a page's life is compare-and-swap on it.
+ * The word is one atomic: slot, state, flags, generation. All of a page's life is compare-and-swap on it: page.h has it whole.
  *
  *   IN_MEMFD   what the memfd holds at this page is the truth: data, or a hole that reads as zeros
  *   PROTECTED  a swap-out has write-protected it; the memfd holds the truth until it turns STORED
@@ -28,10 +28,6 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#ifdef VMMSWAP_FAILPOINTS
-#include <stdio.h>
-#include <stdlib.h>
-#endif
 
 #include "base/error.h"
 #include "base/units.h"
@@ -71,7 +67,7 @@ static inline uint64_t page_slot_of(uint64_t word)
 
 #define PAGE_SLOT_MASK ((uint64_t)UINT32_MAX)
 
-/* Whether a word may have these together. In builds with failpoints page_word_after() aborts where not. */
+/* Whether a word may have these together. In builds with failpoints page.c aborts where not. */
 static inline bool page_word_is_sane(enum page_state state, uint64_t slot_idx, uint64_t flags)
 {
 	bool one_holder = !(flags & PAGE_FILLING) || !(flags & PAGE_PUNCHING);
@@ -93,22 +89,6 @@ static inline bool page_word_is_sane(enum page_state state, uint64_t slot_idx, u
 		return !given_up && !(flags & ~PAGE_WAITER);
 	}
 	return false;
-}
-
-/* The word that follows `word`: a new state, slot and flags, the next generation. */
-static inline uint64_t page_word_after(uint64_t word, enum page_state state, uint64_t slot_idx,
-				       uint64_t flags)
-{
-	uint64_t generation = (word & ~(PAGE_GENERATION_ONE - 1)) + PAGE_GENERATION_ONE;
-
-#ifdef VMMSWAP_FAILPOINTS
-	if (!page_word_is_sane(state, slot_idx, flags)) {
-		fprintf(stderr, "bug: state %d, slot %llu and flags %#llx do not go together\n", state,
-			(unsigned long long)slot_idx, (unsigned long long)flags);
-		abort();
-	}
-#endif
-	return generation | flags | ((uint64_t)state << PAGE_STATE_SHIFT) | slot_idx;
 }
 
 #define PAGE_MAP_VERSION 1

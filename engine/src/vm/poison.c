@@ -3,6 +3,7 @@
 
 #include "base/failpoint.h"
 #include "base/held.h"
+#include "vm/page.h"
 
 /* A page whose entry holds a write-protect marker answers EEXIST until that is gone. */
 bool poison_mark(struct vm *vm, uint64_t page_idx)
@@ -82,22 +83,17 @@ static bool lift_everywhere(struct vm *vm, uint64_t page_idx)
 static bool lift_page(struct vm *vm, struct lane *lane, uint64_t page_idx)
 {
 	struct notice healed = { .kind = NOTICE_PAGE_HEALED, .page_idx = page_idx };
-	_Atomic uint64_t *at = page_map_word(vm->map, page_idx);
 	uint64_t word, claimed;
 	bool done = true;
 
 	gate_pass(vm->gate, lane);
-	word = atomic_load(at);
-	claimed = page_word_after(word, PAGE_POISONED, PAGE_SLOT_NONE, PAGE_FILLING | (word & PAGE_WAITER));
+	word = page_word(vm, page_idx);
 	/* FILLING: another thread is at it, and sees to what is left. */
-	if (is_being_lifted(word) && !(word & PAGE_FILLING) &&
-	    atomic_compare_exchange_strong(at, &word, claimed)) {
+	if (is_being_lifted(word) && !(word & PAGE_FILLING) && page_claim(vm, page_idx, word, &claimed)) {
 		done = lift_everywhere(vm, page_idx);
-		vm_release(vm, page_idx, claimed,
-			   done ? page_word_after(claimed, PAGE_IN_MEMFD, 0, 0) :
-				  page_word_after(claimed, PAGE_POISONED, PAGE_SLOT_NONE, 0));
-		if (done) {
-			atomic_fetch_sub(&vm->poisoned_pages, 1);
+		if (!done) {
+			page_release(vm, page_idx, claimed);
+		} else if (page_lifted(vm, page_idx, claimed)) {
 			notices_post(vm->notices, &healed);
 		}
 	}
@@ -112,7 +108,7 @@ uint64_t poison_pages_to_lift(struct vm *vm)
 	for (uint64_t idx = page_map_next_used(vm->map, 0, end_idx); idx < end_idx; idx++) {
 		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
 			idx = page_map_next_used(vm->map, idx, end_idx);
-		pages += idx < end_idx && is_being_lifted(atomic_load(page_map_word(vm->map, idx)));
+		pages += idx < end_idx && is_being_lifted(page_word(vm, idx));
 	}
 	return pages;
 }
@@ -134,8 +130,7 @@ bool poison_lift(struct vm *vm, struct lane *lane)
 	for (uint64_t idx = page_map_next_used(vm->map, from_idx, end_idx); idx < end_idx; idx++) {
 		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
 			idx = page_map_next_used(vm->map, idx, end_idx);
-		if (idx < end_idx && is_being_lifted(atomic_load(page_map_word(vm->map, idx))) &&
-		    !lift_page(vm, lane, idx)) {
+		if (idx < end_idx && is_being_lifted(page_word(vm, idx)) && !lift_page(vm, lane, idx)) {
 			poison_lift_later(vm, idx, 1);
 			done = false;
 		}

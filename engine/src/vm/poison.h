@@ -11,11 +11,6 @@
 
 #include "vm/vm.h"
 
-static inline bool is_being_lifted(uint64_t word)
-{
-	return page_state_of(word) == PAGE_POISONED && page_slot_of(word) == PAGE_SLOT_NONE;
-}
-
 /* Put a marker into every process; who waits for the page runs into it. With the gate passed. False: events of a process must
  * be read first, then try again. Kernels before 6.6 have no such marker: the waiting threads go on waiting. */
 bool poison_mark(struct vm *vm, uint64_t page_idx);

@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "base/held.h"
 #include "vm/backing.h"
+#include "vm/page.h"
 
 uint64_t monotonic_ns(void)
 {
@@ -41,21 +42,6 @@ void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages)
 			done += run ? run : 1;
 		}
 	}
-}
-
-bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t next)
-{
-	_Atomic uint64_t *word = page_map_word(vm->map, page_idx);
-	uint64_t seen = claimed;
-
-	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
-	while (!atomic_compare_exchange_weak_explicit(word, &seen, next, memory_order_acq_rel,
-						      memory_order_acquire))
-		if (!is_claim(seen, claimed))
-			return false;
-	if (seen & PAGE_WAITER)
-		vm_wake(vm, page_idx, 1);
-	return true;
 }
 
 void vm_punching_begin(struct vm *vm, struct punching *punching)
@@ -168,27 +154,6 @@ bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word
 	return since_ms && vm_now_ms() - since_ms < VM_GIVEN_UP_MS;
 }
 
-void vm_drop_copy(struct vm *vm, uint64_t old)
-{
-	uint64_t slot_idx = page_slot_of(old);
-
-	switch (page_state_of(old)) {
-	case PAGE_STORED:
-		atomic_fetch_sub(&vm->stored_pages, 1);
-		break;
-	case PAGE_POISONED:
-		atomic_fetch_sub(&vm->poisoned_pages, 1);
-		break;
-	case PAGE_KEPT:
-		atomic_fetch_sub(&vm->kept_pages, 1);
-		break;
-	default:
-		return;
-	}
-	if (slot_idx != PAGE_SLOT_NONE)
-		store_drop(vm->store, &slot_idx, 1);
-}
-
 void vm_note_join(struct vm *vm)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);
@@ -214,11 +179,9 @@ void vm_drop_kept_copies(struct vm *vm)
 			idx = page_map_next_used(vm->map, idx, end_idx);
 		if (idx >= end_idx)
 			break;
-		word = atomic_load(page_map_word(vm->map, idx));
-		if (page_state_of(word) == PAGE_KEPT &&
-		    atomic_compare_exchange_strong(page_map_word(vm->map, idx), &word,
-						   page_word_after(word, PAGE_IN_MEMFD, 0, 0)))
-			vm_drop_copy(vm, word);
+		word = page_word(vm, idx);
+		if (page_state_of(word) == PAGE_KEPT)
+			page_drop_copy(vm, idx, word);
 	}
 }
 

@@ -65,11 +65,12 @@ struct vm {
 	struct latency *latencies; /* one for each fault thread */
 	size_t fault_threads_n, workers_n;
 
-	_Atomic bool stopping;	       /* the engine is: long walks that nobody needs any more end early */
-	_Atomic bool tracking;	       /* guest memory is registered with the uffds */
-	_Atomic uint64_t stored_pages; /* pages in state STORED */
+	_Atomic bool stopping; /* the engine is: long walks that nobody needs any more end early */
+	_Atomic bool tracking; /* guest memory is registered with the uffds */
+	/* How many pages are in that state, or about to be: page.h changes them. */
+	_Atomic uint64_t stored_pages;
 	_Atomic uint64_t poisoned_pages;
-	_Atomic uint64_t kept_pages; /* pages in state KEPT */
+	_Atomic uint64_t kept_pages;
 
 	/* Where pages wait for their poison markers to be lifted: somewhere from..end. The range is under the lock. */
 	pthread_mutex_t lift_lock;
@@ -117,16 +118,6 @@ void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages);
 /* Wake all threads that wait for guest memory: they fault again. With the gate passed or held. */
 void vm_wake_all(struct vm *vm);
 
-/* Undo one's own claim: `claimed` (with WAITER or not) becomes `next`, and who waits is woken. False if the claim was
- * lost meanwhile, to a REMOVE or a demand fault. With the gate passed. */
-bool vm_release(struct vm *vm, uint64_t page_idx, uint64_t claimed, uint64_t next);
-
-/* Whether `word` is still the claim that we made, whoever waits for it. */
-static inline bool is_claim(uint64_t word, uint64_t claimed)
-{
-	return ((word ^ claimed) & ~PAGE_WAITER) == 0;
-}
-
 /* Pages there are PUNCHING from before the first is marked until the last is finished. */
 void vm_punching_begin(struct vm *vm, struct punching *punching);
 void vm_punching_end(struct vm *vm, struct punching *punching);
@@ -157,9 +148,6 @@ uint32_t vm_now_ms(void);
 /* When the page was given up, if no more than its word and its chunk is known since; 0: it was not. */
 uint32_t vm_given_up_ms(const struct vm *vm, uint64_t page_idx, uint64_t word);
 bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word);
-
-/* A page's copy in the store is not needed any more: what its word said was `old`. Counts it out of the state that it had. */
-void vm_drop_copy(struct vm *vm, uint64_t old);
 
 /* Memory joins that is not protected as that of all others is. With the gate held alone. The kept copies are stale from here on. */
 void vm_note_join(struct vm *vm);
