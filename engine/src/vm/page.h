@@ -65,8 +65,8 @@
  * A crash at any point leaves the word to decide; counters and slots are found out anew from the map (jobs/recover.h).
  *
  * What stays with a word. GIVEN_UP, with the time in place of the slot, stays over a claim that ends by page_release(), and so does
- * what only the page's chunk said (vm->given_up_ms). The
- * generation grows with each change but those of BACKGROUND and WAITER, and the end of PUNCHING. */
+ * what only the page's chunk said (vm->given_up_ms). The generation grows with each change but those of BACKGROUND and WAITER, and
+ * the end of PUNCHING. */
 #ifndef VMMSWAP_PAGE_H
 #define VMMSWAP_PAGE_H
 
