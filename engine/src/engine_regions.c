@@ -88,16 +88,9 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 
 static bool anything_out(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
-	uint64_t end_idx = page_idx + pages;
+	for (struct used_pages at = used_pages(vm->map, page_idx, page_idx + pages); used_pages_next(&at);) {
+		enum page_state state = page_state_of(page_word(vm, at.page_idx));
 
-	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
-		enum page_state state;
-
-		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
-			idx = page_map_next_used(vm->map, idx, end_idx);
-		if (idx >= end_idx)
-			break;
-		state = page_state_of(page_word(vm, idx));
 		if (state == PAGE_STORED || state == PAGE_POISONED)
 			return true;
 	}
@@ -106,18 +99,11 @@ static bool anything_out(struct vm *vm, uint64_t page_idx, uint64_t pages)
 
 static void forget_region(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
-	for (size_t i = 0; i < vm->spaces.n; i++) {
-		struct process *process = vm->spaces.processes[i];
-		uint64_t addr, run;
-
-		for (uint64_t done = 0; done < pages && vm->tracking && !process->gone;
-		     done += run ? run : 1) {
-			run = process_addr_of(process, page_idx + done, pages - done, &addr);
-			if (run)
-				uffd_unregister(process->uffd, addr, bytes_of_pages(run));
-		}
-		process_forget_pages(process, page_idx, pages);
-	}
+	if (vm->tracking)
+		for (struct mapped at = mapped_everywhere(&vm->spaces, page_idx, pages); mapped_next(&at);)
+			uffd_unregister(at.process->uffd, at.addr, bytes_of_pages(at.pages));
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		process_forget_pages(vm->spaces.processes[i], page_idx, pages);
 	removals_forget(&vm->removals, page_idx, pages);
 	event_give_up(vm, page_idx, pages); /* kept copies */
 	pthread_mutex_lock(&vm->regions_lock);

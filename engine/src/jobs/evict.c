@@ -53,13 +53,9 @@ static enum uffd_outcome protect_process(struct evictor *evictor, struct process
 
 	if (!process->protects)
 		return evictor->frozen ? UFFD_DONE : UFFD_REFUSED;
-	for (uint64_t done = 0; done < pages && outcome == UFFD_DONE;) {
-		uint64_t addr, run = process_addr_of(process, page_idx + done, pages - done, &addr);
-
-		if (run)
-			outcome = uffd_protect(process->uffd, addr, bytes_of_pages(run));
-		done += run ? run : 1;
-	}
+	for (struct mapped at = mapped_in(process, page_idx, pages);
+	     outcome == UFFD_DONE && mapped_next(&at);)
+		outcome = uffd_protect(process->uffd, at.addr, bytes_of_pages(at.pages));
 	return outcome;
 }
 

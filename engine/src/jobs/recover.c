@@ -30,7 +30,7 @@ static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct erro
 static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
 {
 	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
-	uint64_t slot_idx = page_slot_of(word), addr, copied_bytes;
+	uint64_t slot_idx = page_slot_of(word), copied_bytes;
 	enum uffd_outcome outcome = UFFD_UNMAPPED;
 
 	if (page_state_of(word) != PAGE_STORED || !(word & PAGE_FILLING) || (word & PAGE_BACKGROUND) ||
@@ -38,10 +38,9 @@ static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
 		return false;
 	if (store_get(vm->store, &slot_idx, 1, page))
 		return false;
-	for (size_t i = 0; i < vm->spaces.n && outcome != UFFD_DONE && outcome != UFFD_EXISTS; i++)
-		if (process_addr_of(vm->spaces.processes[i], page_idx, 1, &addr))
-			outcome = uffd_copy(vm->spaces.processes[i]->uffd, addr, page, PAGE_BYTES, false,
-					    &copied_bytes);
+	for (struct mapped at = mapped_everywhere(&vm->spaces, page_idx, 1);
+	     outcome != UFFD_DONE && outcome != UFFD_EXISTS && mapped_next(&at);)
+		outcome = uffd_copy(at.process->uffd, at.addr, page, PAGE_BYTES, false, &copied_bytes);
 	return outcome == UFFD_DONE || outcome == UFFD_EXISTS;
 }
 
@@ -56,20 +55,15 @@ static bool is_lost(uint64_t word)
 /* [page_idx, end_idx) are all resident, or all holes. */
 static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool resident, struct error *err)
 {
-	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
-		uint64_t word;
-		int rc;
+	for (struct used_pages at = used_pages(vm->map, page_idx, end_idx); used_pages_next(&at);) {
+		uint64_t idx = at.page_idx, word = page_word(vm, idx);
 
-		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
-			idx = page_map_next_used(vm->map, idx, end_idx);
-		if (idx >= end_idx)
-			break;
-		word = page_word(vm, idx);
 		if (put_back_at_once(vm, idx, word)) {
 			page_recover_resident(vm, idx, word);
 		} else if (!resident &&
 			   (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
-			rc = keep_out(vm, idx, word, err);
+			int rc = keep_out(vm, idx, word, err);
+
 			if (rc)
 				return rc;
 		} else if (word) {

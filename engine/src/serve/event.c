@@ -8,15 +8,10 @@
 
 void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
-	uint64_t end_idx = page_idx + pages;
 	uint32_t now_ms = vm_now_ms();
 
-	for (uint64_t idx = page_map_next_used(vm->map, page_idx, end_idx); idx < end_idx; idx++) {
-		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
-			idx = page_map_next_used(vm->map, idx, end_idx);
-		if (idx < end_idx)
-			page_give_up(vm, idx, now_ms);
-	}
+	for (struct used_pages at = used_pages(vm->map, page_idx, page_idx + pages); used_pages_next(&at);)
+		page_give_up(vm, at.page_idx, now_ms);
 }
 
 /* By the guest, whose hole may come later, vm.h. A whole chunk of which nothing is known yet is not written to: that would take

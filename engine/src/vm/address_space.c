@@ -234,3 +234,41 @@ uint64_t process_addr_of(const struct process *process, uint64_t page_idx, uint6
 	}
 	return 0;
 }
+
+struct mapped mapped_everywhere(const struct address_spaces *spaces, uint64_t page_idx, uint64_t pages)
+{
+	uint64_t end_idx = page_idx + pages;
+
+	return (struct mapped){
+		.spaces = spaces, .page_idx = page_idx, .next_idx = end_idx, .end_idx = end_idx
+	};
+}
+
+struct mapped mapped_in(struct process *process, uint64_t page_idx, uint64_t pages)
+{
+	return (struct mapped){
+		.process = process, .page_idx = page_idx, .next_idx = page_idx, .end_idx = page_idx + pages
+	};
+}
+
+static bool next_in_process(struct mapped *at)
+{
+	while (at->next_idx < at->end_idx && !at->process->gone) {
+		at->pages = process_addr_of(at->process, at->next_idx, at->end_idx - at->next_idx, &at->addr);
+		at->next_idx += at->pages ? at->pages : 1;
+		if (at->pages)
+			return true;
+	}
+	return false;
+}
+
+bool mapped_next(struct mapped *at)
+{
+	while (!next_in_process(at)) {
+		if (!at->spaces || at->next_process == at->spaces->n)
+			return false;
+		at->process = at->spaces->processes[at->next_process++];
+		at->next_idx = at->page_idx;
+	}
+	return true;
+}

@@ -65,4 +65,21 @@ bool process_page_at(const struct process *process, uint64_t addr, uint64_t *pag
  * 0: it does not map it. */
 uint64_t process_addr_of(const struct process *process, uint64_t page_idx, uint64_t pages_n, uint64_t *addr);
 
+/* Goes over where the pages are mapped, in each process that is not gone, or in one, as pieces of memory that are contiguous there:
+ *
+ *	for (struct mapped at = mapped_everywhere(spaces, page_idx, pages); mapped_next(&at);)
+ *		... at.process, at.addr, at.pages ... */
+struct mapped {
+	struct process *process;
+	uint64_t addr, pages;
+	/* where to look next: the page in this process, then in the process after it */
+	uint64_t next_idx, page_idx, end_idx;
+	const struct address_spaces *spaces;
+	size_t next_process;
+};
+
+struct mapped mapped_everywhere(const struct address_spaces *spaces, uint64_t page_idx, uint64_t pages);
+struct mapped mapped_in(struct process *process, uint64_t page_idx, uint64_t pages);
+bool mapped_next(struct mapped *at);
+
 #endif

@@ -18,8 +18,6 @@ static const char MAGIC[8] = "VMMSWAPM";
 #define HASHES_BYTES (PAGE_MAP_MAX_PAGES * sizeof(uint32_t))
 #define MAP_BYTES (HASHES_OFFSET_BYTES + HASHES_BYTES)
 
-#define WORDS_A_PAGE (PAGE_BYTES / sizeof(uint64_t))
-
 struct extent {
 	uint64_t page_idx, pages;
 };
@@ -216,13 +214,8 @@ void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n)
 {
 	uint64_t end_idx = page_idx + pages_n;
 
-	for (uint64_t idx = page_map_next_used(map, page_idx, end_idx); idx < end_idx;
-	     idx = page_map_next_used(map, idx, end_idx)) {
-		uint64_t stop_idx = (idx / WORDS_A_PAGE + 1) * WORDS_A_PAGE;
-
-		for (; idx < stop_idx && idx < end_idx; idx++)
-			atomic_store(page_map_word(map, idx), 0);
-	}
+	for (struct used_pages at = used_pages(map, page_idx, end_idx); used_pages_next(&at);)
+		atomic_store(page_map_word(map, at.page_idx), 0);
 	fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 		  (off_t)(WORDS_OFFSET_BYTES + page_idx * sizeof(uint64_t)),
 		  (off_t)(pages_n * sizeof(uint64_t)));

@@ -147,6 +147,34 @@ uint32_t *page_map_hash(struct page_map *map, uint64_t page_idx);
  * what was never written without touching it: reading a hole of the memfd would fill it. */
 uint64_t page_map_next_used(struct page_map *map, uint64_t page_idx, uint64_t end_idx);
 
+/* Goes over the pages of a range whose words may be other than 0:
+ *
+ *	for (struct used_pages at = used_pages(map, page_idx, end_idx); used_pages_next(&at);)
+ *		... at.page_idx ... */
+struct used_pages {
+	struct page_map *map;
+	uint64_t page_idx;
+	uint64_t next_idx, end_idx;
+};
+
+#define PAGE_MAP_WORDS_A_PAGE (PAGE_BYTES / sizeof(uint64_t))
+
+static inline struct used_pages used_pages(struct page_map *map, uint64_t page_idx, uint64_t end_idx)
+{
+	uint64_t next_idx = page_map_next_used(map, page_idx, end_idx);
+
+	return (struct used_pages){ .map = map, .next_idx = next_idx, .end_idx = end_idx };
+}
+
+/* The map's memory is looked at anew where a page of it begins. */
+static inline bool used_pages_next(struct used_pages *at)
+{
+	if (at->next_idx % PAGE_MAP_WORDS_A_PAGE == 0 && at->next_idx < at->end_idx)
+		at->next_idx = page_map_next_used(at->map, at->next_idx, at->end_idx);
+	at->page_idx = at->next_idx++;
+	return at->page_idx < at->end_idx;
+}
+
 /* Give back the memory and the numbers of pages that were added together, from page_idx on; all their words become 0. */
 void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n);
 

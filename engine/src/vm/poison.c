@@ -11,20 +11,15 @@ bool poison_mark(struct vm *vm, uint64_t page_idx)
 	bool done = true;
 
 	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
-	for (size_t i = 0; i < vm->spaces.n; i++) {
-		struct process *process = vm->spaces.processes[i];
-		uint64_t addr;
-		enum uffd_outcome outcome;
+	for (struct mapped at = mapped_everywhere(&vm->spaces, page_idx, 1); mapped_next(&at);) {
+		enum uffd_outcome outcome = uffd_poison(at.process->uffd, at.addr);
 
-		if (process->gone || !process_addr_of(process, page_idx, 1, &addr))
-			continue;
-		outcome = uffd_poison(process->uffd, addr);
 		if (outcome == UFFD_EXISTS) {
-			uffd_unprotect(process->uffd, addr, PAGE_BYTES);
-			outcome = uffd_poison(process->uffd, addr);
+			uffd_unprotect(at.process->uffd, at.addr, PAGE_BYTES);
+			outcome = uffd_poison(at.process->uffd, at.addr);
 		}
 		if (outcome == UFFD_EXISTS) /* marked before: whoever waits must run into it */
-			uffd_wake(process->uffd, addr, PAGE_BYTES);
+			uffd_wake(at.process->uffd, at.addr, PAGE_BYTES);
 		done = done && outcome != UFFD_RETRY && outcome != UFFD_NO_MEMORY;
 	}
 	return done;
@@ -62,16 +57,11 @@ static bool lift_everywhere(struct vm *vm, uint64_t page_idx)
 {
 	bool done = true;
 
-	for (size_t i = 0; i < vm->spaces.n; i++) {
-		struct process *process = vm->spaces.processes[i];
-		enum uffd_outcome outcome;
-		uint64_t addr;
+	for (struct mapped at = mapped_everywhere(&vm->spaces, page_idx, 1); mapped_next(&at);) {
+		enum uffd_outcome outcome = lift_in(at.process, at.addr);
 
-		if (process->gone || !process_addr_of(process, page_idx, 1, &addr))
-			continue;
-		outcome = lift_in(process, addr);
 		if (outcome == UFFD_GONE)
-			vm_process_gone(vm, process);
+			vm_process_gone(vm, at.process);
 		else if (outcome == UFFD_RETRY || outcome == UFFD_NO_MEMORY)
 			done = false;
 		FAILPOINT_HERE("poison.lifted");
@@ -105,11 +95,8 @@ uint64_t poison_pages_to_lift(struct vm *vm)
 {
 	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n), pages = 0;
 
-	for (uint64_t idx = page_map_next_used(vm->map, 0, end_idx); idx < end_idx; idx++) {
-		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
-			idx = page_map_next_used(vm->map, idx, end_idx);
-		pages += idx < end_idx && is_being_lifted(page_word(vm, idx));
-	}
+	for (struct used_pages at = used_pages(vm->map, 0, end_idx); used_pages_next(&at);)
+		pages += is_being_lifted(page_word(vm, at.page_idx));
 	return pages;
 }
 
@@ -127,11 +114,9 @@ bool poison_lift(struct vm *vm, struct lane *lane)
 	atomic_store(&vm->lift_wanted, false);
 	pthread_mutex_unlock(&vm->lift_lock);
 
-	for (uint64_t idx = page_map_next_used(vm->map, from_idx, end_idx); idx < end_idx; idx++) {
-		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
-			idx = page_map_next_used(vm->map, idx, end_idx);
-		if (idx < end_idx && is_being_lifted(page_word(vm, idx)) && !lift_page(vm, lane, idx)) {
-			poison_lift_later(vm, idx, 1);
+	for (struct used_pages at = used_pages(vm->map, from_idx, end_idx); used_pages_next(&at);) {
+		if (is_being_lifted(page_word(vm, at.page_idx)) && !lift_page(vm, lane, at.page_idx)) {
+			poison_lift_later(vm, at.page_idx, 1);
 			done = false;
 		}
 	}

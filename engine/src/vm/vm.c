@@ -30,18 +30,9 @@ void vm_process_gone(struct vm *vm, struct process *process)
 void vm_wake(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
 	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
-	for (size_t i = 0; i < vm->spaces.n; i++) {
-		struct process *process = vm->spaces.processes[i];
-
-		for (uint64_t done = 0; done < pages && !process->gone;) {
-			uint64_t addr;
-			uint64_t run = process_addr_of(process, page_idx + done, pages - done, &addr);
-
-			if (run && uffd_wake(process->uffd, addr, bytes_of_pages(run)) == UFFD_GONE)
-				vm_process_gone(vm, process);
-			done += run ? run : 1;
-		}
-	}
+	for (struct mapped at = mapped_everywhere(&vm->spaces, page_idx, pages); mapped_next(&at);)
+		if (uffd_wake(at.process->uffd, at.addr, bytes_of_pages(at.pages)) == UFFD_GONE)
+			vm_process_gone(vm, at.process);
 }
 
 void vm_punching_begin(struct vm *vm, struct punching *punching)
@@ -68,18 +59,14 @@ static bool protect_range(struct vm *vm, struct process *process, const struct p
 {
 	bool done = true;
 
-	for (uint64_t at = 0; at < punching->pages && !process->gone;) {
-		uint64_t addr;
-		uint64_t run = process_addr_of(process, punching->page_idx + at, punching->pages - at, &addr);
-		enum uffd_outcome outcome = UFFD_UNMAPPED;
+	for (struct mapped at = mapped_in(process, punching->page_idx, punching->pages); mapped_next(&at);) {
+		enum uffd_outcome outcome =
+			process->protects ? uffd_protect(process->uffd, at.addr, bytes_of_pages(at.pages)) :
+					    UFFD_REFUSED;
 
-		if (run)
-			outcome = process->protects ? uffd_protect(process->uffd, addr, bytes_of_pages(run)) :
-						      UFFD_REFUSED;
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 		done = done && (outcome == UFFD_DONE || outcome == UFFD_UNMAPPED || outcome == UFFD_GONE);
-		at += run ? run : 1;
 	}
 	return done;
 }
@@ -172,16 +159,12 @@ void vm_drop_kept_copies(struct vm *vm)
 	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);
 
 	HELD_MAY_WAIT(WAIT_TIME); /* takes the longer the more there are */
-	for (uint64_t idx = 0; idx < end_idx && atomic_load(&vm->kept_pages); idx++) {
-		uint64_t word;
+	for (struct used_pages at = used_pages(vm->map, 0, end_idx);
+	     atomic_load(&vm->kept_pages) && used_pages_next(&at);) {
+		uint64_t word = page_word(vm, at.page_idx);
 
-		if (idx % (PAGE_BYTES / sizeof(uint64_t)) == 0)
-			idx = page_map_next_used(vm->map, idx, end_idx);
-		if (idx >= end_idx)
-			break;
-		word = page_word(vm, idx);
 		if (page_state_of(word) == PAGE_KEPT)
-			page_drop_copy(vm, idx, word);
+			page_drop_copy(vm, at.page_idx, word);
 	}
 }
 
