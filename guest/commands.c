@@ -4,13 +4,12 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "command.h"
 #include "control.h"
 #include "device.h"
 #include "report.h"
 
-#define MAX_WORDS 16
 #define CHUNK_PAGES 256
-#define ALL_PROCESSES (-1)
 
 const char command_help[] =
 	"Orders, one a line on standard input. FIRST and N are pages; by= is all, main or a process number.\n"
@@ -48,81 +47,6 @@ const char command_help[] =
 	"        what bad VMMs do, unknown to the records\n"
 	"Replies: {\"reply\":N,\"ok\":true|false,...}; jobs end with {\"event\":\"done\",\"job\":ID,...}.\n";
 
-struct command {
-	struct control *control;
-	char *word[MAX_WORDS]; /* words without =, the name first */
-	int words;
-	char *option[MAX_WORDS]; /* key=value */
-	int options;
-	const char *wrong; /* why it cannot be obeyed */
-	int err;	   /* or its errno */
-	uint64_t job_id;   /* started */
-};
-
-/* The first reason is the one to tell. */
-static void refuse(struct command *command, const char *reason)
-{
-	if (!command->wrong)
-		command->wrong = reason;
-}
-
-static uint64_t number(struct command *command, int idx, uint64_t most)
-{
-	uint64_t value;
-
-	if (idx >= command->words || !parse_size(command->word[idx], &value) || value > most) {
-		refuse(command, "a number is missing, not a number, or too large; see help");
-		return 0;
-	}
-	return value;
-}
-
-static bool has_word(const struct command *command, int idx, const char *word)
-{
-	return idx < command->words && !strcmp(command->word[idx], word);
-}
-
-static const char *option(struct command *command, const char *key)
-{
-	size_t length = strlen(key);
-
-	for (int i = 0; i < command->options; i++)
-		if (!strncmp(command->option[i], key, length) && command->option[i][length] == '=')
-			return command->option[i] + length + 1;
-	return NULL;
-}
-
-static uint64_t number_option(struct command *command, const char *key, uint64_t otherwise, uint64_t most)
-{
-	const char *text = option(command, key);
-	uint64_t value = otherwise;
-
-	if (text && (!parse_size(text, &value) || value > most)) {
-		refuse(command, "the value of an option is not a number or too large; see help");
-		return otherwise;
-	}
-	return value;
-}
-
-static int by_option(struct command *command, int otherwise)
-{
-	const char *text = option(command, "by");
-	uint64_t process;
-
-	if (!text)
-		return otherwise;
-	if (!strcmp(text, "all"))
-		return ALL_PROCESSES;
-	if (!strcmp(text, "main"))
-		return 0;
-	if (!parse_size(text, &process) || process >= MAX_PROCESSES ||
-	    atomic_load(&command->control->guest->shared->process[process].state) != PROCESS_RUNNING) {
-		refuse(command, "by= must be all, main, or the number of a running process");
-		return otherwise;
-	}
-	return (int)process;
-}
-
 static uint64_t guest_pages(const struct command *command)
 {
 	return command->control->guest->memory.pages;
@@ -144,33 +68,34 @@ static struct job *new_job(struct command *command, int kind)
 
 	if (job)
 		return job;
-	refuse(command, "too many jobs run already: wait for one to be done");
+	command_refuse(command, "too many jobs run already: wait for one to be done");
 	return &spare;
 }
 
 static void set_range(struct command *command, struct job *job, uint64_t first_page, uint64_t pages)
 {
 	if (pages == 0 || first_page >= guest_pages(command) || pages > guest_pages(command) - first_page)
-		refuse(command, "no such pages: FIRST and N must lie in the guest, N at least 1");
+		command_refuse(command, "no such pages: FIRST and N must lie in the guest, N at least 1");
 	job->first_page = first_page;
 	job->pages = pages;
 }
 
 static void set_range_options(struct command *command, struct job *job)
 {
-	uint64_t first_page = number_option(command, "first", 0, UINT64_MAX);
+	uint64_t first_page = command_number_option(command, "first", 0, UINT64_MAX);
 	uint64_t rest = first_page < guest_pages(command) ? guest_pages(command) - first_page : 0;
 
-	set_range(command, job, first_page, number_option(command, "pages", rest, UINT64_MAX));
+	set_range(command, job, first_page, command_number_option(command, "pages", rest, UINT64_MAX));
 	job->chunk_pages = CHUNK_PAGES;
-	job->process = by_option(command, ALL_PROCESSES);
+	job->process = command_by_option(command, ALL_PROCESSES);
 }
 
 static void set_range_words(struct command *command, struct job *job)
 {
-	set_range(command, job, number(command, 1, UINT64_MAX), number(command, 2, UINT64_MAX));
+	set_range(command, job, command_number(command, 1, UINT64_MAX),
+		  command_number(command, 2, UINT64_MAX));
 	job->chunk_pages = job->pages;
-	job->process = by_option(command, 0);
+	job->process = command_by_option(command, 0);
 	job->cursor_is_shared = true;
 }
 
@@ -188,7 +113,7 @@ static void run_verify(struct command *command)
 	struct job *job = new_job(command, JOB_VERIFY);
 
 	set_range_options(command, job);
-	job->skip_untouched = number_option(command, "touched", 0, 1);
+	job->skip_untouched = command_number_option(command, "touched", 0, 1);
 	start(command, job);
 }
 
@@ -197,10 +122,10 @@ static void run_touch(struct command *command)
 	struct job *job = new_job(command, JOB_TOUCH);
 
 	set_range_words(command, job);
-	job->is_write = has_word(command, 3, "write");
-	if (!job->is_write && !has_word(command, 3, "read"))
-		refuse(command, "touch FIRST N read|write");
-	job->offset_bytes = (unsigned)number_option(command, "offset", PAGE_BYTES, PAGE_BYTES - 1);
+	job->is_write = command_has_word(command, 3, "write");
+	if (!job->is_write && !command_has_word(command, 3, "read"))
+		command_refuse(command, "touch FIRST N read|write");
+	job->offset_bytes = (unsigned)command_number_option(command, "offset", PAGE_BYTES, PAGE_BYTES - 1);
 	start(command, job);
 }
 
@@ -209,9 +134,9 @@ static void run_kernel_io(struct command *command)
 	struct job *job = new_job(command, JOB_KERNEL_IO);
 
 	set_range_words(command, job);
-	job->is_write = has_word(command, 3, "read"); /* read() writes to memory */
-	if (!job->is_write && !has_word(command, 3, "write"))
-		refuse(command, "kernel-io FIRST N read|write");
+	job->is_write = command_has_word(command, 3, "read"); /* read() writes to memory */
+	if (!job->is_write && !command_has_word(command, 3, "write"))
+		command_refuse(command, "kernel-io FIRST N read|write");
 	start(command, job);
 }
 
@@ -222,15 +147,15 @@ static void run_remove(struct command *command)
 	int how = 0;
 
 	set_range_words(command, job);
-	while (how < 4 && !has_word(command, 3, how_names[how]))
+	while (how < 4 && !command_has_word(command, 3, how_names[how]))
 		how++;
-	if (how == 4 ||
-	    (command->words > 4 && !has_word(command, 4, "zeros") && !has_word(command, 4, "either"))) {
-		refuse(command, "remove FIRST N madvise|dontneed|fallocate|balloon [zeros|either]");
+	if (how == 4 || (command->words > 4 && !command_has_word(command, 4, "zeros") &&
+			 !command_has_word(command, 4, "either"))) {
+		command_refuse(command, "remove FIRST N madvise|dontneed|fallocate|balloon [zeros|either]");
 		return;
 	}
 	job->remove_how = how;
-	job->is_either = command->words > 4 ? has_word(command, 4, "either") :
+	job->is_either = command->words > 4 ? command_has_word(command, 4, "either") :
 					      how == REMOVE_DONTNEED || how == REMOVE_FALLOCATE;
 	start(command, job);
 }
@@ -239,21 +164,21 @@ static void run_corrupt(struct command *command)
 {
 	struct job *job = new_job(command, JOB_CORRUPT);
 
-	set_range(command, job, number(command, 1, UINT64_MAX), 1);
-	job->offset_bytes = (unsigned)number_option(command, "offset", 0, PAGE_BYTES - 1);
-	job->process = by_option(command, 0);
+	set_range(command, job, command_number(command, 1, UINT64_MAX), 1);
+	job->offset_bytes = (unsigned)command_number_option(command, "offset", 0, PAGE_BYTES - 1);
+	job->process = command_by_option(command, 0);
 	start(command, job);
 }
 
 static void work_start(struct command *command)
 {
 	struct shared *shared = command->control->guest->shared;
-	uint64_t rate = number_option(command, "rate", 0, 1000000000);
-	uint64_t write_percent = number_option(command, "writes", 50, 100);
-	uint64_t kernel_percent = number_option(command, "kernel", 0, 100);
+	uint64_t rate = command_number_option(command, "rate", 0, 1000000000);
+	uint64_t write_percent = command_number_option(command, "writes", 50, 100);
+	uint64_t kernel_percent = command_number_option(command, "kernel", 0, 100);
 
 	if (write_percent + kernel_percent > 100)
-		refuse(command, "writes= and kernel= must not exceed 100 together");
+		command_refuse(command, "writes= and kernel= must not exceed 100 together");
 	if (command->wrong)
 		return;
 	atomic_store(&shared->rate, rate);
@@ -268,12 +193,13 @@ static void run_work(struct command *command)
 {
 	struct shared *shared = command->control->guest->shared;
 
-	if (has_word(command, 1, "start")) {
+	if (command_has_word(command, 1, "start")) {
 		work_start(command);
 		return;
 	}
-	if (!has_word(command, 1, "stop")) {
-		refuse(command, "work start [rate=OPS] [writes=PERCENT] [kernel=PERCENT], or work stop");
+	if (!command_has_word(command, 1, "stop")) {
+		command_refuse(command,
+			       "work start [rate=OPS] [writes=PERCENT] [kernel=PERCENT], or work stop");
 		return;
 	}
 	struct job *job = new_job(command, JOB_QUIESCE);
@@ -287,9 +213,9 @@ static void run_work(struct command *command)
 static void run_hot(struct command *command)
 {
 	struct shared *shared = command->control->guest->shared;
-	uint64_t pages = number(command, 1, guest_pages(command));
-	uint64_t first_page = number_option(command, "first", 0, guest_pages(command) - 1);
-	uint64_t stride = number_option(command, "stride", 1, guest_pages(command));
+	uint64_t pages = command_number(command, 1, guest_pages(command));
+	uint64_t first_page = command_number_option(command, "first", 0, guest_pages(command) - 1);
+	uint64_t stride = command_number_option(command, "stride", 1, guest_pages(command));
 
 	if (command->wrong)
 		return;
@@ -302,10 +228,10 @@ static void run_fork(struct command *command)
 {
 	struct job *job = new_job(command, JOB_FORK);
 
-	job->pages = number(command, 1, MAX_PROCESSES);
-	job->process = by_option(command, 0);
+	job->pages = command_number(command, 1, MAX_PROCESSES);
+	job->process = command_by_option(command, 0);
 	if (!job->pages || job->process == ALL_PROCESSES)
-		refuse(command, "fork N [by=main|I], N at least 1");
+		command_refuse(command, "fork N [by=main|I], N at least 1");
 	start(command, job);
 }
 
@@ -329,12 +255,12 @@ static void run_backend_command(struct command *command)
 	struct control *control = command->control;
 	struct job *job = new_job(command, JOB_BACKEND);
 	enum backend_mode mode = control->handoff.path ? BACKEND_ANNOUNCE : BACKEND_PLAIN;
-	uint64_t count = number(command, 1, MAX_PROCESSES);
+	uint64_t count = command_number(command, 1, MAX_PROCESSES);
 
-	if (has_word(command, 2, "silent"))
+	if (command_has_word(command, 2, "silent"))
 		mode = BACKEND_SILENT;
 	else if (command->words > 2 || !count)
-		refuse(command, "backend N [silent], N at least 1");
+		command_refuse(command, "backend N [silent], N at least 1");
 	start(command, job);
 	for (uint64_t i = 0; i < count && !command->wrong; i++)
 		if (!request_backend(control->guest, mode, job->id))
@@ -343,10 +269,10 @@ static void run_backend_command(struct command *command)
 
 static void run_kill_device(struct command *command)
 {
-	int process = (int)number(command, 1, MAX_PROCESSES - 1);
+	int process = (int)command_number(command, 1, MAX_PROCESSES - 1);
 
 	if (!command->wrong && process == 0)
-		refuse(command, "process 0 is the VMM itself: use quit or hostile exit");
+		command_refuse(command, "process 0 is the VMM itself: use quit or hostile exit");
 	if (!command->wrong)
 		command->err = device_kill(command->control->guest, process);
 }
@@ -355,33 +281,34 @@ static void run_exec_device(struct command *command)
 {
 	struct job *job = new_job(command, JOB_EXEC);
 
-	job->process = (int)number(command, 1, MAX_PROCESSES - 1);
+	job->process = (int)command_number(command, 1, MAX_PROCESSES - 1);
 	if (!command->wrong &&
 	    (job->process == 0 ||
 	     atomic_load(&command->control->guest->shared->process[job->process].state) != PROCESS_RUNNING))
-		refuse(command, "exec-device needs the number of a running process other than 0");
+		command_refuse(command, "exec-device needs the number of a running process other than 0");
 	start(command, job);
 }
 
 static void run_hostile(struct command *command)
 {
-	if (!has_word(command, 1, "munmap")) {
+	if (!command_has_word(command, 1, "munmap")) {
 		command->err = hostile_run(command->control->guest, command->word + 1, command->words - 1);
 		if (command->err == ENOENT)
-			refuse(command,
-			       "hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit | "
-			       "munmap REGION");
+			command_refuse(
+				command,
+				"hostile shrink MEMFD BYTES | nonblock on|off | close-uffd | exec | exit | "
+				"munmap REGION");
 		return;
 	}
 	struct job *job = new_job(command, JOB_MUNMAP);
-	job->first_page = number(command, 2, command->control->guest->memory.regions - 1);
+	job->first_page = command_number(command, 2, command->control->guest->memory.regions - 1);
 	start(command, job);
 }
 
 static void run_register(struct command *command)
 {
 	if (!command->control->handoff.path)
-		refuse(command, "there is no monitor to register with: start with --socket PATH");
+		command_refuse(command, "there is no monitor to register with: start with --socket PATH");
 	else if (handoff_start(&command->control->handoff))
 		report_handoff(&command->control->out, &command->control->handoff);
 }
@@ -454,24 +381,6 @@ static const struct {
 	{ "quit", run_quit },
 };
 
-static void split(struct command *command, char *line)
-{
-	char *word;
-
-	while ((word = strsep(&line, " \t\r"))) {
-		if (!*word)
-			continue;
-		if (command->words == MAX_WORDS || command->options == MAX_WORDS) {
-			refuse(command, "too many words");
-			return;
-		}
-		if (strchr(word, '='))
-			command->option[command->options++] = word;
-		else
-			command->word[command->words++] = word;
-	}
-}
-
 static void dispatch(struct command *command)
 {
 	for (size_t i = 0; i < sizeof(commands) / sizeof(commands[0]); i++) {
@@ -480,7 +389,7 @@ static void dispatch(struct command *command)
 		commands[i].run(command);
 		return;
 	}
-	refuse(command, "unknown order; see help");
+	command_refuse(command, "unknown order; see help");
 }
 
 /* The members of a reply gather in control->out while the order runs. */
@@ -490,7 +399,7 @@ void command_run(struct control *control, char *line)
 
 	text_clear(&control->out);
 	text_add(&control->out, "{\"reply\":%llu", (unsigned long long)control->lines);
-	split(&command, line);
+	command_split(&command, line);
 	if (!command.wrong && command.words)
 		dispatch(&command);
 	else if (!command.wrong)
