@@ -4,10 +4,12 @@
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "engine_inside.h"
 #include "jobs/recover.h"
+#include "vm/check.h"
 #include "vm/owner.h"
 #include "vm/resident.h"
 
@@ -63,6 +65,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	    gate_join(vm->gate, &engine->lane) != 0 || notices_create(&vm->notices) != 0 ||
 	    trace_create(vm->fault_threads_n, &vm->trace) != 0)
 		return error_set(err, ENOMEM, "no memory for the engine");
+	engine->unsettled = config->page_map_fd >= 0;
 	rc = config->page_map_fd < 0 ? page_map_create(&vm->map, err) :
 				       page_map_adopt(config->page_map_fd, &vm->map, err);
 	if (!rc && config->page_map_fd < 0)
@@ -122,10 +125,45 @@ void engine_destroy(struct engine *engine)
 	free(vm->given_up_ms);
 	free(engine);
 }
+
+#ifdef VMMSWAP_FAILPOINTS
+static enum check_when what_to_check(const struct engine *engine)
+{
+	if (engine->stopped)
+		return CHECK_AT_REST;
+	return swapper_job(engine->swapper) == JOB_NONE ? CHECK_NO_JOB : CHECK_ANY_TIME;
+}
+
+int engine_check(struct engine *engine, struct error *err)
+{
+	return engine->unsettled ? 0 : vm_check(&engine->vm, what_to_check(engine), err);
+}
+
+/* Whoever tests anything with an engine finds out at its end. */
+static void check_at_rest(struct engine *engine)
+{
+	struct error err;
+
+	if (!engine->swapper || engine->unsettled || !vm_check(&engine->vm, CHECK_AT_REST, &err))
+		return;
+	fprintf(stderr, "bug: %s\n", err.message);
+	abort();
+}
+#else
+static void check_at_rest(struct engine *engine)
+{
+	(void)engine;
+}
+#endif
+
 int engine_recover(struct engine *engine, uint64_t *out_pages, uint32_t *last_job, struct error *err)
 {
 	int rc = recover_pages(&engine->vm, err);
 
+	if (!rc) {
+		engine->unsettled = false;
+		check_at_rest(engine);
+	}
 	*out_pages = atomic_load(&engine->vm.stored_pages);
 	*last_job = atomic_load(&page_map_header(engine->vm.map)->job);
 	return rc;
@@ -140,6 +178,7 @@ int engine_start(struct engine *engine, struct error *err)
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &before);
 	rc = faults_start(engine->faults, err);
+	engine->started = !rc;
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return rc;
 }
@@ -151,6 +190,9 @@ void engine_stop(struct engine *engine)
 		swapper_stop(engine->swapper);
 	if (engine->faults)
 		faults_stop(engine->faults);
+	if (engine->started && !engine->stopped)
+		check_at_rest(engine);
+	engine->stopped = true;
 }
 
 void engine_release_memory(struct engine *engine)

@@ -110,6 +110,13 @@ int engine_recover(struct engine *engine, uint64_t *out_pages, uint32_t *last_jo
 
 int engine_start(struct engine *engine, struct error *err);
 
+#ifdef VMMSWAP_FAILPOINTS
+/* -EPROTO, with what it is, if what the engine knows does not agree with itself: pages, counters, slots, regions, processes
+ * (vm/check.h). Finds more when no job runs, and most after engine_stop(). engine_recover() and engine_stop() do it themselves,
+ * and abort. */
+int engine_check(struct engine *engine, struct error *err);
+#endif
+
 /* Stop all threads, turning a running job back. Notices can still be taken, and nothing adds to them any more: a forked
  * child's uffd that is not told of by then was never read. */
 void engine_stop(struct engine *engine);

@@ -12,6 +12,8 @@ struct engine {
 	struct faults *faults;
 	struct swapper *swapper;
 	struct lane *lane; /* of whoever calls us, one at a time */
+	bool unsettled;	   /* the page map is a predecessor's, and was not recovered yet */
+	bool started, stopped;
 };
 
 #endif

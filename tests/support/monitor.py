@@ -97,6 +97,12 @@ class Monitor:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
+            self.check_engine()
+
+    def check_engine(self) -> None:
+        """An engine with failpoints checks all that it knows when it stops or takes over."""
+        if self._log.exists():
+            assert "\nbug: " not in "\n" + self.log, f"the engine found a bug of its own:\n{self.log}"
 
     @property
     def pid(self) -> int:
@@ -110,9 +116,11 @@ class Monitor:
     def wait_exit(self, deadline_s: float = DEADLINE_S) -> int:
         assert self.process
         try:
-            return self.process.wait(deadline_s)
+            status = self.process.wait(deadline_s)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the monitor goes on:\n{self.log}") from None
+        self.check_engine()
+        return status
 
     def wait_on_bus(self) -> None:
         """Until the VM's object answers, which is when a VMM can connect too."""
