@@ -470,11 +470,10 @@ TEST(read_errors)
 
 	rig_start(&rig);
 	CHECK_EQ(run_job(&rig, JOB_SWAP_OUT).code, 0);
-	CHECK_OK(failpoint_arm("store.read=EIO"));
+	CHECK_OK(failpoint_arm("store.read=times:3:EIO"));
 	waiting = begin(&rig, 0, READ, 3);
 	while (failpoint_hits("store.read") < 3) /* it waits for its fourth try: 16 ms */
 		sched_yield();
-	CHECK_OK(failpoint_arm("store.read=off"));
 	check_read(&rig, 1, 4, 5);
 	finish(waiting);
 	CHECK(!waiting->sigbus && waiting->byte == 4);
