@@ -536,6 +536,7 @@ TEST(a_fork_between_two_pieces_and_a_cancel)
 	forked = rig_await_notice(&rig, NOTICE_PROCESS_FORKED);
 	puppet_await(&rig, 0, 0);
 	child = (int)CHECK_SYS(fcntl(forked.fd, F_DUPFD_CLOEXEC, 3));
+	rig_settle(&rig); /* the notice comes before the child is registered */
 	check_registered(&rig, 1, child, UFFD_YES);
 	rig_run_job(&rig, JOB_SWAP_OUT);
 	CHECK(rig_stats(&rig).swap_pages > 0);
