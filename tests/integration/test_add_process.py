@@ -22,8 +22,9 @@ from tests.support.notify import ServiceManager
 from tests.support.restarts import Restarted, failing, memfds_of
 from tests.support.sharing_process import SharingProcess
 from vmmswap.errors import InvalidRegionError, ProtocolError
-from vmmswap.handoff import client, uffd_api
+from vmmswap.handoff import client
 from vmmswap.handoff.client import Region, VmmClient
+from vmmswap.linux import userfaultfd
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -247,8 +248,8 @@ def test_memory_that_is_refused_during_an_operation_is_forgotten(service):
     with Vmm(service.monitor.socket) as vmm:
         memory = vmm.memory[1]
         uffd = client.open_userfaultfd()
-        uffd_api.api(uffd, uffd_api.Feature(0))
-        uffd_api.register_missing(uffd, memory.region(0).addr, mmap.PAGESIZE)
+        userfaultfd.api(uffd, userfaultfd.Feature(0))
+        userfaultfd.register_missing(uffd, memory.region(0).addr, mmap.PAGESIZE)
         service.monitor.call("Enable")
         service.monitor.until(lambda: service.monitor.status()["Mode"], "guest memory to be registered")
         with pytest.raises(InvalidRegionError, match="another userfaultfd watches it"):

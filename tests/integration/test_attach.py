@@ -28,9 +28,9 @@ from vmmswap.attach.failpoint import DEVICE_STEP, STEPS, VARIABLE
 from vmmswap.attach.fd_table import fd_links
 from vmmswap.attach.target import look_at, open_target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
-from vmmswap.handoff import uffd_api
-from vmmswap.handoff.owned import OwnedFds
 from vmmswap.host.target import Target as HostTarget
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.owned import OwnedFds
 from vmmswap.monitor.mappers.coverage import name_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it traces other processes")
@@ -49,7 +49,7 @@ def attached_and_detached(target: Target) -> str:
         [process] = vm.processes
         assert process.pid == target.pid
         assert [region.addr for region in process.regions] == [target.addr]
-        assert uffd_api.features_of(process.uffd) == uffd_api.WANTED & uffd_api.kernel_features()
+        assert userfaultfd.features_of(process.uffd) == userfaultfd.WANTED & userfaultfd.kernel_features()
         assert os.get_blocking(process.uffd) is False
         assert sorted([*fds, UFFD]) == target.fds
         assert len(target.maps) == len(maps) + 1
@@ -413,7 +413,7 @@ def test_attached_twice() -> None:
     with Target("nanosleep") as target:
         vm = attach_vm(target.pidfd)
         with vm.fds:
-            uffd_api.register_missing(vm.vmm.uffd, vm.vmm.dummy_page, PAGE)  # as a monitor does at once
+            userfaultfd.register_missing(vm.vmm.uffd, vm.vmm.dummy_page, PAGE)  # as a monitor does at once
             with pytest.raises(
                 NotSupportedError, match=r"registered with a userfaultfd already.*another monitor"
             ):
@@ -425,7 +425,7 @@ def test_a_second_tracer() -> None:
     with Target("nanosleep") as target:
         code = f"""
 import sys
-from vmmswap.attach.kernel import *
+from vmmswap.linux.ptrace import *
 ptrace(PTRACE_SEIZE, {target.pid})
 print("seized", flush=True)
 sys.stdin.readline()

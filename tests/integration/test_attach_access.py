@@ -27,7 +27,7 @@ from vmmswap.attach.failpoint import DEVICE_STEP
 from vmmswap.attach.plant import plant
 from vmmswap.attach.target import look_at, thread_ids
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
-from vmmswap.handoff.owned import OwnedFds
+from vmmswap.linux.owned import OwnedFds
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it starts programs of other users")
 

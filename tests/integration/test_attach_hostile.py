@@ -18,7 +18,7 @@ from vmmswap.attach import memory
 from vmmswap.attach.fd_table import fd_links, fds_of_inode
 from vmmswap.attach.target import look_at
 from vmmswap.errors import NotSupportedError
-from vmmswap.handoff.owned import OwnedFds
+from vmmswap.linux.owned import OwnedFds
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the monitor does")
 

@@ -26,11 +26,11 @@ from vmmswap.attach import hold, memory
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
 from vmmswap.attach.failpoint import CALL_STEPS, VARIABLE
-from vmmswap.attach.kernel import read_memory
 from vmmswap.attach.remote_call import HeldThread
 from vmmswap.attach.target import look_at
 from vmmswap.errors import BusyError, NotSupportedError
-from vmmswap.handoff import uffd_api
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.process import read_memory
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it traces other processes")
 
@@ -64,7 +64,7 @@ def debugger(pid: int) -> Iterator[subprocess.Popen[bytes]]:
     """Another process that traces this one."""
     code = f"""
 import sys
-from vmmswap.attach.kernel import *
+from vmmswap.linux.ptrace import *
 ptrace(PTRACE_SEIZE, {pid})
 print("seized", flush=True)
 sys.stdin.readline()
@@ -278,7 +278,7 @@ def test_two_at_the_same_moment() -> None:
 
 def test_killed_as_soon_as_anything_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """The target keeps the userfaultfd open: whatever is registered then would wait for ever at a hole."""
-    register = uffd_api.register_missing
+    register = userfaultfd.register_missing
 
     def register_and_die(uffd: int, addr: int, size_bytes: int) -> None:
         register(uffd, addr, size_bytes)
@@ -287,7 +287,7 @@ def test_killed_as_soon_as_anything_is_registered(monkeypatch: pytest.MonkeyPatc
     with OddTarget("hole") as target:
         child = os.fork()
         if child == 0:
-            monkeypatch.setattr(uffd_api, "register_missing", register_and_die)
+            monkeypatch.setattr(userfaultfd, "register_missing", register_and_die)
             attach_vm(target.pidfd)
             os._exit(0)
         os.waitpid(child, 0)

@@ -88,7 +88,7 @@ def test_attach_says_so_before_it_traces(group: FrozenGroup, monkeypatch: pytest
         group.add(target.pid)
         group.freeze()
         with monkeypatch.context() as patch:
-            patch.setattr(hold, "ptrace", lambda *_: pytest.fail("it was traced"))
+            patch.setattr(hold.ptrace, "request", lambda *_: pytest.fail("it was traced"))
             with pytest.raises(BusyError, match=f"is frozen: .*echo .* > {group.path}/.*then try again"):
                 attach_vm(target.pidfd)
         group.thaw()

@@ -13,8 +13,8 @@ import pytest
 from tests.support.guest import Guest, GuestError, touch_order
 from tests.support.handoff import RecordingHandler, open_fds, serving
 from vmmswap.errors import BusyError, NotSupportedError
-from vmmswap.handoff import uffd_api
-from vmmswap.handoff.uffd_api import Feature
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.userfaultfd import Feature
 
 REGIONS = ["2M", "1M,memfd=1", "1M,memfd=1,offset=4M"]
 
@@ -202,7 +202,7 @@ async def test_control_answers_while_workers_wait_for_pages(tmp_path):
         await in_thread(guest.wait_ready)
         (request,) = handler.requests
         (region,) = request.memory.regions
-        uffd_api.register_missing(request.process.uffd, region.addr, region.size_bytes)
+        userfaultfd.register_missing(request.process.uffd, region.addr, region.size_bytes)
         job = await in_thread(guest.start, touch_order(7, 2))
         status = await in_thread(
             guest.wait_status, lambda status: status.stuck_us > 20_000, 60, "a worker to wait"
@@ -211,7 +211,7 @@ async def test_control_answers_while_workers_wait_for_pages(tmp_path):
         assert not job.is_done()
         (thread,) = [thread for thread in await in_thread(guest.threads) if thread["stuck_us"]]
         assert thread["page"] == 7
-        uffd_api.unregister(request.process.uffd, region.addr, region.size_bytes)
+        userfaultfd.unregister(request.process.uffd, region.addr, region.size_bytes)
         done = await in_thread(job.wait)
         assert done.longest_us >= 20_000
         assert done.wrong_bytes == 0
@@ -227,7 +227,7 @@ async def test_ends_at_once_while_workers_wait_for_pages(tmp_path):
         await in_thread(guest.wait_ready)
         (request,) = handler.requests
         (region,) = request.memory.regions
-        uffd_api.register_missing(request.process.uffd, region.addr, region.size_bytes)
+        userfaultfd.register_missing(request.process.uffd, region.addr, region.size_bytes)
         await in_thread(guest.start, "verify")
         await in_thread(guest.start, "fork 2")  # waits for its event to be read
         await in_thread(guest.wait_status, lambda status: status.stuck_us > 0, 60, "a worker to wait")

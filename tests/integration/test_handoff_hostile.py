@@ -21,10 +21,10 @@ from vmmswap.handoff import ancillary, peer, proof
 from vmmswap.handoff.ancillary import Credentials, receive_piece
 from vmmswap.handoff.client import VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import MAX_MESSAGE_BYTES, PAGE_SIZE, encode
-from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.probe import probe
 from vmmswap.handoff.receiver import Limits
 from vmmswap.handoff.session import Claim, HandoffSession
+from vmmswap.linux.owned import OwnedFds
 
 SHORT_S = 0.05
 

@@ -35,12 +35,13 @@ from vmmswap.errors import (
     NotSupportedError,
     ProtocolError,
 )
-from vmmswap.handoff import fds, uffd_api
+from vmmswap.handoff import fds
 from vmmswap.handoff.client import Region, VmmClient
 from vmmswap.handoff.messages import PAGE_SIZE, encode
 from vmmswap.handoff.requests import Memory
 from vmmswap.handoff.server import HandoffServer
-from vmmswap.handoff.uffd_api import Feature
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.userfaultfd import Feature
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the monitor does")
 
@@ -379,7 +380,7 @@ def firecracker_message(region, **changes):
 async def test_firecracker(guest, private_region, piece_bytes, is_closed):
     handler = RecordingHandler()
     data = firecracker_message(private_region, name='odd "]} \\')
-    uffd_api.api(guest.uffd, Feature.EVENT_REMOVE)
+    userfaultfd.api(guest.uffd, Feature.EVENT_REMOVE)
     async with serving(handler) as connect:
         sock = connect()
         send(sock, data[:piece_bytes], [guest.uffd])

@@ -22,12 +22,13 @@ from tests.support.handoff import (
     serving,
 )
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
-from vmmswap.handoff import fds, uffd_api
+from vmmswap.handoff import fds
 from vmmswap.handoff import probe as probe_module
 from vmmswap.handoff.client import Region, VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.probe import Verdict, probe
-from vmmswap.handoff.uffd_api import Feature
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.userfaultfd import Feature
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the monitor does")
 
@@ -82,9 +83,9 @@ async def test_full_memory_without_a_dummy_page_is_unproven(guest):
 
 @pytest.mark.parametrize("feature", [Feature.WP_ASYNC, Feature.SIGBUS])
 async def test_uffd_with_a_feature_that_takes_faults_away(guest, feature):
-    if feature not in uffd_api.kernel_features():
+    if feature not in userfaultfd.kernel_features():
         pytest.skip(f"this kernel has no {feature.name}")
-    uffd_api.api(guest.uffd, feature)
+    userfaultfd.api(guest.uffd, feature)
     async with serving(RecordingHandler()) as connect:
         kind, message = await refused(connect, register_message(guest), [guest.uffd, guest.memfd])
     assert kind == "NotSupported"
@@ -92,7 +93,7 @@ async def test_uffd_with_a_feature_that_takes_faults_away(guest, feature):
 
 
 async def test_uffd_initialised_without_features(guest):
-    uffd_api.api(guest.uffd, 0)
+    userfaultfd.api(guest.uffd, 0)
     handler = RecordingHandler()
     async with serving(handler) as connect:
         client, _ = await register(connect, guest)
@@ -113,9 +114,9 @@ async def test_uffd_not_initialised_gets_named_features_only(guest):
     async with serving(handler) as connect:
         client, _ = await register(connect, guest)
         client.close()
-    features = uffd_api.features_of(guest.uffd)
+    features = userfaultfd.features_of(guest.uffd)
     assert features == handler.requests[0].process.uffd_info.features
-    assert features == uffd_api.WANTED & uffd_api.kernel_features()
+    assert features == userfaultfd.WANTED & userfaultfd.kernel_features()
     assert not features & (Feature.WP_ASYNC | Feature.SIGBUS)
 
 
@@ -132,16 +133,16 @@ async def test_probe_of_a_process_that_reads_the_messages_itself(guest):
 
 async def test_probe_gives_up_in_time(guest, monkeypatch):
     monkeypatch.setattr(probe_module, "_PATIENCE_S", 0.0)
-    uffd_api.api(guest.uffd, 0)
+    userfaultfd.api(guest.uffd, 0)
     verdict = await asyncio.to_thread(probe, guest.uffd, os.getpid(), guest.dummy.addr, "dummy_page")
     assert verdict is Verdict.UNKNOWN
 
 
 async def test_probe_of_a_page_that_cannot_be_registered(guest):
-    uffd_api.api(guest.uffd, 0)
+    userfaultfd.api(guest.uffd, 0)
     other = open_userfaultfd()
-    uffd_api.api(other, 0)
-    uffd_api.register_missing(other, guest.dummy.addr, PAGE_SIZE)
+    userfaultfd.api(other, 0)
+    userfaultfd.register_missing(other, guest.dummy.addr, PAGE_SIZE)
     with pytest.raises(InvalidRegionError, match=r"dummy_page: .* another userfaultfd is registered there"):
         await asyncio.to_thread(probe, guest.uffd, os.getpid(), guest.dummy.addr, "dummy_page")
     os.close(other)
@@ -150,13 +151,13 @@ async def test_probe_of_a_page_that_cannot_be_registered(guest):
 
 
 async def test_page_is_free_again_after_the_probe(guest):
-    uffd_api.api(guest.uffd, 0)
+    userfaultfd.api(guest.uffd, 0)
     for _ in range(2):
         verdict = await asyncio.to_thread(probe, guest.uffd, os.getpid(), guest.dummy.addr, "dummy_page")
         assert verdict is Verdict.KERNEL_FAULTS
     other = open_userfaultfd()
-    uffd_api.api(other, 0)
-    uffd_api.register_missing(other, guest.dummy.addr, PAGE_SIZE)
+    userfaultfd.api(other, 0)
+    userfaultfd.register_missing(other, guest.dummy.addr, PAGE_SIZE)
     os.close(other)
 
 
@@ -177,7 +178,7 @@ def test_without_ptrace_rights_the_fork_event_is_a_limit(guest):
         print(*fds.check_uffd(int(sys.argv[1])).limits, sep=";")"""
     told = run_without_ptrace_rights(code, str(guest.uffd), pass_fds=[guest.uffd])
     assert told.strip() == "EVENT_FORK: forked children are not seen by themselves"
-    assert uffd_api.features_of(guest.uffd) == fds.check_uffd(guest.uffd).features
+    assert userfaultfd.features_of(guest.uffd) == fds.check_uffd(guest.uffd).features
     assert Feature.EVENT_REMOVE in fds.check_uffd(guest.uffd).features
 
 

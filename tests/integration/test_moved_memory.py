@@ -12,9 +12,10 @@ import pytest
 from tests.support.bus import missing
 from tests.support.notify import ServiceManager
 from tests.support.restarts import Restarted
-from vmmswap.handoff import client, uffd_api
+from vmmswap.handoff import client
 from vmmswap.handoff.client import Region, VmmClient
-from vmmswap.handoff.uffd_api import WANTED, Feature
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.userfaultfd import WANTED, Feature
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -78,7 +79,7 @@ def memory(service):
     """Of this process, which is the VMM, registered."""
     memory, dummy = Memory(), client.DummyPage()
     uffd = client.open_userfaultfd()
-    uffd_api.api(uffd, WANTED | Feature.EVENT_REMAP | Feature.EVENT_UNMAP)
+    userfaultfd.api(uffd, WANTED | Feature.EVENT_REMAP | Feature.EVENT_UNMAP)
     with VmmClient.connect(service.monitor.socket) as vmm:
         vmm.register([Region(memory.addr, SIZE, 0, 0)], [memory.fd], uffd, dummy_page=dummy.addr)
         yield memory

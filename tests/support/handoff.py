@@ -19,7 +19,7 @@ from vmmswap.handoff.client import DummyPage, VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import PAGE_SIZE, Region, encode
 from vmmswap.handoff.receiver import Limits
 from vmmswap.handoff.server import HandoffServer
-from vmmswap.handoff.uffd_api import open_user_mode_only
+from vmmswap.linux.userfaultfd import open_user_mode_only
 
 MAPPER = Path(__file__).with_name("memory_mapper.py")
 

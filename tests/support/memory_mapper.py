@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from vmmswap.handoff.client import DummyPage, Region, open_userfaultfd
 from vmmswap.handoff.messages import encode
-from vmmswap.handoff.uffd_api import open_user_mode_only
+from vmmswap.linux.userfaultfd import open_user_mode_only
 
 
 def main(sock_fd, memfd, size_bytes, *arguments):

@@ -7,7 +7,7 @@ import threading
 import time
 
 from vmmswap.engine import Engine, EngineConfig
-from vmmswap.handoff import closing
+from vmmswap.linux import closing
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
 from vmmswap.monitor.operations.counting import Counting

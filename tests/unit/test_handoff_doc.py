@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.documents import item_key, items, section
 from vmmswap.errors import ALL, PREFIX, ProtocolError, VmmswapError
-from vmmswap.handoff import fds, messages, refusal, session, uffd_api
+from vmmswap.handoff import fds, messages, refusal, session
 from vmmswap.handoff.client import VmmClient
 from vmmswap.handoff.receiver import Limits
+from vmmswap.linux import userfaultfd
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "handoff.md").read_text()
@@ -143,7 +144,7 @@ def test_the_limits() -> None:
 
 def test_the_features_of_a_userfaultfd() -> None:
     section = TEXT.split("## The userfaultfd\n")[1].split("\n## ")[0]
-    wanted = {feature.name for feature in uffd_api.Feature if feature in uffd_api.WANTED}
+    wanted = {feature.name for feature in userfaultfd.Feature if feature in userfaultfd.WANTED}
     forbidden = {feature.name for feature in fds._FORBIDDEN}
     assert set(re.findall(r"`([A-Z_]+)`", section)) == wanted | forbidden
 

@@ -13,8 +13,8 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from vmmswap.attach.arch import NO_CHANGE, SCRATCH_BYTES, Architecture, Registers, WayHome
-from vmmswap.attach.kernel import get_regset, set_regset
 from vmmswap.errors import NotSupportedError
+from vmmswap.linux.ptrace import get_regset, set_regset
 
 _NT_PRSTATUS = 1
 _NT_PRFPREG = 2

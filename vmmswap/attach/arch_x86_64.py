@@ -11,8 +11,8 @@ from ptrace import PtraceError
 from ptrace.binding import ptrace_getregs, ptrace_setregs
 
 from vmmswap.attach.arch import NO_CHANGE, SCRATCH_BYTES, Architecture, Registers, WayHome
-from vmmswap.attach.kernel import get_regset
 from vmmswap.errors import NotSupportedError
+from vmmswap.linux.ptrace import get_regset
 
 _CODE_64 = 0x33  # the code segment of 64-bit mode
 _RED_ZONE_BYTES = 128

@@ -22,7 +22,6 @@ from vmmswap.attach.access import ROOT, User, check_process
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.devices import check_devices
 from vmmswap.attach.failpoint import reach
-from vmmswap.attach.kernel import is_same_memory
 from vmmswap.attach.locked import LOCKED, locked_error
 from vmmswap.attach.memory import Candidate, FilePart, Found
 from vmmswap.attach.plant import idle, plant, uproot
@@ -38,7 +37,8 @@ from vmmswap.errors import (
 from vmmswap.handoff import fds
 from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.messages import Region
-from vmmswap.handoff.owned import OwnedFds
+from vmmswap.linux.owned import OwnedFds
+from vmmswap.linux.process import is_same_memory
 
 _log = logging.getLogger("vmmswap.attach")
 

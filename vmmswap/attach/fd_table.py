@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.attach.kernel import pidfd_getfd
 from vmmswap.attach.target import Target
+from vmmswap.linux.process import pidfd_getfd
 
 _SERVED_ELSEWHERE = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "autofs")  # types of file systems
 

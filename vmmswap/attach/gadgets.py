@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vmmswap.attach import kernel
 from vmmswap.attach.arch import Architecture
 from vmmswap.attach.memory import Area
 from vmmswap.attach.target import Target
 from vmmswap.errors import NotSupportedError
+from vmmswap.linux.process import read_memory
 
 _MAX_CODE_BYTES = 256 << 20  # of the VMM's code to look through
 
@@ -26,7 +26,7 @@ def find_gadgets(target: Target, arch: Architecture, areas: Sequence[Area]) -> d
             continue
         looked_bytes += area.size_bytes
         try:
-            code = kernel.read_memory(target.pid, area.start, min(area.size_bytes, _MAX_CODE_BYTES))
+            code = read_memory(target.pid, area.start, min(area.size_bytes, _MAX_CODE_BYTES))
         except OSError:
             continue  # a file shorter than its mapping
         for name, pattern in arch.patterns.items():

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from vmmswap.attach import arch as arch_module
-from vmmswap.attach import kernel
 from vmmswap.attach.access import check_thread
 from vmmswap.attach.failpoint import reach
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.gadgets import find_gadgets
-from vmmswap.attach.kernel import PTRACE_EVENT_STOP, ptrace
 from vmmswap.attach.memory import read_areas
 from vmmswap.attach.remote_call import HeldThread, Place, status_of
 from vmmswap.attach.target import Target, thread_ids
 from vmmswap.errors import AccessDeniedError, BusyError, InternalError, NotSupportedError, VmmswapError
+from vmmswap.linux import ptrace
+from vmmswap.linux.ptrace import PTRACE_EVENT_STOP
 
 T = TypeVar("T")
 
@@ -166,18 +166,18 @@ def _try(place: Place, tid: int, choice: _Choice, problems: list[str], stuck: se
 
 def _stop(place: Place, tid: int) -> bool:
     try:
-        ptrace(kernel.PTRACE_SEIZE, tid, 0, kernel.PTRACE_O_TRACESYSGOOD)
+        ptrace.request(ptrace.PTRACE_SEIZE, tid, 0, ptrace.PTRACE_O_TRACESYSGOOD)
     except PermissionError:
         raise _not_permitted(place.target, tid) from None
     reach("seized")
-    ptrace(kernel.PTRACE_INTERRUPT, tid)
+    ptrace.request(ptrace.PTRACE_INTERRUPT, tid)
     reach("interrupted")
     deadline = time.monotonic() + _STOP_S
-    while (stop := kernel.wait_stop(tid, deadline)) is not None:
+    while (stop := ptrace.wait_stop(tid, deadline)) is not None:
         if stop.event == PTRACE_EVENT_STOP:
             reach("stopped")
             return True
-        ptrace(kernel.PTRACE_CONT, tid, 0, stop.signal if stop.event == 0 else 0)
+        ptrace.request(ptrace.PTRACE_CONT, tid, 0, stop.signal if stop.event == 0 else 0)
     return False
 
 

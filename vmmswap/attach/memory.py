@@ -21,7 +21,7 @@ from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedEr
 from vmmswap.handoff import fds
 from vmmswap.handoff.fds import FileId
 from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
-from vmmswap.handoff.owned import OwnedFds
+from vmmswap.linux.owned import OwnedFds
 
 MIN_BYTES = 16 << 20  # smaller shared mappings are rings, logs, video memory
 _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(.*)")

@@ -22,14 +22,14 @@ from pathlib import Path
 from vmmswap.attach import hold
 from vmmswap.attach.failpoint import DEVICE_STEP, reach
 from vmmswap.attach.fd_table import fd_links
-from vmmswap.attach.kernel import is_same_file, pidfd_getfd
 from vmmswap.attach.memory import read_areas
 from vmmswap.attach.remote_call import CallRefusedError, HeldThread
 from vmmswap.attach.still import held_still
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
-from vmmswap.handoff import uffd_api
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.process import is_same_file, pidfd_getfd
 
 _DEVICE = Path("/dev/userfaultfd")
 _SYSCTL = Path("/proc/sys/vm/unprivileged_userfaultfd")
@@ -221,7 +221,7 @@ def idle(pid: int, uffd: int, dummy_page: int | None) -> list[int]:
     """
     pages = _dummy_pages(pid) if dummy_page is None else [dummy_page]
     for page in pages:
-        uffd_api.unregister(uffd, page, PAGE_SIZE)
+        userfaultfd.unregister(uffd, page, PAGE_SIZE)
     return pages
 
 

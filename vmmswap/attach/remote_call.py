@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.attach import kernel
 from vmmswap.attach.arch import Architecture, Registers, WayHome
 from vmmswap.attach.failpoint import reach
-from vmmswap.attach.kernel import SYSCALL_STOP, ptrace
 from vmmswap.attach.memory import Area
 from vmmswap.attach.seccomp import Filters, read_filters
 from vmmswap.attach.target import Target
 from vmmswap.errors import InternalError, NotSupportedError
+from vmmswap.linux import ptrace
+from vmmswap.linux.ptrace import SYSCALL_STOP
 
 _CALL_S = 10.0
 _OWN_FAULTS = (signal.SIGILL, signal.SIGTRAP, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV, signal.SIGSYS)
@@ -86,7 +86,7 @@ class HeldThread:
 
     def prepare(self, areas: Sequence[Area], *, needs_guard: bool) -> bool:
         """Write the way home below the thread's stack. False: there is no room, or no guard."""
-        self._sigmask = kernel.get_sigmask(self._tid)
+        self._sigmask = ptrace.get_sigmask(self._tid)
         home = self._arch.way_home(
             self._registers, self._arch.extended(self._tid), self._sigmask, self._place.gadgets
         )
@@ -102,7 +102,7 @@ class HeldThread:
         if stack is None or (needs_guard and not _is_guarded(stack, areas)):
             return False
         self._read_filters()
-        kernel.poke(self._tid, home.addr, home.data)
+        ptrace.poke(self._tid, home.addr, home.data)
         self._home = home
         reach("frame")
         return True
@@ -148,14 +148,14 @@ class HeldThread:
         return can
 
     def _suspend_filters(self, on: bool) -> None:
-        options = kernel.PTRACE_O_TRACESYSGOOD | (kernel.PTRACE_O_SUSPEND_SECCOMP if on else 0)
-        ptrace(kernel.PTRACE_SETOPTIONS, self._tid, 0, options)
+        options = ptrace.PTRACE_O_TRACESYSGOOD | (ptrace.PTRACE_O_SUSPEND_SECCOMP if on else 0)
+        ptrace.request(ptrace.PTRACE_SETOPTIONS, self._tid, 0, options)
 
     def read(self, addr: int, size_bytes: int) -> bytes:
-        return kernel.peek(self._tid, addr, size_bytes)
+        return ptrace.peek(self._tid, addr, size_bytes)
 
     def write(self, addr: int, data: bytes) -> None:
-        kernel.poke(self._tid, addr, data)
+        ptrace.poke(self._tid, addr, data)
 
     def call(self, name: str, *arguments: int) -> int:
         """Make a system call. OSError with what it returned; CallRefusedError if a filter forbids it."""
@@ -190,7 +190,7 @@ class HeldThread:
         reach("call.registers")
         if not self._masked:
             self._masked = True
-            kernel.set_sigmask(self._tid, _BLOCKED | self._sigmask & self._pending_signals())
+            ptrace.set_sigmask(self._tid, _BLOCKED | self._sigmask & self._pending_signals())
         reach("call.mask")
 
     def _check_entry(self, registers: Registers, name: str, arguments: Sequence[int]) -> None:
@@ -257,9 +257,9 @@ class HeldThread:
         deadline = time.monotonic() + _CALL_S
         give = 0
         while True:
-            ptrace(kernel.PTRACE_SYSCALL, self._tid, 0, give)
+            ptrace.request(ptrace.PTRACE_SYSCALL, self._tid, 0, give)
             give = 0
-            stop = kernel.wait_stop(self._tid, deadline)
+            stop = ptrace.wait_stop(self._tid, deadline)
             if stop is None:
                 raise TimeoutError(errno.ETIMEDOUT, f"{name} in {self.target} takes too long")
             if stop.code == SYSCALL_STOP:
@@ -279,7 +279,7 @@ class HeldThread:
         """The signal to go on with."""
         if number not in _OWN_FAULTS:
             return number  # SIGSTOP: the thread notes the stop, which begins when we let go
-        if not kernel.is_own_fault(self._tid):
+        if not ptrace.is_own_fault(self._tid):
             self._pending = number
             return 0
         if number == signal.SIGSYS:
@@ -295,13 +295,13 @@ class HeldThread:
         """
         self._turn_back()
         if self._masked:
-            kernel.set_sigmask(self._tid, self._sigmask)
+            ptrace.set_sigmask(self._tid, self._sigmask)
             reach("mask-restored")
         if self._called:
             restored = self._arch.resumed(self._registers) if self._is_entering else self._registers
             self._arch.write(self._tid, restored)
             reach("registers-restored")
-        ptrace(kernel.PTRACE_DETACH, self._tid, 0, self._pending)
+        ptrace.request(ptrace.PTRACE_DETACH, self._tid, 0, self._pending)
         reach("detached")
 
 

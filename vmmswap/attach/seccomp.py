@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vmmswap.attach.kernel import PTRACE_SECCOMP_GET_FILTER, ptrace
+from vmmswap.linux.ptrace import PTRACE_SECCOMP_GET_FILTER, request
 
 _INSTRUCTION = struct.Struct("<HBBI")  # code, jt, jf, k
 _DATA = struct.Struct("<iIQ6Q")  # nr, arch, instruction_pointer, args
@@ -74,9 +74,9 @@ def read_filters(tid: int) -> Filters | None:
     programs: list[Program] = []
     for idx in range(_MAX_FILTERS):
         try:
-            count = ptrace(PTRACE_SECCOMP_GET_FILTER, tid, idx)
+            count = request(PTRACE_SECCOMP_GET_FILTER, tid, idx)
             buffer = ctypes.create_string_buffer(count * _INSTRUCTION.size)
-            ptrace(PTRACE_SECCOMP_GET_FILTER, tid, idx, ctypes.addressof(buffer))
+            request(PTRACE_SECCOMP_GET_FILTER, tid, idx, ctypes.addressof(buffer))
         except OSError as error:
             return Filters(tuple(programs)) if error.errno == errno.ENOENT else None
         programs.append(list(_INSTRUCTION.iter_unpack(buffer.raw)))

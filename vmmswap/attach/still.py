@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from vmmswap.attach import kernel
-from vmmswap.attach.kernel import PTRACE_EVENT_STOP, is_same_fd_table, is_same_memory, ptrace
 from vmmswap.attach.target import Target, thread_ids
 from vmmswap.errors import BusyError
+from vmmswap.linux import ptrace
+from vmmswap.linux.process import is_same_fd_table, is_same_memory
+from vmmswap.linux.ptrace import PTRACE_EVENT_STOP
 
 _STOP_S = 2.0  # for all threads to stop
 _MAX_ROUNDS = 16  # of looking for threads that were made meanwhile
@@ -73,8 +74,8 @@ def _ask(question: Callable[[int, int], bool], pid: int, other: int) -> bool:
 def _seize(pid: int, tid: int) -> bool:
     """False: it has ended, or cannot be traced and runs no code of the process."""
     try:
-        ptrace(kernel.PTRACE_SEIZE, tid)
-        ptrace(kernel.PTRACE_INTERRUPT, tid)
+        ptrace.request(ptrace.PTRACE_SEIZE, tid)
+        ptrace.request(ptrace.PTRACE_INTERRUPT, tid)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -86,10 +87,10 @@ def _seize(pid: int, tid: int) -> bool:
 
 def _wait_stopped(tid: int, deadline_s: float) -> bool:
     try:
-        while (stop := kernel.wait_stop(tid, deadline_s)) is not None:
+        while (stop := ptrace.wait_stop(tid, deadline_s)) is not None:
             if stop.event == PTRACE_EVENT_STOP:
                 return True
-            ptrace(kernel.PTRACE_CONT, tid, 0, stop.signal if stop.event == 0 else 0)
+            ptrace.request(ptrace.PTRACE_CONT, tid, 0, stop.signal if stop.event == 0 else 0)
     except ProcessLookupError:
         return True  # it has ended
     return False
@@ -98,7 +99,7 @@ def _wait_stopped(tid: int, deadline_s: float) -> bool:
 def _release(held: dict[int, bool]) -> None:
     for tid in (tid for tid, is_ours in held.items() if is_ours):
         with suppress(OSError):  # it has ended, or does not stop: the end of our thread lets it go
-            ptrace(kernel.PTRACE_DETACH, tid)
+            ptrace.request(ptrace.PTRACE_DETACH, tid)
 
 
 def _name_of(pid: int, tid: int) -> str:

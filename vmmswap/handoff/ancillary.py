@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vmmswap.errors import ProtocolError
 from vmmswap.handoff.messages import MAX_FDS
-from vmmswap.handoff.owned import OwnedFds
+from vmmswap.linux.owned import OwnedFds
 
 # Python 3.11 has no names for these; Linux 6.5 and newer have them.
 SO_PASSPIDFD = 76

@@ -28,7 +28,6 @@ from vmmswap.handoff.messages import (
     RemoveRegion,
     check_no_overlap,
 )
-from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.proof import PathOf, map_file_of, owns, prove
 from vmmswap.handoff.receiver import Frame
@@ -42,6 +41,7 @@ from vmmswap.handoff.requests import (
     RegisterRequest,
     RemoveRegionRequest,
 )
+from vmmswap.linux.owned import OwnedFds
 
 
 @dataclass(frozen=True, slots=True)

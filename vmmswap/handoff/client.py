@@ -25,7 +25,7 @@ from types import TracebackType
 
 from vmmswap.errors import BY_DBUS_NAME, AccessDeniedError, InternalError, NoSuchVMError, ProtocolError
 from vmmswap.handoff.messages import MAX_FDS, PAGE_SIZE, VERSION, Region, encode
-from vmmswap.handoff.uffd_api import open_userfaultfd
+from vmmswap.linux.userfaultfd import open_userfaultfd
 
 __all__ = ["DummyPage", "Region", "VmmClient", "open_userfaultfd"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.errors import InvalidRegionError, NotSupportedError, ProtocolError
-from vmmswap.handoff import uffd_api
-from vmmswap.handoff.uffd_api import Feature
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.userfaultfd import Feature
 
 _TMPFS_MAGIC = 0x01021994
 _HUGETLBFS_MAGIC = 0x958458F6
@@ -145,10 +145,10 @@ def _seals(fd: int) -> int | None:
 
 def check_uffd(fd: int, field: str = "fds[0]") -> UffdInfo:
     """What the userfaultfd can do. If UFFDIO_API was not done, it is done now; O_NONBLOCK is set."""
-    if not uffd_api.is_userfaultfd(fd):
+    if not userfaultfd.is_userfaultfd(fd):
         raise ProtocolError(f"{field}: {_target(fd)} is not a userfaultfd")
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
-    features = uffd_api.features_of(fd)
+    features = userfaultfd.features_of(fd)
     if features is None:
         features = _initialise(fd)
     for forbidden, reason in _FORBIDDEN.items():
@@ -165,7 +165,7 @@ def check_uffd_of_snapshot(fd: int, field: str = "fds[0]") -> UffdInfo:
     Firecrackers ask for only if the VM has a balloon, what is given up before it was read comes back from the
     file.
     """
-    if uffd_api.is_userfaultfd(fd) and uffd_api.features_of(fd) is None:
+    if userfaultfd.is_userfaultfd(fd) and userfaultfd.features_of(fd) is None:
         raise ProtocolError(f"{field}: UFFDIO_API is not done: nothing can be registered with it yet")
     info = check_uffd(fd, field)
     if info.event_fork:
@@ -178,10 +178,10 @@ def check_uffd_of_snapshot(fd: int, field: str = "fds[0]") -> UffdInfo:
 
 
 def _initialise(fd: int) -> Feature:
-    wanted = uffd_api.WANTED & uffd_api.kernel_features()
+    wanted = userfaultfd.WANTED & userfaultfd.kernel_features()
     for features in (wanted, wanted & ~Feature.EVENT_FORK):  # EVENT_FORK needs CAP_SYS_PTRACE
         try:
-            uffd_api.api(fd, features)
+            userfaultfd.api(fd, features)
         except OSError as error:
             if error.errno == errno.EPERM:
                 continue
@@ -189,7 +189,7 @@ def _initialise(fd: int) -> Feature:
                 break
             raise NotSupportedError(f"fds[0]: UFFDIO_API: {os.strerror(error.errno or 0)}") from None
         return features
-    return uffd_api.features_of(fd) or Feature(0)
+    return userfaultfd.features_of(fd) or Feature(0)
 
 
 def pid_of(pidfd: int, field: str) -> int:

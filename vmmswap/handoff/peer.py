@@ -12,7 +12,7 @@ from pathlib import Path
 from vmmswap.errors import AccessDeniedError, ProtocolError
 from vmmswap.handoff import fds
 from vmmswap.handoff.ancillary import Credentials
-from vmmswap.handoff.owned import OwnedFds
+from vmmswap.linux.owned import OwnedFds
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,9 +31,9 @@ from pathlib import Path
 
 from vmmswap.engine import start_probe_read
 from vmmswap.errors import InvalidRegionError
-from vmmswap.handoff import uffd_api
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.handoff.owned import OwnedFds
+from vmmswap.linux import userfaultfd
+from vmmswap.linux.owned import OwnedFds
 
 _POLL_MS = 2
 _PATIENCE_S = 5.0
@@ -66,7 +66,7 @@ def probe(uffd: int, pid: int, addr: int, field: str, *, read_addr: int | None =
             return _watch(uffd, child, time.monotonic() + _PATIENCE_S)
         finally:
             _end(child)
-            uffd_api.unregister(uffd, addr, PAGE_SIZE)
+            userfaultfd.unregister(uffd, addr, PAGE_SIZE)
 
 
 def _end(child: int) -> None:
@@ -76,7 +76,7 @@ def _end(child: int) -> None:
 
 def _register(uffd: int, addr: int, field: str) -> None:
     try:
-        uffd_api.register_missing(uffd, addr, PAGE_SIZE)
+        userfaultfd.register_missing(uffd, addr, PAGE_SIZE)
     except OSError as error:
         reasons = {
             errno.EBUSY: "another userfaultfd is registered there",

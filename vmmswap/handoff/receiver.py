@@ -23,8 +23,8 @@ from vmmswap.errors import ProtocolError
 from vmmswap.handoff.ancillary import Piece, receive_piece
 from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import MAX_FDS, MAX_MESSAGE_BYTES
-from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.peer import Peer, identify
+from vmmswap.linux.owned import OwnedFds
 
 _PIECE_BYTES = 1 << 16
 

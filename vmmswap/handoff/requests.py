@@ -17,9 +17,9 @@ from vmmswap.errors import VmmswapError
 from vmmswap.handoff.fds import FileId, UffdInfo
 from vmmswap.handoff.maps import Mapping
 from vmmswap.handoff.messages import Region
-from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
+from vmmswap.linux.owned import OwnedFds
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from vmmswap.errors import AccessDeniedError, BusyError, InternalError, Protocol
 from vmmswap.handoff import checks, messages
 from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import AddProcess, AddRegion, Attach, Register, RemoveRegion
-from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.receiver import Frame, Limits, receive
 from vmmswap.handoff.refusal import error_reply, has_hung_up, reply_line
 from vmmswap.handoff.requests import HandoffHandler, Memory
+from vmmswap.linux.owned import OwnedFds
 
 _log = logging.getLogger("vmmswap.handoff")
 

@@ -30,7 +30,7 @@ from vmmswap.errors import (
     VmmswapError,
 )
 from vmmswap.handoff.refusal import refuse_waiting
-from vmmswap.handoff.uffd_api import open_userfaultfd
+from vmmswap.linux.userfaultfd import open_userfaultfd
 from vmmswap.monitor import recovery, service
 from vmmswap.monitor.keep import fdstore, keeper, pending
 from vmmswap.monitor.monitor import Monitor

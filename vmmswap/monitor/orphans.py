@@ -3,21 +3,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
-import functools
-import mmap
-import struct
 from collections.abc import Iterable
 from dataclasses import replace
 
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.handoff.uffd_api import register_shmem
+from vmmswap.linux.userfaultfd import is_registered, register_shmem
 from vmmswap.monitor.keep.manifest import ProcessRecord
 
-_UFFDIO_COPY = 0xC028AA03  # struct uffdio_copy: dst, src, len, mode, copy
-_PROT_NONE = 0
 _LOOKS = 64  # at so many places of a range at most
 
 _Part = tuple[int, int, int]  # address, page, pages
@@ -72,28 +64,4 @@ def _may_be_registered(uffd: int, part: _Part) -> bool:
 def _looks(uffd: int, part: _Part) -> list[bool | None]:
     addr, _, pages = part
     step = pages // _LOOKS + 1
-    return [_is_registered(uffd, addr + page * PAGE_SIZE) for page in range(0, pages, step)]
-
-
-def _is_registered(uffd: int, addr: int) -> bool | None:
-    """Asked by a copy of what may not be read: the kernel looks whether the place is registered first. None
-    if that cannot be told, as while an event of the process is unread.
-    """
-    request = bytearray(struct.pack("QQQQq", addr, _unreadable(), PAGE_SIZE, 0, 0))
-    try:
-        fcntl.ioctl(uffd, _UFFDIO_COPY, request)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESRCH):
-            return False
-        return True if error.errno in (errno.EFAULT, errno.EEXIST) else None
-    return None
-
-
-@functools.cache
-def _unreadable() -> int:
-    """The address of a page that nobody may read; not 0, which some kernels refuse before they look."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    addr: int = libc.mmap(None, PAGE_SIZE, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-    return addr
+    return [is_registered(uffd, addr + page * PAGE_SIZE) for page in range(0, pages, step)]

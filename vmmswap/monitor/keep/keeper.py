@@ -10,7 +10,7 @@ import fcntl
 import os
 
 from vmmswap.engine.keeper import NO_FD, Entry, Kind, Plan, Table, start_keeper
-from vmmswap.handoff import closing
+from vmmswap.linux import closing
 
 MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
 MESSAGE = "message"  # a VM was registering that will not say so again

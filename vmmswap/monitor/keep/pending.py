@@ -15,10 +15,10 @@ import logging
 import os
 
 from vmmswap.errors import VmmswapError
-from vmmswap.handoff.owned import OwnedFds
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
-from vmmswap.handoff.uffd_api import is_userfaultfd
+from vmmswap.linux.owned import OwnedFds
+from vmmswap.linux.userfaultfd import is_userfaultfd
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import VMM_KEY

@@ -33,7 +33,8 @@ from vmmswap.attach.huge_pages import forbid_huge_pages
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE, Region
-from vmmswap.handoff.owned import OwnedFds
+from vmmswap.linux.owned import OwnedFds
+from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.log import fields
 from vmmswap.monitor.looks import SeenTwice, pause_s
 from vmmswap.monitor.mappers import collapse, coverage
@@ -103,7 +104,7 @@ async def detach(processes: Iterable[Process], *, force: bool = False) -> list[s
     uffds = [item.uffd for item in known]
     left = []
     for process in known:
-        if process.pidfd >= 0 and not coverage.is_gone(process.uffd):
+        if process.pidfd >= 0 and not is_gone(process.uffd):
             name = coverage.name_of(process.pid)
             if not await _detach(process.pid, process.pidfd, [process.uffd, *uffds], force=force):
                 left.append(name)

@@ -10,11 +10,7 @@ parent's addresses. All of this reads /proc and may wait for a lock of the VM's:
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import os
-import struct
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +20,12 @@ from vmmswap.attach.target import lines_of_mappings
 from vmmswap.engine import Holder, MapperWatch, Mapping, Range, holders_of, mappings_of, registered_buffer_in
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.linux.process import is_same_memory
 from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers.placement import end_of, has_all
 from vmmswap.monitor.vm import Vm
 
-_KCMP_VM = 1
-_SYS_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
-_UFFDIO_ZEROPAGE = 0xC020AA04  # struct uffdio_zeropage: start, len, mode, zeropage
-_NOWHERE = 0x10000  # vm.mmap_min_addr's default: hardly anything is mapped there, and no guest memory
 _REGISTERED = b"um"  # the kernel's flag of a mapping that is registered for missing pages
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +233,12 @@ def _has_unregistered(known: Known, files: Container[tuple[bytes, bytes]]) -> bo
 
 def _same_memory(pid: int, other: int) -> bool:
     """Whether both have one address space, as a child of vfork() has its parent's until it calls exec."""
-    if pid == other or _SYS_KCMP is None:
-        return pid == other
-    return bool(_libc.syscall(_SYS_KCMP, pid, other, _KCMP_VM, 0, 0) == 0)
+    if pid == other:
+        return True
+    try:
+        return is_same_memory(pid, other)
+    except OSError:
+        return False
 
 
 def shows_mappings(pid: int) -> bool:
@@ -253,18 +248,6 @@ def shows_mappings(pid: int) -> bool:
             return bool(maps.read(1))
     except OSError:
         return False
-
-
-def is_gone(uffd: int) -> bool:
-    """Whether the address space of a userfaultfd is no more: its process has ended or called exec.
-
-    Asked by a request that is refused otherwise (ENOENT: nothing is registered there).
-    """
-    try:
-        fcntl.ioctl(uffd, _UFFDIO_ZEROPAGE, bytearray(struct.pack("QQQQ", _NOWHERE, PAGE_SIZE, 0, 0)))
-    except OSError as error:
-        return error.errno == errno.ESRCH
-    return False
 
 
 def name_of(pid: int) -> str:

@@ -20,6 +20,7 @@ from vmmswap.engine import Job, MapperWatch, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, NotSupportedError
 from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import Piece
@@ -92,7 +93,7 @@ class Hotplug:
         by_pid: dict[int, list[Process]] = {}
         for process in self._vm.processes.values():
             is_known = process.pid and not process.is_forked and process.pid not in picture.unreadable
-            if is_known and not coverage.is_gone(process.uffd):
+            if is_known and not is_gone(process.uffd):
                 by_pid.setdefault(process.pid, []).append(process)
         refusals = []
         for pid, processes in by_pid.items():
@@ -137,7 +138,7 @@ class Hotplug:
         question = coverage.question_of(self._vm)
         for process_id in await self._on_thread(coverage.find_unregistered, question):
             process = self._vm.processes.get(process_id)
-            if process is None or coverage.is_gone(process.uffd):
+            if process is None or is_gone(process.uffd):
                 continue
             if any(self._vm.engine.is_out(item.page_idx, item.pages) for item in process.ranges):
                 self._on_late(process.pid)

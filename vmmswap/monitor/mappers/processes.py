@@ -10,7 +10,6 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 
-from vmmswap.attach.kernel import is_same_file
 from vmmswap.engine import MapperWatch, ProcessForked, Range
 from vmmswap.errors import (
     InvalidRegionError,
@@ -20,6 +19,8 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.linux.process import is_same_file
+from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.holders import Holders
 from vmmswap.monitor.mappers import collapse, coverage
@@ -124,7 +125,7 @@ class Processes:
         for process in list(self._vm.processes.values()):
             if process.pid != new.pid:
                 continue
-            if process is not self._vm.vmm and coverage.is_gone(process.uffd):
+            if process is not self._vm.vmm and is_gone(process.uffd):
                 self.gone(process.process_id)  # it has called exec since
                 continue
             for idx, item in enumerate(wanted):
@@ -228,7 +229,7 @@ class Processes:
             pid = item.pid or picture.pids.get(item.process_id, 0)
             if process is None or not process.is_forked or process.pid != pid:
                 continue
-            if coverage.is_gone(process.uffd):
+            if is_gone(process.uffd):
                 self.gone(process.process_id)
                 continue
             own = [piece.range for piece in picture.pieces if piece.pid == pid]
@@ -293,7 +294,7 @@ class Processes:
         dead = [
             process.process_id
             for process in self._vm.processes.values()
-            if not process.pid and coverage.is_gone(process.uffd)
+            if not process.pid and is_gone(process.uffd)
         ]
         for process_id in dead:
             self.gone(process_id)
@@ -303,7 +304,7 @@ class Processes:
         self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
         self._look_at_setting()
         for process in list(self._vm.processes.values()):
-            if coverage.is_gone(process.uffd):
+            if is_gone(process.uffd):
                 with guarded(f"the end of process {process.pid} is not taken note of yet"):
                     self.gone(process.process_id)
                 if self._is_closed:
@@ -322,7 +323,7 @@ class Processes:
         # It goes on saying so, which must not take all our time if what follows fails.
         self._loop.remove_reader(self._watched.pop(process_id))
         with guarded(f"the end of process {process.pid} is not taken note of; trying again"):
-            if process is self._vm.vmm or coverage.is_gone(process.uffd):
+            if process is self._vm.vmm or is_gone(process.uffd):
                 self.gone(process_id)
             else:
                 self._start_search()
@@ -345,7 +346,7 @@ def _advice(process: Process) -> str:
 
 
 def is_vmm_alive(vm: Vm) -> bool:
-    return is_alive(vm.vmm.pidfd) and not coverage.is_gone(vm.vmm.uffd)
+    return is_alive(vm.vmm.pidfd) and not is_gone(vm.vmm.uffd)
 
 
 def _check_apart(field: str, wanted: Range, process: Process) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from vmmswap.attach.failpoint import reach
 from vmmswap.engine import Job
 from vmmswap.errors import VmmswapError
+from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.hotplug import moved
 from vmmswap.monitor.process import Process
@@ -58,9 +59,7 @@ class _Question:
 def _question_of(vm: Vm) -> _Question:
     return _Question(
         coverage.question_of(vm),
-        frozenset(
-            process.process_id for process in vm.processes.values() if not coverage.is_gone(process.uffd)
-        ),
+        frozenset(process.process_id for process in vm.processes.values() if not is_gone(process.uffd)),
         vm.store.manager,
     )
 
@@ -183,7 +182,7 @@ class Succession:
         self._bring_back(who)
 
     def _is_promoted(self) -> bool:
-        return not coverage.is_gone(self._vm.vmm.uffd)
+        return not is_gone(self._vm.vmm.uffd)
 
     def _promote(self, served: Sequence[Process]) -> bool:
         """Make one of these the VMM, unless it is. False: none can be."""

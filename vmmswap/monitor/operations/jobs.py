@@ -12,9 +12,9 @@ from vmmswap import message_ids
 from vmmswap.config import Config
 from vmmswap.engine import Job, JobDone, Mode
 from vmmswap.errors import InternalError, NoSpaceError, NotSupportedError, VmmswapError
+from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.log import fields
 from vmmswap.monitor.guard import guarded, log_failure
-from vmmswap.monitor.mappers.coverage import is_gone
 from vmmswap.monitor.operations.drain import Drain
 from vmmswap.monitor.operations.headroom import RoomWatch
 from vmmswap.monitor.operations.machine import Action, Machine

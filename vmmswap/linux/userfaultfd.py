@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The few userfaultfd calls that the hand-off needs: open one, give it its features, register a page.
+"""The userfaultfd calls of the Python side: open one, give it its features, register a page, ask about it.
 
 All that serves faults is the engine's.
 """
@@ -10,6 +10,8 @@ import ctypes
 import enum
 import errno
 import fcntl
+import functools
+import mmap
 import os
 import platform
 import struct
@@ -22,12 +24,16 @@ _UFFDIO_API = 0xC018AA3F  # struct uffdio_api: api, features, ioctls
 _UFFDIO_REGISTER = 0xC020AA00  # struct uffdio_register: start, len, mode, ioctls
 _UFFDIO_UNREGISTER = 0x8010AA01  # struct uffdio_range: start, len
 _UFFDIO_WAKE = 0x8010AA02
+_UFFDIO_COPY = 0xC028AA03  # struct uffdio_copy: dst, src, len, mode, copy
+_UFFDIO_ZEROPAGE = 0xC020AA04  # struct uffdio_zeropage: start, len, mode, zeropage
 _USERFAULTFD_IOC_NEW = 0xAA00
 _REGISTER_MODE_MISSING = 1
 _REGISTER_MODE_MINOR = 4
 _USER_MODE_ONLY = 1
 _INITIALISED = 1 << 31  # fdinfo's mark that UFFDIO_API is done; no feature
 _SYSCALL = {"x86_64": 323, "aarch64": 282}
+_PROT_NONE = 0
+_NOWHERE = 0x10000  # vm.mmap_min_addr's default: hardly anything is mapped there, and no guest memory
 _DEVICE = Path("/dev/userfaultfd")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -181,3 +187,39 @@ def unregister(uffd: int, addr: int, size_bytes: int) -> None:
             fcntl.ioctl(uffd, request, arg)
         except OSError:
             continue  # nothing is registered any more, which is what we want
+
+
+def is_gone(uffd: int) -> bool:
+    """Whether the address space of a userfaultfd is no more: its process has ended or called exec.
+
+    Asked by a request that is refused otherwise (ENOENT: nothing is registered there).
+    """
+    try:
+        fcntl.ioctl(uffd, _UFFDIO_ZEROPAGE, bytearray(struct.pack("QQQQ", _NOWHERE, mmap.PAGESIZE, 0, 0)))
+    except OSError as error:
+        return error.errno == errno.ESRCH
+    return False
+
+
+def is_registered(uffd: int, addr: int) -> bool | None:
+    """Asked by a copy of what may not be read: the kernel looks whether the place is registered first. None
+    if that cannot be told, as while an event of the process is unread.
+    """
+    request = bytearray(struct.pack("QQQQq", addr, _unreadable(), mmap.PAGESIZE, 0, 0))
+    try:
+        fcntl.ioctl(uffd, _UFFDIO_COPY, request)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESRCH):
+            return False
+        return True if error.errno in (errno.EFAULT, errno.EEXIST) else None
+    return None
+
+
+@functools.cache
+def _unreadable() -> int:
+    """The address of a page that nobody may read; not 0, which some kernels refuse before they look."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    addr: int = libc.mmap(None, mmap.PAGESIZE, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+    return addr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""System calls and ptrace requests that neither Python 3.11 nor python-ptrace has. Each raises OSError."""
+"""The ptrace requests that python-ptrace does not have. Each raises OSError."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import signal
 import struct
 import time
 from dataclasses import dataclass
+
+from vmmswap.linux.process import Iovec
 
 PTRACE_PEEKDATA = 2
 PTRACE_POKEDATA = 5
@@ -31,11 +33,6 @@ PTRACE_O_SUSPEND_SECCOMP = 1 << 21
 PTRACE_EVENT_STOP = 128
 SYSCALL_STOP = signal.SIGTRAP | 0x80
 
-_SYS_PIDFD_GETFD = 438
-_SYS_KCMP = {"x86_64": 312, "aarch64": 272}
-_KCMP_FILE = 0
-_KCMP_VM = 1
-_KCMP_FILES = 2
 _WALL = 0x40000000
 _WNOTHREAD = 0x20000000
 _SIGINFO_BYTES = 128
@@ -46,19 +43,13 @@ _WORD_MASK = (1 << 64) - 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long
 _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
-_libc.syscall.restype = ctypes.c_long
-_libc.process_vm_readv.restype = ctypes.c_ssize_t
 
 
-class Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("len", ctypes.c_size_t))
-
-
-def ptrace(request: int, tid: int, addr: int = 0, data: int = 0) -> int:
-    done: int = _libc.ptrace(request, tid, addr, data & _WORD_MASK)
+def request(kind: int, tid: int, addr: int = 0, data: int = 0) -> int:
+    done: int = _libc.ptrace(kind, tid, addr, data & _WORD_MASK)
     if done == -1:
         code = ctypes.get_errno()
-        raise OSError(code, f"ptrace({request:#x}) of thread {tid}: {os.strerror(code)}")
+        raise OSError(code, f"ptrace({kind:#x}) of thread {tid}: {os.strerror(code)}")
     return done
 
 
@@ -66,32 +57,32 @@ def get_regset(tid: int, kind: int, limit_bytes: int) -> bytes:
     """A set of registers (NT_*)."""
     buffer = ctypes.create_string_buffer(limit_bytes)
     vector = Iovec(ctypes.addressof(buffer), limit_bytes)
-    ptrace(PTRACE_GETREGSET, tid, kind, ctypes.addressof(vector))
+    request(PTRACE_GETREGSET, tid, kind, ctypes.addressof(vector))
     return buffer.raw[: vector.len]
 
 
 def set_regset(tid: int, kind: int, values: bytes) -> None:
     buffer = ctypes.create_string_buffer(values, len(values))
     vector = Iovec(ctypes.addressof(buffer), len(values))
-    ptrace(PTRACE_SETREGSET, tid, kind, ctypes.addressof(vector))
+    request(PTRACE_SETREGSET, tid, kind, ctypes.addressof(vector))
 
 
 def get_sigmask(tid: int) -> int:
     """The signals that the thread blocks, one bit each: bit 0 is signal 1."""
     mask = ctypes.c_uint64()
-    ptrace(PTRACE_GETSIGMASK, tid, SIGMASK_BYTES, ctypes.addressof(mask))
+    request(PTRACE_GETSIGMASK, tid, SIGMASK_BYTES, ctypes.addressof(mask))
     return mask.value
 
 
 def set_sigmask(tid: int, mask: int) -> None:
     value = ctypes.c_uint64(mask)
-    ptrace(PTRACE_SETSIGMASK, tid, SIGMASK_BYTES, ctypes.addressof(value))
+    request(PTRACE_SETSIGMASK, tid, SIGMASK_BYTES, ctypes.addressof(value))
 
 
 def is_own_fault(tid: int) -> bool:
     """Whether the signal in the thread's hand came from the kernel because of what the thread did."""
     info = (ctypes.c_int32 * (_SIGINFO_BYTES // 4))()
-    ptrace(PTRACE_GETSIGINFO, tid, 0, ctypes.addressof(info))
+    request(PTRACE_GETSIGINFO, tid, 0, ctypes.addressof(info))
     return info[2] > 0  # si_code
 
 
@@ -139,51 +130,6 @@ def wait_stop(tid: int, deadline_s: float) -> Stop | None:
         nap_s = min(2 * nap_s, 1e-3)
 
 
-def pidfd_getfd(pidfd: int, number: int) -> int:
-    """A duplicate, close-on-exec, of another process's fd."""
-    fd: int = _libc.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
-    if fd < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"pidfd_getfd of fd {number}: {os.strerror(code)}")
-    return fd
-
-
-def is_same_file(pid: int, number: int, own_fd: int) -> bool:
-    """Whether fd `number` of process pid is a duplicate of our own fd."""
-    return _is_same(pid, os.getpid(), _KCMP_FILE, number, own_fd)
-
-
-def is_same_memory(pid: int, other: int) -> bool:
-    """Whether two processes have one address space, as a child of vfork() and its parent have."""
-    return _is_same(pid, other, _KCMP_VM, 0, 0)
-
-
-def is_same_fd_table(pid: int, other: int) -> bool:
-    """Whether two processes have one table of fds (CLONE_FILES)."""
-    return _is_same(pid, other, _KCMP_FILES, 0, 0)
-
-
-def _is_same(pid: int, other: int, what: int, idx: int, other_idx: int) -> bool:
-    order: int = _libc.syscall(_SYS_KCMP[os.uname().machine], pid, other, what, idx, other_idx)
-    if order < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"kcmp of processes {pid} and {other}: {os.strerror(code)}")
-    return order == 0
-
-
-def read_memory(pid: int, addr: int, size_bytes: int) -> bytes:
-    """All of it, or OSError. Not through /proc/PID/mem, which only the target's uid may open."""
-    buffer = ctypes.create_string_buffer(size_bytes)
-    here, there = Iovec(ctypes.addressof(buffer), size_bytes), Iovec(addr, size_bytes)
-    done = _libc.process_vm_readv(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0)
-    if done < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"memory of process {pid} at {addr:#x}: {os.strerror(code)}")
-    if done != size_bytes:
-        raise OSError(errno.EFAULT, f"only {done} of {size_bytes} bytes of process {pid} are at {addr:#x}")
-    return buffer.raw
-
-
 def peek(tid: int, addr: int, size_bytes: int) -> bytes:
     """Memory of a tracee that stands still: of no other process, whatever has that number by now."""
     words = [_peek_word(tid, addr + done) for done in range(0, size_bytes, _WORD.size)]
@@ -203,4 +149,4 @@ def poke(tid: int, addr: int, data: bytes) -> None:
     program since it was looked at, a set-uid one for instance, by execve() in another of its threads.
     """
     for idx, (word,) in enumerate(_WORD.iter_unpack(data)):
-        ptrace(PTRACE_POKEDATA, tid, addr + idx * _WORD.size, word)
+        request(PTRACE_POKEDATA, tid, addr + idx * _WORD.size, word)
