@@ -143,7 +143,7 @@ pid_t probe_read_start(pid_t, uint64_t, int);
 enum collapse_holes { COLLAPSE_SPARES_HOLES, COLLAPSE_FILLS_HOLES, COLLAPSE_UNKNOWN, ... };
 int collapse_try_holes(struct error *);
 
-enum keeper_kind { KEEPER_NOTHING, KEEPER_FD, KEEPER_PIDFD, KEEPER_VM, KEEPER_MESSAGE, ... };
+enum keeper_kind { KEEPER_NOTHING, KEEPER_FD, KEEPER_VM, KEEPER_MESSAGE, ... };
 struct keeper_entry { uint8_t kind; char name[...]; int32_t fd; uint64_t inode; ...; };
 struct keeper_plan {
     struct keeper_entry *entries; size_t entries_n; const char *notify_address; const char *orphan_prefix;

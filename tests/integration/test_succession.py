@@ -19,7 +19,7 @@ from tests.support.attach import Target
 from tests.support.bus import missing
 from tests.support.handed_over import HandedOver
 from tests.support.monitor import Monitor
-from tests.support.restarts import on_its_own
+from tests.support.restarts import failing, keepers, on_its_own
 from tests.support.sharing_process import SharingProcess
 from vmmswap.attach.failpoint import VARIABLE
 
@@ -241,3 +241,29 @@ def test_a_child_outlives_its_vmm_and_the_monitor(bus, memory):
             monitor.wait_log("who else has its memory is looked for")
             monitor.kill()
             assert vmm.digest() == DIGEST
+
+
+def test_the_vmm_and_the_monitor_end_at_once_and_somebody_has_it_open(bus, memory):
+    """There is no service manager. When the keeper looks, none of the VM's processes is left."""
+    with on_its_own(bus, {}) as monitor:
+        monitor.wait_on_bus()
+        with HandedOver(monitor.socket, memory) as vmm:
+            all_out(monitor, memory)
+            (keeper,) = keepers(monitor)
+            os.kill(keeper, signal.SIGSTOP)
+            monitor.kill()
+            vmm.kill()
+            os.kill(keeper, signal.SIGCONT)
+            monitor.wait_log(f"process {os.getpid()} (pytest) has its memory open (fd {memory})")
+            monitor.until(lambda: digest_of(f"/proc/self/fd/{memory}") == DIGEST, "all to be brought back")
+
+
+def test_killed_while_all_is_brought_back_for_who_has_it_open(bus, memory):
+    """It dies with 40 of 64 pieces brought back, so that its keeper, as the next monitor, does not."""
+    with on_its_own(bus, failing("restore.copied=kill@40")) as monitor:
+        monitor.wait_on_bus()
+        with HandedOver(monitor.socket, memory) as vmm:
+            all_out(monitor, memory)
+            vmm.kill()
+            assert monitor.wait_exit() == -signal.SIGKILL
+            monitor.until(lambda: digest_of(f"/proc/self/fd/{memory}") == DIGEST, "all to be brought back")

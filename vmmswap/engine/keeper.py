@@ -20,7 +20,6 @@ class Kind(IntEnum):
     """What the keeper must know of an entry."""
 
     FD = lib.KEEPER_FD
-    PIDFD = lib.KEEPER_PIDFD
     VM = lib.KEEPER_VM
     MESSAGE = lib.KEEPER_MESSAGE
 

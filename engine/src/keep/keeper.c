@@ -73,11 +73,12 @@ static void complain(const char *what, int code)
 
 /* Waiting. */
 
-static bool is_ended(int pidfd, int timeout_ms)
+static void wait_for_end(int pidfd)
 {
 	struct pollfd poll_fd = { .fd = pidfd, .events = POLLIN };
 
-	return poll(&poll_fd, 1, timeout_ms) == 1;
+	while (poll(&poll_fd, 1, -1) != 1)
+		;
 }
 
 static bool has(const struct keeper *keeper, enum keeper_kind kind)
@@ -86,23 +87,6 @@ static bool has(const struct keeper *keeper, enum keeper_kind kind)
 		if (keeper->plan.entries[i].kind == kind)
 			return true;
 	return false;
-}
-
-/* Then there is nobody to serve: a successor would only find that out, or fail at something else. */
-static bool are_all_gone(const struct keeper *keeper)
-{
-	bool any = false;
-
-	for (size_t i = 0; i < keeper->plan.entries_n; i++) {
-		const struct keeper_entry *entry = &keeper->plan.entries[i];
-
-		if (entry->kind != KEEPER_PIDFD || entry->fd < 0)
-			continue;
-		if (!is_ended(entry->fd, 0))
-			return false;
-		any = true;
-	}
-	return any;
 }
 
 /* Orphans: the userfaultfds of our table that nothing is known of, each file once. */
@@ -295,11 +279,10 @@ static _Noreturn void keep(struct keeper *keeper)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	own_memory_keep_only(needed, 2);
-	while (!is_ended(keeper->monitor, -1))
-		;
+	wait_for_end(keeper->monitor);
 	for (size_t i = 0; i < sizeof plan->spare_fds / sizeof plan->spare_fds[0]; i++)
 		close(plan->spare_fds[i]);
-	if ((has(keeper, KEEPER_VM) || has(keeper, KEEPER_MESSAGE)) && !are_all_gone(keeper)) {
+	if (has(keeper, KEEPER_VM) || has(keeper, KEEPER_MESSAGE)) {
 		if (has(keeper, KEEPER_VM))
 			find_orphans(keeper);
 		if (plan->notify_address)

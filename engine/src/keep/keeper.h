@@ -8,7 +8,8 @@
  * closed when both are gone. It sleeps until the monitor is dead, and then
  *
  * - with an fd store sends there each userfaultfd that is not in it yet, and ends;
- * - without one becomes the monitor: it runs the same command again, with all that the dead one had of its VM.
+ * - without one becomes the monitor: it runs the same command again, with all that the dead one had of its VM. Also when the
+ *   VM's processes have all ended: its memory may be somebody else's by then, and only a monitor can find out.
  *
  * It cannot be a program of its own: execve() gives a process its own fd table (fs/exec.c, begin_new_exec()). So it begins as a
  * copy of the monitor, and gives back all of that copy but the code that it runs. Nothing here allocates, and nothing of Python
@@ -29,7 +30,6 @@
 enum keeper_kind {
 	KEEPER_NOTHING, /* the entry is free */
 	KEEPER_FD,
-	KEEPER_PIDFD,	/* of a process of the VM's */
 	KEEPER_VM,	/* there is a VM to serve; without this or the next nothing is kept of it */
 	KEEPER_MESSAGE, /* a VM was registering that will not say so again */
 };

@@ -14,7 +14,6 @@ from vmmswap.linux import closing
 
 MANIFEST = "manifest"  # nothing is kept of a VM that has none: it never was registered
 MESSAGE = "message"  # a VM was registering that will not say so again
-PIDFD = "pidfd-"
 ORPHAN = "uffd-orphan-"
 
 _KEPT = "VMMSWAP_KEPT_FDS"  # NAME=FD,NAME=FD,... for the successor that a keeper becomes
@@ -57,9 +56,7 @@ class Keeper:
 def _kind_of(name: str) -> Kind:
     if name == MANIFEST:
         return Kind.VM
-    if name == MESSAGE:
-        return Kind.MESSAGE
-    return Kind.PIDFD if name.startswith(PIDFD) else Kind.FD
+    return Kind.MESSAGE if name == MESSAGE else Kind.FD
 
 
 def inherited() -> dict[str, int]:
