@@ -595,11 +595,20 @@ static inline int rig_add_process(struct rig *rig, uint32_t process, struct erro
 				  &rig->process_ids[process], err);
 }
 
+/* The notice comes a little before the child's memory is registered as it should be, which happens with the gate held alone. */
+static inline struct notice rig_await_fork(struct rig *rig)
+{
+	struct notice forked = rig_await_notice(rig, NOTICE_PROCESS_FORKED);
+
+	rig_settle(rig);
+	return forked;
+}
+
 /* Process 0 forks; the engine has adopted the child when this returns. */
 static inline void rig_fork(struct rig *rig, uint32_t child)
 {
 	puppet_do(rig, 0, 0, (struct puppet_order){ .kind = ORDER_FORK, .process = child });
-	rig->process_ids[child] = rig_await_notice(rig, NOTICE_PROCESS_FORKED).process_id;
+	rig->process_ids[child] = rig_await_fork(rig).process_id;
 }
 
 /* --- start and end */

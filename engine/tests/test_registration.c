@@ -102,7 +102,7 @@ static void squat_before_adopted(struct rig *rig, uint32_t child, long (*map)(vo
 	puppet_await(rig, 0, 0);
 	CHECK_EQ(call(rig, child, map, PAGES), 0);
 	rig_disarm("fault.fork-read");
-	rig_await_notice(rig, NOTICE_PROCESS_FORKED);
+	rig_await_fork(rig);
 }
 
 /* Guest memory is not inherited: all that the child maps there is its own, and stays so, whenever it was forked. */
@@ -388,7 +388,7 @@ TEST(a_successor_and_a_part_of_a_childs_own)
 	rig_start(&rig, &layout);
 	rig_run_job(&rig, JOB_SWAP_OUT);
 	tell_to_fork(&rig, 0, 1);
-	forked = rig_await_notice(&rig, NOTICE_PROCESS_FORKED);
+	forked = rig_await_fork(&rig);
 	puppet_await(&rig, 0, 0);
 	child = (int)CHECK_SYS(fcntl(forked.fd, F_DUPFD_CLOEXEC, 3));
 	CHECK_EQ(call(&rig, 1, map_private, PAGES / 2), 0);
@@ -472,7 +472,7 @@ TEST(unregistered_in_pieces_while_a_child_is_forked)
 	CHECK_EQ(uffd_is_registered(rig.uffds[0], (uint64_t)(uintptr_t)puppet_at(&rig, 0, 0)), UFFD_NO);
 	CHECK_EQ(uffd_is_registered(rig.uffds[0], (uint64_t)(uintptr_t)puppet_at(&rig, 0, 8191)), UFFD_YES);
 	tell_to_fork(&rig, 0, 1);
-	forked = rig_await_notice(&rig, NOTICE_PROCESS_FORKED);
+	forked = rig_await_fork(&rig);
 	puppet_await(&rig, 0, 0);
 	child = (int)CHECK_SYS(fcntl(forked.fd, F_DUPFD_CLOEXEC, 3));
 	for (uint32_t process = 0; process < 2; process++) {
@@ -533,7 +533,7 @@ TEST(a_fork_between_two_pieces_and_a_cancel)
 	rig_disarm("swapper.unregistered");
 	CHECK(rig_await_notice(&rig, NOTICE_JOB_DONE).cancelled);
 	rig_disarm("fault.reading");
-	forked = rig_await_notice(&rig, NOTICE_PROCESS_FORKED);
+	forked = rig_await_fork(&rig);
 	puppet_await(&rig, 0, 0);
 	child = (int)CHECK_SYS(fcntl(forked.fd, F_DUPFD_CLOEXEC, 3));
 	rig_settle(&rig); /* the notice comes before the child is registered */
