@@ -1,15 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "jobs/punch.h"
 
-#include <errno.h>
 #include <string.h>
 
 #include "base/failpoint.h"
-#include "base/hash.h"
 #include "base/held.h"
 #include "vm/backing.h"
-#include "vm/incore.h"
-#include "vm/own_mapping.h"
 
 /* From here on the page map says that the store has the page. False if the guest was faster: the page stays. */
 static bool mark_page(struct batch *batch, size_t i)
@@ -78,66 +74,35 @@ static bool mark(struct batch *batch, size_t from, size_t end, uint64_t joined)
 	return marked_n && (!batch->whole || marked_n == batch->n);
 }
 
-/* Zeros that are present after the punch were a part of a large folio that something referenced: zeroed in place. Writers wait
- * still, and we have the bytes: put them back. Readers may have seen zeros in between, which a person must know. Anything else
- * was written to the file by somebody else, and is the truth. mincore() may say so of a hole, incore.h: that reads as zeros too, and
- * is only a hole. */
-static void repair(struct batch *batch, size_t i)
+/* One run: out when this returns, or resident as before. */
+static int take_run_out(struct batch *batch, struct leaving *leaving, size_t from, size_t n,
+			struct error *err)
 {
-	_Alignas(PAGE_BYTES) char there[PAGE_BYTES];
-	bool zeroed = batch->region->backing->read(batch->region, batch->idx[i], 1, there) == 0 &&
-		      page_is_zero(there);
-
-	if (zeroed &&
-	    (batch->zero[i] || !own_mapping_region_overwrite(batch->region, batch->idx[i],
-							     batch->evictor->buffer + i * PAGE_BYTES))) {
-		finish(batch, i, i + 1, true);
-		return;
-	}
-	finish(batch, i, i + 1, false);
-	notices_odd(
-		batch->evictor->vm->notices, batch->idx[i], "%s",
-		zeroed ?
-			"a page was still there after its hole was punched; its bytes were put back, but the guest "
-			"may have read zeros: please report this with the kernel's version" :
-			"a page was written while its hole was punched: something writes to the memfd itself, or maps "
-			"it without a userfaultfd");
-}
-
-/* One run: a hole when this returns, or resident as before. */
-static int punch_run(struct batch *batch, const struct incore *incore, size_t from, size_t n,
-		     struct error *err)
-{
-	unsigned char found[CHUNK_PAGES];
+	struct evictor *evictor = batch->evictor;
+	bool stays[CHUNK_PAGES];
 	struct error why;
-	int rc = memory_punch(batch->region, batch->idx[from], n), there;
+	int rc = batch->region->backing->take_out(evictor->vm, leaving, batch->idx[from], n,
+						  evictor->buffer + from * PAGE_BYTES, stays, &why);
 
 	if (rc) { /* and nothing has happened */
 		finish(batch, from, from + n, false);
-		error_set(&why, -rc, "cannot punch guest memory out of its memfd: %s%s", strerror(-rc),
-			  rc == -EPERM ? " (is it sealed against writing?)" : "");
-		left_add(batch->evictor->left, batch->idx[from], n, &why);
-		if (!left_too_many(batch->evictor->left))
+		left_add(evictor->left, batch->idx[from], n, &why);
+		if (!left_too_many(evictor->left))
 			return 0;
 		*err = why;
 		return rc;
 	}
-	left_none(batch->evictor->left);
-	FAILPOINT_HERE("evict.punched");
-	there = incore_find(incore, batch->idx[from], n, found);
-	if (there < 0) /* not known: each is looked at */
-		memset(found, 1, n);
-	if (there)
-		for (size_t i = 0; i < n; i++)
-			if (found[i] & 1)
-				repair(batch, from + i);
+	left_none(evictor->left);
+	for (size_t i = 0; i < n; i++)
+		if (stays[i])
+			finish(batch, from + i, from + i + 1, false);
 	finish(batch, from, from + n, true);
 	return 0;
 }
 
 /* Pages that go together or not at all, in one run or several. */
-static int punch_group(struct batch *batch, const struct incore *incore, size_t from, size_t end,
-		       uint64_t joined, struct error *err)
+static int punch_group(struct batch *batch, struct leaving *leaving, size_t from, size_t end, uint64_t joined,
+		       struct error *err)
 {
 	struct vm *vm = batch->evictor->vm;
 	struct punching punching = {
@@ -147,7 +112,7 @@ static int punch_group(struct batch *batch, const struct incore *incore, size_t 
 	uint64_t since_ns;
 	int rc = 0;
 
-	memory_await_lock(batch->region, batch->idx[from]);
+	batch->region->backing->await_others(batch->region, batch->idx[from]);
 	since_ns = monotonic_ns();
 	vm_punching_begin(vm, &punching);
 	if (!mark(batch, from, end, joined)) {
@@ -162,7 +127,7 @@ static int punch_group(struct batch *batch, const struct incore *incore, size_t 
 			continue;
 		while (i + n < end && batch->marked[i + n] && batch->idx[i + n] == batch->idx[i] + n)
 			n++;
-		rc = punch_run(batch, incore, i, n, err);
+		rc = take_run_out(batch, leaving, i, n, err);
 	}
 	finish(batch, from, end, false); /* after an error */
 	HELD_DROP(HELD_PUNCHING);
@@ -184,19 +149,17 @@ static void leave_rest(struct batch *batch, size_t from)
 int punch_batch(struct batch *batch, uint64_t joined, struct error *err)
 {
 	uint64_t first_idx = batch->idx[0], end_idx = batch->idx[batch->n - 1] + 1;
-	struct incore incore;
+	const struct backing *backing = batch->region->backing;
+	struct leaving leaving;
 	size_t from = 0, end;
-	int rc = incore_open(&incore, batch->region, first_idx, end_idx - first_idx);
+	int rc = backing->leave_begin(&leaving, batch->region, first_idx, end_idx - first_idx, err);
 
-	if (rc)
-		error_set(err, -rc, "cannot look at what is in guest memory: %s%s", strerror(-rc),
-			  rc == -EACCES ? " (has its memfd been given another mode or owner?)" : "");
 	memset(batch->marked, 0, sizeof batch->marked);
 	for (; from < batch->n && !rc; from = end) {
 		end = batch->whole ? batch->n : from + batch_run_length(batch, from);
-		rc = punch_group(batch, &incore, from, end, joined, err);
+		rc = punch_group(batch, &leaving, from, end, joined, err);
 	}
-	incore_close(&incore);
+	backing->leave_end(&leaving);
 	if (rc)
 		leave_rest(batch, from);
 	FAILPOINT_HERE("evict.finished");

@@ -13,12 +13,19 @@
 #include <stdint.h>
 
 #include "linux/uffd.h"
+#include "vm/incore.h"
 #include "vm/memory.h"
 
 struct own_mapping;
 struct process;
 struct range;
 struct vm;
+
+/* Pages of one region on their way out. */
+struct leaving {
+	const struct region *region;
+	struct incore incore; /* of a memfd */
+};
 
 struct backing {
 	/* Nobody sees which pages it has: next_data() finds none, and the page map is all that is known. A page that is out and yet
@@ -54,6 +61,20 @@ struct backing {
 	/* Read pages into buf. -ERANGE: the memory ends before them (the VMM shrank its memfd). */
 	int (*read)(const struct region *region, uint64_t page_idx, uint64_t pages, void *buf);
 
+	/* The way out of at most CHUNK_PAGES pages begins and ends; leave_end() also after an error of leave_begin(). */
+	int (*leave_begin)(struct leaving *leaving, const struct region *region, uint64_t page_idx,
+			   uint64_t pages, struct error *err);
+	void (*leave_end)(struct leaving *leaving);
+
+	/* Wait for whoever would hold up a take_out() that began now (the inode's lock). The page is resident. */
+	void (*await_others)(const struct region *region, uint64_t page_idx);
+
+	/* Take out pages that are PUNCHING, all of a large folio or nothing of it. bytes: what was read of them. stays[i]: page i did not
+	 * go, and is resident with the guest's bytes. -errno: nothing has happened. Waits for the inode's lock: jobs/punch.h says who does
+	 * not wait for us meanwhile. */
+	int (*take_out)(struct vm *vm, struct leaving *leaving, uint64_t page_idx, uint64_t pages,
+			const char *bytes, bool stays[CHUNK_PAGES], struct error *err);
+
 	/* Put a page that no process takes where whoever maps the memory next finds it. refused: a process has the page mapped, and
 	 * cannot take it. own: of pages around it, open or to be opened. 0: done, or the page is gone for good; -ENOMEM; -EIO: it must stay out. */
 	int (*put_unmapped)(struct vm *vm, struct own_mapping *own, uint64_t page_idx, const void *page,
@@ -80,12 +101,5 @@ int region_of_memfd(struct region *out, int memfd, uint64_t offset_bytes, uint64
 
 /* offset_bytes: in the snapshot's file. Nothing is known of it but what the page map says. */
 struct region region_of_snapshot(uint64_t offset_bytes, uint64_t page_idx, uint64_t pages);
-
-/* Wait until nobody has the lock of the memfd's inode, and return without it. The page is there, so that the kernel finds data at
- * once. */
-void memory_await_lock(const struct region *region, uint64_t page_idx);
-
-/* Give pages back to the host. All of a large folio or nothing: the caller sees to that. */
-int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages);
 
 #endif

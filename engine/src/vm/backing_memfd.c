@@ -122,7 +122,8 @@ static bool is_hole(const struct region *region, uint64_t page_idx)
 	return data < 0 || data >= offset + (off_t)PAGE_BYTES;
 }
 
-void memory_await_lock(const struct region *region, uint64_t page_idx)
+/* The page is there, so that the kernel finds data at once. */
+static void await_others(const struct region *region, uint64_t page_idx)
 {
 	HELD_MAY_WAIT(WAIT_INODE);
 	lseek(region->fd, (off_t)region_offset_of(region, page_idx), SEEK_DATA);
@@ -160,7 +161,23 @@ static bool may_leave(const struct region *region)
 	return seals < 0 || !(seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE));
 }
 
-int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
+static int leave_begin(struct leaving *leaving, const struct region *region, uint64_t page_idx,
+		       uint64_t pages, struct error *err)
+{
+	int rc = incore_open(&leaving->incore, region, page_idx, pages);
+
+	leaving->region = region;
+	return rc ? error_set(err, -rc, "cannot look at what is in guest memory: %s%s", strerror(-rc),
+			      rc == -EACCES ? " (has its memfd been given another mode or owner?)" : "") :
+		    0;
+}
+
+static void leave_end(struct leaving *leaving)
+{
+	incore_close(&leaving->incore);
+}
+
+static int punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 {
 	int rc = FAILPOINT("memory.punch");
 
@@ -171,6 +188,46 @@ int memory_punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 			 (off_t)region_offset_of(region, page_idx), (off_t)bytes_of_pages(pages)) != 0)
 		if (errno != EINTR)
 			return -errno;
+	return 0;
+}
+
+/* True if a page that is present after its punch stays. Zeros were a part of a large folio that something referenced: zeroed in place.
+ * Writers wait still, and we have the bytes: put them back. Readers may have seen zeros in between, which a person must know. Anything
+ * else was written to the file by somebody else, and is the truth. mincore() may say so of a hole, incore.h: that reads as zeros too,
+ * and is only a hole. */
+static bool repair(struct vm *vm, const struct region *region, uint64_t page_idx, const char *bytes)
+{
+	_Alignas(PAGE_BYTES) char there[PAGE_BYTES];
+	bool zeroed = read_pages(region, page_idx, 1, there) == 0 && page_is_zero(there);
+
+	if (zeroed && (page_is_zero(bytes) || !own_mapping_region_overwrite(region, page_idx, bytes)))
+		return false;
+	notices_odd(
+		vm->notices, page_idx, "%s",
+		zeroed ?
+			"a page was still there after its hole was punched; its bytes were put back, but the guest "
+			"may have read zeros: please report this with the kernel's version" :
+			"a page was written while its hole was punched: something writes to the memfd itself, or maps "
+			"it without a userfaultfd");
+	return true;
+}
+
+static int take_out(struct vm *vm, struct leaving *leaving, uint64_t page_idx, uint64_t pages,
+		    const char *bytes, bool stays[CHUNK_PAGES], struct error *err)
+{
+	unsigned char found[CHUNK_PAGES];
+	int rc = punch(leaving->region, page_idx, pages), there;
+
+	if (rc)
+		return error_set(err, -rc, "cannot punch guest memory out of its memfd: %s%s", strerror(-rc),
+				 rc == -EPERM ? " (is it sealed against writing?)" : "");
+	FAILPOINT_HERE("evict.punched");
+	there = incore_find(&leaving->incore, page_idx, pages, found);
+	if (there <= 0) /* -errno: not known, so each is looked at */
+		memset(found, there < 0, pages);
+	for (uint64_t i = 0; i < pages; i++)
+		stays[i] =
+			(found[i] & 1) && repair(vm, leaving->region, page_idx + i, bytes + i * PAGE_BYTES);
 	return 0;
 }
 
@@ -253,6 +310,10 @@ const struct backing backing_memfd = {
 	.has_landed = has_landed,
 	.may_leave = may_leave,
 	.read = read_pages,
+	.leave_begin = leave_begin,
+	.await_others = await_others,
+	.take_out = take_out,
+	.leave_end = leave_end,
 	.put_unmapped = put_unmapped,
 	.register_range = register_range,
 	.unregister_inherited = unregister_inherited,
