@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "keep/own_memory.h"
 
+#include "base/units.h"
+
 #include <elf.h>
 #include <fcntl.h>
+#include <link.h>
 #include <stdbool.h>
 #include <string.h>
 #include <sys/auxv.h>
@@ -24,7 +27,8 @@
 #define MAPPINGS_MAX 2048
 #define THREAD_BYTES \
 	((uintptr_t)64 << 10) /* of a thread's variables and control block, at most, on either side */
-#define PAGE_DOWN(addr) ((addr) & ~(uintptr_t)4095)
+#define KEPT_MAX (OWN_MEMORY_SPANS_MAX + 4)
+#define PAGE_DOWN(addr) ((addr) & ~(uintptr_t)(PAGE_BYTES - 1))
 
 struct mapping_line {
 	struct span span;
@@ -93,74 +97,82 @@ static struct mapping_line parse(const char *line)
 	return found;
 }
 
-static bool is_in(uintptr_t addr, const struct span *span)
-{
-	return addr >= span->start && addr < span->end;
-}
-
-/* The files whose code runs here: each is known by an address in it. A file's mappings come one after the other, and its
- * zeroed data, which is anonymous, right behind them. */
-struct code {
-	uintptr_t addrs[3];
-	char paths[3][512];
-	uintptr_t last_end;
+/* What stays, in the order of addresses. */
+struct kept {
+	struct span spans[KEPT_MAX];
+	size_t n;
 };
 
-static bool is_code(struct code *code, const struct mapping_line *line)
+static void keep_span(struct kept *kept, uintptr_t start, uintptr_t end)
 {
-	bool is = line->path[0] == '\0' && line->span.start == code->last_end;
+	size_t at = kept->n;
 
-	for (size_t i = 0; i < 3; i++)
-		is |= line->path[0] == '/' && !strcmp(line->path, code->paths[i]);
-	if (is)
-		code->last_end = line->span.end;
-	return is;
+	for (; at > 0 && kept->spans[at - 1].start > start; at--)
+		kept->spans[at] = kept->spans[at - 1];
+	kept->spans[at] = (struct span){ PAGE_DOWN(start), PAGE_DOWN(end + PAGE_BYTES - 1) };
+	kept->n++;
 }
 
-static int open_maps(struct reader *reader)
+/* The program or library that has this address, from its first page to the end of its zeroed data. */
+struct wanted {
+	uintptr_t addr;
+	struct span found;
+};
+
+static int look_at_object(struct dl_phdr_info *object, size_t bytes, void *context)
 {
-	reader->filled = reader->at = 0;
-	reader->fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-	return reader->fd;
-}
+	struct wanted *wanted = context;
+	struct span all = { UINTPTR_MAX, 0 };
 
-static bool find_code(struct reader *reader, struct code *code)
-{
-	size_t found = 0;
-	char *line;
+	(void)bytes;
+	for (size_t i = 0; i < object->dlpi_phnum; i++) {
+		const ElfW(Phdr) *part = &object->dlpi_phdr[i];
+		uintptr_t start = object->dlpi_addr + part->p_vaddr;
 
-	if (open_maps(reader) < 0)
-		return false;
-	while (next_line(reader, &line)) {
-		struct mapping_line mapping = parse(line);
-
-		for (size_t i = 0; i < 3; i++) {
-			if (!is_in(code->addrs[i], &mapping.span) ||
-			    strlen(mapping.path) >= sizeof code->paths[i])
-				continue;
-			strcpy(code->paths[i], mapping.path);
-			found++;
-		}
+		if (part->p_type != PT_LOAD)
+			continue;
+		all.start = start < all.start ? start : all.start;
+		all.end = start + part->p_memsz > all.end ? start + part->p_memsz : all.end;
 	}
-	close(reader->fd);
-	return found == 3;
+	if (wanted->addr < all.start || wanted->addr >= all.end)
+		return 0;
+	wanted->found = all;
+	return 1;
 }
 
-static bool is_kept(const struct mapping_line *line, const struct span *spans, size_t spans_n)
+static bool keep_object(struct kept *kept, uintptr_t addr)
 {
-	/* The stack, with the command line that /proc/PID/cmdline shows, and the kernel's own. */
-	if (line->path[0] == '[' && strcmp(line->path, "[heap]") != 0 && strncmp(line->path, "[anon", 5) != 0)
-		return true;
-	for (size_t i = 0; i < spans_n; i++)
-		if (is_in(line->span.start, &spans[i]) || is_in(spans[i].start, &line->span))
-			return true;
-	return false;
+	struct wanted wanted = { .addr = addr };
+
+	if (!dl_iterate_phdr(look_at_object, &wanted))
+		return false;
+	keep_span(kept, wanted.found.start, wanted.found.end);
+	return true;
 }
 
-static void unmap(uintptr_t start, uintptr_t end)
+/* The stack, with the command line that /proc/PID/cmdline shows, and the kernel's own. */
+static bool is_special(const struct mapping_line *line)
 {
-	if (start < end)
-		munmap((void *)start, end - start);
+	return line->path[0] == '[' && strcmp(line->path, "[heap]") != 0 &&
+	       strncmp(line->path, "[anon", 5) != 0;
+}
+
+/* What of a mapping is not kept. */
+static void unmap_rest(struct span mapping, const struct kept *kept)
+{
+	uintptr_t from = mapping.start;
+
+	for (size_t i = 0; i <= kept->n; i++) {
+		uintptr_t to = i < kept->n && kept->spans[i].start < mapping.end ? kept->spans[i].start :
+										   mapping.end;
+
+		if (from < to)
+			munmap((void *)from, to - from);
+		if (to == mapping.end)
+			return;
+		if (kept->spans[i].end > from)
+			from = kept->spans[i].end;
+	}
 }
 
 /* Mappings are collected first: the list must not change while it is read. */
@@ -168,30 +180,30 @@ void own_memory_keep_only(const struct span *spans, size_t spans_n)
 {
 	static struct reader reader;
 	static struct span doomed[MAPPINGS_MAX];
-	static struct code code;
 	uintptr_t thread = (uintptr_t)__builtin_thread_pointer();
+	struct kept kept = { .n = 0 };
 	size_t doomed_n = 0;
 	char *line;
 
-	code.addrs[0] = (uintptr_t)&own_memory_keep_only;
-	code.addrs[1] = (uintptr_t)&munmap;
-	code.addrs[2] = getauxval(AT_BASE);
-	if (HAS_RUNTIME || !find_code(&reader, &code) || open_maps(&reader) < 0)
+	if (HAS_RUNTIME || spans_n > OWN_MEMORY_SPANS_MAX)
 		return;
+	for (size_t i = 0; i < spans_n; i++)
+		keep_span(&kept, spans[i].start, spans[i].end);
+	keep_span(&kept, thread - THREAD_BYTES, thread + THREAD_BYTES);
+	if (!keep_object(&kept, (uintptr_t)&own_memory_keep_only) ||
+	    !keep_object(&kept, (uintptr_t)&munmap) || !keep_object(&kept, getauxval(AT_BASE)))
+		return;
+	reader.fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+	if (reader.fd < 0)
+		return;
+	reader.filled = reader.at = 0;
 	while (next_line(&reader, &line) && doomed_n < MAPPINGS_MAX) {
 		struct mapping_line mapping = parse(line);
 
-		if (!is_code(&code, &mapping) && !is_kept(&mapping, spans, spans_n))
+		if (!is_special(&mapping))
 			doomed[doomed_n++] = mapping.span;
 	}
 	close(reader.fd);
-	for (size_t i = 0; i < doomed_n; i++) {
-		if (!is_in(thread, &doomed[i])) {
-			unmap(doomed[i].start, doomed[i].end);
-			continue;
-		}
-		if (PAGE_DOWN(thread - THREAD_BYTES) > doomed[i].start)
-			unmap(doomed[i].start, PAGE_DOWN(thread - THREAD_BYTES));
-		unmap(PAGE_DOWN(thread + THREAD_BYTES), doomed[i].end);
-	}
+	for (size_t i = 0; i < doomed_n; i++)
+		unmap_rest(doomed[i], &kept);
 }
