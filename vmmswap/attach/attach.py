@@ -24,7 +24,6 @@ from vmmswap.attach.devices import check_devices
 from vmmswap.attach.failpoint import reach
 from vmmswap.attach.locked import LOCKED, locked_error
 from vmmswap.attach.memory import Candidate, FilePart, Found
-from vmmswap.attach.plant import idle, plant, uproot
 from vmmswap.attach.target import Target, open_target
 from vmmswap.engine import Mapping, mappings_of
 from vmmswap.errors import (
@@ -135,8 +134,10 @@ class _Work:
 
 
 def _undo_one(process: AttachedProcess, force: bool) -> None:
+    from vmmswap.attach import plant  # noqa: PLC0415  a monitor of VMs that hand over never needs it
+
     try:
-        uproot(target_module.look_at(process.pidfd), [process.uffd], [process.dummy_page], force=force)
+        plant.uproot(target_module.look_at(process.pidfd), [process.uffd], [process.dummy_page], force=force)
     except Exception as error:  # whatever it is: the others must be left too
         _log.warning("process %d keeps an idle userfaultfd: %s", process.pid, error)
 
@@ -239,9 +240,11 @@ def detach_process(
     """
     if not fds.is_alive(pidfd):
         return
+    from vmmswap.attach import plant  # noqa: PLC0415  a monitor of VMs that hand over never needs it
+
     try:
-        pages = idle(fds.pid_of(pidfd, "pidfd"), uffds[0], dummy_page)
-        uproot(target_module.look_at(pidfd), uffds, pages, force=force)
+        pages = plant.idle(fds.pid_of(pidfd, "pidfd"), uffds[0], dummy_page)
+        plant.uproot(target_module.look_at(pidfd), uffds, pages, force=force)
     except (VmmswapError, OSError):
         if not target_module.is_ending(pidfd):
             raise
@@ -411,10 +414,12 @@ def _attach_one(work: _Work, target: Target, regions: Sequence[Region]) -> None:
     """A process of its own, with its own uffd. Undoing it is the work's from the moment that it is in its
     list.
     """
-    planted = plant(target, force=work.options.force)
+    from vmmswap.attach import plant  # noqa: PLC0415  a monitor of VMs that hand over never needs it
+
+    planted = plant.plant(target, force=work.options.force)
     work.owned.add(planted.uffd)
     with ExitStack() as undo:
-        undo.callback(uproot, target, [planted.uffd], [planted.dummy_page], force=work.options.force)
+        undo.callback(plant.uproot, target, [planted.uffd], [planted.dummy_page], force=work.options.force)
         own_pidfd = os.dup(target.pidfd)
         work.owned.add(own_pidfd)
         info = fds.check_uffd(planted.uffd, str(target))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from xml.sax.saxutils import quoteattr
 
 from vmmswap.names import HOST_INTERFACE, MANAGER_INTERFACE
 from vmmswap.status import KEYS
@@ -191,5 +190,7 @@ def interface_xml(interface: Interface) -> str:
 def node_xml(interfaces: Iterable[Interface], children: Iterable[str] = ()) -> str:
     """What Introspect answers for an object with these interfaces and these child nodes."""
     parts = [interface_xml(interface) for interface in interfaces]
-    parts += [f"  <node name={quoteattr(child)}/>" for child in children]
+    parts += [
+        f'  <node name="{child}"/>' for child in children
+    ]  # path elements: letters, digits, underscores
     return f"{_DOCTYPE}<node>\n" + "".join(part + "\n" for part in parts) + "</node>\n"

@@ -6,3 +6,5 @@ engine's answers; `machine` is its logic alone), `vm` (what a VMM has registered
 (what a successor finds), and the helpers `coverage`, `headroom`, `tracing`, `service`, `drain` over `qmp`,
 `housekeeping`.
 """
+
+from vmmswap import without_tls as without_tls

@@ -31,7 +31,7 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff.refusal import refuse_waiting
 from vmmswap.linux.userfaultfd import open_userfaultfd
-from vmmswap.monitor import recovery, service
+from vmmswap.monitor import own_memory, recovery, service
 from vmmswap.monitor.keep import fdstore, keeper, pending
 from vmmswap.monitor.monitor import Monitor
 from vmmswap.monitor.setup import Setup
@@ -192,6 +192,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     logging.captureWarnings(True)
     logging.getLogger("vmmswap.handoff").addFilter(log.RateLimit())
     service.forbid_core_dumps()  # before there is a keeper
+    own_memory.use_one_arena()
     fd_store = fdstore.has_fd_store()
     helper = _start_keeper(given, fd_store=fd_store)
     settings = _settings(name, options.config, given)
@@ -226,6 +227,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     may_lack = setup.attach is not None or has_vm
     with _listener(options.listen, given.pop(fdstore.LISTEN, None), may_lack=may_lack) as listener:
         setup.listener = listener
+        own_memory.give_back()
         loop = asyncio.new_event_loop()  # never closed: main() ends the process
         asyncio.set_event_loop(loop)
         return _serve(loop, Monitor(setup))
