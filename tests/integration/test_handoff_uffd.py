@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from tests.support.handoff import (
     serving,
 )
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
-from vmmswap.handoff import fds
+from vmmswap.handoff import fds, proof
 from vmmswap.handoff import probe as probe_module
 from vmmswap.handoff.client import Region, VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import PAGE_SIZE
@@ -79,6 +80,20 @@ async def test_full_memory_without_a_dummy_page_is_unproven(guest):
             await asyncio.to_thread(client.register, [guest.region], [guest.memfd], guest.uffd)
     assert not handler.requests[0].process.is_proven
     assert "send a dummy_page" in handler.requests[0].process.limits[0]
+
+
+@pytest.mark.parametrize("is_touched", [False, True])
+async def test_a_dummy_page_that_nobody_may_be_asked_about_is_tried(guest, monkeypatch, is_touched):
+    """As in the unit's sandbox: a page map has mode 0400, and a VMM is often another user's."""
+    monkeypatch.setattr(proof, "_is_populated", lambda _pid, _addr: None)
+    guest.map[:] = bytes(guest.size_bytes)
+    if is_touched:
+        ctypes.memset(guest.dummy.addr, 0, 1)
+    handler = RecordingHandler()
+    async with serving(handler) as connect:
+        client, _ = await register(connect, guest)
+        client.close()
+    assert handler.requests[0].process.is_proven != is_touched
 
 
 @pytest.mark.parametrize("feature", [Feature.WP_ASYNC, Feature.SIGBUS])

@@ -40,7 +40,7 @@ def prove(
 ) -> bool:
     """Whether the uffd was seen to stop kernel-mode accesses of this process; refused if seen not to."""
     refused = Verdict.UNKNOWN
-    for addr, field in _empty_pages(pid, dummy_page, regions, path_of):
+    for addr, field, is_known_empty in _empty_pages(pid, dummy_page, regions, path_of):
         match probe(uffd, pid, addr, field):
             case Verdict.KERNEL_FAULTS:
                 return True
@@ -49,9 +49,9 @@ def prove(
                     "fds[0]: the userfaultfd is for user mode only: KVM, vhost and io_uring would fail."
                     " Open it without UFFD_USER_MODE_ONLY, or from /dev/userfaultfd"
                 )
-            case Verdict.NO_FAULT:
+            case Verdict.NO_FAULT if is_known_empty:
                 refused = Verdict.NO_FAULT
-            case Verdict.UNKNOWN:
+            case Verdict.NO_FAULT | Verdict.UNKNOWN:
                 pass
     if refused is Verdict.NO_FAULT:
         raise InvalidRegionError(
@@ -64,34 +64,38 @@ def owns(uffd: int, pid: int, dummy_page: int) -> bool:
     """Whether the uffd is this process's, which the peer may know nothing else about: whatever is at that
     address, a no takes the same steps and says the same. A page that has contents is not read.
     """
-    read_addr = _NOWHERE if _is_populated(pid, dummy_page) else dummy_page
+    read_addr = dummy_page if _is_populated(pid, dummy_page) is False else _NOWHERE
     return probe(uffd, pid, dummy_page, "dummy_page", read_addr=read_addr) is Verdict.KERNEL_FAULTS
 
 
 def _empty_pages(
     pid: int, dummy_page: int | None, regions: Sequence[Region], path_of: PathOf
-) -> Iterator[tuple[int, str]]:
-    """Addresses of pages without contents, each with the field that it is from: the dummy page, else
-    holes.
+) -> Iterator[tuple[int, str, bool]]:
+    """Addresses of pages without contents, each with the field that it is from: the dummy page, else holes.
+    And whether that is known: of another user's process the unit's sandbox does not let us ask.
     """
-    if dummy_page is not None and not _is_populated(pid, dummy_page):
-        yield dummy_page, "dummy_page"
-        return
+    if dummy_page is not None:
+        populated = _is_populated(pid, dummy_page)
+        if not populated:
+            yield dummy_page, "dummy_page", populated is False
+        if populated is False:
+            return
     for idx, region in enumerate(regions[:_MAX_TRIES]):
         offset = _find_hole(region, path_of)
         if offset is not None:
-            yield region.addr + offset - region.offset_bytes, f"regions[{idx}].base_host_virt_addr"
+            yield region.addr + offset - region.offset_bytes, f"regions[{idx}].base_host_virt_addr", True
 
 
-def _is_populated(pid: int, addr: int) -> bool:
-    """Whether a page is present or swapped, by bits 63 and 62 of its pagemap entry.
-
-    Unknown counts as populated.
+def _is_populated(pid: int, addr: int) -> bool | None:
+    """Whether a page is present or swapped, by bits 63 and 62 of its pagemap entry. None if that may not be
+    read: the file has mode 0400, so without CAP_DAC_OVERRIDE only a user's own processes can be asked about.
     """
     try:
         with Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as pagemap:
             pagemap.seek(addr // PAGE_SIZE * 8)
             entry = int.from_bytes(pagemap.read(8), "little")
+    except PermissionError:
+        return None
     except OSError:
         return True
     return entry >> 62 != 0
