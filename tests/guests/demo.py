@@ -74,7 +74,7 @@ class Demo:
         for turn in ("first", "second"):
             self.call("Enable", f"swapped out, the {turn} time")
             status = self._monitor.status()
-            say(f"    the guest stood still for {status['PauseUs']} us at most; it runs on")
+            say(f"    the guest's longest pause was {status['PauseUs']} us; it runs on")
             self.look_inside()
             self.order("check", f"the guest has compared {FILLED_MIB} MiB, all right")
             self.order("replay", "and replayed its random writes, all right")

@@ -218,7 +218,7 @@ def _print_report(report: _Report) -> None:
     print()
     print_table(("", "TOOK", "GUEST ON RAM", "HOST AVAILABLE", "CGROUP CHARGE"), rows, right=(1, 2, 3, 4))
     out, back = report.status, report.faults
-    stopped = f"the guest stopped for {out['PauseUs']} us at most"
+    stopped = f"the longest pause {out['PauseUs']} us"
     print(f"\nswap-out: {out['SwapTimeMs']} ms, {stopped}; {mib(out['StoredBytes'])} stored")
     spread = f"median {back['FaultP50Us']} us, 99th percentile {back['FaultP99Us']} us"
     print(f"faults: {back['FaultCount']}, {spread}")

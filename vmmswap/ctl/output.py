@@ -189,7 +189,7 @@ def status_rows(status: StatusKeys) -> list[Row]:
     rows += [
         ("Faults", f"{number('FaultCount', 0)}, median {number('FaultP50Us', 0)} us, 99th percentile "
                    f"{number('FaultP99Us', 0)} us"),
-        ("Last swap-out", f"{number('SwapTimeMs', 0)} ms, guest stopped for {number('PauseUs', 0)} us at most"
+        ("Last swap-out", f"{number('SwapTimeMs', 0)} ms, longest pause {number('PauseUs', 0)} us"
                           + (f", {one_line(str(number('Mode')))}" if number("Mode") else "")),
     ]  # fmt: skip
     return rows

@@ -102,7 +102,7 @@ class OperationLog:
         if operation is Operation.SWAP_OUT:
             if stats.left_pages:
                 counts += f", {stats.left_pages} left behind"
-            counts += f", {stats.pinned_pages} pinned, guest held for {stats.pause_us} us at most"
+            counts += f", {stats.pinned_pages} pinned, longest pause {stats.pause_us} us"
         more = {
             "duration_ms": took_ms,
             "resident_pages": stats.resident_pages,
