@@ -31,7 +31,7 @@ SWAPS_IN = [
     "journal swap-in begins",
     "bus InProgress swap-in",
 ]
-PAUSE = "0 pinned, guest held for 0 us at most"
+PAUSE = "0 pinned, longest pause 0 us"
 WAITS = (
     "the guest waits for memory: the kernel has none for a page that it touched; the tightest limit is that a"
     " limit: free memory there, or raise it"
