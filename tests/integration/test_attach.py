@@ -397,7 +397,7 @@ def test_regions_by_hand() -> None:
         ):
             with pytest.raises(InvalidRegionError, match="region"):
                 attach_vm(target.pidfd, Options(regions=(wrong,)))
-        stack = next(area for area in memory.read_areas(target.pid) if area.path == "[stack]")
+        stack = next(area for area in memory.mappings_of(target.pid) if area.path == "[stack]")
         with pytest.raises(NotSupportedError, match=r"private memory.*share=on"):
             attach_vm(target.pidfd, Options(regions=((stack.start, stack.end),)))
 

@@ -314,11 +314,11 @@ def test_killed_in_any_of_its_calls(kind: str, prefix: tuple[str, ...]) -> None:
         detach(attach_vm(target.pidfd))
 
 
-@pytest.mark.parametrize("call", ["read_areas", "find_gadgets", "plant", "detach"])
+@pytest.mark.parametrize("call", ["mappings_of", "find_gadgets", "plant", "detach"])
 def test_a_target_that_ends_in_mid_attach(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     """Whatever fails then, fails because it has ended, and is told so."""
     module, name = {
-        "read_areas": (memory, "read_areas"),
+        "mappings_of": (memory, "mappings_of"),
         "find_gadgets": (hold, "find_gadgets"),
         "plant": (attach_module, "plant"),
         "detach": (plant_module, "fd_links"),

@@ -13,11 +13,11 @@ import pytest
 from tests.support.handoff import GuestMemory, Mapper
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, VmmswapError
 from vmmswap.handoff import checks, maps
-from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE, AddProcess, Region, Register
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
 from vmmswap.handoff.requests import Memory
+from vmmswap.linux.files import file_id
 from vmmswap.linux.owned import OwnedFds
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the monitor does")

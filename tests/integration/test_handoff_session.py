@@ -41,6 +41,7 @@ from vmmswap.handoff.messages import PAGE_SIZE, encode
 from vmmswap.handoff.requests import Memory
 from vmmswap.handoff.server import HandoffServer
 from vmmswap.linux import userfaultfd
+from vmmswap.linux.files import file_id
 from vmmswap.linux.userfaultfd import Feature
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, as the monitor does")
@@ -69,7 +70,7 @@ async def test_register_over_the_socket_in_the_file_system(tmp_path, guest):
         assert await handler.lost.get() is None
     (request,) = handler.requests
     assert (request.peer.pid, request.peer.uid, request.peer.gid) == (os.getpid(), os.getuid(), os.getgid())
-    assert request.memory == Memory(os.getpid(), (guest.region,), (fds.file_id(guest.memfd),))
+    assert request.memory == Memory(os.getpid(), (guest.region,), (file_id(guest.memfd),))
     assert (request.pins, request.qmp, request.process.dummy_page) == (True, None, None)
     assert request.process.is_proven
     assert request.process.limits == ()
@@ -84,7 +85,7 @@ async def test_handler_keeps_the_fds_that_it_releases(guest):
         process = request.process
         assert {process.uffd, *request.memfds, request.peer.pidfd} == set(handler.kept)
         assert fds.pid_of(process.pidfd, "pidfd") == os.getpid()
-        assert fds.file_id(request.memfds[0]) == fds.file_id(guest.memfd)
+        assert file_id(request.memfds[0]) == file_id(guest.memfd)
         assert not any(os.get_inheritable(fd) for fd in handler.kept)
         assert not os.get_blocking(process.uffd)
         assert (request.pins, request.qmp) == (False, "/run/web.qmp")
@@ -230,7 +231,7 @@ async def test_add_and_remove_region(guest):
                 request = handler.requests[-1]
                 added = Region(more.addr, more.size_bytes, 0, 1)
                 assert request.regions == (added,)
-                assert request.files == (fds.file_id(more.memfd),)
+                assert request.files == (file_id(more.memfd),)
                 assert (len(request.memfds), request.uffd) == (1, None)
                 await asyncio.to_thread(client.remove_region, [added])
                 assert handler.requests[-1].regions == (added,)
@@ -339,7 +340,7 @@ async def test_second_register_on_a_registered_connection(guest):
 async def test_connection_goes_on_after_a_monitor_restart(guest):
     handler = RecordingHandler()
     vmm, stored = socket.socketpair()
-    memory = Memory(os.getpid(), (guest.region,), (fds.file_id(guest.memfd),))
+    memory = Memory(os.getpid(), (guest.region,), (file_id(guest.memfd),))
     server = HandoffServer(handler)
     server.adopt(stored, memory)
     with VmmClient(vmm) as client, await asyncio.to_thread(Mapper, guest.memfd, guest.size_bytes) as other:
@@ -463,7 +464,7 @@ async def test_file_on_tmpfs_is_as_good_as_a_memfd(guest):
     fd = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR)
     os.ftruncate(fd, guest.size_bytes)
     try:
-        assert fds.check_memfd(fd, "memfd", guest.size_bytes) == fds.file_id(fd)
+        assert fds.check_memfd(fd, "memfd", guest.size_bytes) == file_id(fd)
     finally:
         os.close(fd)
 

@@ -4,9 +4,9 @@
 import pytest
 
 from vmmswap.errors import InvalidRegionError
-from vmmswap.handoff.fds import FileId
 from vmmswap.handoff.maps import Mapping, check_private
 from vmmswap.handoff.messages import Region
+from vmmswap.linux.files import FileId
 
 NO_FILE = FileId(0, 0)
 REGION = Region(0x10000, 0x4000, 0, 0)

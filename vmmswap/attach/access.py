@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.errors import AccessDeniedError, NotSupportedError
+from vmmswap.linux import process
 
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 _RESTRICTED = 1
@@ -125,17 +126,16 @@ def _is_ancestor(ancestor: int, pid: int) -> bool:
 
 def _thread_ids(pid: int) -> list[int]:
     try:
-        return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]
+        return process.thread_ids(pid)
     except (FileNotFoundError, ProcessLookupError):
         raise _ended(pid) from None
 
 
 def _read_status(pid: int, tid: int) -> dict[str, str]:
     try:
-        text = Path(f"/proc/{pid}/task/{tid}/status").read_text(errors="replace")
+        return process.status_of(pid, tid)
     except (FileNotFoundError, ProcessLookupError):
         raise _ended(pid) from None
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
 
 
 def _ended(pid: int) -> NotSupportedError:

@@ -22,7 +22,6 @@ from vmmswap.attach.access import ROOT, User, check_process
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.devices import check_devices
 from vmmswap.attach.failpoint import reach
-from vmmswap.attach.locked import LOCKED, locked_error
 from vmmswap.attach.memory import Candidate, FilePart, Found
 from vmmswap.attach.target import Target, open_target
 from vmmswap.engine import Mapping, mappings_of
@@ -35,9 +34,12 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff import fds
 from vmmswap.handoff.fds import UffdInfo
+from vmmswap.handoff.locked import locked_error
+from vmmswap.handoff.maps import flags_of_mappings
 from vmmswap.handoff.messages import Region
+from vmmswap.linux.maps import LOCKED, MAY_WRITE
 from vmmswap.linux.owned import OwnedFds
-from vmmswap.linux.process import is_same_memory
+from vmmswap.linux.process import is_alive, is_same_memory
 
 _log = logging.getLogger("vmmswap.attach")
 
@@ -45,7 +47,6 @@ _REGION = re.compile(r"(?:0x)?([0-9a-fA-F]{1,16})-(?:0x)?([0-9a-fA-F]{1,16})")
 _REGISTERED = frozenset(
     (b"um", b"uw", b"ui")
 )  # flags of a mapping: for missing pages, write-protection, minor faults
-_MAY_WRITE = b"mw"
 _MAX_ROUNDS = 5  # of looking whether somebody has mapped the memory meanwhile
 
 
@@ -238,7 +239,7 @@ def detach_process(
     one that is registered. Nothing happens if the process has ended. If this raises, an idle userfaultfd and
     page stay behind.
     """
-    if not fds.is_alive(pidfd):
+    if not is_alive(pidfd):
         return
     from vmmswap.attach import plant  # noqa: PLC0415  a monitor of VMs that hand over never needs it
 
@@ -275,7 +276,7 @@ def check_before_enable(pidfd: int, *, force: bool) -> CommandLine:
 
 def check_devices_of(pidfd: int) -> None:
     """The same of any other process that maps the memory; one that has ended has none."""
-    if fds.is_alive(pidfd):
+    if is_alive(pidfd):
         check_devices(target_module.look_again(pidfd))
 
 
@@ -290,8 +291,9 @@ def _check(target: Target, regions: Sequence[Region], *, is_new: bool = True) ->
     """What can only be said of a process that has guest memory. is_new False: what is registered elsewhere is
     ours.
     """
-    for start, end, flags in target_module.flags_of_mappings(target.pid):
-        is_guest = any(start < item.end and item.addr < end for item in regions)
+    for mapping, flags in flags_of_mappings(target.pid):
+        start = mapping.start
+        is_guest = any(mapping.overlaps(item.addr, item.end) for item in regions)
         if flags & _REGISTERED and (is_new or is_guest):
             raise NotSupportedError(
                 f"{target} has {'guest ' if is_guest else ''}memory registered with a userfaultfd already, at"
@@ -300,7 +302,7 @@ def _check(target: Target, regions: Sequence[Region], *, is_new: bool = True) ->
             )
         if is_guest and LOCKED in flags:
             raise locked_error(target.pid, start)
-        if is_guest and _MAY_WRITE not in flags:
+        if is_guest and MAY_WRITE not in flags:
             raise NotSupportedError(
                 f"{target} maps guest memory at {start:#x} from a file that it opened for reading only: no"
                 " userfaultfd can serve it there, and it would read zeros"

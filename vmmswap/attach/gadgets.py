@@ -6,32 +6,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vmmswap.attach.arch import Architecture
-from vmmswap.attach.memory import Area
 from vmmswap.attach.target import Target
 from vmmswap.errors import NotSupportedError
+from vmmswap.linux.maps import Mapping
 from vmmswap.linux.process import read_memory
 
 _MAX_CODE_BYTES = 256 << 20  # of the VMM's code to look through
 
 
-def find_gadgets(target: Target, arch: Architecture, areas: Sequence[Area]) -> dict[str, int]:
+def find_gadgets(target: Target, arch: Architecture, mappings: Sequence[Mapping]) -> dict[str, int]:
     """Where the instructions that we need are in the target's code: files and the vDSO, nothing that it can
     write.
     """
     found: dict[str, int] = {}
     looked_bytes = 0
-    for area in sorted(areas, key=lambda area: area.size_bytes):
-        is_code = area.perms[:3] == "r-x" and (not area.is_anonymous or area.path == "[vdso]")
+    for mapping in sorted(mappings, key=lambda mapping: mapping.size_bytes):
+        is_code = mapping.perms[:3] == "r-x" and (not mapping.is_anonymous or mapping.path == "[vdso]")
         if not is_code or looked_bytes > _MAX_CODE_BYTES:
             continue
-        looked_bytes += area.size_bytes
+        looked_bytes += mapping.size_bytes
         try:
-            code = read_memory(target.pid, area.start, min(area.size_bytes, _MAX_CODE_BYTES))
+            code = read_memory(target.pid, mapping.start, min(mapping.size_bytes, _MAX_CODE_BYTES))
         except OSError:
             continue  # a file shorter than its mapping
         for name, pattern in arch.patterns.items():
             if name not in found and (at := code.find(pattern)) >= 0:
-                found[name] = area.start + at
+                found[name] = mapping.start + at
         if len(found) == len(arch.patterns):
             return found
     missing = ", ".join(name for name in arch.patterns if name not in found)

@@ -21,8 +21,8 @@ from vmmswap.attach.access import check_thread
 from vmmswap.attach.failpoint import reach
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.gadgets import find_gadgets
-from vmmswap.attach.memory import read_areas
-from vmmswap.attach.remote_call import HeldThread, Place, status_of
+from vmmswap.attach.memory import mappings_of
+from vmmswap.attach.remote_call import HeldThread, Place, word_of_status
 from vmmswap.attach.target import Target, thread_ids
 from vmmswap.errors import AccessDeniedError, BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.linux import ptrace
@@ -88,8 +88,8 @@ class _Result(Generic[T]):
 
 def _hold_and_work(target: Target, work: Callable[[HeldThread], T], force: bool) -> T:
     arch = arch_module.current()
-    areas = read_areas(target.pid)
-    place = Place(target, arch, find_gadgets(target, arch, areas), force)
+    mappings = mappings_of(target.pid)
+    place = Place(target, arch, find_gadgets(target, arch, mappings), force)
     with _held(place) as thread:
         return work(thread)
 
@@ -150,7 +150,7 @@ def _try(place: Place, tid: int, choice: _Choice, problems: list[str], stuck: se
             thread.check()
             check_thread(place.target.pid, tid, place.target.user)  # it can no longer change
             if choice.takes_any or thread.is_in_syscall():
-                if thread.prepare(read_areas(place.target.pid), needs_guard=choice.needs_guard):
+                if thread.prepare(mappings_of(place.target.pid), needs_guard=choice.needs_guard):
                     return thread
                 problems.append(f"thread {tid} has no room on its stack, or no guard below it")
         except BaseException:
@@ -183,7 +183,7 @@ def _stop(place: Place, tid: int) -> bool:
 
 def _not_permitted(target: Target, tid: int) -> VmmswapError:
     with suppress(OSError):
-        if tracer := int(status_of(target.pid, tid, "TracerPid")):
+        if tracer := int(word_of_status(target.pid, tid, "TracerPid")):
             return NotSupportedError(
                 f"{target} is traced already, by process {tracer}: end that debugger, then try again"
             )

@@ -9,7 +9,6 @@ to change.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from vmmswap.attach.fd_table import fds_of_inode
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
-from vmmswap.handoff.fds import FileId
 from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
+from vmmswap.linux.files import FileId, file_id_unasked
+from vmmswap.linux.maps import Mapping, joined, read_mappings
 from vmmswap.linux.owned import OwnedFds
 
 MIN_BYTES = 16 << 20  # smaller shared mappings are rings, logs, video memory
-_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+) *(.*)")
 _SHOWN = 12  # mappings in a message
 _PAGE_MAP = "/memfd:vmmswap page map"
 
@@ -33,30 +32,6 @@ QEMU_ADVICE = (
     "QEMU: -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem; libvirt:"
     " <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Area:
-    """A mapping as the VMM made it: neighbouring lines of maps that continue each other are one."""
-
-    start: int
-    end: int
-    perms: str
-    offset_bytes: int
-    file: FileId
-    path: str
-
-    @property
-    def size_bytes(self) -> int:
-        return self.end - self.start
-
-    @property
-    def is_anonymous(self) -> bool:
-        return self.file.inode == 0
-
-    def __str__(self) -> str:
-        size = f"{self.size_bytes >> 20} MiB" if self.size_bytes >= 1 << 20 else f"{self.size_bytes} bytes"
-        return f"{self.start:#x}-{self.end:#x} {self.perms} {size} {self.path or 'anonymous'}"
 
 
 class _MappedTwiceError(NotSupportedError):
@@ -69,13 +44,13 @@ class Candidate:
     was taken at another address.
     """
 
-    area: Area
+    mapping: Mapping
     taken: bool
     reason: str
     is_alias: bool = False
 
     def __str__(self) -> str:
-        return f"{self.area}: {'taken' if self.taken else 'left'}: {self.reason}"
+        return f"{self.mapping}: {'taken' if self.taken else 'left'}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,33 +71,16 @@ class Found:
     candidates: tuple[Candidate, ...]
 
 
-def read_areas(pid: int) -> list[Area]:
+def mappings_of(pid: int) -> list[Mapping]:
+    """A VMM's mappings, as it made them. AccessDeniedError, or NotSupportedError if it has ended."""
     try:
-        data = Path(f"/proc/{pid}/maps").read_bytes()
+        return joined(read_mappings(pid))
     except PermissionError:
         raise AccessDeniedError(
             f"/proc/{pid}/maps may not be read: run the monitor as root or with CAP_SYS_PTRACE"
         ) from None
     except (FileNotFoundError, ProcessLookupError):
         raise NotSupportedError(f"process {pid} has ended") from None
-    areas: list[Area] = []
-    for match in filter(None, map(_LINE.fullmatch, data.splitlines())):
-        start, end, offset, major, minor = (int(match[idx], 16) for idx in (1, 2, 4, 5, 6))
-        file = FileId(os.makedev(major, minor), int(match[7]))
-        area = Area(start, end, match[3].decode(), offset, file, match[8].decode(errors="replace"))
-        if areas and _continues(areas[-1], area):
-            first = areas.pop()
-            area = Area(first.start, area.end, area.perms, first.offset_bytes, file, area.path)
-        areas.append(area)
-    return areas
-
-
-def _continues(first: Area, second: Area) -> bool:
-    return (
-        not second.is_anonymous
-        and (first.end, first.perms, first.file) == (second.start, second.perms, second.file)
-        and first.offset_bytes + first.size_bytes == second.offset_bytes
-    )
 
 
 def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
@@ -131,22 +89,24 @@ def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
     NotSupportedError if there is none, with what was seen instead; InvalidRegionError for a wrong choice by
     hand.
     """
-    areas = _chosen(read_areas(target.pid), by_hand) if by_hand else read_areas(target.pid)
+    mappings = _chosen(mappings_of(target.pid), by_hand) if by_hand else mappings_of(target.pid)
     candidates: list[Candidate] = []
     regions: list[Region] = []
     if not by_hand:
-        areas = [area for area in areas if area.size_bytes >= MIN_BYTES and area.perms[:3] != "---"]
+        mappings = [
+            mapping for mapping in mappings if mapping.size_bytes >= MIN_BYTES and mapping.perms[:3] != "---"
+        ]
     with OwnedFds() as owned:
         files: dict[FileId, int] = {}  # index in owned
-        for area in areas:
+        for mapping in mappings:
             try:
-                region = _take(target, area, owned, files, regions)
+                region = _take(target, mapping, owned, files, regions)
             except VmmswapError as error:
-                candidates.append(_left(area, error))
+                candidates.append(_left(mapping, error))
             else:
                 regions.append(region)
                 reason = "chosen by hand" if by_hand else "shared, writable and large"
-                candidates.append(Candidate(area, True, reason))
+                candidates.append(Candidate(mapping, True, reason))
         _check_found(target, regions, candidates, is_by_hand=bool(by_hand))
         return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
 
@@ -160,10 +120,10 @@ def find_further(target: Target, known: Sequence[FilePart]) -> Found:
     regions: list[Region] = []
     with OwnedFds() as owned:
         files: dict[FileId, int] = {}
-        for area in read_areas(target.pid):
-            if area.size_bytes < MIN_BYTES or area.perms[:3] == "---":
+        for mapping in mappings_of(target.pid):
+            if mapping.size_bytes < MIN_BYTES or mapping.perms[:3] == "---":
                 continue
-            for part in _without(area, known):
+            for part in _without(mapping, known):
                 try:
                     regions.append(_take(target, part, owned, files, regions))
                 except VmmswapError as error:
@@ -174,15 +134,16 @@ def find_further(target: Target, known: Sequence[FilePart]) -> Found:
         return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
 
 
-def _without(area: Area, known: Sequence[FilePart]) -> list[Area]:
+def _without(mapping: Mapping, known: Sequence[FilePart]) -> list[Mapping]:
     """What a mapping shows besides these parts of files."""
-    left = [(area.offset_bytes, area.offset_bytes + area.size_bytes)]
+    left = [(mapping.offset_bytes, mapping.offset_bytes + mapping.size_bytes)]
     for part in known:
-        if part.file == area.file:
+        if part.file == mapping.file:
             left = [piece for span in left for piece in _difference(*span, part)]
-    to_addr = area.start - area.offset_bytes
+    to_addr = mapping.start - mapping.offset_bytes
     return [
-        Area(start + to_addr, end + to_addr, area.perms, start, area.file, area.path) for start, end in left
+        Mapping(start + to_addr, end + to_addr, mapping.perms, start, mapping.file, mapping.path)
+        for start, end in left
     ]
 
 
@@ -191,49 +152,51 @@ def _difference(start: int, end: int, part: FilePart) -> list[tuple[int, int]]:
     return [(first, last) for first, last in pieces if first < last]
 
 
-def _left(area: Area, error: VmmswapError) -> Candidate:
-    return Candidate(area, False, error.message, isinstance(error, _MappedTwiceError))
+def _left(mapping: Mapping, error: VmmswapError) -> Candidate:
+    return Candidate(mapping, False, error.message, isinstance(error, _MappedTwiceError))
 
 
-def _chosen(areas: Iterable[Area], spans: Sequence[tuple[int, int]]) -> list[Area]:
+def _chosen(mappings: Iterable[Mapping], spans: Sequence[tuple[int, int]]) -> list[Mapping]:
     chosen = []
     for start, end in spans:
         if start % PAGE_SIZE or end % PAGE_SIZE or start >= end:
             raise InvalidRegionError(f"region {start:#x}-{end:#x}: give page-aligned START-END")
-        area = next((area for area in areas if area.start <= start and end <= area.end), None)
-        if area is None:
+        mapping = next(
+            (mapping for mapping in mappings if mapping.start <= start and end <= mapping.end), None
+        )
+        if mapping is None:
             raise InvalidRegionError(
                 f"region {start:#x}-{end:#x} is not one mapping of the process: see its maps"
             )
-        offset_bytes = area.offset_bytes + start - area.start
-        chosen.append(Area(start, end, area.perms, offset_bytes, area.file, area.path))
+        offset_bytes = mapping.offset_bytes + start - mapping.start
+        chosen.append(Mapping(start, end, mapping.perms, offset_bytes, mapping.file, mapping.path))
     return chosen
 
 
 def _take(
-    target: Target, area: Area, owned: OwnedFds, files: dict[FileId, int], regions: Sequence[Region]
+    target: Target, mapping: Mapping, owned: OwnedFds, files: dict[FileId, int], regions: Sequence[Region]
 ) -> Region:
     """The region that a mapping makes. VmmswapError with the reason why it cannot be."""
-    if area.path.startswith(_PAGE_MAP):
+    if mapping.path.startswith(_PAGE_MAP):
         raise NotSupportedError("vmmswap's own: this is a monitor, and no VMM")
-    if area.perms[3] != "s":
+    if mapping.perms[3] != "s":
         raise NotSupportedError(
-            "private memory cannot be served" if area.is_anonymous else "mapped privately"
+            "private memory cannot be served" if mapping.is_anonymous else "mapped privately"
         )
-    if area.perms[:2] != "rw":
+    if mapping.perms[:2] != "rw":
         raise NotSupportedError("not readable and writable")
-    if area.path.startswith(("/anon_hugepage", "/dev/hugepages/")):
+    if mapping.path.startswith(("/anon_hugepage", "/dev/hugepages/")):
         raise NotSupportedError("hugetlb: huge pages cannot be swapped out. Use normal pages")
-    if area.file not in files:
-        memfd = _open_file(target, area)
+    if mapping.file not in files:
+        memfd = _open_file(target, mapping)
         try:
-            fds.check_memfd(memfd, "file", area.offset_bytes + area.size_bytes)
+            fds.check_memfd(memfd, "file", mapping.offset_bytes + mapping.size_bytes)
         except VmmswapError:
             os.close(memfd)
             raise
-        files[area.file] = len(owned)
+        files[mapping.file] = len(owned)
         owned.add(memfd)
-    region = Region(area.start, area.size_bytes, area.offset_bytes, files[area.file])
+    region = Region(mapping.start, mapping.size_bytes, mapping.offset_bytes, files[mapping.file])
     for other in regions:
         if other.memfd == region.memfd and (
             other.offset_bytes < region.end_offset and region.offset_bytes < other.end_offset
@@ -242,17 +205,17 @@ def _take(
     return region
 
 
-def _open_file(target: Target, area: Area) -> int:
+def _open_file(target: Target, mapping: Mapping) -> int:
     """The file that maps showed and no other, with a file position of our own.
 
     Between maps and here the process may have mapped another file there, one that it may only read, or one
     whose server answers when it likes. So the file system is told by its number, which asks nobody; what is
     found is compared before it is opened; and that very thing is opened.
     """
-    _check_shmem(target, area)
-    for fd in _views(target, area):
+    _check_shmem(target, mapping)
+    for fd in _views(target, mapping):
         try:
-            if fds.file_id_unasked(fd) == area.file:
+            if file_id_unasked(fd) == mapping.file:
                 return _reopen(fd)
         finally:
             os.close(fd)
@@ -262,18 +225,18 @@ def _open_file(target: Target, area: Area) -> int:
     )
 
 
-def _check_shmem(target: Target, area: Area) -> None:
-    if area.file.dev == _memfd_dev():
+def _check_shmem(target: Target, mapping: Mapping) -> None:
+    if mapping.file.dev == _memfd_dev():
         return
-    if area.path.startswith("/memfd:"):
+    if mapping.path.startswith("/memfd:"):
         raise NotSupportedError(
-            f"{area.path[:60]!a} is a hugetlb file: huge pages cannot be swapped out. Use normal pages"
+            f"{mapping.path[:60]!a} is a hugetlb file: huge pages cannot be swapped out. Use normal pages"
         )
     mounts = Path(f"/proc/{target.pid}/mountinfo").read_text(errors="replace").splitlines()
-    own = f"{os.major(area.file.dev)}:{os.minor(area.file.dev)}"
+    own = f"{os.major(mapping.file.dev)}:{os.minor(mapping.file.dev)}"
     kinds = {line.partition(" - ")[2].split()[0] for line in mounts if line.split()[2] == own}
     if kinds != {"tmpfs"}:
-        raise NotSupportedError(f"{area.path[:60]!a} is not a memfd nor a file on tmpfs")
+        raise NotSupportedError(f"{mapping.path[:60]!a} is not a memfd nor a file on tmpfs")
 
 
 def _memfd_dev() -> int:
@@ -285,15 +248,15 @@ def _memfd_dev() -> int:
         os.close(fd)
 
 
-def _views(target: Target, area: Area) -> Iterator[int]:
+def _views(target: Target, mapping: Mapping) -> Iterator[int]:
     """Fds, to be closed, of what may be the file behind a mapping."""
     # needs CAP_CHECKPOINT_RESTORE; the link is named after one line of maps, of which this may be several
     with suppress(OSError):
         for path in Path(f"/proc/{target.pid}/map_files").iterdir():
             start, end = (int(addr, 16) for addr in path.name.split("-"))
-            if start <= area.start < end:
+            if start <= mapping.start < end:
                 yield os.open(path, os.O_PATH | os.O_CLOEXEC)
-    yield from fds_of_inode(target, area.file.inode)
+    yield from fds_of_inode(target, mapping.file.inode)
 
 
 def _reopen(fd: int) -> int:
@@ -312,9 +275,9 @@ def _check_found(
 ) -> None:
     left = [candidate for candidate in candidates if not candidate.taken]
     if is_by_hand and left:
-        advice = f". {QEMU_ADVICE}" if left[0].area.perms[3] == "p" else ""
+        advice = f". {QEMU_ADVICE}" if left[0].mapping.perms[3] == "p" else ""
         raise NotSupportedError(
-            f"region {left[0].area.start:#x}-{left[0].area.end:#x}: {left[0].reason}{advice}"
+            f"region {left[0].mapping.start:#x}-{left[0].mapping.end:#x}: {left[0].reason}{advice}"
         )
     _check_aliases(target, left)
     if len(regions) > MAX_REGIONS:
@@ -323,9 +286,9 @@ def _check_found(
         )
     if regions:
         return
-    seen = "; ".join(f"{item.area}: {item.reason}" for item in _largest(left))
+    seen = "; ".join(f"{item.mapping}: {item.reason}" for item in _largest(left))
     advice = ""
-    if any(item.area.is_anonymous or item.area.perms[3] == "p" for item in left):
+    if any(item.mapping.is_anonymous or item.mapping.perms[3] == "p" for item in left):
         advice = f" Private memory cannot be taken over: give the guest shared memory. {QEMU_ADVICE}."
     raise NotSupportedError(
         f"{target} has no shared guest memory. Mappings of {MIN_BYTES >> 20} MiB or more:"
@@ -340,4 +303,4 @@ def _check_aliases(target: Target, candidates: Iterable[Candidate]) -> None:
 
 
 def _largest(candidates: Iterable[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=lambda item: -item.area.size_bytes)[:_SHOWN]
+    return sorted(candidates, key=lambda item: -item.mapping.size_bytes)[:_SHOWN]

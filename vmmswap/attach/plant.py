@@ -22,14 +22,15 @@ from pathlib import Path
 from vmmswap.attach import hold
 from vmmswap.attach.failpoint import DEVICE_STEP, reach
 from vmmswap.attach.fd_table import fd_links
-from vmmswap.attach.memory import read_areas
+from vmmswap.attach.memory import mappings_of
 from vmmswap.attach.remote_call import CallRefusedError, HeldThread
 from vmmswap.attach.still import held_still
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.linux import userfaultfd
-from vmmswap.linux.process import is_same_file, pidfd_getfd
+from vmmswap.linux.maps import REGISTERED_MISSING, flags_of_mappings
+from vmmswap.linux.process import is_same_file, pidfd_getfd, status_of
 
 _DEVICE = Path("/dev/userfaultfd")
 _SYSCTL = Path("/proc/sys/vm/unprivileged_userfaultfd")
@@ -136,10 +137,9 @@ def may_open_device(pid: int) -> bool:
     """
     try:
         node = _DEVICE.stat()
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+        fields = status_of(pid)
     except OSError:
         return False
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
     uid = int(fields["Uid"].split()[1])
     gids = {int(fields["Gid"].split()[1]), *map(int, fields["Groups"].split())}
     if uid == node.st_uid:
@@ -256,17 +256,12 @@ def _uprooter(numbers: Sequence[int], pages: Sequence[int]) -> Callable[[HeldThr
 def _dummy_pages(pid: int) -> list[int]:
     """Single shared anonymous pages that a userfaultfd is registered for."""
     single = {
-        area.start
-        for area in read_areas(pid)
-        if area.path == _DUMMY_PATH and area.size_bytes == PAGE_SIZE and area.perms == "rw-s"
+        mapping.start
+        for mapping in mappings_of(pid)
+        if mapping.path == _DUMMY_PATH and mapping.size_bytes == PAGE_SIZE and mapping.perms == "rw-s"
     }
-    pages = []
-    start = 0
-    with Path(f"/proc/{pid}/smaps").open("rb") as smaps:
-        for line in smaps:
-            if line.startswith(b"VmFlags:"):
-                if start in single and b"um" in line.split():
-                    pages.append(start)
-            elif not line[:1].isupper():
-                start = int(line.split(b"-")[0], 16)
-    return pages
+    return [
+        mapping.start
+        for mapping, flags in flags_of_mappings(pid)
+        if mapping.start in single and REGISTERED_MISSING in flags
+    ]

@@ -12,17 +12,18 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.arch import Architecture, Registers, WayHome
 from vmmswap.attach.failpoint import reach
-from vmmswap.attach.memory import Area
 from vmmswap.attach.seccomp import Filters, read_filters
 from vmmswap.attach.target import Target
 from vmmswap.errors import InternalError, NotSupportedError
 from vmmswap.linux import ptrace
+from vmmswap.linux.maps import Mapping
+from vmmswap.linux.process import status_of
 from vmmswap.linux.ptrace import SYSCALL_STOP
 
 _CALL_S = 10.0
@@ -45,7 +46,7 @@ class Place:
 
     target: Target
     arch: Architecture
-    gadgets: Mapping[str, int]
+    gadgets: dict[str, int]
     force: bool
 
 
@@ -84,7 +85,7 @@ class HeldThread:
     def is_in_syscall(self) -> bool:
         return self._arch.is_in_syscall(self._tid, self._registers)
 
-    def prepare(self, areas: Sequence[Area], *, needs_guard: bool) -> bool:
+    def prepare(self, mappings: Sequence[Mapping], *, needs_guard: bool) -> bool:
         """Write the way home below the thread's stack. False: there is no room, or no guard."""
         self._sigmask = ptrace.get_sigmask(self._tid)
         home = self._arch.way_home(
@@ -93,13 +94,13 @@ class HeldThread:
         top = self._arch.stack_addr(self._registers)
         stack = next(
             (
-                area
-                for area in areas
-                if area.start <= home.addr and top <= area.end and area.perms[:2] == "rw"
+                mapping
+                for mapping in mappings
+                if mapping.start <= home.addr and top <= mapping.end and mapping.perms[:2] == "rw"
             ),
             None,
         )
-        if stack is None or (needs_guard and not _is_guarded(stack, areas)):
+        if stack is None or (needs_guard and not _is_guarded(stack, mappings)):
             return False
         self._read_filters()
         ptrace.poke(self._tid, home.addr, home.data)
@@ -108,7 +109,7 @@ class HeldThread:
         return True
 
     def _read_filters(self) -> None:
-        mode = status_of(self.target.pid, self._tid, "Seccomp")
+        mode = word_of_status(self.target.pid, self._tid, "Seccomp")
         if mode == _SECCOMP_STRICT:
             raise NotSupportedError(
                 f"{self.target} has strict seccomp (thread {self._tid}): any system call made on its behalf"
@@ -226,7 +227,7 @@ class HeldThread:
     def _pending_signals(self) -> int:
         """Such a one that the thread blocks waits on, also if it is the number of a fault."""
         keys = ("SigPnd", "ShdPnd")
-        own, shared = (int(status_of(self.target.pid, self._tid, key), 16) for key in keys)
+        own, shared = (int(word_of_status(self.target.pid, self._tid, key), 16) for key in keys)
         return own | shared
 
     def _is_forbidden(self, name: str, *arguments: int) -> bool:
@@ -249,7 +250,7 @@ class HeldThread:
 
     def _check_trap(self, name: str) -> None:
         """A filter that sends SIGSYS leaves the call undone and the signal pending: take it away."""
-        pending = int(status_of(self.target.pid, self._tid, "SigPnd"), 16)
+        pending = int(word_of_status(self.target.pid, self._tid, "SigPnd"), 16)
         if pending >> (signal.SIGSYS - 1) & 1:
             self._run_to_syscall_stop(name)
 
@@ -305,20 +306,19 @@ class HeldThread:
         reach("detached")
 
 
-def _is_guarded(stack: Area, areas: Sequence[Area]) -> bool:
+def _is_guarded(stack: Mapping, mappings: Sequence[Mapping]) -> bool:
     """Whether what lies below the thread's stack is stack, too, and not somebody's data: a program may have
     its threads run on stacks as small as it likes (Go's, and others that switch stacks themselves), cut from
     memory that it uses otherwise. One that ends in a guard was made for the kernel's signal frames.
     """
     return stack.path == "[stack]" or any(
-        area.end == stack.start and area.perms[:3] == "---" for area in areas
+        mapping.end == stack.start and mapping.perms[:3] == "---" for mapping in mappings
     )
 
 
-def status_of(pid: int, tid: int, key: str) -> str:
-    """A value in /proc of a thread; "0" if the kernel has none."""
-    lines = Path(f"/proc/{pid}/task/{tid}/status").read_text(errors="replace").splitlines()
-    return next((line.split()[1] for line in lines if line.startswith(f"{key}:")), "0")
+def word_of_status(pid: int, tid: int, key: str) -> str:
+    """The first word of a value in /proc of a thread; "0" if the kernel has none."""
+    return (status_of(pid, tid).get(key) or "0").split()[0]
 
 
 def _program_of(target: Target) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from vmmswap.attach.access import ROOT, User
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
+from vmmswap.linux import process
+from vmmswap.linux.process import is_alive
 
 _ELF_CLASS_64 = 2
 _CAP_SYS_PTRACE = 19
@@ -35,13 +36,13 @@ class Target:
 
 def look_at(pidfd: int, user: User = ROOT) -> Target:
     """What process a pidfd is of. NotSupportedError if it cannot be attached to, with the reason."""
-    if not fds.is_alive(pidfd):
+    if not is_alive(pidfd):
         raise NotSupportedError("the process has ended: it is gone, or a zombie that its parent leaves there")
     pid = fds.pid_of(pidfd, "pid")
     status = _read_status(pid, pid)
     target = replace(_target_of(pid, pidfd, status), user=user)
     _check(target, status)
-    if not fds.is_alive(pidfd):
+    if not is_alive(pidfd):
         raise NotSupportedError(f"{target} has ended")
     return target
 
@@ -52,7 +53,7 @@ def look_again(pidfd: int) -> Target:
     return _target_of(pid, pidfd, _read_status(pid, pid))
 
 
-def _target_of(pid: int, pidfd: int, status: Mapping[str, str]) -> Target:
+def _target_of(pid: int, pidfd: int, status: dict[str, str]) -> Target:
     return Target(
         pid=pid,
         pidfd=pidfd,
@@ -85,10 +86,9 @@ def is_ending(pidfd: int) -> bool:
 
 def _read_status(pid: int, tid: int) -> dict[str, str]:
     try:
-        text = Path(f"/proc/{pid}/task/{tid}/status").read_text(errors="replace")
+        return process.status_of(pid, tid)
     except (FileNotFoundError, ProcessLookupError):
         raise NotSupportedError(f"process {pid} has ended") from None
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
 
 
 def _check(target: Target, status: dict[str, str]) -> None:
@@ -163,31 +163,6 @@ def _name_of(pid: int) -> str:
 def thread_ids(pid: int) -> list[int]:
     """All threads, the leader first. Empty if the process has ended."""
     try:
-        return sorted(
-            (int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()), key=lambda tid: tid != pid
-        )
+        return sorted(process.thread_ids(pid), key=lambda tid: tid != pid)
     except (FileNotFoundError, ProcessLookupError):
         return []
-
-
-def flags_of_mappings(pid: int) -> Iterator[tuple[int, int, frozenset[bytes]]]:
-    """Start, end and the kernel's flags (VmFlags of smaps) of each mapping. Walks all page tables."""
-    for line, flags in lines_of_mappings(pid):
-        start, end = (int(addr, 16) for addr in line.split(maxsplit=1)[0].split(b"-"))
-        yield start, end, flags
-
-
-def lines_of_mappings(pid: int) -> Iterator[tuple[bytes, frozenset[bytes]]]:
-    """The same; each mapping as its line in maps."""
-    line = b""
-    try:
-        with Path(f"/proc/{pid}/smaps").open("rb") as smaps:
-            for text in smaps:
-                if text.startswith(b"VmFlags:"):
-                    yield line, frozenset(text.split()[1:])
-                elif not text[:1].isupper():
-                    line = text
-    except PermissionError:
-        raise AccessDeniedError(f"/proc/{pid}/smaps may not be read: run the monitor as root") from None
-    except (FileNotFoundError, ProcessLookupError):
-        raise NotSupportedError(f"process {pid} has ended") from None

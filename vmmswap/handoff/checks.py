@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from vmmswap.attach.access import User, may_trace
-from vmmswap.attach.locked import check_not_locked
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, ProtocolError
 from vmmswap.handoff import fds, maps
-from vmmswap.handoff.fds import FileId
+from vmmswap.handoff.locked import check_not_locked
 from vmmswap.handoff.messages import (
     MAX_REGIONS,
     MAX_TOTAL_BYTES,
@@ -41,7 +40,9 @@ from vmmswap.handoff.requests import (
     RegisterRequest,
     RemoveRegionRequest,
 )
+from vmmswap.linux.files import FileId, file_id
 from vmmswap.linux.owned import OwnedFds
+from vmmswap.linux.process import is_alive
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,7 @@ def _all_fds(frame: Frame) -> OwnedFds:
 
 def _check_alive(pidfd: int, pid: int) -> None:
     """The look that makes what was read by pid true: while a process lives its pid is its own."""
-    if not fds.is_alive(pidfd):
+    if not is_alive(pidfd):
         raise ProtocolError(f"the process {pid} has ended")
 
 
@@ -212,7 +213,7 @@ def _path_among(memfds: Sequence[int]) -> PathOf:
 def _check_memfds(regions: Sequence[Region], memfds: Sequence[int]) -> tuple[FileId, ...]:
     for idx, region in enumerate(regions):
         fds.check_memfd(memfds[region.memfd], f"regions[{idx}].memfd", region.end_offset)
-    return tuple(fds.file_id(memfd) for memfd in memfds)
+    return tuple(file_id(memfd) for memfd in memfds)
 
 
 def _check_registered(field: str, region: Region, memory: Memory) -> None:

@@ -7,22 +7,17 @@ import ctypes
 import errno
 import fcntl
 import os
-import select
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.errors import InvalidRegionError, NotSupportedError, ProtocolError
 from vmmswap.linux import userfaultfd
+from vmmswap.linux.files import FileId
+from vmmswap.linux.process import is_alive
 from vmmswap.linux.userfaultfd import Feature
 
 _TMPFS_MAGIC = 0x01021994
 _HUGETLBFS_MAGIC = 0x958458F6
-_AT_EMPTY_PATH = 0x1000
-_AT_STATX_DONT_SYNC = 0x4000
-_STATX_INO = 0x100
-_STATX_BYTES = 256
-_STATX_INO_AT, _STATX_DEV_AT = 32, 136  # struct statx: stx_ino; stx_dev_major, stx_dev_minor
 _STATFS_BYTES = 256  # more than struct statfs has on any Linux; its first word is the type
 _PUNCH_SEALS = {fcntl.F_SEAL_WRITE: "F_SEAL_WRITE", 0x10: "F_SEAL_FUTURE_WRITE"}
 _FORBIDDEN = {
@@ -45,14 +40,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
-class FileId:
-    """Tells files apart, whatever fd or mapping they are seen through."""
-
-    dev: int
-    inode: int
-
-
-@dataclass(frozen=True, slots=True)
 class UffdInfo:
     features: Feature
     limits: tuple[str, ...]  # what is missing in features, and what that takes away; for people
@@ -68,25 +55,6 @@ class UffdInfo:
     @property
     def write_protect(self) -> bool:
         return Feature.PAGEFAULT_FLAG_WP | Feature.WP_HUGETLBFS_SHMEM in self.features
-
-
-def file_id(fd: int) -> FileId:
-    status = os.fstat(fd)
-    return FileId(status.st_dev, status.st_ino)
-
-
-def file_id_unasked(fd: int) -> FileId:
-    """The same without asking the file system, whose server may be a peer's and never answer (FUSE).
-
-    AT_STATX_DONT_SYNC: what the kernel knows already, and number and device never change.
-    """
-    buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _libc.statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, _STATX_INO, buffer) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, f"statx: {os.strerror(code)}")
-    (inode,) = struct.unpack_from("<Q", buffer, _STATX_INO_AT)
-    major, minor = struct.unpack_from("<II", buffer, _STATX_DEV_AT)
-    return FileId(os.makedev(major, minor), inode)
 
 
 def _target(fd: int) -> str:
@@ -206,10 +174,3 @@ def pid_of(pidfd: int, field: str) -> int:
     if int(info["flags"], 8) & os.O_EXCL:
         raise ProtocolError(f"{field}: the pidfd is of a thread: send one of the process")
     return pid
-
-
-def is_alive(pidfd: int) -> bool:
-    """Whether the process of a pidfd has not ended: a pidfd is readable from then on, zombies included."""
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return not poller.poll(0)

@@ -3,57 +3,43 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 
-from vmmswap.errors import AccessDeniedError, InvalidRegionError, ProtocolError
-from vmmswap.handoff.fds import FileId
+from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, ProtocolError
 from vmmswap.handoff.messages import Region
-
-_MAX_MAPS_BYTES = 64 << 20  # vm.max_map_count's default gives some 6 MiB
-_LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """One line of /proc/PID/maps."""
-
-    start: int
-    end: int
-    perms: str  # as in the file: rw-s
-    offset_bytes: int
-    file: FileId  # dev and inode 0 where no file is mapped
-
-    def __str__(self) -> str:
-        return f"{self.start:#x}-{self.end:#x} {self.perms}"
+from vmmswap.linux import maps
+from vmmswap.linux.files import FileId
+from vmmswap.linux.maps import Mapping, read_mappings
 
 
 def read_maps(pid: int) -> list[Mapping]:
     """The process's mappings by address. Takes its mmap lock, so it may wait: call it on a thread."""
     try:
-        with Path(f"/proc/{pid}/maps").open("rb", buffering=1 << 20) as file:
-            data = file.read(_MAX_MAPS_BYTES)
+        return read_mappings(pid)
     except PermissionError:
         raise AccessDeniedError(
             f"/proc/{pid}/maps may not be read: run the monitor as root or with CAP_SYS_PTRACE"
         ) from None
     except (FileNotFoundError, ProcessLookupError):
         raise ProtocolError(f"the process {pid} has ended") from None
-    return [_mapping(match) for match in map(_LINE.match, data.splitlines()) if match]
 
 
-def _mapping(match: re.Match[bytes]) -> Mapping:
-    start, end, offset, major, minor = (int(match[idx], 16) for idx in (1, 2, 4, 5, 6))
-    return Mapping(start, end, match[3].decode(), offset, FileId(os.makedev(major, minor), int(match[7])))
+def flags_of_mappings(pid: int) -> Iterator[tuple[Mapping, frozenset[bytes]]]:
+    """Each mapping with the kernel's flags. Walks all page tables. AccessDeniedError, or NotSupportedError if
+    the process has ended.
+    """
+    try:
+        yield from maps.flags_of_mappings(pid)
+    except PermissionError:
+        raise AccessDeniedError(f"/proc/{pid}/smaps may not be read: run the monitor as root") from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise NotSupportedError(f"process {pid} has ended") from None
 
 
-def check_mapped(maps: Iterable[Mapping], field: str, region: Region, file: FileId | None) -> None:
+def check_mapped(mappings: Iterable[Mapping], field: str, region: Region, file: FileId | None) -> None:
     """InvalidRegionError unless the process maps the whole region: shared and writable if it is of a file."""
     addr = region.addr
-    for mapping in maps:
+    for mapping in mappings:
         if mapping.end <= addr:
             continue
         if mapping.start > addr or addr >= region.end:
@@ -66,7 +52,7 @@ def check_mapped(maps: Iterable[Mapping], field: str, region: Region, file: File
 
 
 def _check_mapping(mapping: Mapping, field: str, region: Region, file: FileId) -> None:
-    where = f"{field}.base_host_virt_addr: the process maps {mapping}"
+    where = f"{field}.base_host_virt_addr: the process maps {mapping.place}"
     if mapping.file != file:
         raise InvalidRegionError(f"{where}, which is not the region's memfd")
     if mapping.perms[3] != "s":
@@ -80,15 +66,15 @@ def _check_mapping(mapping: Mapping, field: str, region: Region, file: FileId) -
         )
 
 
-def check_private(maps: Iterable[Mapping], field: str, region: Region) -> None:
+def check_private(mappings: Iterable[Mapping], field: str, region: Region) -> None:
     """InvalidRegionError unless the whole region is private anonymous memory of the process."""
-    known = list(maps)
+    known = list(mappings)
     check_mapped(known, field, region, None)
     for mapping in known:
         if mapping.start < region.end and region.addr < mapping.end and not _is_private(mapping):
             raise InvalidRegionError(
-                f"{field}.base_host_virt_addr: the process maps {mapping}, which is not private anonymous"
-                " memory: use vmmswap's own message, which can swap shared memory out, too"
+                f"{field}.base_host_virt_addr: the process maps {mapping.place}, which is not private"
+                " anonymous memory: use vmmswap's own message, which can swap shared memory out, too"
             )
 
 
@@ -97,12 +83,12 @@ def _is_private(mapping: Mapping) -> bool:
     return mapping.perms[2:] == "-p" and mapping.file.inode == 0
 
 
-def is_mapped(maps: Iterable[Mapping], addr: int) -> bool:
-    return any(mapping.start <= addr < mapping.end for mapping in maps)
+def is_mapped(mappings: Iterable[Mapping], addr: int) -> bool:
+    return any(mapping.start <= addr < mapping.end for mapping in mappings)
 
 
 def find_unlisted(
-    maps: Iterable[Mapping], guest: Sequence[Region], files: Sequence[FileId], listed: Iterable[Region]
+    mappings: Iterable[Mapping], guest: Sequence[Region], files: Sequence[FileId], listed: Iterable[Region]
 ) -> tuple[Mapping, ...]:
     """Mappings of guest memory at addresses that are in no listed region.
 
@@ -129,4 +115,4 @@ def find_unlisted(
                 return True
         return False
 
-    return tuple(mapping for mapping in maps if is_unlisted(mapping))
+    return tuple(mapping for mapping in mappings if is_unlisted(mapping))

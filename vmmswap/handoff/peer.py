@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from vmmswap.errors import AccessDeniedError, ProtocolError
 from vmmswap.handoff import fds
 from vmmswap.handoff.ancillary import Credentials
 from vmmswap.linux.owned import OwnedFds
+from vmmswap.linux.process import status_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,6 @@ def _open(credentials: Credentials) -> int:
 def uids_of(pid: int) -> frozenset[int]:
     """Real, effective, saved and file system uid of a process."""
     try:
-        text = Path(f"/proc/{pid}/status").read_text(errors="replace")  # its Name line is the process's own
+        return frozenset(map(int, status_of(pid).get("Uid", "").split()))
     except (FileNotFoundError, ProcessLookupError):
         raise ProtocolError(f"the process {pid} has ended") from None
-    return next(
-        (frozenset(map(int, line.split()[1:])) for line in text.splitlines() if line.startswith("Uid:")),
-        frozenset(),
-    )

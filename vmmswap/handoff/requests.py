@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vmmswap.errors import VmmswapError
-from vmmswap.handoff.fds import FileId, UffdInfo
-from vmmswap.handoff.maps import Mapping
+from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.messages import Region
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
+from vmmswap.linux.files import FileId
+from vmmswap.linux.maps import Mapping
 from vmmswap.linux.owned import OwnedFds
 
 

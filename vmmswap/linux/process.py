@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
+from pathlib import Path
 
 _SYS_PIDFD_GETFD = 438
 _SYS_KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine)
@@ -67,3 +69,24 @@ def read_memory(pid: int, addr: int, size_bytes: int) -> bytes:
     if done != size_bytes:
         raise OSError(errno.EFAULT, f"only {done} of {size_bytes} bytes of process {pid} are at {addr:#x}")
     return buffer.raw
+
+
+def is_alive(pidfd: int) -> bool:
+    """Whether the process of a pidfd has not ended: a pidfd is readable from then on, zombies included."""
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    return not poller.poll(0)
+
+
+def status_of(pid: int, tid: int | None = None) -> dict[str, str]:
+    """/proc/PID/status, or that of one of its threads. FileNotFoundError or ProcessLookupError if it has
+    ended, PermissionError if it is hidden. The kernel escapes what would end a line in the Name.
+    """
+    path = Path(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
+    lines = path.read_text(errors="replace").splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def thread_ids(pid: int) -> list[int]:
+    """All threads. FileNotFoundError or ProcessLookupError if the process has ended."""
+    return [int(path.name) for path in Path(f"/proc/{pid}/task").iterdir()]

@@ -14,10 +14,10 @@ from vmmswap import message_ids
 from vmmswap.config import Config
 from vmmswap.engine import Engine, Job, Range
 from vmmswap.errors import InternalError, StorageFailedError, VmmswapError
-from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
 from vmmswap.linux import closing
+from vmmswap.linux.files import file_id
 from vmmswap.log import fields
 from vmmswap.monitor import orphans
 from vmmswap.monitor.keep import fdstore, keeper

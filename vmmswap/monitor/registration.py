@@ -17,12 +17,13 @@ from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, parse_region
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
-from vmmswap.handoff.fds import file_id, is_alive
 from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
 from vmmswap.handoff.session import register_firecracker, taken_error
+from vmmswap.linux.files import file_id
+from vmmswap.linux.process import is_alive
 from vmmswap.log import fields
 from vmmswap.monitor import recovery, snapshot
 from vmmswap.monitor.keep import fdstore, pending

@@ -11,6 +11,7 @@ import os
 import resource
 from pathlib import Path
 
+from vmmswap.linux.process import status_of
 from vmmswap.notify import Notifier
 
 _log = logging.getLogger("vmmswap.service")
@@ -118,6 +119,4 @@ def forbid_core_dumps() -> None:
 
 
 def _has_capability(number: int) -> bool:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    effective = next(line.split()[1] for line in lines if line.startswith("CapEff:"))
-    return bool(int(effective, 16) >> number & 1)
+    return bool(int(status_of(os.getpid())["CapEff"], 16) >> number & 1)

@@ -8,7 +8,6 @@ page tables know what is resident. Nothing can go out again.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from vmmswap import config
 from vmmswap.engine import Range
 from vmmswap.errors import InvalidRegionError, NotSupportedError, StorageFailedError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
-
-_VMA = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
+from vmmswap.linux.maps import anonymous_kib_of_mappings
+from vmmswap.linux.process import status_of
 
 
 def refuse_to_go_out() -> None:
@@ -98,25 +97,19 @@ class Resident:
 
 def _anonymous_kib(pid: int) -> int:
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(status_of(pid).get("RssAnon", "0").split()[0])
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon:")), 0)
 
 
 def _anonymous_kib_of(pid: int, ranges: Sequence[Range]) -> int:
     """The kernel may have joined a range with a mapping next to it, whose pages it then counts too."""
     spans = [(item.addr, item.addr + item.pages * PAGE_SIZE) for item in ranges]
-    counted_kib = 0
-    is_guest = False
     try:
-        with Path(f"/proc/{pid}/smaps").open(encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                if match := _VMA.match(line):
-                    start, end = (int(text, 16) for text in match.groups())
-                    is_guest = any(start < span_end and end > span_start for span_start, span_end in spans)
-                elif is_guest and line.startswith("Anonymous:"):
-                    counted_kib += int(line.split()[1])
+        return sum(
+            kib
+            for mapping, kib in anonymous_kib_of_mappings(pid)
+            if any(mapping.overlaps(*span) for span in spans)
+        )
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return 0
-    return counted_kib

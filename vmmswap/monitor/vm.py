@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from vmmswap.attach.failpoint import reach
 from vmmswap.engine import Engine, EngineStats, Range
 from vmmswap.errors import BusyError, InvalidRegionError, from_errno
-from vmmswap.handoff.fds import FileId, file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux import closing
+from vmmswap.linux.files import FileId, file_id
 from vmmswap.monitor import snapshot
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keep import fdstore

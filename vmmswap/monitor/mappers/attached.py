@@ -31,9 +31,9 @@ from vmmswap.attach.attach import (
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.huge_pages import forbid_huge_pages
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
-from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux.owned import OwnedFds
+from vmmswap.linux.process import is_alive
 from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.log import fields
 from vmmswap.monitor.looks import SeenTwice, pause_s

@@ -17,14 +17,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.attach.target import flags_of_mappings
 from vmmswap.engine import try_collapse
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
+from vmmswap.handoff.maps import flags_of_mappings
+from vmmswap.linux.maps import NO_HUGE_PAGES
+from vmmswap.linux.process import status_of
 
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _FIXED_IN = (6, 4)
-_NO_HUGE_PAGES = b"nh"  # the kernel's flag of a mapping: MADV_NOHUGEPAGE
-_THP_DISABLED = re.compile(r"^THP_enabled:\s*0$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +76,9 @@ def exposed_spans(mapped: Mapped) -> list[tuple[int, int]]:
         return []
     try:
         return [
-            (start, end)
-            for start, end, flags in flags_of_mappings(mapped.pid)
-            if _NO_HUGE_PAGES not in flags
-            and any(start < stop and first < end for first, stop in mapped.spans)
+            (mapping.start, mapping.end)
+            for mapping, flags in flags_of_mappings(mapped.pid)
+            if NO_HUGE_PAGES not in flags and any(mapping.overlaps(*span) for span in mapped.spans)
         ]
     except AccessDeniedError:
         raise
@@ -90,7 +89,7 @@ def exposed_spans(mapped: Mapped) -> list[tuple[int, int]]:
 def _has_none(pid: int) -> bool:
     """Whether the process as a whole gets no huge pages (PR_SET_THP_DISABLE)."""
     try:
-        return bool(_THP_DISABLED.search(Path(f"/proc/{pid}/status").read_text(errors="replace")))
+        return status_of(pid).get("THP_enabled") == "0"
     except OSError:
         return False
 

@@ -10,22 +10,21 @@ parent's addresses. All of this reads /proc and may wait for a lock of the VM's:
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.attach import locked
-from vmmswap.attach.target import lines_of_mappings
 from vmmswap.engine import Holder, MapperWatch, Mapping, Range, holders_of, mappings_of, registered_buffer_in
 from vmmswap.errors import NotSupportedError, VmmswapError
+from vmmswap.handoff import locked
+from vmmswap.handoff.maps import flags_of_mappings
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.linux.files import FileId, file_id
+from vmmswap.linux.maps import REGISTERED_MISSING
 from vmmswap.linux.process import is_same_memory
 from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers.placement import end_of, has_all
 from vmmswap.monitor.vm import Vm
-
-_REGISTERED = b"um"  # the kernel's flag of a mapping that is registered for missing pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,27 +203,16 @@ def find_unregistered(question: Question) -> list[int]:
     """Processes, by the engine's number, that map guest memory where they should, and have it registered with
     no userfaultfd. Walks their page tables: some milliseconds for a GiB that is resident.
     """
-    files = {_file_in_maps(fd) for fd in question.memfds}
+    files = {file_id(fd) for fd in question.memfds}
     return [item.process_id for item in question.known if item.pid and _has_unregistered(item, files)]
 
 
-def _file_in_maps(fd: int) -> tuple[bytes, bytes]:
-    """Device and inode as /proc/PID/maps writes them."""
-    status = os.fstat(fd)
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    return device.encode(), str(status.st_ino).encode()
-
-
-def _has_unregistered(known: Known, files: Container[tuple[bytes, bytes]]) -> bool:
+def _has_unregistered(known: Known, files: Container[FileId]) -> bool:
     """Only of mappings of the guest's files: something else may be there by now."""
     try:
-        for line, flags in lines_of_mappings(known.pid):
-            span, _, _, *file = line.split()[:5]
-            start, end = (int(addr, 16) for addr in span.split(b"-"))
-            is_guest = tuple(file) in files and any(
-                start < stop and first < end for first, stop in known.spans
-            )
-            if is_guest and _REGISTERED not in flags:
+        for mapping, flags in flags_of_mappings(known.pid):
+            is_guest = mapping.file in files and any(mapping.overlaps(*span) for span in known.spans)
+            if is_guest and REGISTERED_MISSING not in flags:
                 return True
     except VmmswapError:
         pass  # it has ended

@@ -18,8 +18,8 @@ from vmmswap.attach.attach import find_further_memory
 from vmmswap.attach.memory import FilePart, Found
 from vmmswap.engine import Job, MapperWatch, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, NotSupportedError
-from vmmswap.handoff.fds import file_id
 from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.linux.files import file_id
 from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers import coverage

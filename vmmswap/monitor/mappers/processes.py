@@ -17,9 +17,8 @@ from vmmswap.errors import (
     NotSupportedError,
     VmmswapError,
 )
-from vmmswap.handoff.fds import is_alive
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.linux.process import is_same_file
+from vmmswap.linux.process import is_alive, is_same_file
 from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.holders import Holders

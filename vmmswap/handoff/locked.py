@@ -9,12 +9,11 @@ a word. So locked guest memory is not taken: not at the hand-off, not by attach,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from vmmswap.attach.target import flags_of_mappings
 from vmmswap.errors import NotSupportedError
-
-LOCKED = b"lo"  # of VmFlags in smaps
+from vmmswap.handoff.maps import flags_of_mappings
+from vmmswap.linux.maps import LOCKED
+from vmmswap.linux.process import status_of
 
 _ADVICE = (
     "vmmswap does not swap out what a VMM wants to have on RAM. Start the VMM without that (QEMU:"
@@ -28,9 +27,9 @@ def check_not_locked(pid: int, spans: Sequence[tuple[int, int]]) -> None:
     """
     if not _locks_memory(pid):
         return
-    for start, end, flags in flags_of_mappings(pid):
-        if LOCKED in flags and any(start < span_end and span_start < end for span_start, span_end in spans):
-            raise locked_error(pid, start)
+    for mapping, flags in flags_of_mappings(pid):
+        if LOCKED in flags and any(mapping.overlaps(start, end) for start, end in spans):
+            raise locked_error(pid, mapping.start)
 
 
 def locked_error(pid: int, addr: int) -> NotSupportedError:
@@ -42,9 +41,9 @@ def locked_error(pid: int, addr: int) -> NotSupportedError:
 def _locks_memory(pid: int) -> bool:
     """VmLck counts all locked mappings, and VFIO's pins. True if unknown: then the mappings tell."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+        locked = status_of(pid).get("VmLck", "0").split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return False
     except OSError:
         return True
-    return any(line.startswith("VmLck:") and line.split()[1] != "0" for line in lines)
+    return locked != "0"
