@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
-from vmmswap.engine import Mode, PinOptions, SwapOutOptions
 from vmmswap.errors import InvalidNameError, NotSupportedError
 from vmmswap.names import check_name
 
@@ -26,7 +25,6 @@ _SECTION = re.compile(r"\[(?P<title>[^\]]*)\]")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}|[0-9]{1,10}")
 _SIZE = re.compile(r"[0-9]{1,15}[KMGT]?|[0-9]{1,2}%|100%")
 _MAX_COUNT = (1 << 32) - 1
-_DEFAULT_SETTLE_MS = 10_000
 
 
 class ConfigError(NotSupportedError):
@@ -253,34 +251,6 @@ class Config:
     def may_drain(self) -> bool:
         """Whether the VMM may be asked by QMP to end its I/O. A frozen one could not answer."""
         return self.pin_check in ("auto", "qmp") and self.mode != "freeze"
-
-    def swap_out_options(self, *, promised_unpinned: bool, qmp_drained: bool = False) -> SwapOutOptions:
-        """The engine's options. promised_unpinned: the VMM says that nothing pins its memory. qmp_drained:
-        there is a QMP session for draining.
-        """
-        return SwapOutOptions(
-            mode=Mode[self.mode.upper()],
-            max_passes=self.max_passes,
-            until_resident_pages=self.until_resident_pages,
-            freeze_timeout_ms=max(1, round(self.freeze_timeout_s * 1000)),
-            freeze_limit_ms=max(1, round(self.freeze_limit_s * 1000)),
-            pins=self._pin_options(promised_unpinned, qmp_drained),
-        )
-
-    def _pin_options(self, promised_unpinned: bool, qmp_drained: bool) -> PinOptions | None:
-        if self.pin_check == "off":
-            return None
-        auto = self.pin_check == "auto"
-        settle_ms = self.pin_settle_ms
-        if self.pin_check == "settle":
-            settle_ms = settle_ms or _DEFAULT_SETTLE_MS
-        return PinOptions(
-            bpf=auto or self.pin_check == "bpf",
-            collapse=auto or self.pin_check == "collapse",
-            qmp_drained=qmp_drained and self.may_drain,
-            promised_unpinned=auto and promised_unpinned,
-            settle_ms=settle_ms if auto or self.pin_check == "settle" else 0,
-        )
 
     def to_json(self) -> dict[str, Any]:
         """All settings by field name, for a successor that finds the files spoilt."""

@@ -7,6 +7,7 @@ there are to be stored; none is dropped.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
 
@@ -33,3 +34,20 @@ class Notifier(DatagramOutbox):
         if not self._is_there:
             return Message(b"", latest, on_sent)
         return self.send(text.encode(), fds, latest=latest, on_sent=on_sent)
+
+
+def watchdog_interval_s() -> float | None:
+    """How often to say that we are alive: thrice as often as asked for. None: nobody asks."""
+    text = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", "")
+    if not text.isdigit() or int(text) == 0 or (pid and pid != str(os.getpid())):
+        return None
+    return int(text) / 3e6
+
+
+async def feed_watchdog(manager: Notifier) -> None:
+    """For ever, if the service manager watches us."""
+    interval_s = watchdog_interval_s()
+    while interval_s:
+        manager.notify("WATCHDOG=1", latest="WATCHDOG")
+        await asyncio.sleep(interval_s)

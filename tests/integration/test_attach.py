@@ -22,16 +22,17 @@ from tests.support.attach import NOBODY, Target
 from tests.support.programs import ROOT
 from vmmswap.attach import memory, remote_call
 from vmmswap.attach import plant as plant_module
-from vmmswap.attach.access import User
-from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process, parse_region
+from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process
 from vmmswap.attach.failpoint import DEVICE_STEP, STEPS, VARIABLE
 from vmmswap.attach.fd_table import fd_links
 from vmmswap.attach.target import look_at, open_target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
 from vmmswap.host.target import Target as HostTarget
 from vmmswap.linux import userfaultfd
+from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.monitor.mappers.coverage import name_of
+from vmmswap.region_text import parse_region
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it traces other processes")
 
@@ -558,7 +559,7 @@ def test_without_the_targets_uid_fds_are_found_by_number() -> None:
         code = f"""
 import os
 from vmmswap.attach import plant as plant_module
-from vmmswap.attach.access import User
+from vmmswap.linux.access import User
 from vmmswap.attach.attach import attach_vm, detach_process
 pidfd = os.pidfd_open({target.pid})
 vm = attach_vm(pidfd)
@@ -589,7 +590,7 @@ def test_somebody_who_may_not() -> None:
         code = f"""
 import os
 from vmmswap.attach import plant as plant_module
-from vmmswap.attach.access import User
+from vmmswap.linux.access import User
 from vmmswap.attach.attach import attach_vm
 from vmmswap.errors import AccessDeniedError
 try:

@@ -19,14 +19,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.attach import Target
-from vmmswap.attach import access, hold, remote_call
+from vmmswap.attach import hold, remote_call
 from vmmswap.attach import plant as plant_module
-from vmmswap.attach.access import User
 from vmmswap.attach.attach import Options, attach_vm
 from vmmswap.attach.failpoint import DEVICE_STEP
 from vmmswap.attach.plant import plant
 from vmmswap.attach.target import look_at, thread_ids
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
+from vmmswap.linux import access
+from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it starts programs of other users")

@@ -23,7 +23,7 @@ from vmmswap.bus.interface import HOST, Interface
 from vmmswap.bus.manager import publish
 from vmmswap.errors import AccessDeniedError, BusyError
 from vmmswap.handoff.messages import Attach, parse
-from vmmswap.host.handover import attach_message
+from vmmswap.host.attach_order import attach_message
 from vmmswap.names import BUS_NAME, HOST_PATH, object_path_of
 from vmmswap.status import KEYS, Operation, State, Status
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from vmmswap.attach.access import User
 from vmmswap.bus.dispatch import Caller, RemoteError
 from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError, ProtocolError
-from vmmswap.host.handover import MonitorEndedError, attach_message, connect, raise_reply, send_attach
+from vmmswap.host.attach_order import MonitorEndedError, attach_message, connect, raise_reply, send_attach
 from vmmswap.host.target import Target
+from vmmswap.linux.access import User
 
 NOBODY, STRANGER = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it starts processes of other users")

@@ -6,6 +6,7 @@ import pytest
 from vmmswap import config
 from vmmswap.config import KEYS, Config, ConfigError, load
 from vmmswap.engine import Mode
+from vmmswap.monitor.operations.options import swap_out_options
 
 
 @pytest.fixture
@@ -106,8 +107,8 @@ def test_settings_survive_json_also_that_of_another_version():
 
 
 def test_swap_out_options():
-    options = Config(mode="freeze", freeze_timeout_s=0.5, max_passes=2).swap_out_options(
-        promised_unpinned=True
+    options = swap_out_options(
+        Config(mode="freeze", freeze_timeout_s=0.5, max_passes=2), promised_unpinned=True
     )
     assert (options.mode, options.freeze_timeout_ms, options.max_passes) == (Mode.FREEZE, 500, 2)
     assert options.pins is not None
@@ -126,7 +127,7 @@ def test_swap_out_options():
     ],
 )
 def test_pin_options(settings, bpf, collapse, promised, settle_ms):
-    pins = settings.swap_out_options(promised_unpinned=True).pins
+    pins = swap_out_options(settings, promised_unpinned=True).pins
     assert pins is not None
     assert (pins.bpf, pins.collapse, pins.promised_unpinned) == (bpf, collapse, promised)
     assert pins.settle_ms == settle_ms
@@ -144,13 +145,13 @@ def test_pin_options(settings, bpf, collapse, promised, settle_ms):
     ],
 )
 def test_qmp_is_for_those_who_may_and_not_for_the_frozen(settings, drained):
-    pins = settings.swap_out_options(promised_unpinned=True, qmp_drained=True).pins
+    pins = swap_out_options(settings, promised_unpinned=True, qmp_drained=True).pins
     assert pins is not None
     assert pins.qmp_drained is settings.may_drain is drained
     if settings.pin_check == "qmp":
         assert not (pins.bpf or pins.collapse or pins.promised_unpinned or pins.settle_ms)
-    assert not settings.swap_out_options(promised_unpinned=True).pins.qmp_drained
+    assert not swap_out_options(settings, promised_unpinned=True).pins.qmp_drained
 
 
 def test_no_pin_check_at_all():
-    assert Config(pin_check="off").swap_out_options(promised_unpinned=False).pins is None
+    assert swap_out_options(Config(pin_check="off"), promised_unpinned=False).pins is None

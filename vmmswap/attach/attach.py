@@ -11,14 +11,12 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 from collections.abc import Container, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from vmmswap.attach import memory
 from vmmswap.attach import target as target_module
-from vmmswap.attach.access import ROOT, User, check_process
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.devices import check_devices
 from vmmswap.attach.failpoint import reach
@@ -28,7 +26,6 @@ from vmmswap.engine import Mapping, mappings_of
 from vmmswap.errors import (
     AccessDeniedError,
     BusyError,
-    InvalidRegionError,
     NotSupportedError,
     VmmswapError,
 )
@@ -37,13 +34,13 @@ from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.locked import locked_error
 from vmmswap.handoff.maps import flags_of_mappings
 from vmmswap.handoff.messages import Region
+from vmmswap.linux.access import ROOT, User, check_process
 from vmmswap.linux.maps import LOCKED, MAY_WRITE
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import is_alive, is_same_memory
 
 _log = logging.getLogger("vmmswap.attach")
 
-_REGION = re.compile(r"(?:0x)?([0-9a-fA-F]{1,16})-(?:0x)?([0-9a-fA-F]{1,16})")
 _REGISTERED = frozenset(
     (b"um", b"uw", b"ui")
 )  # flags of a mapping: for missing pages, write-protection, minor faults
@@ -61,14 +58,6 @@ class Options:
     regions: tuple[tuple[int, int], ...] = ()
     force: bool = False
     user: User = ROOT
-
-
-def parse_region(text: str) -> tuple[int, int]:
-    """A region as people write it, START-END in hexadecimal, as in /proc/PID/maps. InvalidRegionError."""
-    match = _REGION.fullmatch(text)
-    if not match:
-        raise InvalidRegionError(f"region {text!r} is not START-END in hexadecimal, as in /proc/PID/maps")
-    return int(match[1], 16), int(match[2], 16)
 
 
 @dataclass(frozen=True, slots=True)

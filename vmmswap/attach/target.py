@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmmswap.attach.access import ROOT, User
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
 from vmmswap.linux import process
+from vmmswap.linux.access import ROOT, User
 from vmmswap.linux.process import is_alive
 
 _ELF_CLASS_64 = 2

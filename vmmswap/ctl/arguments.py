@@ -11,6 +11,7 @@ import vmmswap
 from vmmswap.ctl.failure import ExitStatus, one_line
 from vmmswap.ctl.output import COLUMNS, DEFAULT_COLUMNS
 from vmmswap.errors import InvalidRegionError
+from vmmswap.region_text import parse_region
 from vmmswap.status import State
 
 _EPILOG = """\
@@ -324,8 +325,6 @@ def _pid(text: str) -> int:
 
 def _region(text: str) -> str:
     """The text, as AttachWithOptions takes it, if it is a region."""
-    from vmmswap.attach.attach import parse_region  # noqa: PLC0415  slow to import
-
     try:
         start, end = parse_region(text)
     except InvalidRegionError as error:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from vmmswap.attach.access import User, may_trace
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, ProtocolError
 from vmmswap.handoff import fds, maps
 from vmmswap.handoff.locked import check_not_locked
@@ -40,6 +39,7 @@ from vmmswap.handoff.requests import (
     RegisterRequest,
     RemoveRegionRequest,
 )
+from vmmswap.linux.access import User, may_trace
 from vmmswap.linux.files import FileId, file_id
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import is_alive

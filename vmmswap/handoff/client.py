@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vmmswap.errors import BY_DBUS_NAME, AccessDeniedError, InternalError, NoSuchVMError, ProtocolError
-from vmmswap.handoff.messages import MAX_FDS, PAGE_SIZE, VERSION, Region, encode
+from vmmswap.handoff.messages import MAX_FDS, PAGE_SIZE, Region, attach_line, encode
 from vmmswap.linux.userfaultfd import open_userfaultfd
 
 __all__ = ["DummyPage", "Region", "VmmClient", "open_userfaultfd"]
@@ -135,9 +135,10 @@ class VmmClient:
 
         regions: START-END in hexadecimal, instead of all that looks like guest memory.
         """
-        options = {"pins": pins, "force": force, "regions": list(regions)} | ({"qmp": qmp} if qmp else {})
-        line = json.dumps({"vmmswap": VERSION, "type": "attach", **options}).encode() + b"\n"
-        reply = self._ask(line, [pidfd], "ready")
+        options: dict[str, object] = {"pins": pins, "force": force, "regions": list(regions)} | (
+            {"qmp": qmp} if qmp else {}
+        )
+        reply = self._ask(attach_line(options), [pidfd], "ready")
         return str(reply.get("name"))
 
     def _ask(self, message: bytes, fds: Sequence[int], wanted: str) -> dict[str, object]:

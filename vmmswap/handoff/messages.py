@@ -105,6 +105,12 @@ class FirecrackerRegister:
 Message = Register | AddProcess | AddRegion | RemoveRegion | Attach | FirecrackerRegister
 
 
+def attach_line(options: dict[str, object]) -> bytes:
+    """The attach message with these fields. TypeError or ValueError if they are no JSON."""
+    text = json.dumps({"vmmswap": VERSION, "type": "attach", **options}, allow_nan=False)
+    return text.encode() + b"\n"
+
+
 def parse(data: bytes, fd_count: int) -> Message:
     """The message in one line that came with fd_count fds, or a VmmswapError that names the field."""
     message = Fields(decode(data))

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 
 from vmmswap.bus.authority import Authority
@@ -17,7 +16,7 @@ from vmmswap.host.loops import RestartLoops
 from vmmswap.host.registry import Registry
 from vmmswap.host.units import Units
 from vmmswap.names import BUS_NAME
-from vmmswap.notify import Notifier
+from vmmswap.notify import Notifier, feed_watchdog
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,10 @@ class Daemon:
                 asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
             await self.connection.own_name(BUS_NAME)
             self._host.sweep()
-            background = [asyncio.create_task(self._watch_idle()), asyncio.create_task(self._feed_watchdog())]
+            background = [
+                asyncio.create_task(self._watch_idle()),
+                asyncio.create_task(feed_watchdog(self._manager)),
+            ]
             self._manager.notify("READY=1")
             await self._stop.wait()
             self._manager.notify("STOPPING=1")
@@ -79,9 +81,3 @@ class Daemon:
         except VmmswapError as error:
             log.warning("cannot ask systemd for prepared sockets: %s; staying", error.message)
             return False
-
-    async def _feed_watchdog(self) -> None:
-        period_us = int(os.environ.get("WATCHDOG_USEC", "0"))
-        while period_us > 0:
-            self._manager.notify("WATCHDOG=1", latest="WATCHDOG")
-            await asyncio.sleep(period_us / 3e6)

@@ -26,7 +26,7 @@ from vmmswap.errors import (
     NotSupportedError,
     VmmswapError,
 )
-from vmmswap.host.handover import MonitorEndedError, attach_message, connect, send_attach
+from vmmswap.host.attach_order import MonitorEndedError, attach_message, connect, send_attach
 from vmmswap.host.registry import Registry, Vm
 from vmmswap.host.sockets import Sockets, reason_in_journal
 from vmmswap.host.target import Target, user_behind

@@ -8,9 +8,9 @@ import select
 from pathlib import Path
 from types import TracebackType
 
-from vmmswap.attach.access import ROOT, User, check_process, user_of
 from vmmswap.bus.dispatch import Caller
 from vmmswap.errors import AccessDeniedError, NotSupportedError
+from vmmswap.linux.access import ROOT, User, check_process, user_of
 
 _INT32_MAX = 2**31 - 1
 

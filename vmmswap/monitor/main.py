@@ -18,7 +18,7 @@ from typing import NoReturn
 from systemd.daemon import listen_fds_with_names
 
 from vmmswap import config, log, message_ids
-from vmmswap.attach.attach import Options, parse_region
+from vmmswap.attach.attach import Options
 from vmmswap.attach.target import open_target
 from vmmswap.config import Config, ConfigError
 from vmmswap.engine import failpoint_names
@@ -36,6 +36,7 @@ from vmmswap.monitor.keep import fdstore, keeper, pending
 from vmmswap.monitor.monitor import Monitor
 from vmmswap.monitor.setup import Setup
 from vmmswap.names import LOG_DIR, STATE_DIR, check_name
+from vmmswap.region_text import parse_region
 
 PROGRAM = "vmmswap-monitor"
 # The unit starts us again after EXIT_FAILURE and not after the others: what the fd store keeps is lost with

@@ -27,6 +27,7 @@ from vmmswap.monitor.setup import Setup
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.tracing import PageFaultLog, sink_kinds
 from vmmswap.monitor.vm import Vm
+from vmmswap.notify import feed_watchdog
 
 _log = logging.getLogger("vmmswap.monitor")
 
@@ -71,7 +72,7 @@ class Monitor:
             loop.add_signal_handler(number, action)
         service.manager().start()
         log.start()
-        tasks = [loop.create_task(service.feed_watchdog(), name="watchdog")]
+        tasks = [loop.create_task(feed_watchdog(service.manager()), name="watchdog")]
         recovered = recovery.is_needed(self._setup.kept)
         patience_s = self._setup.config.handoff_timeout_s
         limits = Limits(silence_s=patience_s, message_s=patience_s, reply_s=patience_s)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmmswap.attach.access import ROOT, User
 from vmmswap.handoff.messages import Region
+from vmmswap.linux.access import ROOT, User
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from vmmswap import message_ids
-from vmmswap.attach.access import User
-from vmmswap.attach.attach import Options, parse_region
+from vmmswap.attach.attach import Options
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
 from vmmswap.handoff.lane import Lane
@@ -22,6 +21,7 @@ from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
 from vmmswap.handoff.session import register_firecracker, taken_error
+from vmmswap.linux.access import User
 from vmmswap.linux.files import file_id
 from vmmswap.linux.process import is_alive
 from vmmswap.log import fields
@@ -36,6 +36,7 @@ from vmmswap.monitor.register import register
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup
 from vmmswap.monitor.vm import Vm
+from vmmswap.region_text import parse_region
 
 _log = logging.getLogger("vmmswap.monitor")
 

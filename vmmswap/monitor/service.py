@@ -39,23 +39,6 @@ def status(text: str) -> None:
     notify(f"STATUS={text}", latest="STATUS")
 
 
-def watchdog_interval_s() -> float | None:
-    """How often to say that we are alive: thrice as often as asked for."""
-    text = os.environ.get("WATCHDOG_USEC", "")
-    pid = os.environ.get("WATCHDOG_PID", "")
-    if not text.isdigit() or int(text) == 0 or (pid and pid != str(os.getpid())):
-        return None
-    return int(text) / 3e6
-
-
-async def feed_watchdog() -> None:
-    """For ever, if the service manager watches us."""
-    interval_s = watchdog_interval_s()
-    while interval_s:
-        notify("WATCHDOG=1", latest="WATCHDOG")
-        await asyncio.sleep(interval_s)
-
-
 def ask_for_time() -> None:
     """A stop may take as long as memory is out."""
     notify(f"EXTEND_TIMEOUT_USEC={round(_EXTEND_S * 1e6)}", latest="EXTEND")

@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 
 from vmmswap import message_ids
-from vmmswap.attach.access import User
 from vmmswap.attach.attach import (
     AttachedProcess,
     AttachedVm,
@@ -32,6 +31,7 @@ from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.huge_pages import forbid_huge_pages
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import is_alive
 from vmmswap.linux.userfaultfd import is_gone

@@ -18,6 +18,7 @@ from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.operations.drain import Drain
 from vmmswap.monitor.operations.headroom import RoomWatch
 from vmmswap.monitor.operations.machine import Action, Machine
+from vmmswap.monitor.operations.options import swap_out_options
 from vmmswap.monitor.operations.report import OperationLog
 from vmmswap.monitor.operations.starvation import Starvation
 from vmmswap.monitor.vm import Vm
@@ -136,8 +137,8 @@ class Jobs:
 
     def _start_job(self, action: Action) -> None:
         engine = self._vm.engine
-        options = self._config.swap_out_options(
-            promised_unpinned=not self._vm.manifest.pins, qmp_drained=self.drain.is_ready
+        options = swap_out_options(
+            self._config, promised_unpinned=not self._vm.manifest.pins, qmp_drained=self.drain.is_ready
         )
         match action:
             case Action.SWAP_OUT:

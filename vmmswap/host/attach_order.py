@@ -11,9 +11,10 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from vmmswap.attach.access import ROOT, User
 from vmmswap.bus.dispatch import RemoteError
 from vmmswap.errors import BY_DBUS_NAME, PREFIX, NotSupportedError, ProtocolError, VmmswapError
+from vmmswap.handoff.messages import attach_line
+from vmmswap.linux.access import ROOT, User
 
 _REPLY_LIMIT_BYTES = 64 * 1024
 _REPLY_TIMEOUT_S = 120.0
@@ -27,10 +28,9 @@ def attach_message(options: dict[str, Any], user: User = ROOT) -> bytes:
             raise ProtocolError(f"options[{key!r}] is not known: there are {', '.join(_OPTIONS)}")
     try:
         caller = {} if user.is_root else {"uid": user.uid, "gid": user.gid, "caller_pid": user.pid}
-        text = json.dumps({"vmmswap": 1, "type": "attach", **options, **caller}, allow_nan=False)
+        return attach_line({**options, **caller})
     except (TypeError, ValueError) as error:
         raise ProtocolError(f"options cannot be written as JSON: {error}") from error
-    return text.encode() + b"\n"
 
 
 def connect(path: Path) -> socket.socket:
