@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How many pages a swap-in may bring back: each is charged to a cgroup that may be near its limit, where the kernel kills. */
+/* How many pages a swap-in may bring back. Each is charged to a cgroup, and the kernel kills processes of one
+ * that reaches its limit. */
 #ifndef VMMSWAP_BUDGET_H
 #define VMMSWAP_BUDGET_H
 
@@ -22,13 +23,14 @@ struct budget_share {
 void budget_init(struct budget *budget, uint64_t pages);
 void budget_destroy(struct budget *budget);
 
-/* From now on so many pages, whatever was there before. */
+/* Set how many pages there are from now on, whatever there was before. */
 void budget_set(struct budget *budget, uint64_t pages);
 
 /* Take this many pages, or as many as there are. 0: there are none now. */
 struct budget_share budget_take(struct budget *budget, uint64_t pages);
 
-/* Give back what is left of a share. Where the budget was set since, that knew of all memory that was free, and nothing is added. */
+/* Return what is left of a share. If the budget was set since, nothing is added: whoever set it counted that
+ * memory as free. */
 void budget_return(struct budget *budget, const struct budget_share *left);
 
 #endif

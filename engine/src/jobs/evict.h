@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Swap-out of one window of guest memory, while the guest runs or frozen: protect, check for pins, read, store, mark, punch.
+/* Swap-out of one window of guest memory, while the guest runs or is frozen: protect, check for pins, read,
+ * store, mark, punch.
  *
- * Who writes to a page of it meanwhile takes it out of the operation, by the same compare-and-swap that the mark
- * needs: it stays resident. Only between mark and punch does a writer wait, for the rest of that one window.
- * docs/live-swap-out.md goes through all interleavings. */
+ * A guest write to a page drops that page from the swap-out: the write fault and the mark change the page's
+ * word by compare-and-swap, and one of them fails. A writer waits only between mark and punch, until its run
+ * of pages is punched. docs/live-swap-out.md goes through all interleavings. */
 #ifndef VMMSWAP_EVICT_H
 #define VMMSWAP_EVICT_H
 
@@ -14,11 +15,11 @@
 
 struct evict_counts {
 	uint64_t stored_pages; /* kept ones included */
-	/* unchanged since they came back: their copy was still there, nothing was written */
+	/* unchanged since they came back: their kept copy was used, and nothing was written */
 	uint64_t kept_pages;
-	uint64_t zero_pages;	/* held nothing but zeros: given back, nothing stored */
-	uint64_t written_pages; /* touched by the guest meanwhile: left resident */
-	uint64_t pinned_pages;	/* held by something else: left resident */
+	uint64_t zero_pages;	/* all zeros: punched, nothing stored */
+	uint64_t written_pages; /* written to by the guest meanwhile: left resident */
+	uint64_t pinned_pages;	/* pinned: left resident */
 	uint64_t longest_stop_ns;
 };
 
@@ -26,25 +27,26 @@ struct evict_counts {
 struct evictor {
 	struct vm *vm;
 	struct lane *lane;
-	struct pins *pins; /* NULL: nothing is looked at */
-	bool frozen;	   /* all processes stand still: protection is not needed, only better */
-	bool free_only;	   /* trim: take out only what costs no write: zeros, and pages whose copy was kept */
-	struct left *left; /* what stays because it cannot be read, stored or punched */
+	struct pins *pins; /* NULL: no check for pins */
+	bool frozen; /* all processes are stopped: protection is used where there is some, but not needed */
+	bool free_only; /* trim: take out only pages that need no write: zeros, and pages with a kept copy */
+	struct left *left; /* pages that cannot be read, stored or punched */
 	char *buffer;	   /* CHUNK_BYTES, page aligned */
 	struct evict_counts counts;
 };
 
-/* Take the window's resident pages into the operation: state PROTECTED, and write-protected in every process. -EAGAIN: the
- * VMM's processes are in the middle of changing their mappings and do not get on; nothing is protected. */
+/* Write-protect the window's resident pages in every process. Their state becomes PROTECTED. -EAGAIN: a
+ * process of the VM is stuck in the middle of changing its mappings; no page stays PROTECTED. */
 int evict_protect(struct evictor *evictor, const struct window *window, struct error *err);
 
-/* Store and punch what is still PROTECTED there. What cannot be read, stored or punched is left, and no error before that is so
- * of many pages in a row, or there is no space. joined: vm->joined of before the first evict_protect(); if a process has
- * joined since, nothing more is evicted, which the caller sees by the same figure. On error everything that is not out yet is
- * resident as before. */
+/* Store and punch the pages of the window that are still PROTECTED. A page that cannot be read, stored or
+ * punched stays resident; that is an error only after many such pages in a row, or when there is no space
+ * left. joined: vm->joined from before the first evict_protect(). If a process has joined since, no page is
+ * taken out; the caller compares vm->joined itself. On error, all pages that are not out yet are resident as
+ * before. */
 int evict_protected(struct evictor *evictor, const struct window *window, uint64_t joined, struct error *err);
 
-/* Take what is still PROTECTED there out of the operation again. */
+/* Drop all pages of the window that are still PROTECTED from the swap-out. */
 void evict_abandon(struct evictor *evictor, const struct window *window);
 
 #endif

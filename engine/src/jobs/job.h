@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A job from the inside: what its own thread and its workers share. swap_out.c and swap_in.c are the jobs; swapper.h is what others
- * see of them. */
+/* A job from the inside: what its own thread and its workers share. The jobs are in swap_out.c and swap_in.c;
+ * swapper.h is what others see of them. */
 #ifndef VMMSWAP_JOB_H
 #define VMMSWAP_JOB_H
 
@@ -16,7 +16,7 @@ struct swapper {
 	struct vm *vm;
 	pthread_t thread;
 	struct lane *lane;   /* the thread's */
-	bool thread_to_join; /* the caller's */
+	bool thread_to_join; /* belongs to the caller's thread */
 	_Atomic uint32_t job;
 	_Atomic bool cancel;
 	_Atomic uint64_t progress_pages;
@@ -48,25 +48,27 @@ struct worker {
 	char *buffer;
 };
 
-/* The job ends with this error, unless it has one already. Any thread of it. */
+/* End the job with this error, unless it already has one. Any thread of the job may call this. */
 void job_fail(struct swapper *swapper, const struct error *error);
 
-/* False once it has failed or was cancelled. Any thread of it. */
+/* False once the job has failed or was cancelled. Any thread of the job may call this. */
 bool job_goes_on(struct swapper *swapper);
 
-/* What was protected before is not protected from him: all passes are done again. */
+/* True if a process joined since the first pass began. It may write to pages that were protected before: do
+ * all passes again. */
 bool job_was_joined(struct swapper *swapper);
 
-/* Before the passes: no copy that a join has made stale is there then, and a later join shows. */
+/* Call this before the passes. It drops copies that a join made stale, and notes the count of joins, so that
+ * a later one is seen. */
 void job_begin_with_all(struct swapper *swapper);
 
-/* Go over memory: the next window that holds data, or else of which the page map says something. False: that was the last, or the job
- * has failed. */
+/* Walk over memory: the next window that has data, or without `data` the next one that the page map has
+ * records of. False if there is none, or the job has failed. */
 void job_rewind(struct swapper *swapper);
 bool job_next_window(struct swapper *swapper, bool data, struct window *out);
 
-/* Run one worker function on all workers until it returns on each. The more the storage lets overlap, the better: while one
- * chunk is written the next is read. */
+/* Run a function on all workers, and return once it has returned on each. Several workers make storage
+ * faster: one window is read while another is written. */
 void job_run_workers(struct swapper *swapper, void *(*run)(void *));
 
 /* The jobs. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Pages that a swap-out leaves behind because they cannot be read, stored or punched. It goes on with all others, and says how many
- * they are, and which. Shared by its workers. */
+/* Pages that a swap-out leaves resident because it cannot read, store or punch them. It continues with all
+ * others, and reports how many were left and which. Shared by its workers. */
 #ifndef VMMSWAP_LEFT_H
 #define VMMSWAP_LEFT_H
 
@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "vm/lost.h"
 
-/* So many failures in a row mean that the next page will fare no better: the swap-out ends. */
+/* The swap-out ends after this many failures in a row: the next page would fail too. */
 #define LEFT_IN_A_ROW_MAX 16
 
 struct left {
@@ -23,13 +23,13 @@ struct left {
 void left_init(struct left *left);
 void left_destroy(struct left *left);
 
-/* Forget all: a pass begins, which tries each page again. */
+/* Forget all pages: the next pass tries each again. */
 void left_begin(struct left *left);
 
-/* Left for this reason: pages that failed together, so that they count as one in a row. */
+/* Add pages that failed together, for this reason. They count as one failure in a row. */
 void left_add(struct left *left, uint64_t page_idx, uint64_t pages, const struct error *why);
 
-/* A page could be read, stored or punched. */
+/* Note that a page could be read, stored or punched: the next failure is the first in a row. */
 void left_none(struct left *left);
 
 bool left_too_many(struct left *left);

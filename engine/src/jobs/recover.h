@@ -5,10 +5,11 @@
 
 #include "vm/vm.h"
 
-/* With all regions and processes added, and no thread running yet. The memfd decides: data there means resident; a hole and
- * STORED: the store has it, and the slot is taken over; a hole and anything else but POISONED: zeros. Then all threads that
- * wait for a page are woken: what the dead process had read of their faults is lost, so they must fault again.
- * -EBUSY, with nothing changed: a thread of it has not ended yet (vm/owner.h), also two seconds later. */
+/* Call this with all regions and processes added, and no thread running yet. The memfd decides. Data there:
+ * the page is resident. A hole, and STORED: the store has the page, and its slot is taken over. A hole, and
+ * anything else but POISONED: the page is zeros. Then all threads that wait for a page are woken and fault
+ * again, as the faults that the dead process had read are lost. -EBUSY, with nothing changed: a thread of the
+ * dead process has not ended within two seconds (vm/owner.h). */
 int recover_pages(struct vm *vm, struct error *err);
 
 #endif
