@@ -31,8 +31,9 @@ int failpoint_hit(const char *name);
 #define FAILPOINT_HERE(name) ((void)0)
 #endif
 
-/* Arm points from text as above, replacing what was armed under the same names; "NAME=off" disarms.
- * 0, or -EINVAL (nothing changed) for text that is not of that form or an unknown name, or -ENOTSUP in a release build. */
+/* Arm points from text as above, replacing what was armed under the same names; "NAME=off" disarms. 0, or
+ * -EINVAL (nothing changed) for text that is not of that form or an unknown name, or -ENOTSUP in a release
+ * build. */
 int failpoint_arm(const char *text);
 
 /* How often the point was reached since the process started; 0 for an unknown name. */

@@ -1,22 +1,23 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What this thread holds that a page fault needs, and a check that it waits for nothing meanwhile that a guest, a disk or
- * another process can delay. vm/vm.h has the rules; this is what makes breaking one of them fail a test.
+/* What this thread holds that a page fault needs, and a check that it meanwhile waits for nothing that a
+ * guest, a disk or another process can delay. The rules are in vm/vm.h; this makes a test fail if one is
+ * broken.
  *
- * Compiled in with -DVMMSWAP_FAILPOINTS, where a broken rule aborts the process and names both places; otherwise each use
- * is nothing. */
+ * Only compiled in with -DVMMSWAP_FAILPOINTS. Then a broken rule aborts the process, with both places
+ * named. */
 #ifndef VMMSWAP_HELD_H
 #define VMMSWAP_HELD_H
 
 enum held {
-	HELD_GATE = 1,	     /* passed, on a lane of one's own */
-	HELD_GATE_ALONE = 2, /* all others wait outside */
-	HELD_FILLING = 4,    /* a page FILLING that no demand fault may take over (not BACKGROUND) */
-	HELD_PUNCHING = 8,   /* pages PUNCHING */
+	HELD_GATE = 1,	     /* the gate is passed */
+	HELD_GATE_ALONE = 2, /* the gate is held alone */
+	HELD_FILLING = 4,    /* a page is FILLING and not BACKGROUND: no demand fault may take it over */
+	HELD_PUNCHING = 8,   /* pages are PUNCHING */
 };
 
 enum wait_for {
 	WAIT_INODE, /* the lock of a guest memfd's inode: lseek, fallocate, ftruncate, write */
-	WAIT_PUNCH, /* the same, by the one call that pages are PUNCHING for (jobs/evict.c) */
+	WAIT_PUNCH, /* the same lock, for the call that punches pages that are PUNCHING (jobs/punch.c) */
 	WAIT_READ,  /* the store's disk, for bytes */
 	WAIT_WRITE, /* the store's disk, for space */
 	WAIT_TIME,  /* a clock, a condition, another thread or process */
@@ -30,7 +31,7 @@ void held_needs(unsigned any_of, const char *file, int line);
 #define HELD_TAKE(what) held_take(what, __FILE__, __LINE__)
 #define HELD_DROP(what) held_drop(what)
 #define HELD_MAY_WAIT(what) held_may_wait(what, __FILE__, __LINE__)
-/* One of these is held: HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE). */
+/* At least one of these must be held: HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE). */
 #define HELD_NEEDS(any_of) held_needs(any_of, __FILE__, __LINE__)
 #else
 #define HELD_TAKE(what) ((void)0)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the engine's threads have to tell whoever runs it: rare things, in order, behind an eventfd. */
+/* Notices: rare things that the engine's threads report to Python, in order, with an eventfd. */
 #ifndef VMMSWAP_NOTICE_H
 #define VMMSWAP_NOTICE_H
 
@@ -10,18 +10,20 @@
 enum notice_kind {
 	NOTICE_PROCESS_FORKED = 1, /* process_id, parent_id, fd */
 	NOTICE_PROCESS_GONE,	   /* process_id */
-	/* process_id: it has guest memory elsewhere, or less of it; once until that is read */
+	/* process_id: it moved or unmapped guest memory; posted once until its ranges are read */
 	NOTICE_PROCESS_MOVED,
 	NOTICE_JOB_DONE,      /* job, code, cancelled, message */
 	NOTICE_PAGE_POISONED, /* page_idx, message */
 	NOTICE_PAGE_HEALED,   /* page_idx */
-	/* code, message: a swap-out has ended, and left pages behind for this reason: engine_left_pages() has which */
+	/* code, message: a swap-out has ended and left pages resident for this reason; engine_left_pages()
+	 * says which */
 	NOTICE_PAGES_LEFT,
-	NOTICE_PAGES_LOST, /* lost_take() has which (vm/lost.h); once until that was called */
-	/* page_idx: there is no memory for it, and a page fault waits; once until engine_end_starvation() */
+	NOTICE_PAGES_LOST, /* lost_take() says which (vm/lost.h); posted once until that is called */
+	/* page_idx: a page fault waits because there is no memory; posted once until
+	 * engine_end_starvation() */
 	NOTICE_FAULTS_STARVED,
 	NOTICE_PROTECTED, /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
-	/* message, page_idx: something that the VMM or a stranger did, which a person must know */
+	/* message, page_idx: something odd that the VMM or another process did, for people to know */
 	NOTICE_ODD,
 };
 
@@ -45,14 +47,15 @@ void notices_destroy(struct notices *notices);
 /* Readable while there is something to take. */
 int notices_fd(const struct notices *notices);
 
-/* Beyond NOTICES_MAX waiting, NOTICE_ODD is dropped (a hostile VMM must not fill our memory), and so it is without memory; others
- * never are: there are some spare ones, and when they are used up the process ends, for a successor to find how things are. */
+/* NOTICE_ODD is dropped if NOTICES_MAX notices wait already, so that a hostile VMM cannot fill our memory, or
+ * if there is no memory. Other notices are never dropped: there are some spare ones, and when they are used
+ * up the process ends, and a successor finds out how things are. */
 #define NOTICES_MAX 1024
 void notices_post(struct notices *notices, const struct notice *notice);
 void notices_odd(struct notices *notices, uint64_t page_idx, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
-/* 1 and the oldest one, or 0. */
+/* Take the oldest notice: 1, or 0 if there is none. */
 int notices_take(struct notices *notices, struct notice *out);
 
 #endif

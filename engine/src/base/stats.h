@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Fault latencies, counted by each thread for itself and added up by whoever reads: nothing stops for it. */
+/* Latencies of page faults. Each thread counts its own, and a reader adds them up; no thread waits. */
 #ifndef VMMSWAP_STATS_H
 #define VMMSWAP_STATS_H
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The page-fault trace: each fault thread writes into a ring of its own, Python drains them all. A full ring drops the
- * newest and counts it: a guest never waits for its log. */
+/* The page-fault trace. Each fault thread writes into a ring of its own; Python drains them all. A full ring
+ * drops and counts new records: a guest never waits for its log. */
 #ifndef VMMSWAP_TRACE_H
 #define VMMSWAP_TRACE_H
 
@@ -34,12 +34,13 @@ struct trace {
 int trace_create(size_t rings_n, struct trace **out);
 void trace_destroy(struct trace *trace);
 
-/* -ENOMEM, nothing changed. Records of before are kept until drained. */
+/* Switch tracing on or off. Records stay until they are drained. -ENOMEM, with nothing changed. */
 int trace_set(struct trace *trace, bool on);
 void trace_add(struct trace *trace, size_t ring_idx, const struct trace_record *record);
 
-/* The oldest first, whichever ring they are in, so that none is starved by one that fills as fast as it is drained. What is written
- * meanwhile may be older than what was taken: the caller sorts by time. One drainer at a time. */
+/* Take the oldest records over all rings, so that no ring waits for one that fills as fast as it is drained.
+ * A record that is written meanwhile may be older than one that was taken: the caller sorts by time. One
+ * thread at a time may drain. */
 size_t trace_drain(struct trace *trace, struct trace_record *out, size_t room);
 uint64_t trace_dropped(const struct trace *trace);
 

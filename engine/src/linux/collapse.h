@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What this kernel does to holes when it collapses 2 MiB of shared memory into one huge page.
  *
- * khugepaged does that by itself where shmem_enabled or a mount's huge= allows huge pages, and MADV_COLLAPSE (since
- * 6.1) does it for whoever maps the memory, whatever these say. Holes of the file become zeros. A range that is
- * registered with a userfaultfd is left alone since Linux 6.4 ("mm/khugepaged: skip shmem with userfaultfd"); before
- * that the holes are filled there, too: no event comes, and the guest reads zeros where its memory is out. The kernel's
- * version does not tell, because distributions move fixes to older kernels; so this tries it. */
+ * khugepaged collapses memory by itself if shmem_enabled or a mount's huge= allows huge pages. MADV_COLLAPSE
+ * (since 6.1) does it for any process that maps the memory, whatever the settings are. Holes of the file
+ * become zeros. Since Linux 6.4 a range that is registered with a userfaultfd is left alone ("mm/khugepaged:
+ * skip shmem with userfaultfd"). Before that, its holes are filled too: no event comes, and the guest reads
+ * zeros where its memory is out. The kernel's version does not tell which, because distributions backport
+ * fixes; so this tries it. */
 #ifndef VMMSWAP_COLLAPSE_H
 #define VMMSWAP_COLLAPSE_H
 
@@ -17,7 +18,8 @@ enum collapse_holes {
 	COLLAPSE_UNKNOWN, /* nothing can be collapsed now: shmem_enabled is deny, or no huge page is free */
 };
 
-/* Try it on a memfd of our own. An enum collapse_holes, or -errno with *err if it could not be tried. */
+/* Try it on a memfd of our own. Returns an enum collapse_holes, or -errno with *err if it could not be
+ * tried. */
 int collapse_try_holes(struct error *err);
 
 #endif

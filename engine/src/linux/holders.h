@@ -19,12 +19,13 @@ struct holder_list {
 	struct holder *holders;
 	size_t holders_n;
 	size_t holders_max;	    /* allocated */
-	struct pid_list unreadable; /* processes whose fds we may not see: they may be holders or not */
+	struct pid_list unreadable; /* processes whose fds we may not see: any of them may be a holder */
 };
 
-/* Look through the fds of all processes but our own and those that share our fd table. Reads each fd's fdinfo, some
- * microseconds. What nobody's fd table has is not seen: fds under way in a socket, or registered with an io_uring and closed. 0,
- * -ENOMEM or the -errno of reading /proc. On success the caller frees the list. */
+/* Look through the fds of all processes, except our own and those that share our fd table. Takes some
+ * microseconds for each fd, whose fdinfo is read. Fds that are in no fd table are not seen: those in flight
+ * in a socket, or registered with an io_uring and closed. 0, -ENOMEM or the -errno of reading /proc. On
+ * success the caller frees the list. */
 int holders_find(const struct mapped_file *files, size_t files_n, struct holder_list *out);
 void holders_free(struct holder_list *list); /* leaves an empty list */
 

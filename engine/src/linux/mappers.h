@@ -16,8 +16,8 @@ struct mapped_file {
 	ino_t ino;
 };
 
-/* One mapping of one of the files. A private one never writes to the file, and yet what it reads in a hole fills the
- * hole with zeros, for all. */
+/* One mapping of one of the files. A private one never writes to the file, but reading a hole through it
+ * fills the hole with zeros, for everybody. */
 struct mapping {
 	pid_t pid;
 	uint64_t addr;
@@ -32,21 +32,22 @@ struct mapper_list {
 	size_t mappings_n;
 	size_t mappings_max;	    /* allocated */
 	struct pid_list pids;	    /* processes with at least one shared mapping, each once */
-	struct pid_list unreadable; /* processes whose maps we may not read: they may be mappers or not */
+	struct pid_list unreadable; /* processes whose maps we may not read: any of them may be a mapper */
 };
 
-/* The name under which maps shows an open file. Holds for shmem and hugetlbfs, so for every memfd. (Not
- * everywhere: btrfs and overlayfs give fstat() a device number that maps does not show.) 0 or -errno. */
+/* The name that /proc/PID/maps shows for an open file. Right for shmem and hugetlbfs, so for every memfd.
+ * (Not for every file system: btrfs and overlayfs give fstat() a device number that maps does not show.) 0 or
+ * -errno. */
 int mappers_file_of(int fd, struct mapped_file *out);
 
-/* Look through all processes but our own (all its threads share one memory, so one look does). Kernel threads, zombies and
- * processes that end while we look are passed over. The picture is the kernel's at the time each line was
- * read: a process that runs meanwhile may add or drop mappings, and where /proc is mounted with hidepid=
- * others' processes are missing altogether. 0, -ENOMEM or the -errno of reading /proc. On success the
- * caller frees the list. */
+/* Look through the maps of all processes except our own. Kernel threads, zombies and processes that end
+ * meanwhile are left out. Each line is true for the moment when it was read: a process that runs may add or
+ * drop mappings meanwhile. If /proc is mounted with hidepid=, other users' processes are missing. 0, -ENOMEM
+ * or the -errno of reading /proc. On success the caller frees the list. */
 int mappers_find(const struct mapped_file *files, size_t files_n, struct mapper_list *out);
 
-/* The same, of these processes only, appended to a list that is empty or has others. It is the caller's to free on failure too. */
+/* As mappers_find(), for these processes only. Appends to *out, which may be empty. The caller frees it, also
+ * on failure. */
 int mappers_among(const struct pid_list *pids, const struct mapped_file *files, size_t files_n,
 		  struct mapper_list *out);
 void mappers_free(struct mapper_list *list); /* leaves an empty list */

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What userfaultfd tells besides page faults: memory given up, unmapped, moved. All with the gate held alone. */
+/* Events of userfaultfds other than page faults: memory given up, unmapped, moved. */
 #ifndef VMMSWAP_EVENT_H
 #define VMMSWAP_EVENT_H
 
 #include "vm/vm.h"
 
-/* Apply UFFD_EVENT_REMOVE, _UNMAP or _REMAP of a process to the page map and the address space. */
+/* Apply UFFD_EVENT_REMOVE, _UNMAP or _REMAP of a process to the page map and the address space. With the gate
+ * held alone. */
 void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *msg);
 
-/* The contents of these pages are given up, whatever the memfd says just now: drop the stored copy and any copy in
- * flight, break claims, wake who waits. */
+/* Note that the contents of these pages are given up, whatever the memfd has now: drop stored copies, break
+ * claims, wake threads that wait. With the gate held alone. */
 void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages);
 
-/* One piece of a large REMOVE that was read before. False: all of them are in the page map. By a thread that serves faults, which
- * neither passes the gate nor holds it. */
+/* Apply the next part of a large REMOVE that was read before. False: the page map is up to date. For threads
+ * that serve faults, outside of the gate. */
 bool event_go_on(struct vm *vm);
 
 #endif

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The threads that serve userfaultfd events.
  *
- * A missing page costs the guest two wake-ups: of the thread that serves it, and then of its own. Where each happens
- * matters more than all work in between: a CPU that sleeps deeply takes tens of microseconds to wake. So there is a thread
- * pinned to each CPU, and all of them wait for every uffd: the one on the CPU that faulted is awake already. */
+ * A missing page costs two wake-ups: of the thread that serves it, and then of the guest's own. On which CPUs
+ * they happen matters more than all work in between, as a CPU in deep sleep takes tens of microseconds to
+ * wake. So one thread is pinned to each CPU, and all of them wait for every uffd: the CPU that faulted is
+ * awake already. */
 #ifndef VMMSWAP_FAULT_H
 #define VMMSWAP_FAULT_H
 
@@ -11,17 +12,18 @@
 
 struct faults;
 
-/* vm->fault_threads_n threads, created but not started. pin: each to one of the CPUs that the process may use. spin_us:
- * how long a thread looks for the next event before it sleeps, after one that it served. */
+/* Create vm->fault_threads_n threads, without starting them. pin: pin each to one of the CPUs that the
+ * process may use. spin_us: how long a thread polls for the next event, after it served one, before it
+ * sleeps. */
 int faults_create(struct vm *vm, bool pin, uint32_t spin_us, struct faults **out, struct error *err);
 
 int faults_start(struct faults *faults, struct error *err);
 
-/* Stop and join the threads. Faults that were read and not served are served first, or if they can't be, left. */
+/* Stop and join the threads. Faults that were already read are served first, if they can be. */
 void faults_stop(struct faults *faults);
-void faults_destroy(struct faults *faults); /* includes faults_stop(); NULL is fine */
+void faults_destroy(struct faults *faults); /* includes faults_stop(); NULL is allowed */
 
-/* Listen to a process's uffd, or no longer. With the gate held alone. */
+/* Start and stop listening to a process's uffd. With the gate held alone. */
 int faults_watch(struct faults *faults, const struct process *process);
 void faults_unwatch(struct faults *faults, const struct process *process);
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What one page fault needs: look up, claim the page, fetch, put it there, wake, count. */
+/* Serving one page fault: look the page up, claim it, fetch it, put it in place, wake, count. */
 #ifndef VMMSWAP_RESOLVE_H
 #define VMMSWAP_RESOLVE_H
 
 #include "vm/vm.h"
 
-/* A fault that waits to be served, or to be tried again. */
+/* A fault that is to be served, or to be tried again. */
 struct fault {
 	uint32_t process_id;
 	uint32_t flags; /* UFFD_PAGEFAULT_FLAG_* */
@@ -18,12 +18,13 @@ struct fault {
 };
 
 enum resolved {
-	RESOLVED,    /* served, or someone else's business who will wake the thread */
+	RESOLVED,    /* served, or another thread will wake the one that faulted */
 	RETRY_SOON,  /* events of the process must be read first */
-	RETRY_LATER, /* the host is out of memory, or the store could not read: at fault->not_before_ns */
+	RETRY_LATER, /* the host is out of memory, or the store could not read: try at fault->not_before_ns */
 };
 
-/* lane: the calling fault thread's. page: a page-aligned buffer of one page, the thread's own. The gate is taken inside. */
+/* Serve a fault. lane: of the calling thread. page: a page-aligned buffer of one page, the thread's own.
+ * Takes the gate. */
 enum resolved resolve(struct vm *vm, struct lane *lane, void *page, struct fault *fault);
 
 #endif

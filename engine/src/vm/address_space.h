@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The processes that map guest memory, each with its uffd, and where each maps what.
+/* The processes that map guest memory: the uffd of each, and where it maps which pages.
  *
- * Nothing here locks. The set changes only while the gate is held alone; whoever passes through the gate may read it. */
+ * There are no locks here. The set changes only with the gate held alone, and may be read with the gate
+ * passed. */
 #ifndef VMMSWAP_ADDRESS_SPACE_H
 #define VMMSWAP_ADDRESS_SPACE_H
 
@@ -21,13 +22,13 @@ struct range {
 
 struct process {
 	uint32_t id;	   /* 0: the VMM itself; grows with each process, never used twice */
-	int uffd;	   /* our own dup, or for a forked child the only one there is */
-	_Atomic bool gone; /* its uffd said ESRCH; stays in the set until Python removes it */
-	/* that it changed its mappings was told, and the new ones were not asked for yet */
+	int uffd;	   /* our own dup; a forked child's is the only one */
+	_Atomic bool gone; /* its uffd said ESRCH; it stays in the set until Python removes it */
+	/* a change of its mappings was reported, and the new ones were not asked for yet */
 	_Atomic bool moved;
-	/* a range could not be registered: pages must not go out while it may be touched there */
+	/* a range could not be registered: no page may go out, as the process could touch it unseen */
 	bool unwatched;
-	bool protects;		/* write-protect faults are to be had through its uffd */
+	bool protects;		/* its uffd can write-protect */
 	uint64_t released_addr; /* below it nothing is registered: see registration_release_piece() */
 	uint64_t release_pages; /* how many to unregister next; 0: none has been yet */
 	uint64_t dummy_addr;	/* 0: none */
@@ -44,7 +45,8 @@ struct address_spaces {
 
 void address_spaces_destroy(struct address_spaces *spaces);
 
-/* The uffd becomes the process's: closed with it. NULL without memory (the uffd is then still the caller's). */
+/* The uffd becomes the process's: closed with it. NULL without memory (the uffd is then still the
+ * caller's). */
 struct process *address_space_add(struct address_spaces *spaces, int uffd);
 void address_space_remove(struct address_spaces *spaces, uint32_t id);
 struct process *address_space_find(const struct address_spaces *spaces, uint32_t id);
@@ -54,25 +56,27 @@ int process_add_range(struct process *process, struct range range);
 bool process_has_range(const struct process *process, const struct range *range);
 int process_copy_ranges(struct process *to, const struct process *from);
 
-/* Forget what the process unmapped, or follow what it moved (UFFD_EVENT_UNMAP, UFFD_EVENT_REMAP). */
+/* Forget addresses that the process unmapped, or follow those that it moved (UFFD_EVENT_UNMAP,
+ * UFFD_EVENT_REMAP). */
 int process_forget(struct process *process, uint64_t start_addr, uint64_t end_addr);
 int process_move(struct process *process, uint64_t from_addr, uint64_t to_addr, uint64_t size_bytes);
 void process_forget_pages(struct process *process, uint64_t page_idx, uint64_t pages);
 
 bool process_page_at(const struct process *process, uint64_t addr, uint64_t *page_idx);
 
-/* Where the process maps the page at page_idx, and how many pages from there on (at most pages_n) it maps in one piece.
- * 0: it does not map it. */
+/* Where the process maps the page. Returns how many pages from there on, at most pages_n, it maps
+ * contiguously; 0: it does not map the page. */
 uint64_t process_addr_of(const struct process *process, uint64_t page_idx, uint64_t pages_n, uint64_t *addr);
 
-/* Goes over where the pages are mapped, in each process that is not gone, or in one, as pieces of memory that are contiguous there:
+/* Walk over the places where the pages are mapped, in all processes that are not gone, or in one of them.
+ * Each step is a run of pages that the process maps contiguously:
  *
- *	for (struct mapped at = mapped_everywhere(spaces, page_idx, pages); mapped_next(&at);)
- *		... at.process, at.addr, at.pages ... */
+ * 	for (struct mapped at = mapped_everywhere(spaces, page_idx, pages); mapped_next(&at);)
+ * 		... at.process, at.addr, at.pages ... */
 struct mapped {
 	struct process *process;
 	uint64_t addr, pages;
-	/* where to look next: the page in this process, then in the process after it */
+	/* where to look next: from this page on in this process, then from page_idx on in the next process */
 	uint64_t next_idx, page_idx, end_idx;
 	const struct address_spaces *spaces;
 	size_t next_process;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Looks whether all that the engine knows agrees with itself: in builds with failpoints, for tests. */
+/* Checks whether all that the engine knows agrees with itself: for tests, in builds with failpoints. */
 #ifndef VMMSWAP_CHECK_H
 #define VMMSWAP_CHECK_H
 
@@ -12,8 +12,9 @@ enum check_when {
 };
 
 #ifdef VMMSWAP_FAILPOINTS
-/* The page map against the counters, the slots, the regions and what is being done; the processes against the regions.
- * -EPROTO, with the first thing that is wrong and its page. Takes the gate alone, for as long as it takes to go over the map. */
+/* Check that the page map agrees with the counters, the slots, the regions and the threads that run, and that
+ * the processes' ranges agree with the regions. -EPROTO, with the first thing that is wrong and its page. Holds
+ * the gate alone while it goes over the page map. */
 int vm_check(struct vm *vm, enum check_when when, struct error *err);
 #endif
 

@@ -1,27 +1,29 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Where each page of guest memory is: one word and one hash a page, in a memfd that outlives the process.
+/* Where each page of guest memory is: a word and a hash for each page, in a memfd that outlives the process.
  *
- * The word is one atomic: slot, state, flags, generation. All of a page's life is compare-and-swap on it: page.h has it whole.
+ * The word is one atomic: slot, state, flags, generation. All of a page's life is compare-and-swap on it:
+ * page.h has it whole.
  *
- *   IN_MEMFD   what the memfd holds at this page is the truth: data, or a hole that reads as zeros
+ *   IN_MEMFD   the memfd holds the truth: data, or a hole that reads as zeros
  *   PROTECTED  a swap-out has write-protected it; the memfd holds the truth until it turns STORED
- *   STORED     the store's slot holds it, and the memfd has a hole, or will have once PUNCHING ends
- *   POISONED   it was stored, and can not be read back. Without a slot: the memfd holds the truth, but a process may have
- *              a poison marker yet, which gives it SIGBUS
- *   KEPT       it came back unchanged: the memfd holds the truth, write-protected in every process, and the slot holds
- *              the same bytes, so that the next swap-out need not write them. A kept copy is never served
+ *   STORED     the store's slot holds it, and the memfd has a hole, or will have one once PUNCHING ends
+ *   POISONED   it was stored, and cannot be read back. Without a slot: the memfd holds the truth, but a process may
+ *              still have a poison marker, which gives it SIGBUS
+ *   KEPT       it came back unchanged: the memfd holds the truth, write-protected in every process, and the slot
+ *              holds the same bytes, so that the next swap-out need not write them. A kept copy never serves a fault
  *
  *   FILLING    one thread is bringing the page in or changing its protection; nobody else may
  *   BACKGROUND together with FILLING: a swap-in does it, and a demand fault may take it over
  *   PUNCHING   a hole is being punched here: nothing may be put there until it is done
  *   WAITER     a guest thread waits for the end of FILLING or PUNCHING and must be woken then
  *
- * The flags mean something only to the process that set them. After a crash they are dropped, and the memfd decides:
- * data there means resident; a hole and STORED: the store has it; a hole and anything else but POISONED: zeros. Kept copies
- * are dropped: what was written between the predecessor's death and now raised no event that anyone read.
+ * The flags mean something only to the process that set them. A successor drops them, and the memfd decides:
+ * data there means resident; a hole and STORED: the store has the page; a hole and anything else but
+ * POISONED: zeros. Kept copies are dropped: nobody read the events of writes between the predecessor's death
+ * and now.
  *
- * The generation grows with every claim, so that a thread that was away (reading the store, say) can tell that the page
- * went through other hands meanwhile, also where it returned to the same state and slot. */
+ * The generation grows with every claim. So a thread that left the gate, to read the store for example, can
+ * tell that the page was claimed by others meanwhile, even if it is in the same state and slot again. */
 #ifndef VMMSWAP_PAGE_MAP_H
 #define VMMSWAP_PAGE_MAP_H
 
@@ -67,7 +69,7 @@ static inline uint64_t page_slot_of(uint64_t word)
 
 #define PAGE_SLOT_MASK ((uint64_t)UINT32_MAX)
 
-/* Whether a word may have these together. In builds with failpoints page.c aborts where not. */
+/* True if a word may have these together. In builds with failpoints, page.c aborts on any other. */
 static inline bool page_word_is_sane(enum page_state state, uint64_t slot_idx, uint64_t flags)
 {
 	bool one_holder = !(flags & PAGE_FILLING) || !(flags & PAGE_PUNCHING);
@@ -123,7 +125,8 @@ struct page_map;
 
 int page_map_create(struct page_map **out, struct error *err);
 
-/* Take over the map of a process that died. The fd is dup'ed. -EPROTO for another version or no page map at all. */
+/* Take over the map of a process that died. The fd is dup'ed. -EPROTO for another version or no page map at
+ * all. */
 int page_map_adopt(int fd, struct page_map **out, struct error *err);
 
 void page_map_destroy(struct page_map *map);
@@ -131,23 +134,25 @@ void page_map_destroy(struct page_map *map);
 int page_map_fd(const struct page_map *map);
 struct page_map_header *page_map_header(struct page_map *map);
 
-/* Give pages numbers that nobody has, of which *first_page_idx is the first: behind those that were added last, or, when there are
- * none left, in the first gap. So a number is used again only after all others were: what is known of memory that was removed
- * fits nothing that comes soon. In an adopted map, adding by number what is there, and gaps, gives the numbers that all had.
- * -E2BIG: there is no gap that is large enough. */
+/* Assign unused page indexes to pages_n pages; *first_page_idx is the first. They follow those that were
+ * assigned last; at the end of the range, the first gap that is large enough is used. So an index is used
+ * again as late as possible, and what somebody still knows of removed memory fits nothing new. In an adopted
+ * map, adding regions and gaps in order of index assigns the same indexes again. -E2BIG: no gap is large
+ * enough. */
 int page_map_add_pages(struct page_map *map, uint64_t pages_n, uint64_t *first_page_idx, struct error *err);
 
-/* Undo page_map_add_pages(): the numbers are nobody's. Their records, which in an adopted map may hold something, stay. */
+/* Undo page_map_add_pages(). The records stay: in an adopted map they may be in use. */
 void page_map_return_pages(struct page_map *map, uint64_t page_idx);
 
 _Atomic uint64_t *page_map_word(struct page_map *map, uint64_t page_idx);
 uint32_t *page_map_hash(struct page_map *map, uint64_t page_idx);
 
-/* The first page at or after page_idx, and below end_idx, whose word may be other than 0; end_idx if there is none. Skips
- * what was never written without touching it: reading a hole of the memfd would fill it. */
+/* The first page at or after page_idx, and below end_idx, whose word may be other than 0; end_idx if there is
+ * none. Words that were never written are skipped without reading them: reading a hole of the memfd would
+ * fill it. */
 uint64_t page_map_next_used(struct page_map *map, uint64_t page_idx, uint64_t end_idx);
 
-/* Goes over the pages of a range whose words may be other than 0:
+/* Walk over the pages of a range whose words may be other than 0:
  *
  *	for (struct used_pages at = used_pages(map, page_idx, end_idx); used_pages_next(&at);)
  *		... at.page_idx ... */
@@ -166,7 +171,7 @@ static inline struct used_pages used_pages(struct page_map *map, uint64_t page_i
 	return (struct used_pages){ .map = map, .next_idx = next_idx, .end_idx = end_idx };
 }
 
-/* The map's memory is looked at anew where a page of it begins. */
+/* Holes of the map are looked for at the start of each of its pages. */
 static inline bool used_pages_next(struct used_pages *at)
 {
 	if (at->next_idx % PAGE_MAP_WORDS_A_PAGE == 0 && at->next_idx < at->end_idx)
@@ -175,7 +180,8 @@ static inline bool used_pages_next(struct used_pages *at)
 	return at->page_idx < at->end_idx;
 }
 
-/* Give back the memory and the numbers of pages that were added together, from page_idx on; all their words become 0. */
+/* Give back the memory and the indexes of pages that were added together, from page_idx on. All their words
+ * become 0. */
 void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n);
 
 #endif

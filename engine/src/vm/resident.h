@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How much of guest memory is on RAM, asked without the lock of any inode.
+/* How much guest memory is resident, found out without the lock of any inode.
  *
- * Where the regions of a file are all of it, the kernel's count of its blocks says so at once. Files may be larger than what
- * of them is guest memory, from the start or because the VMM makes them so; then pages are counted one by one, which takes
- * some 40 to 80 ms a GiB, and whoever has the time does that beforehand. lseek() would be faster, but waits for the inode's lock:
- * a thread of the VMM that write()s to its memfd from guest memory holds that until its page faults are served. */
+ * If all of a file is guest memory, the kernel's count of its blocks is the answer. If the file is larger,
+ * from the start or because the VMM made it so, pages are counted one by one. That takes some 40 to 80 ms a
+ * GiB, so a thread that has the time does it beforehand. lseek() would be faster, but waits for the inode's
+ * lock: a thread of the VMM that calls write() on its memfd with a buffer in guest memory holds it until its
+ * page faults are served. */
 #ifndef VMMSWAP_RESIDENT_H
 #define VMMSWAP_RESIDENT_H
 
@@ -13,14 +14,15 @@
 
 #include "vm/vm.h"
 
-/* By the kernel's count of blocks, or the last resident_count(); never more than there are pages of guest memory. Private memory
- * is not counted. At once, on any thread. */
+/* How many pages are resident, by the kernel's count of blocks or the last resident_count(); never more than
+ * guest memory has. Private memory is not counted. Any thread may call this; it does not wait. */
 uint64_t resident_pages(struct vm *vm);
 
-/* Whether resident_pages() needs a count to be right. */
+/* True if resident_pages() is only right after resident_count(). */
 bool resident_needs_count(struct vm *vm);
 
-/* Count what needs it, on any thread, beside everything else; ends early once vm->stopping. */
+/* Count the pages of files that are larger than guest memory. Any thread may call this at any time. Ends
+ * early once vm->stopping. */
 void resident_count(struct vm *vm);
 
 #endif

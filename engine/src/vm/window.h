@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Going over guest memory piece by piece: what a worker of a long job takes at a time.
+/* Windows: a worker of a long job takes one window of guest memory at a time.
  *
- * A window lies in one region and in one 2 MiB aligned piece of its memfd: the largest folio that shmem makes never crosses
- * its bounds. */
+ * A window lies within one region and within 2 MiB, aligned, of its memfd: the largest folio that shmem makes
+ * never crosses its bounds. */
 #ifndef VMMSWAP_WINDOW_H
 #define VMMSWAP_WINDOW_H
 
@@ -12,15 +12,15 @@
 struct window {
 	struct region region;
 	uint64_t page_idx, pages;
-	uint64_t data[CHUNK_PAGES / 64]; /* which of its pages hold data; bit 0: page_idx */
+	uint64_t data[CHUNK_PAGES / 64]; /* which of its pages have data; bit 0: page_idx */
 };
 
-/* Where a pass over memory has come to. Zeroed: the beginning. */
+/* How far a pass over memory has come. Zeroed: at the beginning. */
 struct window_cursor {
 	size_t region_i;
 	uint64_t page_idx;
 	uint64_t run_idx, run_end_idx; /* the run of data that was found last */
-	/* -errno of looking for data; 0: none. An end for that reason is not the end of the data */
+	/* -errno of looking for data; 0: none. After an error there may be more data */
 	int error;
 };
 
@@ -31,11 +31,11 @@ static inline bool window_has_data(const struct window *window, uint64_t page_id
 	return window->data[bit / 64] >> (bit % 64) & 1;
 }
 
-/* The window that has the page; .data is not filled. */
+/* The window of a page; .data is not filled. */
 void window_around(const struct region *region, uint64_t page_idx, struct window *out);
 
-/* The next window in which the memfd has data. Data is a picture of a moment ago: a page that has become a hole since is
- * read as zeros, one that has been filled since is left for the next pass. */
+/* The next window in which the memfd has data. .data may be out of date: a page that is a hole by now reads
+ * as zeros, and a page that was filled since is left for the next pass. */
 bool window_next_data(const struct memory *memory, struct window_cursor *cursor, struct window *out);
 
 /* The next window with records in the page map; .data is not filled. */
