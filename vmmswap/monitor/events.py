@@ -185,6 +185,6 @@ def _where(vm: Vm, page_idx: int) -> str:
         if item.page_idx <= page_idx < item.page_idx + item.pages:
             into_bytes = (page_idx - item.page_idx) * PAGE_SIZE
             offset_bytes = item.offset_bytes + into_bytes
-            file = "the snapshot's file" if vm.manifest.snapshot else f"memfd {item.memfd}"
+            file = vm.backing.file_of(item.memfd)
             return f"address {item.addr + into_bytes:#x}, offset {offset_bytes:#x} of {file}"
     return f"page {page_idx}"

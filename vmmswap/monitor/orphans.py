@@ -15,16 +15,16 @@ _LOOKS = 64  # at so many places of a range at most
 _Part = tuple[int, int, int]  # address, page, pages
 
 
-def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, is_private: bool) -> ProcessRecord | None:
+def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, vmm_registers: bool) -> ProcessRecord | None:
     """The process that an orphan is a child of, with that part of its ranges that the child has: at its
     parent's addresses, and what its parent keeps from children (MADV_DONTFORK) is missing. None: it has
-    ended, or is none of the VM's. is_private: of a snapshot's memory.
+    ended, or is none of the VM's. vmm_registers: so it is not registered here.
     """
     known = [item for item in processes if item.ranges]
     likest = max(known, key=lambda item: _likeness(uffd, item.ranges), default=None)
     candidates = [likest] if likest is not None and any(_likeness(uffd, likest.ranges)) else known
     for item in candidates:
-        has = _may_be_registered if is_private else _has
+        has = _may_be_registered if vmm_registers else _has
         if ranges := tuple(part for part in item.ranges if has(uffd, part)):
             return replace(item, ranges=ranges)
     return None

@@ -19,7 +19,7 @@ from vmmswap.handoff.requests import Memory
 from vmmswap.linux import closing
 from vmmswap.linux.files import file_id
 from vmmswap.log import fields
-from vmmswap.monitor import orphans
+from vmmswap.monitor import backing, orphans
 from vmmswap.monitor.keep import fdstore, keeper
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
@@ -80,7 +80,7 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
             f"the fd store has no {' and no '.join(missing)}: the VM's memory cannot be served"
         )
     engine = Engine(
-        engine_config(config, swap_dir, is_snapshot=manifest.snapshot),
+        engine_config(config, swap_dir, backing.of_record(manifest)),
         page_map_fd=kept[fdstore.PAGE_MAP],
         store_fd=kept[fdstore.STORE],
     )
@@ -134,19 +134,15 @@ def _add_memory(vm: Vm, kept: dict[str, int]) -> None:
         vm.files.append(file_id(fd))
     next_idx = 0
     for region in sorted(vm.manifest.regions, key=lambda item: item.page_idx):
-        if region.memfd not in vm.memfds and not vm.manifest.snapshot:
-            raise StorageFailedError(f"the fd store has no {fdstore.memfd_name(region.memfd)}")
         if region.page_idx > next_idx:
             _skip_pages(vm.engine, region.page_idx - next_idx)
         next_idx = _add_region(vm, region)
 
 
 def _add_region(vm: Vm, region: RegionRecord) -> int:
-    size_bytes = region.pages * PAGE_SIZE
-    if vm.manifest.snapshot:
-        page_idx = vm.engine.add_snapshot_region(region.offset_bytes, size_bytes)
-    else:
-        page_idx = vm.engine.add_region(vm.memfds[region.memfd], region.offset_bytes, size_bytes)
+    page_idx = vm.backing.add_region(
+        vm.engine, vm.memfds, region.memfd, region.offset_bytes, region.pages * PAGE_SIZE
+    )
     if page_idx != region.page_idx:
         raise StorageFailedError(f"the record of the VM is damaged: page {page_idx} is not {region.page_idx}")
     return page_idx + region.pages
@@ -165,7 +161,7 @@ def _mapped_now(vm: Vm) -> coverage.Picture | None:
     """What the known processes map of the memory; the guest waits meanwhile. None: that cannot be told, or
     nobody else could.
     """
-    if vm.manifest.snapshot:
+    if not vm.backing.others_may_map:
         return None
     try:
         pids = {record.pid for record in vm.manifest.processes if record.pid}
@@ -222,7 +218,7 @@ def _add_orphan(vm: Vm, name: str, uffd: int) -> None:
     vm.store.remove(name)
     known = {item.key: item for item in vm.manifest.processes}
     known |= {item.key: item.record for item in vm.processes.values()}
-    parent = orphans.parent_of(uffd, known.values(), is_private=vm.manifest.snapshot)
+    parent = orphans.parent_of(uffd, known.values(), vmm_registers=vm.backing.vmm_registers)
     if parent is None:
         os.close(uffd)
         return

@@ -10,6 +10,7 @@ from pathlib import Path
 from vmmswap.config import Config
 from vmmswap.disk_limits import disk_limits
 from vmmswap.engine import Engine, EngineConfig
+from vmmswap.monitor.backing import Backing, of_new
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
@@ -17,13 +18,13 @@ from vmmswap.monitor.new_vm import NewVm
 from vmmswap.monitor.vm import Vm
 
 
-def engine_config(config: Config, swap_dir: Path, *, is_snapshot: bool) -> EngineConfig:
+def engine_config(config: Config, swap_dir: Path, backing: Backing) -> EngineConfig:
     return EngineConfig(
         swap_dir,
         config.fault_threads,
         config.spin_us,
         config.workers,
-        is_snapshot,
+        backing.source_is_store,
         *disk_limits(config, swap_dir),
     )
 
@@ -35,10 +36,9 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
     page that was brought in, or an event that was read, must not be forgotten with a record that was not
     kept.
     """
+    backing = of_new(new)
     with contextlib.ExitStack() as undo:
-        engine = Engine(
-            engine_config(config, swap_dir, is_snapshot=new.snapshot is not None), store_fd=new.snapshot
-        )
+        engine = Engine(engine_config(config, swap_dir, backing), store_fd=new.snapshot)
         undo.callback(engine.close)
         file = ManifestFile()
         undo.callback(file.close)
@@ -48,15 +48,13 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
             pins=new.pins,
             qmp=new.qmp or "",
             attached=new.attached,
-            snapshot=new.snapshot is not None,
-            wants_out=new.snapshot is not None,  # until Disable: what the guest has not had stays out
             forced=new.forced,
             chosen=new.chosen,
             ordered_by=new.ordered_by.uid,
             ordered_by_gid=new.ordered_by.gid,
             config=config.to_json(),
         )
-        vm = Vm(engine, manifest, file, store)
+        vm = Vm(engine, backing.as_recorded(manifest), file, store)
         undo.callback(_close_fds, vm)
         undo.callback(store.remove_all)
         vm.change()

@@ -97,10 +97,10 @@ class Registration:
         new = replace(new, uid=self._owner_of(new.uid))
         vm = register(self.name, new, self._setup.config, self._setup.swap_dir, self._store)
         try:
-            if new.snapshot is None:
-                await self._must_be_kept()
-            else:
+            if vm.backing.vmm_registers:
                 await self._store.try_barrier()  # refused, it would hang: it has no other way than us
+            else:
+                await self._must_be_kept()
             vm.engine.start()
             vm.register_dummy(vm.vmm)  # last: from here on fork() waits for us
             served = self._place.serve(vm)

@@ -99,7 +99,7 @@ class ServedVm:
     def _watch_mappers(self) -> Watcher:
         if self.vm.manifest.attached:
             return attached.Watch(self.vm, self.processes, self._around.barrier, self._unserved)
-        if self.vm.manifest.snapshot:
+        if not self.vm.backing.others_may_map:
             return Watcher(self.processes)
         return Lookout(self.vm, self.processes, self._unserved)
 

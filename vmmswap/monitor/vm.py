@@ -21,7 +21,8 @@ from vmmswap.errors import BusyError, InvalidRegionError, from_errno
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux import closing
 from vmmswap.linux.files import FileId, file_id
-from vmmswap.monitor import snapshot
+from vmmswap.monitor import backing, snapshot
+from vmmswap.monitor.backing import Backing
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
@@ -43,7 +44,7 @@ class Vm:
     memfds: dict[int, int] = field(default_factory=dict)  # number: fd, ours
     files: list[FileId] = field(default_factory=list)  # by number
     processes: dict[int, Process] = field(default_factory=dict)  # by the engine's number
-    resident: snapshot.Resident | None = None  # of a snapshot's VM
+    resident: snapshot.Resident | None = None  # where the engine cannot count that
 
     @property
     def vmm(self) -> Process:
@@ -51,18 +52,21 @@ class Vm:
         return next(item for item in self.processes.values() if item.key == self.manifest.vmm_key)
 
     @property
+    def backing(self) -> Backing:
+        return backing.of_record(self.manifest)
+
+    @property
     def open_memfds(self) -> list[int]:
         return list(self.memfds.values())
 
     def stats(self) -> EngineStats:
-        """The engine's counters; what is resident of private memory is counted in the process."""
+        """The engine's counters; what it does not see of resident memory is counted in the process."""
         stats = self.engine.stats()
         return stats if self.resident is None else replace(stats, resident_pages=self.resident.pages())
 
     def count_in_process(self) -> None:
-        """From now on, if the memory is private."""
-        if self.manifest.snapshot:
-            self.resident = snapshot.Resident(self.vmm.pid, self.vmm.ranges)
+        """From now on, if the engine cannot count what is resident."""
+        self.resident = self.backing.resident(self.vmm.pid, self.vmm.ranges)
 
     def is_out(self) -> bool:
         """Whether any page is."""
@@ -71,8 +75,7 @@ class Vm:
 
     def check_may_go_out(self) -> None:
         """NotSupportedError if nothing of this memory can be swapped out."""
-        if self.manifest.snapshot:
-            snapshot.refuse_to_go_out()
+        self.backing.check_may_go_out()
 
     def change(self, **values: object) -> None:
         """Change the record that a successor reads."""
@@ -338,10 +341,10 @@ class Vm:
             undo.pop_all()
 
     def _add_to_engine(self, region: Region, undo: contextlib.ExitStack) -> int:
-        if self.manifest.snapshot:  # registration only, which gives the engine up if it fails
-            return self.engine.add_snapshot_region(region.offset_bytes, region.size_bytes)
-        page_idx = self.engine.add_region(self.memfds[region.memfd], region.offset_bytes, region.size_bytes)
-        undo.callback(self.engine.undo_add_region, page_idx)
+        page_idx = self.backing.add_region(
+            self.engine, self.memfds, region.memfd, region.offset_bytes, region.size_bytes
+        )
+        undo.callback(self.backing.undo_add_region, self.engine, page_idx)
         return page_idx
 
     def remove_regions(self, regions: Sequence[Region]) -> None:

@@ -135,7 +135,7 @@ class Succession:
     def _has_nothing_to_lose(self) -> bool:
         """All memory is where it was without us. Of an attached VM there may be another VMM to be served."""
         vm = self._vm
-        if vm.manifest.snapshot:
+        if not vm.backing.others_may_map:
             return True
         is_idle = vm.engine.stats().job is Job.NONE and not vm.is_out()
         return is_idle and (not vm.manifest.attached or len(vm.processes) == 1)

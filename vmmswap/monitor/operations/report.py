@@ -75,9 +75,7 @@ def _lost(pages: int) -> PagesLostError:
 
 
 def _origin(vm: Vm) -> str:
-    if vm.manifest.snapshot:
-        return "snapshot"
-    return "attach" if vm.manifest.attached else "hand-off"
+    return vm.backing.origin or ("attach" if vm.manifest.attached else "hand-off")
 
 
 def _to_us(time_ns: int) -> int:

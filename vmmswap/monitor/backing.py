@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What backs a VM's memory. All that differs between the kinds stands here: nobody else names a kind.
+
+A memfd is shared memory: others may map it, and it is more than one process's. A snapshot's memory is private
+to its VMM, which filled it from a file and registered it itself. The engine has the same cut:
+engine/src/vm/backing.h.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from vmmswap.engine import Engine, Range
+from vmmswap.errors import StorageFailedError
+from vmmswap.monitor import snapshot
+from vmmswap.monitor.keep import fdstore
+from vmmswap.monitor.keep.manifest import Manifest
+from vmmswap.monitor.new_vm import NewVm
+
+
+class Backing(ABC):
+    """vmm_registers: the VMM registers its memory before it hands it over, and nobody else does: refused, it
+    would hang. others_may_map: other processes than the VMM can map it: they are looked for, and have it when
+    the VMM has ended. source_is_store: what the VMM gives is the engine's store. origin: for Status; "" if
+    the kind does not tell.
+    """
+
+    vmm_registers: bool
+    others_may_map: bool
+    source_is_store: bool
+    origin: str
+
+    @abstractmethod
+    def as_recorded(self, manifest: Manifest) -> Manifest:
+        """The record of a new VM, with what a successor must know of the kind."""
+
+    @abstractmethod
+    def add_region(
+        self, engine: Engine, memfds: Mapping[int, int], number: int, offset_bytes: int, size_bytes: int, /
+    ) -> int:
+        """Add memory to the engine: the index of its first page. number: of its memfd, if it has one.
+        StorageFailedError if that is missing.
+        """
+
+    @abstractmethod
+    def undo_add_region(self, engine: Engine, page_idx: int) -> None:
+        """Take back what add_region() did since the running job began."""
+
+    @abstractmethod
+    def check_may_go_out(self) -> None:
+        """NotSupportedError if nothing of it can be swapped out."""
+
+    @abstractmethod
+    def resident(self, pid: int, ranges: Sequence[Range], /) -> snapshot.Resident | None:
+        """What counts the resident pages of the VMM, where the engine cannot. May walk over all of them."""
+
+    @abstractmethod
+    def file_of(self, number: int, /) -> str:
+        """For people: what a region's offset counts in. number: as of add_region()."""
+
+
+class Memfd(Backing):
+    vmm_registers = False
+    others_may_map = True
+    source_is_store = False
+    origin = ""
+
+    def as_recorded(self, manifest: Manifest) -> Manifest:
+        return manifest
+
+    def add_region(
+        self, engine: Engine, memfds: Mapping[int, int], number: int, offset_bytes: int, size_bytes: int, /
+    ) -> int:
+        if number not in memfds:
+            raise StorageFailedError(f"the fd store has no {fdstore.memfd_name(number)}")
+        return engine.add_region(memfds[number], offset_bytes, size_bytes)
+
+    def undo_add_region(self, engine: Engine, page_idx: int) -> None:
+        engine.undo_add_region(page_idx)
+
+    def check_may_go_out(self) -> None:
+        pass
+
+    def resident(self, _pid: int, _ranges: Sequence[Range], /) -> snapshot.Resident | None:
+        return None
+
+    def file_of(self, number: int, /) -> str:
+        return f"memfd {number}"
+
+
+class Snapshot(Backing):
+    vmm_registers = True
+    others_may_map = False
+    source_is_store = True
+    origin = "snapshot"
+
+    def as_recorded(self, manifest: Manifest) -> Manifest:
+        return replace(
+            manifest,
+            snapshot=True,
+            wants_out=True,  # until Disable: what the guest has not had stays out
+        )
+
+    def add_region(
+        self, engine: Engine, _memfds: Mapping[int, int], _number: int, offset_bytes: int, size_bytes: int, /
+    ) -> int:
+        return engine.add_snapshot_region(offset_bytes, size_bytes)
+
+    def undo_add_region(self, engine: Engine, page_idx: int) -> None:
+        """Memory is added by registration only, which gives the engine up if it fails."""
+
+    def check_may_go_out(self) -> None:
+        snapshot.refuse_to_go_out()
+
+    def resident(self, pid: int, ranges: Sequence[Range], /) -> snapshot.Resident | None:
+        return snapshot.Resident(pid, ranges)
+
+    def file_of(self, _number: int, /) -> str:
+        return "the snapshot's file"
+
+
+_MEMFD = Memfd()
+_SNAPSHOT = Snapshot()
+
+
+def of_new(new: NewVm) -> Backing:
+    return _MEMFD if new.snapshot is None else _SNAPSHOT
+
+
+def of_record(manifest: Manifest) -> Backing:
+    return _SNAPSHOT if manifest.snapshot else _MEMFD
