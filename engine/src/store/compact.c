@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "store/compact.h"
+
+#include <string.h>
+
+#include "base/failpoint.h"
+#include "base/units.h"
+#include "store/record.h"
+
+#define COMPACTOR (LOG_WRITERS - 1) /* the writer that compaction has for itself */
+
+/* Unpacked and packed again: a record that is damaged in memory is not copied as if it were right. */
+static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule, relocate_page relocate,
+			void *context)
+{
+	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT,
+		 from_idx = slot_of_record(segment_idx, granule);
+	char page[PAGE_BYTES];
+	const char *segment = ram_tier_at(&log->ram, segment_idx);
+	struct page_to_put put = { .page = page };
+	struct record_header header;
+	struct error err;
+
+	if (!segment || !record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
+	    log_get(log, from_idx, page))
+		return false;
+	put.owner = header.owner;
+	if (log_put(log, COMPACTOR, &put, 1, &err) != 1)
+		return false;
+	FAILPOINT_HERE("store.compact.copied");
+	if (!relocate(context, header.owner, from_idx, put.slot_idx)) {
+		log_drop(log, put.slot_idx);
+		return true;
+	}
+	FAILPOINT_HERE("store.compact.relocated");
+	log_drop(log, from_idx);
+	return true;
+}
+
+bool log_compact_step(struct log *log, relocate_page relocate, void *context)
+{
+	uint32_t segment_idx;
+
+	if (!segments_claim_sparsest(&log->segments, SEGMENT_GRANULES / 2, &segment_idx))
+		return false;
+	for (uint32_t granule = 0; segments_next_live(&log->segments, segment_idx, &granule); granule++)
+		if (!move_record(log, segment_idx, granule, relocate, context))
+			break;
+	segments_unclaim(&log->segments, segment_idx);
+	atomic_fetch_add(&log->compacted_segments, 1);
+	return true;
+}

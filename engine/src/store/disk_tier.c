@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "store/disk_tier.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/failpoint.h"
+#include "store/swap_file.h"
+
+struct disk_tier {
+	struct swap_file file;
+
+	pthread_mutex_t lock; /* of the places */
+	uint64_t *taken;      /* one bit a place */
+	uint32_t places_room;
+	_Atomic uint32_t places_n;
+
+	_Atomic uint64_t written_bytes;
+	atomic_bool cannot_punch;
+};
+
+static int make_tier(struct swap_file file, struct disk_tier **out, struct error *err)
+{
+	struct disk_tier *disk = calloc(1, sizeof *disk);
+
+	if (!disk) {
+		swap_file_close(&file);
+		return error_set(err, ENOMEM, "no memory for the disk tier");
+	}
+	disk->file = file;
+	pthread_mutex_init(&disk->lock, NULL);
+	*out = disk;
+	return 0;
+}
+
+int disk_tier_create(const char *dir, struct disk_tier **out, struct error *err)
+{
+	struct swap_file file;
+	int rc = swap_file_create(dir, &file, err);
+
+	return rc ? rc : make_tier(file, out, err);
+}
+
+int disk_tier_adopt(int fd, struct disk_tier **out, struct error *err)
+{
+	struct swap_file file;
+	int rc = swap_file_adopt(fd, &file, err);
+
+	return rc ? rc : make_tier(file, out, err);
+}
+
+void disk_tier_destroy(struct disk_tier *disk)
+{
+	if (!disk)
+		return;
+	swap_file_close(&disk->file);
+	pthread_mutex_destroy(&disk->lock);
+	free(disk->taken);
+	free(disk);
+}
+
+int disk_tier_fd(const struct disk_tier *disk)
+{
+	return disk->file.fd;
+}
+
+const char *disk_tier_dir(const struct disk_tier *disk)
+{
+	return disk->file.dir;
+}
+
+/* Under the lock. */
+static int make_room(struct disk_tier *disk, uint32_t places)
+{
+	uint32_t room = disk->places_room ? disk->places_room : 64;
+	uint64_t *taken;
+
+	while (room < places)
+		room *= 2;
+	if (room == disk->places_room)
+		return 0;
+	taken = realloc(disk->taken, room / 8);
+	if (!taken)
+		return -ENOMEM;
+	memset((char *)taken + disk->places_room / 8, 0, (room - disk->places_room) / 8);
+	disk->taken = taken;
+	disk->places_room = room;
+	return 0;
+}
+
+int disk_tier_mark(struct disk_tier *disk, uint32_t place_idx)
+{
+	int rc;
+
+	if (place_idx >= SEGMENTS_MAX)
+		return -ERANGE;
+	pthread_mutex_lock(&disk->lock);
+	rc = make_room(disk, place_idx + 1);
+	if (!rc && (disk->taken[place_idx / 64] >> place_idx % 64 & 1))
+		rc = -EEXIST;
+	if (!rc) {
+		disk->taken[place_idx / 64] |= (uint64_t)1 << place_idx % 64;
+		disk->places_n++;
+	}
+	pthread_mutex_unlock(&disk->lock);
+	return rc;
+}
+
+static bool is_taken(const struct disk_tier *disk, uint64_t place_idx)
+{
+	return place_idx < disk->places_room && (disk->taken[place_idx / 64] >> place_idx % 64 & 1);
+}
+
+/* A process that died may have written a segment and not said so. */
+void disk_tier_recovered(struct disk_tier *disk)
+{
+	struct stat st;
+	uint64_t end_idx;
+
+	if (fstat(disk->file.fd, &st))
+		return;
+	end_idx = ((uint64_t)st.st_size + SEGMENT_BYTES - 1) / SEGMENT_BYTES;
+	while (end_idx && !is_taken(disk, end_idx - 1))
+		end_idx--;
+	if ((uint64_t)st.st_size > end_idx * SEGMENT_BYTES &&
+	    ftruncate(disk->file.fd, (off_t)(end_idx * SEGMENT_BYTES)))
+		return;
+	for (uint64_t idx = 0; idx < end_idx; idx++)
+		if (!is_taken(disk, idx))
+			disk_tier_punch(disk, (uint32_t)idx, 0, SEGMENT_BYTES);
+}
+
+/* The lowest: the file stays as short as it can. */
+int disk_tier_take(struct disk_tier *disk, uint32_t *place_idx)
+{
+	uint32_t word = 0;
+	int rc;
+
+	pthread_mutex_lock(&disk->lock);
+	while (word < disk->places_room / 64 && !~disk->taken[word])
+		word++;
+	*place_idx = word * 64 +
+		     (word < disk->places_room / 64 ? (uint32_t)__builtin_ctzll(~disk->taken[word]) : 0);
+	rc = make_room(disk, *place_idx + 1);
+	if (!rc) {
+		disk->taken[*place_idx / 64] |= (uint64_t)1 << *place_idx % 64;
+		disk->places_n++;
+	}
+	pthread_mutex_unlock(&disk->lock);
+	return rc;
+}
+
+void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, uint64_t size_bytes)
+{
+	int rc;
+
+	if (atomic_load_explicit(&disk->cannot_punch, memory_order_relaxed))
+		return;
+	rc = FAILPOINT("store.punch");
+	if (!rc && fallocate(disk->file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			     (off_t)(place_idx * SEGMENT_BYTES + offset_bytes), (off_t)size_bytes))
+		rc = -errno;
+	if (rc == -EOPNOTSUPP || rc == -ENOSYS)
+		atomic_store_explicit(&disk->cannot_punch, true, memory_order_relaxed);
+}
+
+/* Its blocks first: once it is free somebody else may write there. */
+void disk_tier_drop(struct disk_tier *disk, uint32_t place_idx)
+{
+	disk_tier_punch(disk, place_idx, 0, SEGMENT_BYTES);
+	pthread_mutex_lock(&disk->lock);
+	disk->taken[place_idx / 64] &= ~((uint64_t)1 << place_idx % 64);
+	disk->places_n--;
+	pthread_mutex_unlock(&disk->lock);
+}
+
+int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes)
+{
+	uint64_t written_bytes = 0;
+	int rc = swap_file_write(&disk->file, bytes, size_bytes, place_idx * SEGMENT_BYTES, &written_bytes);
+
+	atomic_fetch_add_explicit(&disk->written_bytes, written_bytes, memory_order_relaxed);
+	return rc;
+}
+
+int disk_tier_read(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, void *bytes,
+		   uint64_t size_bytes)
+{
+	return swap_file_read(&disk->file, bytes, size_bytes, place_idx * SEGMENT_BYTES + offset_bytes);
+}
+
+int disk_tier_refuse(const struct disk_tier *disk, int rc, struct error *err)
+{
+	return swap_file_refuse(&disk->file, SEGMENT_BYTES, rc, err);
+}
+
+uint64_t disk_tier_bytes(const struct disk_tier *disk)
+{
+	struct stat st;
+
+	return fstat(disk->file.fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+uint64_t disk_tier_written_bytes(const struct disk_tier *disk)
+{
+	return atomic_load_explicit(&disk->written_bytes, memory_order_relaxed);
+}
+
+uint32_t disk_tier_places(const struct disk_tier *disk)
+{
+	return disk->places_n;
+}

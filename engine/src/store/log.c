@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "store/log.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/failpoint.h"
+#include "base/units.h"
+#include "store/move.h"
+#include "store/record.h"
+
+#define RECORD_GRANULES_MAX ((RECORD_BYTES_MAX + (1u << GRANULE_SHIFT) - 1) >> GRANULE_SHIFT)
+
+/* Reads from disk that lie so near become one. */
+#define GAP_BYTES_MAX ((uint64_t)32 << 10)
+
+static uint32_t granules_of(size_t bytes)
+{
+	return (uint32_t)((bytes + (1u << GRANULE_SHIFT) - 1) >> GRANULE_SHIFT);
+}
+
+static int open_key(struct log *log, const struct log_config *config, struct error *err)
+{
+	if (config->key_fd >= 0)
+		return seal_adopt(config->key_fd, &log->seal, err);
+	return config->encrypt && config->disk_max_bytes ? seal_create(&log->seal, err) : 0;
+}
+
+static int open_disk(struct log *log, const struct log_config *config, struct error *err)
+{
+	if (config->disk_fd >= 0)
+		return disk_tier_adopt(config->disk_fd, &log->disk, err);
+	return config->disk_max_bytes && config->dir ? disk_tier_create(config->dir, &log->disk, err) : 0;
+}
+
+static int open_tiers(struct log *log, const struct log_config *config, struct error *err)
+{
+	int rc = ram_tier_open(&log->ram, config->ram_fd, err);
+
+	if (rc)
+		return rc;
+	rc = fills_open(&log->fills, log->segments.fills);
+	if (rc)
+		rc = error_set(err, -rc, "no memory for the store");
+	if (!rc)
+		rc = open_disk(log, config, err);
+	if (!rc)
+		rc = open_key(log, config, err);
+	if (!rc)
+		return 0;
+	disk_tier_destroy(log->disk);
+	fills_close(&log->fills);
+	ram_tier_close(&log->ram);
+	return rc;
+}
+
+int log_create(const struct log_config *config, struct log **out, struct error *err)
+{
+	struct log *log = calloc(1, sizeof *log);
+	int rc;
+
+	if (!log)
+		return error_set(err, ENOMEM, "no memory for the store");
+	log->compress = config->compress;
+	log->ram_max_bytes = config->ram_max_bytes;
+	log->disk_max_bytes = config->disk_max_bytes;
+	log->write_budget_bytes = INT64_MAX;
+	rc = segments_open(&log->segments, config->segments_fd, err);
+	if (!rc) {
+		rc = open_tiers(log, config, err);
+		if (rc)
+			segments_close(&log->segments);
+	}
+	if (rc) {
+		free(log);
+		return rc;
+	}
+	for (size_t i = 0; i < LOG_WRITERS; i++)
+		pthread_mutex_init(&log->writers[i].lock, NULL);
+	*out = log;
+	return 0;
+}
+
+void log_destroy(struct log *log)
+{
+	if (!log)
+		return;
+	for (size_t i = 0; i < LOG_WRITERS; i++)
+		pthread_mutex_destroy(&log->writers[i].lock);
+	seal_destroy(log->seal);
+	disk_tier_destroy(log->disk);
+	fills_close(&log->fills);
+	ram_tier_close(&log->ram);
+	segments_close(&log->segments);
+	free(log);
+}
+
+int log_mark_used(struct log *log, uint64_t slot_idx)
+{
+	if (slot_is_fill(slot_idx)) {
+		if (slot_idx - SLOT_FILL_FIRST >= atomic_load(&log->fills.table->n))
+			return -ERANGE;
+		atomic_fetch_add(&log->fills.pages, 1);
+		return 0;
+	}
+	return segments_mark(&log->segments, slot_segment(slot_idx), slot_granule(slot_idx));
+}
+
+/* What the table says is truth: a place on disk that no entry names is free, and so is the memory of what is not in RAM. */
+void log_recovered(struct log *log)
+{
+	uint32_t from_idx = 0;
+
+	for (uint32_t idx = 0; idx < log->segments.known_n; idx++) {
+		uint64_t place = atomic_load(&log->segments.entries[idx].place);
+
+		if (place_tier(place) == TIER_DISK && log->disk)
+			disk_tier_mark(log->disk, (uint32_t)place);
+		if (place_tier(place) != TIER_RAM)
+			continue;
+		if (from_idx < idx)
+			ram_tier_drop(&log->ram, from_idx, idx - from_idx);
+		from_idx = idx + 1;
+	}
+	ram_tier_drop(&log->ram, from_idx, SEGMENTS_MAX - from_idx);
+	if (log->disk)
+		disk_tier_recovered(log->disk);
+	segments_recovered(&log->segments);
+	while (log_tidy_step(log))
+		;
+}
+
+/* Segments that may hold memory. With nothing allowed there, RAM is the way to the disk: each writer fills a segment of each sort, and
+ * one is on its way. */
+static uint32_t ram_segments_max(const struct log *log)
+{
+	uint64_t max = atomic_load(&log->ram_max_bytes) / SEGMENT_BYTES;
+	uint64_t least = 4;
+
+	return (uint32_t)(max < least ? least : max > SEGMENTS_MAX ? SEGMENTS_MAX : max);
+}
+
+static int take_segment(struct log *log, bool raw, uint32_t *segment_idx, struct error *err)
+{
+	int rc = segments_take(&log->segments, raw, segment_idx);
+
+	if (rc)
+		return error_set(err, -rc, "no further segment can be had in the store: %s", strerror(-rc));
+	rc = ram_tier_take(&log->ram, *segment_idx);
+	if (!rc && !ram_tier_at(&log->ram, *segment_idx)) {
+		ram_tier_drop(&log->ram, *segment_idx, 1);
+		rc = -ENOMEM;
+	}
+	if (rc) {
+		segments_put_back(&log->segments, *segment_idx);
+		return error_set(
+			err, ENOMEM,
+			"no memory for the RAM tier (%s): free some on the host, or lower RamTierMax=",
+			strerror(-rc));
+	}
+	segments_now_in_ram(&log->segments, *segment_idx);
+	return 0;
+}
+
+/* Over the limit: older segments go to disk first. If memory cannot be had at all, too: that may be what frees it. */
+static int open_segment(struct log *log, struct log_writer *writer, bool raw, struct error *err)
+{
+	uint32_t segment_idx;
+	int rc = 0;
+
+	while (!rc && atomic_load(&log->segments.ram_n) >= ram_segments_max(log)) {
+		rc = log_move_oldest(log, UINT32_MAX, err);
+		if (rc == -ENOENT) /* all are open, or being moved by others */
+			break;
+	}
+	if (rc && rc != -ENOENT)
+		return rc;
+	rc = take_segment(log, raw, &segment_idx, err);
+	if (rc == -ENOMEM && log->disk && !log_move_oldest(log, UINT32_MAX, err))
+		rc = take_segment(log, raw, &segment_idx, err);
+	if (rc) {
+		atomic_store(&log->limited_by, log->disk ? LIMITED_BY_NO_SPACE : LIMITED_BY_RAM_TIER);
+		return rc;
+	}
+	writer->open[raw].is_open = true;
+	writer->open[raw].segment_idx = segment_idx;
+	writer->open[raw].next_granule = 0;
+	return 0;
+}
+
+static void seal_writer(struct log *log, struct log_writer *writer, bool raw)
+{
+	if (!writer->open[raw].is_open)
+		return;
+	writer->open[raw].is_open = false;
+	segments_seal(&log->segments, writer->open[raw].segment_idx);
+	FAILPOINT_HERE("store.sealed");
+}
+
+/* Where the next record goes: room for the longest one. */
+static int room_for_record(struct log *log, struct log_writer *writer, bool raw, char **at, struct error *err)
+{
+	if (writer->open[raw].is_open &&
+	    writer->open[raw].next_granule + RECORD_GRANULES_MAX > SEGMENT_GRANULES)
+		seal_writer(log, writer, raw);
+	if (!writer->open[raw].is_open) {
+		int rc = open_segment(log, writer, raw, err);
+
+		if (rc)
+			return rc;
+	}
+	*at = (char *)ram_tier_at(&log->ram, writer->open[raw].segment_idx) +
+	      ((uint64_t)writer->open[raw].next_granule << GRANULE_SHIFT);
+	return 0;
+}
+
+static uint64_t take_record(struct log *log, struct log_writer *writer, bool raw, size_t bytes)
+{
+	uint32_t granule = writer->open[raw].next_granule, segment_idx = writer->open[raw].segment_idx;
+
+	segments_add(&log->segments, segment_idx, granule, granules_of(bytes));
+	writer->open[raw].next_granule += granules_of(bytes);
+	return slot_of_record(segment_idx, granule);
+}
+
+/* Packed where it would stand among pages that compress; if it does not, it goes to its likes. */
+static int put_page(struct log *log, struct log_writer *writer, struct page_to_put *put, struct error *err)
+{
+	struct record_header header;
+	uint64_t word;
+	uint32_t fill_idx;
+	size_t bytes;
+	char *at;
+	int rc;
+
+	if (page_fill_of(put->page, &word) && fills_put(&log->fills, word, &fill_idx)) {
+		put->slot_idx = SLOT_FILL_FIRST + fill_idx;
+		atomic_fetch_add(&log->fills.pages, 1);
+		return 0;
+	}
+	rc = room_for_record(log, writer, !log->compress, &at, err);
+	if (rc)
+		return rc;
+	bytes = record_pack(put->page, log->compress, put->owner, at);
+	record_header_of(at, bytes, &header);
+	if (log->compress && header.codec == RECORD_RAW) {
+		rc = room_for_record(log, writer, true, &at, err);
+		if (rc)
+			return rc;
+		bytes = record_pack(put->page, false, put->owner, at);
+	}
+	put->slot_idx = take_record(log, writer, header.codec == RECORD_RAW, bytes);
+	return 0;
+}
+
+size_t log_put(struct log *log, size_t writer_idx, struct page_to_put *pages, size_t n, struct error *err)
+{
+	struct log_writer *writer = &log->writers[writer_idx % LOG_WRITERS];
+	size_t done = 0;
+
+	pthread_mutex_lock(&writer->lock);
+	while (done < n && !put_page(log, writer, &pages[done], err))
+		done++;
+	pthread_mutex_unlock(&writer->lock);
+	FAILPOINT_HERE("store.written");
+	return done;
+}
+
+void log_seal_open(struct log *log)
+{
+	for (size_t i = 0; i < LOG_WRITERS; i++) {
+		struct log_writer *writer = &log->writers[i];
+
+		pthread_mutex_lock(&writer->lock);
+		seal_writer(log, writer, false);
+		seal_writer(log, writer, true);
+		pthread_mutex_unlock(&writer->lock);
+	}
+}
+
+static int read_from_ram(struct log *log, uint32_t segment_idx, uint32_t granule, void *page)
+{
+	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT;
+	const char *segment = ram_tier_at(&log->ram, segment_idx);
+	struct record_header header;
+
+	if (!segment)
+		return -ENOMEM;
+	if (!record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
+	    !record_unpack(&header, segment + offset_bytes + RECORD_HEAD_BYTES, page))
+		return -EBADMSG;
+	return 0;
+}
+
+/* A record as it stands on disk, of which room bytes at most are there. */
+static int open_record(struct log *log, uint64_t serial, uint32_t granule, const char *record, uint64_t room,
+		       void *page)
+{
+	char payload[PAGE_BYTES];
+	struct record_header header;
+	const size_t head_bytes = RECORD_HEAD_BYTES - RECORD_TAG_BYTES;
+	const char *packed = record + RECORD_HEAD_BYTES;
+	int rc = 0;
+
+	if (!record_header_of(record, room, &header))
+		return -EBADMSG;
+	if (log->seal) {
+		rc = seal_open(log->seal, serial, granule, record, head_bytes, packed, header.payload_bytes,
+			       record + head_bytes, payload);
+		packed = payload;
+	}
+	if (!rc && !record_unpack(&header, packed, page))
+		rc = -EBADMSG;
+	return rc;
+}
+
+/* A record on disk, and the whole blocks that have all of it. */
+struct on_disk {
+	size_t i; /* the caller's */
+	uint32_t segment_idx, granule;
+	uint32_t place_idx;
+	uint64_t offset_bytes, size_bytes; /* in the segment */
+	uint64_t from_bytes, end_bytes;	   /* of the blocks */
+};
+
+static struct on_disk find_on_disk(const struct log *log, size_t i, uint64_t slot_idx, uint64_t place)
+{
+	struct on_disk at = { .i = i,
+			      .segment_idx = slot_segment(slot_idx),
+			      .granule = slot_granule(slot_idx),
+			      .place_idx = (uint32_t)place };
+	uint64_t extent_bytes = (uint64_t)segments_extent(&log->segments, at.segment_idx, at.granule)
+				<< GRANULE_SHIFT;
+
+	at.offset_bytes = (uint64_t)at.granule << GRANULE_SHIFT;
+	at.size_bytes = extent_bytes < RECORD_BYTES_MAX ? extent_bytes : RECORD_BYTES_MAX;
+	at.from_bytes = at.offset_bytes & ~(DISK_BLOCK_BYTES - 1);
+	at.end_bytes = (at.offset_bytes + at.size_bytes + DISK_BLOCK_BYTES - 1) & ~(DISK_BLOCK_BYTES - 1);
+	return at;
+}
+
+/* blocks: from at->from_bytes on, or from before. */
+static int open_from_blocks(struct log *log, const struct on_disk *at, const char *blocks,
+			    uint64_t blocks_from_bytes, void *page)
+{
+	uint64_t serial = atomic_load(&log->segments.entries[at->segment_idx].serial);
+
+	return open_record(log, serial, at->granule, blocks + (at->offset_bytes - blocks_from_bytes),
+			   at->size_bytes, page);
+}
+
+static int read_from_disk(struct log *log, const struct on_disk *at, void *page)
+{
+	_Alignas(4096) char blocks[RECORD_BYTES_MAX + 2 * DISK_BLOCK_BYTES];
+	int rc;
+
+	if (!log->disk)
+		return -EIO;
+	rc = disk_tier_read(log->disk, at->place_idx, at->from_bytes, blocks, at->end_bytes - at->from_bytes);
+	return rc ? rc : open_from_blocks(log, at, blocks, at->from_bytes, page);
+}
+
+static bool is_known(const struct log *log, uint64_t slot_idx)
+{
+	return slot_is_record(slot_idx) &&
+	       log->segments.pieces[slot_segment(slot_idx) / SEGMENTS_IN_PIECE] != NULL;
+}
+
+/* 0 or an error: the page is there, or cannot be had. 1: it is on disk, at *at. */
+static int get_from_memory(struct log *log, size_t i, uint64_t slot_idx, void *page, struct on_disk *at)
+{
+	uint32_t segment_idx = slot_segment(slot_idx);
+	uint64_t place;
+	int rc = -EIO;
+
+	if (slot_is_fill(slot_idx))
+		return fills_get(&log->fills, (uint32_t)(slot_idx - SLOT_FILL_FIRST), page);
+	if (!is_known(log, slot_idx))
+		return -EIO;
+	place = segments_enter(&log->segments, segment_idx);
+	if (place_tier(place) == TIER_RAM)
+		rc = read_from_ram(log, segment_idx, slot_granule(slot_idx), page);
+	segments_leave(&log->segments, segment_idx);
+	if (place_tier(place) != TIER_DISK)
+		return rc;
+	*at = find_on_disk(log, i, slot_idx, place);
+	return 1;
+}
+
+int log_get(struct log *log, uint64_t slot_idx, void *page)
+{
+	struct on_disk at;
+	int rc = get_from_memory(log, 0, slot_idx, page, &at);
+
+	return rc == 1 ? read_from_disk(log, &at, page) : rc;
+}
+
+static int by_place(const void *left, const void *right)
+{
+	const struct on_disk *a = left, *b = right;
+
+	if (a->place_idx != b->place_idx)
+		return a->place_idx < b->place_idx ? -1 : 1;
+	return a->from_bytes < b->from_bytes ? -1 : a->from_bytes > b->from_bytes;
+}
+
+/* How many from the first on are read in one go. */
+static size_t near_run(const struct on_disk *at, size_t n)
+{
+	size_t run = 1;
+
+	while (run < n && at[run].place_idx == at->place_idx &&
+	       at[run].from_bytes <= at[run - 1].end_bytes + GAP_BYTES_MAX)
+		run++;
+	return run;
+}
+
+/* Where the run cannot be read as one, each page is read by itself: one bad block costs one page. */
+static void read_run(struct log *log, const struct on_disk *at, size_t n, char *blocks, char *buf, int *rc)
+{
+	uint64_t from_bytes = at->from_bytes, end_bytes = at[n - 1].end_bytes;
+	bool whole = n > 1 && blocks && log->disk &&
+		     !disk_tier_read(log->disk, at->place_idx, from_bytes, blocks, end_bytes - from_bytes);
+
+	for (size_t k = 0; k < n; k++) {
+		char *page = buf + bytes_of_pages(at[k].i);
+
+		rc[at[k].i] = whole ? open_from_blocks(log, &at[k], blocks, from_bytes, page) :
+				      read_from_disk(log, &at[k], page);
+	}
+}
+
+void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf, int *rc)
+{
+	struct on_disk *at = calloc(n, sizeof *at);
+	char *pages = buf, *blocks = NULL;
+	size_t on_disk_n = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		struct on_disk one;
+
+		rc[i] = get_from_memory(log, i, slot_idx[i], pages + bytes_of_pages(i), &one);
+		if (rc[i] == 1 && at)
+			at[on_disk_n++] = one;
+		else if (rc[i] == 1)
+			rc[i] = read_from_disk(log, &one, pages + bytes_of_pages(i));
+	}
+	if (on_disk_n > 1) {
+		qsort(at, on_disk_n, sizeof *at, by_place);
+		blocks =
+			mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		blocks = blocks == MAP_FAILED ? NULL : blocks;
+	}
+	for (size_t i = 0, run; i < on_disk_n; i += run) {
+		run = near_run(at + i, on_disk_n - i);
+		read_run(log, at + i, run, blocks, pages, rc);
+	}
+	if (blocks)
+		munmap(blocks, SEGMENT_BYTES);
+	free(at);
+}
+
+static _Noreturn void drop_of_unused(uint64_t slot_idx)
+{
+	fprintf(stderr, "bug: slot %#llx of the store was dropped but is not in use\n",
+		(unsigned long long)slot_idx);
+	abort();
+}
+
+bool log_drop(struct log *log, uint64_t slot_idx)
+{
+	bool emptied = false;
+
+	if (slot_is_fill(slot_idx)) {
+		if (!atomic_load(&log->fills.pages))
+			drop_of_unused(slot_idx);
+		atomic_fetch_sub(&log->fills.pages, 1);
+	} else if (!segments_drop(&log->segments, slot_segment(slot_idx), slot_granule(slot_idx), &emptied)) {
+		drop_of_unused(slot_idx);
+	}
+	return emptied;
+}
+
+/* On disk the entry says first that the place is nobody's: whoever gets it next may be the one that a successor finds. In RAM the memory
+ * goes first: whoever gets the segment's number next has memory at the same place. */
+static void give_back(struct log *log, uint32_t segment_idx)
+{
+	uint64_t place = atomic_load(&log->segments.entries[segment_idx].place);
+
+	if (place_tier(place) == TIER_RAM || segments_clear_stale(&log->segments, segment_idx)) {
+		ram_tier_drop(&log->ram, segment_idx, 1);
+		segments_ram_is_gone(&log->segments);
+	}
+	segments_free(&log->segments, segment_idx);
+	FAILPOINT_HERE("store.freed");
+	if (place_tier(place) == TIER_DISK && log->disk)
+		disk_tier_drop(log->disk, (uint32_t)place);
+}
+
+bool log_tidy_step(struct log *log)
+{
+	uint32_t segment_idx;
+
+	if (segments_take_stale(&log->segments, &segment_idx)) {
+		ram_tier_drop(&log->ram, segment_idx, 1);
+		segments_ram_is_gone(&log->segments);
+		return true;
+	}
+	if (!segments_take_empty(&log->segments, &segment_idx))
+		return false;
+	give_back(log, segment_idx);
+	return true;
+}
+
+void log_account(struct log *log, struct log_account *out)
+{
+	*out = (struct log_account){
+		.ram_bytes = ram_tier_bytes(&log->ram),
+		.disk_bytes = log->disk ? disk_tier_bytes(log->disk) : 0,
+		.record_bytes = atomic_load(&log->segments.live_granules) << GRANULE_SHIFT,
+		.written_bytes = log->disk ? disk_tier_written_bytes(log->disk) : 0,
+		.records = atomic_load(&log->segments.live_n),
+		.raw_records = atomic_load(&log->segments.raw_n),
+		.fill_pages = atomic_load(&log->fills.pages),
+	};
+}

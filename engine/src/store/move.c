@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "store/move.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/failpoint.h"
+#include "store/record.h"
+
+/* The image's length in whole blocks. */
+static uint64_t image_bytes(const struct log *log, uint32_t segment_idx)
+{
+	uint64_t used_bytes = (uint64_t)atomic_load(&log->segments.entries[segment_idx].used_granules)
+			      << GRANULE_SHIFT;
+
+	return (used_bytes + DISK_BLOCK_BYTES - 1) & ~(DISK_BLOCK_BYTES - 1);
+}
+
+static int seal_record(struct log *log, uint64_t serial, uint32_t granule, const char *record, char *out)
+{
+	struct record_header header;
+	const size_t head_bytes = RECORD_HEAD_BYTES - RECORD_TAG_BYTES;
+
+	if (!record_header_of(record, SEGMENT_BYTES - ((uint64_t)granule << GRANULE_SHIFT), &header))
+		return -EBADMSG;
+	if (!log->seal) {
+		memcpy(out, record, record_bytes(&header));
+		return 0;
+	}
+	memcpy(out, record, head_bytes);
+	return seal_close(log->seal, serial, granule, record, head_bytes, record + RECORD_HEAD_BYTES,
+			  header.payload_bytes, out + RECORD_HEAD_BYTES, out + head_bytes);
+}
+
+/* A record that is damaged in memory is left out: to read it gives an error there as here. */
+static int make_image(struct log *log, uint32_t segment_idx, uint64_t serial, char *image)
+{
+	const char *segment = ram_tier_at(&log->ram, segment_idx);
+
+	if (!segment)
+		return -ENOMEM;
+	for (uint32_t granule = 0; segments_next_live(&log->segments, segment_idx, &granule); granule++) {
+		uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT;
+		int rc = seal_record(log, serial, granule, segment + offset_bytes, image + offset_bytes);
+
+		if (rc && rc != -EBADMSG)
+			return rc;
+	}
+	return 0;
+}
+
+static bool take_budget(struct log *log, int64_t bytes)
+{
+	int64_t left = atomic_load(&log->write_budget_bytes);
+
+	do {
+		if (left == INT64_MAX)
+			return true;
+		if (left < bytes)
+			return false;
+	} while (!atomic_compare_exchange_weak(&log->write_budget_bytes, &left, left - bytes));
+	return true;
+}
+
+static void return_budget(struct log *log, int64_t bytes)
+{
+	int64_t left = atomic_load(&log->write_budget_bytes);
+
+	while (left != INT64_MAX &&
+	       !atomic_compare_exchange_weak(&log->write_budget_bytes, &left, left + bytes))
+		;
+}
+
+static int limited(struct log *log, enum limited_by by, struct error *err, const char *text)
+{
+	atomic_store(&log->limited_by, by);
+	return error_set(err, ENOSPC, "%s", text);
+}
+
+/* Places are counted before they are taken, so that two movers do not share the last one. */
+static int check_limits(struct log *log, uint64_t bytes, struct error *err)
+{
+	uint64_t places = disk_tier_places(log->disk) + atomic_fetch_add(&log->moving_n, 1) + 1;
+	int rc = 0;
+
+	if (places * SEGMENT_BYTES > atomic_load(&log->disk_max_bytes))
+		rc = limited(log, LIMITED_BY_DISK_TIER, err, "the disk tier is full: raise DiskTierMax=");
+	else if (!take_budget(log, (int64_t)bytes))
+		rc = limited(
+			log, LIMITED_BY_WRITE_BUDGET, err,
+			"the bytes that may be written today are used up: wait, or raise WriteBudgetPerDay=");
+	if (rc)
+		atomic_fetch_sub(&log->moving_n, 1);
+	return rc;
+}
+
+static int write_image(struct log *log, uint32_t place_idx, const char *image, uint64_t bytes,
+		       struct error *err)
+{
+	int rc = disk_tier_write(log->disk, place_idx, image, bytes);
+
+	FAILPOINT_HERE("store.move.written");
+	if (!rc)
+		return 0;
+	if (rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG)
+		atomic_store(&log->limited_by, LIMITED_BY_NO_SPACE);
+	return disk_tier_refuse(log->disk, rc, err);
+}
+
+static int write_segment(struct log *log, uint32_t segment_idx, char *image, struct error *err)
+{
+	uint64_t serial = log->seal ? seal_next_serial(log->seal) : 0;
+	uint64_t bytes = image_bytes(log, segment_idx);
+	uint32_t place_idx;
+	int rc = check_limits(log, bytes, err);
+
+	if (rc)
+		return rc;
+	rc = disk_tier_take(log->disk, &place_idx);
+	atomic_fetch_sub(&log->moving_n, 1);
+	if (rc) {
+		return_budget(log, (int64_t)bytes);
+		return error_set(err, ENOMEM, "no memory for a further segment on disk");
+	}
+	rc = make_image(log, segment_idx, serial, image);
+	if (rc)
+		rc = error_set(err, -rc, "cannot seal a segment: %s", strerror(-rc));
+	else
+		rc = write_image(log, place_idx, image, bytes, err);
+	if (rc) {
+		disk_tier_drop(log->disk, place_idx);
+		return_budget(log, (int64_t)bytes);
+		return rc;
+	}
+	segments_now_on_disk(&log->segments, segment_idx, place_idx, serial);
+	FAILPOINT_HERE("store.move.placed");
+	return 0;
+}
+
+static void give_memory_back(struct log *log, uint32_t segment_idx)
+{
+	if (!segments_leave_ram(&log->segments, segment_idx))
+		return;
+	ram_tier_drop(&log->ram, segment_idx, 1);
+	segments_ram_is_gone(&log->segments);
+}
+
+int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
+{
+	uint32_t segment_idx;
+	char *image;
+	int rc;
+
+	if (!log->disk)
+		return limited(log, LIMITED_BY_RAM_TIER, err,
+			       "the RAM tier is full, and there is no disk tier: raise RamTierMax=");
+	if (!segments_claim_oldest(&log->segments, born_before_s, &segment_idx))
+		return -ENOENT;
+	/* Zeros wherever no record in use is; nothing of it stays with us. */
+	image = mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (image == MAP_FAILED) {
+		segments_unclaim(&log->segments, segment_idx);
+		return error_set(err, ENOMEM, "no memory to make a segment ready for the disk");
+	}
+	rc = write_segment(log, segment_idx, image, err);
+	munmap(image, SEGMENT_BYTES);
+	if (!rc) {
+		give_memory_back(log, segment_idx);
+		atomic_fetch_add(&log->moved_segments, 1);
+	}
+	segments_unclaim(&log->segments, segment_idx);
+	return rc;
+}

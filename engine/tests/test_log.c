@@ -1,0 +1,723 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "base/failpoint.h"
+#include "base/units.h"
+#include "harness.h"
+#include "store/compact.h"
+#include "store/log.h"
+#include "store/move.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define N 1500 /* pages: a few segments */
+#define MIB ((uint64_t)1 << 20)
+
+/* Page i is text that compresses, noise that does not, or one word. */
+enum sort { TEXT, NOISE, FILL, MIXED };
+
+static void make_page(char *page, enum sort sort, uint64_t seed)
+{
+	if (sort == MIXED)
+		sort = (enum sort)(seed % 3);
+	if (sort == NOISE) {
+		test_fill_page(page, seed);
+	} else if (sort == FILL) {
+		for (size_t i = 0; i < PAGE_BYTES / 8; i++)
+			memcpy(page + 8 * i, &seed, 8);
+	} else {
+		test_fill_page(page, seed);
+		for (size_t i = 1024; i < PAGE_BYTES; i++)
+			page[i] = page[i % 64];
+	}
+}
+
+static struct log_config config(const char *dir)
+{
+	return (struct log_config){ .dir = dir,
+				    .segments_fd = -1,
+				    .ram_fd = -1,
+				    .disk_fd = -1,
+				    .key_fd = -1,
+				    .compress = true,
+				    .encrypt = true,
+				    .ram_max_bytes = 1024 * MIB,
+				    .disk_max_bytes = 1024 * MIB };
+}
+
+static struct log *make(const struct log_config *config)
+{
+	struct log *log;
+	struct error err = { 0 };
+
+	if (log_create(config, &log, &err))
+		test_fail(__FILE__, __LINE__, "%s", err.message);
+	return log;
+}
+
+/* How many of n were put; slots of these in *slots. */
+static size_t try_put(struct log *log, size_t writer, enum sort sort, uint64_t first, size_t n,
+		      uint64_t *slots, struct error *err)
+{
+	char page[PAGE_BYTES];
+	size_t done = 0;
+
+	while (done < n) {
+		struct page_to_put put = { .page = page, .owner = first + done };
+
+		make_page(page, sort, first + done);
+		if (log_put(log, writer, &put, 1, err) != 1)
+			break;
+		slots[done++] = put.slot_idx;
+	}
+	return done;
+}
+
+static void put(struct log *log, enum sort sort, uint64_t first, size_t n, uint64_t *slots)
+{
+	struct error err = { 0 };
+
+	if (try_put(log, 0, sort, first, n, slots, &err) != n)
+		test_fail(__FILE__, __LINE__, "%s", err.message);
+}
+
+static void check(struct log *log, enum sort sort, uint64_t first, size_t n, const uint64_t *slots)
+{
+	char page[PAGE_BYTES], want[PAGE_BYTES];
+
+	for (size_t i = 0; i < n; i++) {
+		CHECK_OK(log_get(log, slots[i], page));
+		make_page(want, sort, first + i);
+		CHECK(memcmp(page, want, PAGE_BYTES) == 0);
+	}
+}
+
+static void check_many(struct log *log, enum sort sort, uint64_t first, size_t n, const uint64_t *slots)
+{
+	char *pages = test_pages(n), want[PAGE_BYTES];
+	int *rc = calloc(n, sizeof *rc);
+
+	log_get_many(log, slots, n, pages, rc);
+	for (size_t i = 0; i < n; i++) {
+		CHECK_OK(rc[i]);
+		make_page(want, sort, first + i);
+		CHECK(memcmp(pages + bytes_of_pages(i), want, PAGE_BYTES) == 0);
+	}
+	munmap(pages, bytes_of_pages(n));
+	free(rc);
+}
+
+static void drop(struct log *log, const uint64_t *slots, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		log_drop(log, slots[i]);
+	while (log_tidy_step(log))
+		;
+}
+
+static void move_all(struct log *log)
+{
+	struct error err = { 0 };
+	int rc;
+
+	log_seal_open(log);
+	do
+		rc = log_move_oldest(log, UINT32_MAX, &err);
+	while (!rc);
+	if (rc != -ENOENT)
+		test_fail(__FILE__, __LINE__, "%s", err.message);
+}
+
+static struct log_account account(struct log *log)
+{
+	struct log_account now;
+
+	log_account(log, &now);
+	return now;
+}
+
+static struct log *successor(struct log *log)
+{
+	struct log_config config = { .segments_fd = log->segments.fd,
+				     .ram_fd = log->ram.fd,
+				     .disk_fd = log->disk ? disk_tier_fd(log->disk) : -1,
+				     .key_fd = log->seal ? seal_fd(log->seal) : -1,
+				     .compress = true,
+				     .ram_max_bytes = 1024 * MIB,
+				     .disk_max_bytes = 1024 * MIB };
+
+	return make(&config);
+}
+
+TEST(pages_come_back_from_ram)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[N];
+	struct log_account full;
+
+	put(log, MIXED, 1, N, slots);
+	check(log, MIXED, 1, N, slots);
+	check_many(log, MIXED, 1, N, slots);
+	full = account(log);
+	CHECK_EQ(full.fill_pages, N / 3);
+	CHECK_EQ(full.raw_records, N / 3);
+	CHECK_EQ(full.records, 2 * N / 3);
+	CHECK_EQ(full.disk_bytes, 0);
+	CHECK(full.ram_bytes < N * PAGE_BYTES * 3 / 4);
+	drop(log, slots, N);
+	log_seal_open(log);
+	drop(log, slots, 0);
+	CHECK_EQ(account(log).ram_bytes, 0);
+	CHECK_EQ(account(log).record_bytes, 0);
+	log_destroy(log);
+}
+
+TEST(pages_come_back_from_disk)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[N];
+
+	put(log, MIXED, 1, N, slots);
+	move_all(log);
+	CHECK_EQ(account(log).ram_bytes, 0);
+	CHECK(account(log).disk_bytes > 0);
+	CHECK(account(log).written_bytes > 0);
+	check(log, MIXED, 1, N, slots);
+	check_many(log, MIXED, 1, N, slots);
+	drop(log, slots, N);
+	CHECK_EQ(account(log).disk_bytes, 0);
+	log_destroy(log);
+}
+
+static uint64_t find_on_disk(struct log *log, const char *needle, size_t needle_bytes)
+{
+	uint64_t found = 0;
+	char *bytes = mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	for (uint32_t place = 0; place < disk_tier_places(log->disk); place++) {
+		if (disk_tier_read(log->disk, place, 0, bytes, SEGMENT_BYTES) &&
+		    disk_tier_read(log->disk, place, 0, bytes, 65536))
+			continue;
+		for (char *at = bytes;
+		     (at = memmem(at, (size_t)(bytes + SEGMENT_BYTES - at), needle, needle_bytes)); at++)
+			found++;
+	}
+	munmap(bytes, SEGMENT_BYTES);
+	return found;
+}
+
+/* And without encryption the same search finds it: the test can fail. */
+TEST(nothing_stands_on_the_disk_in_clear)
+{
+	for (int encrypt = 0; encrypt < 2; encrypt++) {
+		struct log_config one = config(test_dir());
+		static uint64_t slots[600];
+		struct log *log;
+		char page[PAGE_BYTES];
+
+		one.encrypt = encrypt;
+		log = make(&one);
+		put(log, NOISE, 1, 600, slots);
+		move_all(log);
+		make_page(page, NOISE, 100);
+		CHECK_EQ(find_on_disk(log, page + 512, 64) != 0, !encrypt);
+		log_destroy(log);
+	}
+}
+
+static int damage(struct log *log, uint64_t slot_idx, char *page)
+{
+	off_t at = (off_t)(slot_granule(slot_idx) << GRANULE_SHIFT) + 100;
+	uint32_t place = (uint32_t)atomic_load(&log->segments.entries[slot_segment(slot_idx)].place);
+	_Alignas(4096) char block[4096];
+	uint64_t written;
+
+	(void)written;
+	CHECK_OK(disk_tier_read(log->disk, place, (uint64_t)at & ~4095ull, block, 4096));
+	block[at % 4096] ^= 4;
+	CHECK_EQ(pwrite(disk_tier_fd(log->disk), block, 4096,
+			(off_t)(place * SEGMENT_BYTES) + (at & ~4095ll)),
+		 4096);
+	return log_get(log, slot_idx, page);
+}
+
+TEST(a_flipped_bit_on_disk_is_an_error_and_never_bytes)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[N];
+	char page[PAGE_BYTES];
+	int rc[10];
+	char *pages = test_pages(10);
+
+	put(log, TEXT, 1, N, slots);
+	move_all(log);
+	CHECK_EQ(damage(log, slots[5], page), -EBADMSG);
+	log_get_many(log, slots, 10, pages, rc);
+	for (size_t i = 0; i < 10; i++)
+		CHECK_EQ(rc[i], i == 5 ? -EBADMSG : 0);
+	log_destroy(log);
+}
+
+TEST(a_flipped_bit_in_the_ram_tier_is_an_error_or_a_page_that_its_hash_refuses)
+{
+	struct log_config one = config(NULL);
+	struct log *log;
+	uint64_t slot;
+	char page[PAGE_BYTES], *record;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	put(log, TEXT, 1, 1, &slot);
+	record = (char *)ram_tier_at(&log->ram, slot_segment(slot)) + (slot_granule(slot) << GRANULE_SHIFT);
+	for (size_t bit = 0; bit < 24 * 8; bit++) { /* the header: lengths and codec */
+		int rc;
+
+		record[bit / 8] ^= (char)(1 << bit % 8);
+		rc = log_get(log, slot, page);
+		CHECK(rc == 0 || rc == -EBADMSG);
+		record[bit / 8] ^= (char)(1 << bit % 8);
+	}
+	check(log, TEXT, 1, 1, &slot);
+	log_destroy(log);
+}
+
+TEST(the_ram_tier_overflows_to_disk)
+{
+	struct log_config one = config(test_dir());
+	struct log *log;
+	static uint64_t slots[8 * N];
+
+	one.ram_max_bytes = 8 * MIB;
+	log = make(&one);
+	put(log, NOISE, 1, 8 * N, slots);
+	CHECK(account(log).ram_bytes <= 8 * MIB);
+	CHECK(account(log).disk_bytes > 8 * N * PAGE_BYTES - 12 * MIB);
+	check(log, NOISE, 1, 8 * N, slots);
+	log_destroy(log);
+}
+
+TEST(a_full_ram_tier_without_a_disk_says_so)
+{
+	struct log_config one = config(NULL);
+	struct log *log;
+	static uint64_t slots[8 * N];
+	struct error err = { 0 };
+	size_t n;
+
+	one.ram_max_bytes = 10 * MIB;
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	n = try_put(log, 0, NOISE, 1, 8 * N, slots, &err);
+	CHECK(n > 4 * N / 3 && n < 2 * N);
+	CHECK_EQ(err.code, ENOSPC);
+	CHECK_EQ(log->limited_by, LIMITED_BY_RAM_TIER);
+	CHECK_CONTAINS(err.message, "RamTierMax=");
+	check(log, NOISE, 1, n, slots);
+	CHECK(account(log).ram_bytes <= 10 * MIB);
+	log_destroy(log);
+}
+
+TEST(a_full_disk_tier_says_so)
+{
+	struct log_config one = config(test_dir());
+	struct log *log;
+	static uint64_t slots[8 * N];
+	struct error err = { 0 };
+	size_t n;
+
+	one.ram_max_bytes = 8 * MIB;
+	one.disk_max_bytes = 6 * MIB;
+	log = make(&one);
+	n = try_put(log, 0, NOISE, 1, 8 * N, slots, &err);
+	CHECK(n < 8 * N);
+	CHECK_EQ(log->limited_by, LIMITED_BY_DISK_TIER);
+	CHECK(account(log).disk_bytes <= 6 * MIB);
+	check(log, NOISE, 1, n, slots);
+	log_destroy(log);
+}
+
+TEST(a_spent_write_budget_says_so_and_is_never_exceeded)
+{
+	struct log_config one = config(test_dir());
+	struct log *log;
+	static uint64_t slots[8 * N];
+	struct error err = { 0 };
+	size_t n;
+
+	one.ram_max_bytes = 8 * MIB;
+	log = make(&one);
+	atomic_store(&log->write_budget_bytes, (int64_t)(5 * MIB));
+	n = try_put(log, 0, NOISE, 1, 8 * N, slots, &err);
+	CHECK(n < 8 * N);
+	CHECK_EQ(log->limited_by, LIMITED_BY_WRITE_BUDGET);
+	CHECK(account(log).written_bytes <= 5 * MIB);
+	check(log, NOISE, 1, n, slots);
+	log_destroy(log);
+}
+
+TEST(a_full_disk_leaves_the_segment_in_ram)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[N];
+	struct error err = { 0 };
+
+	put(log, NOISE, 1, N, slots);
+	log_seal_open(log);
+	CHECK_OK(failpoint_arm("store.write=ENOSPC"));
+	CHECK_EQ(log_move_oldest(log, UINT32_MAX, &err), -ENOSPC);
+	CHECK_EQ(log->limited_by, LIMITED_BY_NO_SPACE);
+	CHECK_CONTAINS(err.message, "no space");
+	CHECK_EQ(disk_tier_places(log->disk), 0);
+	check(log, NOISE, 1, N, slots);
+	CHECK_OK(failpoint_arm("store.write=off"));
+	move_all(log);
+	check(log, NOISE, 1, N, slots);
+	log_destroy(log);
+}
+
+TEST(no_memory_for_a_segment_is_an_error)
+{
+	struct log_config one = config(NULL);
+	struct log *log;
+	uint64_t slot;
+	struct error err = { 0 };
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	CHECK_OK(failpoint_arm("store.ram=ENOMEM"));
+	CHECK_EQ(try_put(log, 0, TEXT, 1, 1, &slot, &err), 0);
+	CHECK_EQ(err.code, ENOMEM);
+	CHECK_OK(failpoint_arm("store.ram=off"));
+	put(log, TEXT, 1, 1, &slot);
+	check(log, TEXT, 1, 1, &slot);
+	log_destroy(log);
+}
+
+TEST(a_successor_has_all_that_the_page_map_names_and_gives_back_the_rest)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one), *next;
+	static uint64_t slots[3 * N];
+	uint64_t full_bytes;
+
+	put(log, MIXED, 1, N, slots);
+	move_all(log);
+	put(log, MIXED, 1 + N, N, slots + N);
+	put(log, MIXED, 1 + 2 * N, N, slots + 2 * N);
+	full_bytes = account(log).ram_bytes;
+	next = successor(log);
+	for (size_t i = 0; i < 2 * N; i++)
+		CHECK_OK(log_mark_used(next, slots[i]));
+	CHECK_EQ(log_mark_used(next, slots[0]), -EEXIST);
+	CHECK_EQ(log_mark_used(next, slot_of_record(SEGMENTS_MAX - 1, 5)), -ERANGE);
+	log_recovered(next);
+	check_many(next, MIXED, 1, 2 * N, slots);
+	CHECK(account(next).ram_bytes < full_bytes);
+	CHECK_EQ(account(next).fill_pages, 2 * N / 3);
+	put(next, MIXED, 1 + 2 * N, N, slots + 2 * N);
+	check(next, MIXED, 1, 3 * N, slots);
+	drop(next, slots, 3 * N);
+	log_seal_open(next);
+	drop(next, slots, 0);
+	CHECK_EQ(account(next).ram_bytes, 0);
+	CHECK_EQ(account(next).disk_bytes, 0);
+	log_destroy(next);
+	log_destroy(log);
+}
+
+static bool relocate(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
+{
+	uint64_t *slots = context;
+
+	if (slots[owner - 1] != from_idx)
+		return false;
+	slots[owner - 1] = to_idx;
+	return true;
+}
+
+TEST(compaction_gives_memory_back_and_tells_where_the_pages_are)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[4 * N], left[N];
+	struct log *log;
+	uint64_t before;
+	size_t left_n = 0;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	put(log, TEXT, 1, 4 * N, slots);
+	for (size_t i = 0; i < 4 * N; i++) {
+		if (i % 8)
+			log_drop(log, slots[i]);
+		else
+			left[left_n++] = i;
+	}
+	log_seal_open(log);
+	before = account(log).ram_bytes;
+	while (log_compact_step(log, relocate, slots))
+		while (log_tidy_step(log))
+			;
+	CHECK(account(log).ram_bytes < before / 2);
+	CHECK(log->compacted_segments > 0);
+	for (size_t i = 0; i < left_n; i++)
+		check(log, TEXT, 1 + left[i], 1, &slots[left[i]]);
+	log_destroy(log);
+}
+
+static bool refuse(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
+{
+	(void)context, (void)owner, (void)from_idx, (void)to_idx;
+	return false;
+}
+
+TEST(a_page_that_cannot_be_told_stays_where_it_is)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[N];
+	struct log *log;
+	struct log_account before;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	put(log, TEXT, 1, N, slots);
+	log_seal_open(log);
+	for (size_t i = 1; i < N; i++)
+		log_drop(log, slots[i]);
+	before = account(log);
+	log_compact_step(log, refuse, NULL);
+	CHECK_EQ(account(log).records, before.records);
+	check(log, TEXT, 1, 1, slots);
+	log_destroy(log);
+}
+
+TEST(a_slot_that_is_dropped_twice_ends_the_process)
+{
+	struct log_config one = config(NULL);
+	struct log *log;
+	uint64_t slot;
+	int status;
+	pid_t pid;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	put(log, TEXT, 1, 1, &slot);
+	log_drop(log, slot);
+	pid = fork();
+	if (pid == 0) {
+		signal(SIGABRT, SIG_DFL);
+		log_drop(log, slot);
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	CHECK(!(WIFEXITED(status) && WEXITSTATUS(status) == 0));
+	log_destroy(log);
+}
+
+/* --- threads: pages are put, read, dropped, moved and compacted at the same time */
+
+#define SHARED_PAGES 4096
+
+struct world {
+	struct log *log;
+	_Atomic uint64_t words[SHARED_PAGES]; /* 0: not stored; else slot << 1 | busy */
+	_Atomic bool stop;
+	_Atomic uint64_t reads, moves, stale;
+};
+
+static bool world_relocate(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
+{
+	struct world *world = context;
+	uint64_t from = from_idx << 1;
+
+	return atomic_compare_exchange_strong(&world->words[owner], &from, to_idx << 1);
+}
+
+/* Page `owner` has always the same bytes: whatever slot its word names gives these. */
+static void *reader(void *argument)
+{
+	struct world *world = argument;
+	char page[PAGE_BYTES], want[PAGE_BYTES];
+	uint64_t x = (uint64_t)(uintptr_t)&page;
+
+	while (!atomic_load(&world->stop)) {
+		uint64_t owner = (x = x * 6364136223846793005u + 1442695040888963407u) >> 52, word;
+		int rc;
+
+		word = atomic_load(&world->words[owner]);
+		if (!word || word & 1)
+			continue;
+		rc = log_get(world->log, word >> 1, page);
+		if (atomic_load(&world->words[owner]) !=
+		    word) { /* dropped or moved meanwhile: anything may come */
+			atomic_fetch_add(&world->stale, 1);
+			continue;
+		}
+		CHECK_OK(rc);
+		make_page(want, MIXED, owner);
+		CHECK(memcmp(page, want, PAGE_BYTES) == 0);
+		atomic_fetch_add(&world->reads, 1);
+	}
+	return NULL;
+}
+
+struct writer {
+	struct world *world;
+	size_t idx;
+};
+
+static void *writer(void *argument)
+{
+	struct writer *self = argument;
+	struct world *world = self->world;
+	char page[PAGE_BYTES];
+
+	for (uint64_t round = 0; !atomic_load(&world->stop); round++) {
+		uint64_t owner = (round * 2 + self->idx) % SHARED_PAGES;
+		uint64_t word = atomic_load(&world->words[owner]);
+		struct page_to_put put = { .page = page, .owner = owner };
+		struct error err = { 0 };
+
+		if (word && round % 3) {
+			if (atomic_compare_exchange_strong(&world->words[owner], &word, 0))
+				log_drop(world->log, word >> 1);
+			continue;
+		}
+		if (word)
+			continue;
+		make_page(page, MIXED, owner);
+		if (log_put(world->log, self->idx, &put, 1, &err) != 1)
+			test_fail(__FILE__, __LINE__, "%s", err.message);
+		atomic_store(&world->words[owner], put.slot_idx << 1);
+	}
+	return NULL;
+}
+
+static void *tidier(void *argument)
+{
+	struct world *world = argument;
+	struct error err;
+
+	while (!atomic_load(&world->stop)) {
+		if (!log_move_oldest(world->log, UINT32_MAX, &err))
+			atomic_fetch_add(&world->moves, 1);
+		log_compact_step(world->log, world_relocate, world);
+		while (log_tidy_step(world->log))
+			;
+		sched_yield();
+	}
+	return NULL;
+}
+
+TEST(all_at_once_every_page_is_right)
+{
+	struct log_config one = config(test_dir());
+	static struct world world;
+	struct writer writers[2];
+	pthread_t threads[6];
+
+	one.ram_max_bytes = 6 * MIB;
+	world.log = make(&one);
+	for (size_t i = 0; i < 2; i++) {
+		writers[i] = (struct writer){ &world, i };
+		CHECK_OK(pthread_create(&threads[i], NULL, writer, &writers[i]));
+		CHECK_OK(pthread_create(&threads[2 + i], NULL, reader, &world));
+		CHECK_OK(pthread_create(&threads[4 + i], NULL, tidier, &world));
+	}
+	while (atomic_load(&world.reads) < 20000 || atomic_load(&world.moves) < 20)
+		usleep(1000);
+	atomic_store(&world.stop, true);
+	for (size_t i = 0; i < 6; i++)
+		CHECK_OK(pthread_join(threads[i], NULL));
+	log_destroy(world.log);
+}
+
+/* --- death */
+
+#define DEATH_PAGES (6 * N)
+
+/* A process puts, moves and compacts until it dies at the failpoint; what its page map names then is right for a successor. */
+static void die_and_recover(const char *failpoint)
+{
+	struct log_config one = config(test_dir());
+	struct log *log, *next;
+	uint64_t *slots = mmap(NULL, DEATH_PAGES * sizeof *slots, PROT_READ | PROT_WRITE,
+			       MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int status;
+	pid_t pid;
+
+	one.ram_max_bytes = 4 * MIB;
+	log = make(&one);
+	pid = fork();
+	if (pid == 0) {
+		struct error err;
+
+		CHECK_OK(failpoint_arm(failpoint));
+		for (size_t i = 0; i < DEATH_PAGES; i++) {
+			put(log, MIXED, 1 + i, 1, &slots[i]);
+			if (i % 5 == 4) {
+				log_drop(log, slots[i]);
+				slots[i] = 0;
+			}
+		}
+		log_seal_open(log);
+		for (size_t i = 0; i < DEATH_PAGES; i++) {
+			if (slots[i] && i % 7) {
+				uint64_t slot = slots[i];
+
+				slots[i] = 0;
+				log_drop(log, slot);
+			}
+		}
+		while (log_tidy_step(log))
+			;
+		while (log_compact_step(log, relocate, slots))
+			while (log_tidy_step(log))
+				;
+		log_seal_open(log);
+		while (!log_move_oldest(log, UINT32_MAX, &err))
+			;
+		_exit(7);
+	}
+	waitpid(pid, &status, 0);
+	if (WIFEXITED(status))
+		test_fail(__FILE__, __LINE__, "%s was not reached (status %d)", failpoint,
+			  WEXITSTATUS(status));
+	next = successor(log);
+	for (size_t i = 0; i < DEATH_PAGES; i++)
+		if (slots[i])
+			CHECK_OK(log_mark_used(next, slots[i]));
+	log_recovered(next);
+	for (size_t i = 0; i < DEATH_PAGES; i++)
+		if (slots[i])
+			check(next, MIXED, 1 + i, 1, &slots[i]);
+	for (size_t i = 0; i < DEATH_PAGES; i++)
+		if (slots[i])
+			log_drop(next, slots[i]);
+	while (log_tidy_step(next))
+		;
+	CHECK_EQ(account(next).ram_bytes, 0);
+	CHECK_EQ(account(next).disk_bytes, 0);
+	log_destroy(next);
+	log_destroy(log);
+}
+
+#define DEATH(name, failpoint)                        \
+	TEST(killed_##name)                           \
+	{                                             \
+		die_and_recover(failpoint "=kill");   \
+	}                                             \
+	TEST(killed_later_##name)                     \
+	{                                             \
+		die_and_recover(failpoint "=kill@2"); \
+	}
+
+DEATH(when_a_page_is_packed, "store.written")
+DEATH(when_a_segment_is_sealed, "store.sealed")
+DEATH(when_a_segment_is_written, "store.move.written")
+DEATH(when_a_segment_is_placed, "store.move.placed")
+DEATH(when_a_record_is_copied, "store.compact.copied")
+DEATH(when_a_record_is_relocated, "store.compact.relocated")
+DEATH(when_a_segment_is_freed, "store.freed")
