@@ -226,33 +226,38 @@ static uint64_t take_record(struct log *log, struct log_writer *writer, bool raw
 	return slot_of_record(segment_idx, granule);
 }
 
-/* Packed where it would stand among pages that compress; if it does not, it goes to its likes. */
-static int put_page(struct log *log, struct log_writer *writer, struct page_to_put *put, struct error *err)
+/* Pages that do not compress stand apart, so that they can go to disk first. */
+static int put_record(struct log *log, struct log_writer *writer, struct page_to_put *put, struct error *err)
 {
-	struct record_header header;
-	uint64_t word;
-	uint32_t fill_idx;
+	bool raw = !log->compress;
 	size_t bytes;
 	char *at;
-	int rc;
+	int rc = room_for_record(log, writer, raw, &at, err);
 
-	if (page_fill_of(put->page, &word) && fills_put(&log->fills, word, &fill_idx)) {
-		put->slot_idx = SLOT_FILL_FIRST + fill_idx;
-		atomic_fetch_add(&log->fills.pages, 1);
-		return 0;
-	}
-	rc = room_for_record(log, writer, !log->compress, &at, err);
 	if (rc)
 		return rc;
-	bytes = record_pack(put->page, log->compress, put->owner, at);
-	record_header_of(at, bytes, &header);
-	if (log->compress && header.codec == RECORD_RAW) {
-		rc = room_for_record(log, writer, true, &at, err);
+	bytes = raw ? record_pack_raw(put->page, put->owner, at) :
+		      record_pack_compressed(put->page, put->owner, at);
+	if (!bytes) {
+		raw = true;
+		rc = room_for_record(log, writer, raw, &at, err);
 		if (rc)
 			return rc;
-		bytes = record_pack(put->page, false, put->owner, at);
+		bytes = record_pack_raw(put->page, put->owner, at);
 	}
-	put->slot_idx = take_record(log, writer, header.codec == RECORD_RAW, bytes);
+	put->slot_idx = take_record(log, writer, raw, bytes);
+	return 0;
+}
+
+static int put_page(struct log *log, struct log_writer *writer, struct page_to_put *put, struct error *err)
+{
+	uint64_t word;
+	uint32_t fill_idx;
+
+	if (!page_fill_of(put->page, &word) || !fills_put(&log->fills, word, &fill_idx))
+		return put_record(log, writer, put, err);
+	put->slot_idx = SLOT_FILL_FIRST + fill_idx;
+	atomic_fetch_add(&log->fills.pages, 1);
 	return 0;
 }
 

@@ -41,9 +41,14 @@ void ram_tier_close(struct ram_tier *ram)
 int ram_tier_take(struct ram_tier *ram, uint32_t segment_idx)
 {
 	int rc = FAILPOINT("store.ram");
+	void *at;
 
 	if (!rc && fallocate(ram->fd, 0, (off_t)(segment_idx * SEGMENT_BYTES), (off_t)SEGMENT_BYTES))
 		rc = -errno;
+	/* All of it is written soon: one call instead of a page fault for every page. */
+	at = rc ? NULL : ram_tier_at(ram, segment_idx);
+	if (at)
+		madvise(at, SEGMENT_BYTES, MADV_POPULATE_WRITE);
 	if (rc) /* a part may have been allocated */
 		ram_tier_drop(ram, segment_idx, 1);
 	return rc;

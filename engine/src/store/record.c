@@ -9,21 +9,27 @@
 #define OWNER_SHIFT 24
 #define CODEC_SHIFT 16
 
-size_t record_pack(const void *page, bool compress, uint64_t owner, void *record)
+static size_t finish(enum record_codec codec, uint64_t payload_bytes, uint64_t owner, void *record)
 {
-	char *payload = (char *)record + RECORD_HEAD_BYTES;
-	int packed_bytes =
-		compress ? LZ4_compress_default(page, payload, (int)PAGE_BYTES, RECORD_COMPRESSED_BYTES_MAX) :
-			   0;
-	uint64_t codec = packed_bytes > 0 ? RECORD_LZ4 : RECORD_RAW;
-	uint64_t payload_bytes = packed_bytes > 0 ? (uint64_t)packed_bytes : PAGE_BYTES;
-	uint64_t head = owner << OWNER_SHIFT | codec << CODEC_SHIFT | payload_bytes;
+	uint64_t head = owner << OWNER_SHIFT | (uint64_t)codec << CODEC_SHIFT | payload_bytes;
 
-	if (codec == RECORD_RAW)
-		memcpy(payload, page, PAGE_BYTES);
 	memcpy(record, &head, sizeof head);
 	memset((char *)record + sizeof head, 0, RECORD_TAG_BYTES);
 	return RECORD_HEAD_BYTES + payload_bytes;
+}
+
+size_t record_pack_compressed(const void *page, uint64_t owner, void *record)
+{
+	int packed_bytes = LZ4_compress_default(page, (char *)record + RECORD_HEAD_BYTES, (int)PAGE_BYTES,
+						RECORD_COMPRESSED_BYTES_MAX);
+
+	return packed_bytes > 0 ? finish(RECORD_LZ4, (uint64_t)packed_bytes, owner, record) : 0;
+}
+
+size_t record_pack_raw(const void *page, uint64_t owner, void *record)
+{
+	memcpy((char *)record + RECORD_HEAD_BYTES, page, PAGE_BYTES);
+	return finish(RECORD_RAW, PAGE_BYTES, owner, record);
 }
 
 bool record_header_of(const void *record, size_t room, struct record_header *out)

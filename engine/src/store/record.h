@@ -24,8 +24,9 @@ struct record_header {
 	uint64_t owner; /* below 2^40: whose page it is, as the caller counts */
 };
 
-/* *record gets at most RECORD_BYTES_MAX bytes, with zeros for a tag. How many it has. */
-size_t record_pack(const void *page, bool compress, uint64_t owner, void *record);
+/* Both write at most RECORD_BYTES_MAX bytes, with zeros for a tag, and return how many. 0: the page does not compress. */
+size_t record_pack_compressed(const void *page, uint64_t owner, void *record);
+size_t record_pack_raw(const void *page, uint64_t owner, void *record);
 
 /* False: the first 8 bytes are no header, or the record is longer than `room` bytes. */
 bool record_header_of(const void *record, size_t room, struct record_header *out);
