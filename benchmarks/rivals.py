@@ -27,7 +27,7 @@ def compile_program(name: str) -> Path:
         [
             *("gcc", "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-pthread"),
             *(f"-I{ROOT}/engine/src", str(ROOT / "benchmarks" / f"{name}.c"), *sources),
-            *("-lxxhash", "-o", str(program)),
+            *("-lxxhash", "-llz4", "-lcrypto", "-o", str(program)),
         ],
         check=True,
     )

@@ -185,7 +185,7 @@ def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
         include_dirs=[str(SOURCES.relative_to(ENGINE.parent))],
         define_macros=[("_GNU_SOURCE", None), *macros],
         extra_compile_args=["-std=c11", "-O2", "-g", "-pthread", "-Wall", "-Wextra", *_UNUSED_IN_CFFI],
-        # now: the keeper unmaps what the dynamic loader would need to bind a function later.
+        libraries=["lz4", "crypto"],
         extra_link_args=["-pthread", "-Wl,-z,now"],
         py_limited_api=True,
     )
