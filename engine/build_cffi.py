@@ -186,6 +186,7 @@ def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
         define_macros=[("_GNU_SOURCE", None), *macros],
         extra_compile_args=["-std=c11", "-O2", "-g", "-pthread", "-Wall", "-Wextra", *_UNUSED_IN_CFFI],
         libraries=["lz4", "crypto"],
+        # now: the keeper unmaps what the dynamic loader would need to bind a function later.
         extra_link_args=["-pthread", "-Wl,-z,now"],
         py_limited_api=True,
     )

@@ -36,7 +36,7 @@ static void put(struct store *store, size_t n, uint64_t first_seed, uint64_t *sl
 	struct error err = { 0 };
 
 	fill(pages, n, first_seed);
-	if (store_put(store, pages, n, slot_idx, &err))
+	if (store_put(store, pages, NULL, n, slot_idx, &err))
 		test_fail(__FILE__, __LINE__, "%s", err.message);
 	munmap(pages, bytes_of_pages(n));
 }
@@ -44,7 +44,7 @@ static void put(struct store *store, size_t n, uint64_t first_seed, uint64_t *sl
 static int try_put(struct store *store, size_t n, uint64_t *slot_idx, struct error *err)
 {
 	char *pages = test_pages(n);
-	int rc = store_put(store, pages, n, slot_idx, err);
+	int rc = store_put(store, pages, NULL, n, slot_idx, err);
 
 	munmap(pages, bytes_of_pages(n));
 	return rc;
@@ -108,7 +108,7 @@ TEST(what_was_put_comes_back)
 	CHECK(test_page_is(pages, 1009) && test_page_is(pages + PAGE_BYTES, 5001));
 	CHECK(test_page_is(pages + 2 * PAGE_BYTES, 1010));
 	CHECK_OK(store_get(store, scattered, 0, pages));
-	CHECK_OK(store_put(store, pages, 0, scattered, NULL));
+	CHECK_OK(store_put(store, pages, NULL, 0, scattered, NULL));
 	store_destroy(store);
 	store_destroy(NULL);
 }
@@ -238,7 +238,7 @@ static size_t put_all(struct store *store, uint64_t slot_idx[][N], size_t most, 
 		int rc;
 
 		fill(pages, N, i * N);
-		rc = store_put(store, pages, N, slot_idx[i], err);
+		rc = store_put(store, pages, NULL, N, slot_idx[i], err);
 		munmap(pages, bytes_of_pages(N));
 		if (rc) {
 			CHECK_EQ(rc, -ENOSPC);

@@ -354,7 +354,8 @@ static int store_page(struct batch *batch, size_t i, struct error *err)
 {
 	struct evictor *evictor = batch->evictor;
 	struct error why;
-	int rc = store_put(evictor->vm->store, evictor->buffer + i * PAGE_BYTES, 1, &batch->slots[i], &why);
+	int rc = store_put(evictor->vm->store, evictor->buffer + i * PAGE_BYTES, &batch->idx[i], 1,
+			   &batch->slots[i], &why);
 
 	if (!rc)
 		left_none(evictor->left);
@@ -381,7 +382,7 @@ static int store_pages(struct batch *batch, struct error *err)
 			continue;
 		while (i + n < batch->n && batch_must_store(batch, i + n))
 			n++;
-		rc = store_put(vm->store, pages, n, &batch->slots[i], err);
+		rc = store_put(vm->store, pages, &batch->idx[i], n, &batch->slots[i], err);
 		if (rc == -EIO)
 			for (rc = 0; done < n && !rc; done++)
 				rc = store_page(batch, i + done, err);

@@ -7,11 +7,9 @@
 #include "base/units.h"
 #include "store/record.h"
 
-#define COMPACTOR (LOG_WRITERS - 1) /* the writer that compaction has for itself */
-
 /* Unpacked and packed again: a record that is damaged in memory is not copied as if it were right. */
 static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule, relocate_page relocate,
-			void *context)
+			void *context, bool *moved)
 {
 	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT,
 		 from_idx = slot_of_record(segment_idx, granule);
@@ -25,7 +23,7 @@ static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule,
 	    log_get(log, from_idx, page))
 		return false;
 	put.owner = header.owner;
-	if (log_put(log, COMPACTOR, &put, 1, &err) != 1)
+	if (log_put(log, LOG_COMPACTOR, &put, 1, &err) != 1)
 		return false;
 	FAILPOINT_HERE("store.compact.copied");
 	if (!relocate(context, header.owner, from_idx, put.slot_idx)) {
@@ -34,19 +32,23 @@ static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule,
 	}
 	FAILPOINT_HERE("store.compact.relocated");
 	log_drop(log, from_idx);
+	*moved = true;
 	return true;
 }
 
+/* Also false if what is left there cannot be moved now: who asks again would find the same. */
 bool log_compact_step(struct log *log, relocate_page relocate, void *context)
 {
+	bool moved = false;
 	uint32_t segment_idx;
 
 	if (!segments_claim_sparsest(&log->segments, SEGMENT_GRANULES / 2, &segment_idx))
 		return false;
 	for (uint32_t granule = 0; segments_next_live(&log->segments, segment_idx, &granule); granule++)
-		if (!move_record(log, segment_idx, granule, relocate, context))
+		if (!move_record(log, segment_idx, granule, relocate, context, &moved))
 			break;
 	segments_unclaim(&log->segments, segment_idx);
-	atomic_fetch_add(&log->compacted_segments, 1);
-	return true;
+	if (moved)
+		atomic_fetch_add(&log->compacted_segments, 1);
+	return moved;
 }

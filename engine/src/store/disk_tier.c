@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "base/failpoint.h"
@@ -178,6 +179,12 @@ void disk_tier_drop(struct disk_tier *disk, uint32_t place_idx)
 	pthread_mutex_unlock(&disk->lock);
 }
 
+void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx)
+{
+	disk_tier_punch(disk, place_idx, 0, SEGMENT_BYTES);
+	disk->places_n--;
+}
+
 int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes)
 {
 	uint64_t written_bytes = 0;
@@ -203,6 +210,13 @@ uint64_t disk_tier_bytes(const struct disk_tier *disk)
 	struct stat st;
 
 	return fstat(disk->file.fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
+uint64_t disk_tier_free_bytes(const struct disk_tier *disk)
+{
+	struct statvfs fs;
+
+	return fstatvfs(disk->file.fd, &fs) ? UINT64_MAX : (uint64_t)fs.f_bavail * fs.f_frsize;
 }
 
 uint64_t disk_tier_written_bytes(const struct disk_tier *disk)

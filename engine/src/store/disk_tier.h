@@ -36,6 +36,8 @@ const char *disk_tier_dir(const struct disk_tier *disk); /* for messages */
 int disk_tier_take(struct disk_tier *disk, uint32_t *place_idx);
 /* The place is free. Its blocks go, unless the file system cannot. May take a millisecond: not for threads that serve faults. */
 void disk_tier_drop(struct disk_tier *disk, uint32_t place_idx);
+/* The place cannot be written to: it is nobody's, and is given to nobody. */
+void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx);
 /* Blocks inside of a place that are not needed any more go. */
 void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, uint64_t size_bytes);
 
@@ -48,7 +50,9 @@ int disk_tier_read(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_b
 /* Puts into words why a write failed. Returns rc. */
 int disk_tier_refuse(const struct disk_tier *disk, int rc, struct error *err);
 
-uint64_t disk_tier_bytes(const struct disk_tier *disk);		/* as the file system counts */
+uint64_t disk_tier_bytes(const struct disk_tier *disk); /* as the file system counts */
+uint64_t disk_tier_free_bytes(const struct disk_tier
+				      *disk); /* on its file system; one that does not tell has any */
 uint64_t disk_tier_written_bytes(const struct disk_tier *disk); /* since this struct was made */
 uint32_t disk_tier_places(const struct disk_tier *disk);	/* in use */
 

@@ -26,6 +26,8 @@ static int open_key(struct log *log, const struct log_config *config, struct err
 {
 	if (config->key_fd >= 0)
 		return seal_adopt(config->key_fd, &log->seal, err);
+	if (config->disk_fd >= 0) /* what a predecessor wrote there in clear must be read as that */
+		return 0;
 	return config->encrypt && config->disk_max_bytes ? seal_create(&log->seal, err) : 0;
 }
 
@@ -67,6 +69,8 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 	log->compress = config->compress;
 	log->ram_max_bytes = config->ram_max_bytes;
 	log->disk_max_bytes = config->disk_max_bytes;
+	log->disk_keep_free_bytes = config->disk_keep_free_bytes;
+	log->ram_age_s = config->ram_age_s;
 	log->write_budget_bytes = INT64_MAX;
 	rc = segments_open(&log->segments, config->segments_fd, err);
 	if (!rc) {
@@ -196,6 +200,8 @@ static void seal_writer(struct log *log, struct log_writer *writer, bool raw)
 	if (!writer->open[raw].is_open)
 		return;
 	writer->open[raw].is_open = false;
+	ram_tier_trim(&log->ram, writer->open[raw].segment_idx,
+		      (uint64_t)writer->open[raw].next_granule << GRANULE_SHIFT);
 	segments_seal(&log->segments, writer->open[raw].segment_idx);
 	FAILPOINT_HERE("store.sealed");
 }

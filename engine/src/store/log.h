@@ -23,17 +23,10 @@
 #include "store/ram_tier.h"
 #include "store/seal.h"
 #include "store/segments.h"
-
-/* What stopped a put, or will stop the next one. */
-enum limited_by {
-	LIMITED_BY_NOTHING,
-	LIMITED_BY_RAM_TIER,
-	LIMITED_BY_DISK_TIER,
-	LIMITED_BY_WRITE_BUDGET,
-	LIMITED_BY_NO_SPACE
-};
+#include "store/store.h"
 
 #define LOG_WRITERS 8
+#define LOG_COMPACTOR (LOG_WRITERS - 1) /* the writer that compaction has for itself */
 
 struct log_config {
 	const char *dir;			  /* of a new disk tier; NULL: none */
@@ -42,6 +35,8 @@ struct log_config {
 	bool encrypt;
 	uint64_t ram_max_bytes;	 /* 0: RAM only on the way to disk */
 	uint64_t disk_max_bytes; /* 0: no disk tier */
+	uint64_t disk_keep_free_bytes;
+	uint32_t ram_age_s; /* pages that are older move to disk; 0: never */
 };
 
 struct page_to_put {
@@ -69,6 +64,8 @@ struct log {
 	bool compress;
 	struct log_writer writers[LOG_WRITERS];
 
+	uint64_t disk_keep_free_bytes;
+	uint32_t ram_age_s;
 	_Atomic uint64_t ram_max_bytes, disk_max_bytes;
 	_Atomic int64_t write_budget_bytes; /* what may still be written; INT64_MAX: any amount */
 	_Atomic uint32_t limited_by;

@@ -86,6 +86,10 @@ static int check_limits(struct log *log, uint64_t bytes, struct error *err)
 
 	if (places * SEGMENT_BYTES > atomic_load(&log->disk_max_bytes))
 		rc = limited(log, LIMITED_BY_DISK_TIER, err, "the disk tier is full: raise DiskTierMax=");
+	else if (disk_tier_free_bytes(log->disk) < log->disk_keep_free_bytes + bytes)
+		rc = limited(log, LIMITED_BY_NO_SPACE, err,
+			     "less than DiskKeepFree= would be left free on the file system of the swap "
+			     "directory: free some there, set another one, or lower DiskKeepFree=");
 	else if (!take_budget(log, (int64_t)bytes))
 		rc = limited(
 			log, LIMITED_BY_WRITE_BUDGET, err,
@@ -129,7 +133,10 @@ static int write_segment(struct log *log, uint32_t segment_idx, char *image, str
 	else
 		rc = write_image(log, place_idx, image, bytes, err);
 	if (rc) {
-		disk_tier_drop(log->disk, place_idx);
+		if (rc == -EIO) /* nobody else should be given that place */
+			disk_tier_condemn(log->disk, place_idx);
+		else
+			disk_tier_drop(log->disk, place_idx);
 		return_budget(log, (int64_t)bytes);
 		return rc;
 	}
@@ -164,6 +171,10 @@ int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
 		return error_set(err, ENOMEM, "no memory to make a segment ready for the disk");
 	}
 	rc = write_segment(log, segment_idx, image, err);
+	if (rc == -EIO) { /* another place may be better */
+		memset(image, 0, SEGMENT_BYTES);
+		rc = write_segment(log, segment_idx, image, err);
+	}
 	munmap(image, SEGMENT_BYTES);
 	if (!rc) {
 		give_memory_back(log, segment_idx);

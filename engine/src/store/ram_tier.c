@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "base/units.h"
 
 #define PIECE_BYTES (RAM_PIECE_SEGMENTS * SEGMENT_BYTES)
 
@@ -89,6 +90,16 @@ void ram_tier_drop(struct ram_tier *ram, uint32_t segment_idx, uint32_t segments
 {
 	fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(segment_idx * SEGMENT_BYTES),
 		  (off_t)(segments_n * SEGMENT_BYTES));
+}
+
+void ram_tier_trim(struct ram_tier *ram, uint32_t segment_idx, uint64_t used_bytes)
+{
+	uint64_t end_bytes = (used_bytes + PAGE_BYTES - 1) & PAGE_MASK;
+
+	if (end_bytes < SEGMENT_BYTES)
+		fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			  (off_t)(segment_idx * SEGMENT_BYTES + end_bytes),
+			  (off_t)(SEGMENT_BYTES - end_bytes));
 }
 
 uint64_t ram_tier_bytes(const struct ram_tier *ram)

@@ -36,6 +36,9 @@ void *ram_tier_at(struct ram_tier *ram, uint32_t segment_idx);
 /* Give the memory of segments back; none of them may be read any more. */
 void ram_tier_drop(struct ram_tier *ram, uint32_t segment_idx, uint32_t segments_n);
 
+/* Give back what is beyond so many bytes of a segment: nothing stands there, and nothing will. */
+void ram_tier_trim(struct ram_tier *ram, uint32_t segment_idx, uint64_t used_bytes);
+
 /* As the kernel counts. */
 uint64_t ram_tier_bytes(const struct ram_tier *ram);
 

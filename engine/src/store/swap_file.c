@@ -12,7 +12,9 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "base/held.h"
 #include "base/units.h"
+#include "store/read_file.h"
 
 static int refuse_dir(const char *dir, int code, struct error *err)
 {
@@ -27,7 +29,7 @@ static int refuse_dir(const char *dir, int code, struct error *err)
 		return error_set(
 			err, code,
 			"the file system of swap directory %s cannot make unnamed files (O_TMPFILE): use a directory on "
-			"ext4, xfs or btrfs",
+			"ext4, xfs, btrfs or tmpfs",
 			dir);
 	case EACCES:
 	case EPERM:
@@ -131,11 +133,10 @@ int swap_file_adopt(int fd, struct swap_file *out, struct error *err)
 
 	if (flags < 0 || (flags & O_ACCMODE) != O_RDWR || fstat(fd, &st) || !S_ISREG(st.st_mode))
 		return error_set(err, EINVAL,
-				 "fd %d is not a swap file: not a regular file open for reading and writing",
-				 fd);
+				 "fd %d is not a store: not a regular file open for reading and writing", fd);
 	own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (own_fd < 0)
-		return error_set(err, errno, "cannot dup the swap file's fd %d: %s", fd, strerror(errno));
+		return error_set(err, errno, "cannot dup the store's fd %d: %s", fd, strerror(errno));
 	return finish(own_fd, dir_of(fd), out, err);
 }
 
@@ -153,6 +154,7 @@ static int write_all(struct swap_file *file, const char *bytes, uint64_t size_by
 {
 	uint64_t done = 0;
 
+	HELD_MAY_WAIT(WAIT_WRITE);
 	while (done < size_bytes) {
 		ssize_t wrote = FAILPOINT("store.write");
 
@@ -202,31 +204,9 @@ int swap_file_write(struct swap_file *file, const void *bytes, uint64_t size_byt
 		       write_all(file, bytes, size_bytes, offset_bytes, written_bytes);
 }
 
-static int read_all(struct swap_file *file, char *bytes, uint64_t size_bytes, uint64_t offset_bytes)
-{
-	uint64_t done = 0;
-
-	while (done < size_bytes) {
-		ssize_t got = FAILPOINT("store.read");
-
-		if (!got)
-			got = pread(file->fd, bytes + done, size_bytes - done, (off_t)(offset_bytes + done));
-		else
-			errno = (int)-got;
-		if (got < 0 && errno == EINTR)
-			continue;
-		if (got < 0)
-			return -errno;
-		if ((uint64_t)got < PAGE_BYTES)
-			return -EIO;
-		done += (uint64_t)got & PAGE_MASK;
-	}
-	return 0;
-}
-
 int swap_file_read(struct swap_file *file, void *bytes, uint64_t size_bytes, uint64_t offset_bytes)
 {
-	int rc = read_all(file, bytes, size_bytes, offset_bytes);
+	int rc = read_file(file->fd, bytes, size_bytes, offset_bytes);
 
 	if (file->mode == FILE_CACHED)
 		drop_from_cache(file, size_bytes, offset_bytes);

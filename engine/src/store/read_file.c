@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "store/read_file.h"
+
+#include <errno.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include "base/failpoint.h"
+#include "base/held.h"
+#include "base/units.h"
+
+int read_file(int fd, char *bytes, uint64_t size_bytes, uint64_t offset_bytes)
+{
+	uint64_t done = 0;
+
+	HELD_MAY_WAIT(WAIT_READ);
+	while (done < size_bytes) {
+		ssize_t got = FAILPOINT("store.read");
+
+		if (!got)
+			got = pread(fd, bytes + done, size_bytes - done, (off_t)(offset_bytes + done));
+		else
+			errno = (int)-got;
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0)
+			return -errno;
+		if ((uint64_t)got < PAGE_BYTES)
+			return -EIO;
+		done += (uint64_t)got & PAGE_MASK;
+	}
+	return 0;
+}

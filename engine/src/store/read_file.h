@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Reading whole pages of a file, and how many slots in a row are read at once. */
+#ifndef VMMSWAP_READ_FILE_H
+#define VMMSWAP_READ_FILE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* All of it: 0 or -errno; a short read is -EIO. Sizes and offsets are multiples of a page. */
+int read_file(int fd, char *bytes, uint64_t size_bytes, uint64_t offset_bytes);
+
+/* How many of the n slots, from the first on, are consecutive. */
+static inline size_t slot_run_length(const uint64_t *slot_idx, size_t n)
+{
+	size_t run = 1;
+
+	while (run < n && slot_idx[run] == slot_idx[0] + run)
+		run++;
+	return run;
+}
+
+#endif

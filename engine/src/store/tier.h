@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What each kind of place for pages offers to the store, which alone knows which kind has which slot.
+ *
+ *   page_file      4 KiB a slot of one unnamed file, as it is
+ *   snapshot_file  the memory file of a snapshot, read only
+ *   log_tier       compressed records, in RAM and on disk (log.h)
+ *
+ * The functions mean what those of store.h say; all slots given to one call are of this tier. */
+#ifndef VMMSWAP_TIER_H
+#define VMMSWAP_TIER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+struct store_account;
+struct tier;
+
+struct tier_ops {
+	const char *file_kind; /* as store_file_kind() */
+	bool checks_bytes;     /* as store_checks_bytes() */
+	int (*mark_used)(struct tier *tier, uint64_t slot_idx);
+	void (*ready)(struct tier *tier);
+	int (*put)(struct tier *tier, const void *pages, const uint64_t *owner_idx, size_t n,
+		   uint64_t *slot_idx, struct error *err);
+	int (*get)(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf);
+	void (*drop)(struct tier *tier, const uint64_t *slot_idx, size_t n);
+	bool (*trim_step)(struct tier *tier);
+	void (*account)(struct tier *tier, struct store_account *out); /* adds to it */
+	int (*fd)(const struct tier *tier);			       /* -1: it has more than one */
+	void (*destroy)(struct tier *tier);
+};
+
+struct tier {
+	const struct tier_ops *ops;
+};
+
+#endif
