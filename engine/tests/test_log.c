@@ -626,7 +626,7 @@ TEST(all_at_once_every_page_is_right)
 		CHECK_OK(pthread_create(&threads[2 + i], NULL, reader, &world));
 		CHECK_OK(pthread_create(&threads[4 + i], NULL, tidier, &world));
 	}
-	while (atomic_load(&world.reads) < 20000 || atomic_load(&world.moves) < 20)
+	while (atomic_load(&world.reads) < 4000 || atomic_load(&world.moves) < 6)
 		usleep(1000);
 	atomic_store(&world.stop, true);
 	for (size_t i = 0; i < 6; i++)
