@@ -1,33 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "store/segments.h"
+#include "store/segments_inside.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
-
-#include "base/units.h"
-
-static const char magic[8] = "vmmsseg1";
-
-struct segments_table {
-	char magic[8];
-	_Atomic uint32_t known_n;
-	uint32_t reserved[13];
-	struct fills_table fills;
-	struct segment_entry entries[];
-};
-
-struct segment_piece {
-	struct segment_bits bits[SEGMENTS_IN_PIECE]; /* first: page aligned */
-	struct segment own[SEGMENTS_IN_PIECE];
-};
-
-#define TABLE_BYTES (sizeof(struct segments_table) + SEGMENTS_MAX * sizeof(struct segment_entry))
 
 static uint32_t now_s(void)
 {
@@ -37,91 +14,16 @@ static uint32_t now_s(void)
 	return (uint32_t)now.tv_sec;
 }
 
-static int map_table(struct segments *segments, bool is_new, struct error *err)
+void segments_count_live(struct segments *segments, uint32_t segment_idx, uint32_t granules)
 {
-	struct stat st;
+	struct segment *own = own_of(segments, segment_idx);
 
-	if (is_new && ftruncate(segments->fd, (off_t)TABLE_BYTES))
-		return error_set(err, errno, "cannot size the segment table: %s", strerror(errno));
-	if (fstat(segments->fd, &st) || (uint64_t)st.st_size != TABLE_BYTES)
-		return error_set(err, EPROTO, "the file given as segment table is not one");
-	segments->table = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, segments->fd, 0);
-	if (segments->table == MAP_FAILED) {
-		segments->table = NULL;
-		return error_set(err, ENOMEM, "cannot map the segment table: %s", strerror(errno));
-	}
-	if (is_new)
-		memcpy(segments->table->magic, magic, sizeof magic);
-	else if (memcmp(segments->table->magic, magic, sizeof magic))
-		return error_set(err, EPROTO, "the segment table is of another version of vmmswap");
-	segments->entries = segments->table->entries;
-	segments->fills = &segments->table->fills;
-	return 0;
-}
-
-static struct segment *own_of(const struct segments *segments, uint32_t segment_idx)
-{
-	return &segments->pieces[segment_idx / SEGMENTS_IN_PIECE]->own[segment_idx % SEGMENTS_IN_PIECE];
-}
-
-static struct segment_bits *bits_of(const struct segments *segments, uint32_t segment_idx)
-{
-	return &segments->pieces[segment_idx / SEGMENTS_IN_PIECE]->bits[segment_idx % SEGMENTS_IN_PIECE];
-}
-
-/* Under the lock, or alone. */
-static int make_room(struct segments *segments, uint32_t segment_idx)
-{
-	size_t piece = segment_idx / SEGMENTS_IN_PIECE;
-	void *at;
-
-	if (segments->pieces[piece])
-		return 0;
-	at = mmap(NULL, sizeof(struct segment_piece), PROT_READ | PROT_WRITE,
-		  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (at == MAP_FAILED)
-		return -ENOMEM;
-	segments->pieces[piece] = at;
-	return 0;
-}
-
-int segments_open(struct segments *segments, int fd, struct error *err)
-{
-	int rc;
-
-	segments->fd = fd < 0 ? memfd_create("vmmswap-segments", MFD_CLOEXEC) : fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (segments->fd < 0)
-		return error_set(err, errno, "cannot make a memfd for the segment table: %s",
-				 strerror(errno));
-	pthread_mutex_init(&segments->lock, NULL);
-	rc = map_table(segments, fd < 0, err);
-	if (!rc)
-		segments->known_n = atomic_load(&segments->table->known_n);
-	if (!rc && segments->known_n > SEGMENTS_MAX)
-		rc = error_set(err, EPROTO, "the segment table is damaged: it says that it has %u segments",
-			       segments->known_n);
-	for (uint32_t idx = 0; !rc && idx < segments->known_n; idx++)
-		if (make_room(segments, idx))
-			rc = error_set(err, ENOMEM, "no memory for %u segments", segments->known_n);
-	if (rc)
-		segments_close(segments);
-	return rc;
-}
-
-void segments_close(struct segments *segments)
-{
-	for (size_t i = 0; i < SEGMENT_PIECES; i++)
-		if (segments->pieces[i])
-			munmap(segments->pieces[i], sizeof(struct segment_piece));
-	if (segments->table)
-		munmap(segments->table, TABLE_BYTES);
-	pthread_mutex_destroy(&segments->lock);
-	close(segments->fd);
-}
-
-static bool test_bit(const _Atomic uint64_t *bits, uint32_t bit)
-{
-	return atomic_load_explicit(&bits[bit / 64], memory_order_acquire) >> bit % 64 & 1;
+	atomic_fetch_add(&own->live_n, 1);
+	atomic_fetch_add(&own->live_granules, granules);
+	atomic_fetch_add(&segments->live_n, 1);
+	atomic_fetch_add(&segments->live_granules, granules);
+	if (atomic_load(&segments->entries[segment_idx].raw))
+		atomic_fetch_add(&segments->raw_n, 1);
 }
 
 /* The first bit that is set at or after `bit`; SEGMENT_GRANULES if there is none. */
@@ -154,56 +56,6 @@ bool segments_next_live(const struct segments *segments, uint32_t segment_idx, u
 	return *granule < SEGMENT_GRANULES;
 }
 
-static void count_live(struct segments *segments, uint32_t segment_idx, uint32_t granules)
-{
-	struct segment *own = own_of(segments, segment_idx);
-
-	atomic_fetch_add(&own->live_n, 1);
-	atomic_fetch_add(&own->live_granules, granules);
-	atomic_fetch_add(&segments->live_n, 1);
-	atomic_fetch_add(&segments->live_granules, granules);
-	if (atomic_load(&segments->entries[segment_idx].raw))
-		atomic_fetch_add(&segments->raw_n, 1);
-}
-
-int segments_mark(struct segments *segments, uint32_t segment_idx, uint32_t granule)
-{
-	struct segment_bits *bits;
-
-	if (segment_idx >= segments->known_n ||
-	    place_tier(atomic_load(&segments->entries[segment_idx].place)) == TIER_NONE ||
-	    granule >= atomic_load(&segments->entries[segment_idx].used_granules))
-		return -ERANGE;
-	bits = bits_of(segments, segment_idx);
-	if (test_bit(bits->live, granule))
-		return -EEXIST;
-	bits->starts[granule / 64] |= (uint64_t)1 << granule % 64;
-	bits->live[granule / 64] |= (uint64_t)1 << granule % 64;
-	return 0;
-}
-
-/* Lengths follow from where the next record in use begins: what was dropped before we came counts for the one before it. */
-static void count_segment(struct segments *segments, uint32_t segment_idx)
-{
-	for (uint32_t granule = 0; segments_next_live(segments, segment_idx, &granule); granule++)
-		count_live(segments, segment_idx, segments_extent(segments, segment_idx, granule));
-}
-
-void segments_recovered(struct segments *segments)
-{
-	for (uint32_t idx = 0; idx < segments->known_n; idx++) {
-		struct segment *own = own_of(segments, idx);
-		enum segment_tier tier = place_tier(atomic_load(&segments->entries[idx].place));
-
-		if (tier == TIER_NONE)
-			continue;
-		count_segment(segments, idx);
-		segments->ram_n += tier == TIER_RAM;
-		own->state = own->live_n ? SEGMENT_SEALED : SEGMENT_EMPTY;
-		segments->empty_n += own->state == SEGMENT_EMPTY;
-	}
-}
-
 /* Under the lock. */
 static bool find_free(struct segments *segments, uint32_t *segment_idx)
 {
@@ -224,7 +76,7 @@ int segments_take(struct segments *segments, bool raw, uint32_t *segment_idx)
 	if (!find_free(segments, segment_idx))
 		rc = -EFBIG;
 	if (!rc)
-		rc = make_room(segments, *segment_idx);
+		rc = segments_make_room(segments, *segment_idx);
 	if (!rc) {
 		entry = &segments->entries[*segment_idx];
 		own_of(segments, *segment_idx)->state = SEGMENT_OPEN;
@@ -269,7 +121,7 @@ void segments_add(struct segments *segments, uint32_t segment_idx, uint32_t gran
 
 	atomic_fetch_or(&bits->starts[granule / 64], (uint64_t)1 << granule % 64);
 	atomic_fetch_or(&bits->live[granule / 64], (uint64_t)1 << granule % 64);
-	count_live(segments, segment_idx, granules);
+	segments_count_live(segments, segment_idx, granules);
 	atomic_store_explicit(&segments->entries[segment_idx].used_granules, granule + granules,
 			      memory_order_release);
 }

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Pages out of the log: from memory, or by the block from disk. */
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include "base/units.h"
+#include "store/log.h"
+#include "store/record.h"
+
+/* Reads from disk that lie so near become one. */
+#define GAP_BYTES_MAX ((uint64_t)32 << 10)
+
+static int read_from_ram(struct log *log, uint32_t segment_idx, uint32_t granule, void *page)
+{
+	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT;
+	const char *segment = ram_tier_at(&log->ram, segment_idx);
+	struct record_header header;
+
+	if (!segment)
+		return -ENOMEM;
+	if (!record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
+	    !record_unpack(&header, segment + offset_bytes + RECORD_HEAD_BYTES, page))
+		return -EBADMSG;
+	return 0;
+}
+
+/* A record as it stands on disk, of which room bytes at most are there. */
+static int open_record(struct log *log, uint64_t serial, uint32_t granule, const char *record, uint64_t room,
+		       void *page)
+{
+	char payload[PAGE_BYTES];
+	struct record_header header;
+	const size_t head_bytes = RECORD_HEAD_BYTES - RECORD_TAG_BYTES;
+	const char *packed = record + RECORD_HEAD_BYTES;
+	int rc = 0;
+
+	if (!record_header_of(record, room, &header))
+		return -EBADMSG;
+	if (log->seal) {
+		rc = seal_open(log->seal, serial, granule, record, head_bytes, packed, header.payload_bytes,
+			       record + head_bytes, payload);
+		packed = payload;
+	}
+	if (!rc && !record_unpack(&header, packed, page))
+		rc = -EBADMSG;
+	return rc;
+}
+
+/* A record on disk, and the whole blocks that have all of it. */
+struct on_disk {
+	size_t i; /* the caller's */
+	uint32_t segment_idx, granule;
+	uint32_t place_idx;
+	uint64_t offset_bytes, size_bytes; /* in the segment */
+	uint64_t from_bytes, end_bytes;	   /* of the blocks */
+};
+
+static struct on_disk find_on_disk(const struct log *log, size_t i, uint64_t slot_idx, uint64_t place)
+{
+	struct on_disk at = { .i = i,
+			      .segment_idx = slot_segment(slot_idx),
+			      .granule = slot_granule(slot_idx),
+			      .place_idx = (uint32_t)place };
+	uint64_t extent_bytes = (uint64_t)segments_extent(&log->segments, at.segment_idx, at.granule)
+				<< GRANULE_SHIFT;
+
+	at.offset_bytes = (uint64_t)at.granule << GRANULE_SHIFT;
+	at.size_bytes = extent_bytes < RECORD_BYTES_MAX ? extent_bytes : RECORD_BYTES_MAX;
+	at.from_bytes = at.offset_bytes & ~(DISK_BLOCK_BYTES - 1);
+	at.end_bytes = (at.offset_bytes + at.size_bytes + DISK_BLOCK_BYTES - 1) & ~(DISK_BLOCK_BYTES - 1);
+	return at;
+}
+
+/* blocks: from at->from_bytes on, or from before. */
+static int open_from_blocks(struct log *log, const struct on_disk *at, const char *blocks,
+			    uint64_t blocks_from_bytes, void *page)
+{
+	uint64_t serial = atomic_load(&log->segments.entries[at->segment_idx].serial);
+
+	return open_record(log, serial, at->granule, blocks + (at->offset_bytes - blocks_from_bytes),
+			   at->size_bytes, page);
+}
+
+static int read_from_disk(struct log *log, const struct on_disk *at, void *page)
+{
+	_Alignas(4096) char blocks[RECORD_BYTES_MAX + 2 * DISK_BLOCK_BYTES];
+	int rc;
+
+	if (!log->disk)
+		return -EIO;
+	rc = disk_tier_read(log->disk, at->place_idx, at->from_bytes, blocks, at->end_bytes - at->from_bytes);
+	return rc ? rc : open_from_blocks(log, at, blocks, at->from_bytes, page);
+}
+
+static bool is_known(const struct log *log, uint64_t slot_idx)
+{
+	return slot_is_record(slot_idx) &&
+	       log->segments.pieces[slot_segment(slot_idx) / SEGMENTS_IN_PIECE] != NULL;
+}
+
+/* 0 or an error: the page is there, or cannot be had. 1: it is on disk, at *at. */
+static int get_from_memory(struct log *log, size_t i, uint64_t slot_idx, void *page, struct on_disk *at)
+{
+	uint32_t segment_idx = slot_segment(slot_idx);
+	uint64_t place;
+	int rc = -EIO;
+
+	if (slot_is_fill(slot_idx))
+		return fills_get(&log->fills, (uint32_t)(slot_idx - SLOT_FILL_FIRST), page);
+	if (!is_known(log, slot_idx))
+		return -EIO;
+	place = segments_enter(&log->segments, segment_idx);
+	if (place_tier(place) == TIER_RAM)
+		rc = read_from_ram(log, segment_idx, slot_granule(slot_idx), page);
+	segments_leave(&log->segments, segment_idx);
+	if (place_tier(place) != TIER_DISK)
+		return rc;
+	*at = find_on_disk(log, i, slot_idx, place);
+	return 1;
+}
+
+int log_get(struct log *log, uint64_t slot_idx, void *page)
+{
+	struct on_disk at;
+	int rc = get_from_memory(log, 0, slot_idx, page, &at);
+
+	return rc == 1 ? read_from_disk(log, &at, page) : rc;
+}
+
+static int by_place(const void *left, const void *right)
+{
+	const struct on_disk *a = left, *b = right;
+
+	if (a->place_idx != b->place_idx)
+		return a->place_idx < b->place_idx ? -1 : 1;
+	return a->from_bytes < b->from_bytes ? -1 : a->from_bytes > b->from_bytes;
+}
+
+/* How many from the first on are read in one go. */
+static size_t near_run(const struct on_disk *at, size_t n)
+{
+	size_t run = 1;
+
+	while (run < n && at[run].place_idx == at->place_idx &&
+	       at[run].from_bytes <= at[run - 1].end_bytes + GAP_BYTES_MAX)
+		run++;
+	return run;
+}
+
+/* Where the run cannot be read as one, each page is read by itself: one bad block costs one page. */
+static void read_run(struct log *log, const struct on_disk *at, size_t n, char *blocks, char *buf, int *rc)
+{
+	uint64_t from_bytes = at->from_bytes, end_bytes = at[n - 1].end_bytes;
+	bool whole = n > 1 && blocks && log->disk &&
+		     !disk_tier_read(log->disk, at->place_idx, from_bytes, blocks, end_bytes - from_bytes);
+
+	for (size_t k = 0; k < n; k++) {
+		char *page = buf + bytes_of_pages(at[k].i);
+
+		rc[at[k].i] = whole ? open_from_blocks(log, &at[k], blocks, from_bytes, page) :
+				      read_from_disk(log, &at[k], page);
+	}
+}
+
+void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf, int *rc)
+{
+	struct on_disk *at = calloc(n, sizeof *at);
+	char *pages = buf, *blocks = NULL;
+	size_t on_disk_n = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		struct on_disk one;
+
+		rc[i] = get_from_memory(log, i, slot_idx[i], pages + bytes_of_pages(i), &one);
+		if (rc[i] == 1 && at)
+			at[on_disk_n++] = one;
+		else if (rc[i] == 1)
+			rc[i] = read_from_disk(log, &one, pages + bytes_of_pages(i));
+	}
+	if (on_disk_n > 1) {
+		qsort(at, on_disk_n, sizeof *at, by_place);
+		blocks =
+			mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		blocks = blocks == MAP_FAILED ? NULL : blocks;
+	}
+	for (size_t i = 0, run; i < on_disk_n; i += run) {
+		run = near_run(at + i, on_disk_n - i);
+		read_run(log, at + i, run, blocks, pages, rc);
+	}
+	if (blocks)
+		munmap(blocks, SEGMENT_BYTES);
+	free(at);
+}
