@@ -19,7 +19,6 @@ from vmmswap.monitor import recovery, service
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keep.fdstore import FdStore
-from vmmswap.monitor.mappers.processes import is_vmm_alive
 from vmmswap.monitor.ownership import Ownership
 from vmmswap.monitor.registration import Registration
 from vmmswap.monitor.served import ServedVm
@@ -90,7 +89,7 @@ class Monitor:
         if self._setup.starts_on_demand and self._setup.config.idle_exit_s:
             tasks.append(loop.create_task(self._exit_when_idle(server), name="idle exit"))
         if recovered:
-            self._recover(server)
+            await self._recover(server)
         elif self._setup.attach is not None:
             await self._registration.attach_to(
                 self._setup.attach, self._setup.attach_options, qmp=self._setup.attach_qmp
@@ -159,10 +158,13 @@ class Monitor:
             self._controller.changed()
         return self._closed
 
-    def _recover(self, server: HandoffServer) -> None:
+    async def _recover(self, server: HandoffServer) -> None:
         found = recovery.recover(self._setup.kept, self._store, self._setup.config, self._setup.swap_dir)
         served = self.serve(found.vm, error=found.error)
-        if not is_vmm_alive(found.vm):
+        is_alive = await served.processes.is_vmm_alive()
+        if self._controller.served is not served:
+            return  # it has ended meanwhile
+        if not is_alive:
             served.vmm_gone()
             return
         if found.connection is not None:

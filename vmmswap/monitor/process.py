@@ -24,6 +24,7 @@ class Process:
     is_proven: bool = True
     dummy_page: int = 0  # address; 0: none
     is_forked: bool = False  # its pid is a guess then: children of one parent look the same
+    has_gone: bool = False  # it has ended or called exec, and is known on as the VMM that was
 
     @property
     def record(self) -> ProcessRecord:

@@ -29,7 +29,6 @@ from vmmswap.monitor import recovery, snapshot
 from vmmswap.monitor.keep import fdstore, pending
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.mappers import attached, coverage
-from vmmswap.monitor.mappers.processes import is_vmm_alive
 from vmmswap.monitor.new_vm import NewProcess, NewVm
 from vmmswap.monitor.ownership import Ownership
 from vmmswap.monitor.register import register
@@ -236,7 +235,7 @@ class Registration:
             served = await self.register_vm(attached.new_vm(found, pins=pins, qmp=qmp))
             for process in found.processes[1:]:
                 try:
-                    served.processes.add(attached.new_process(process))
+                    await served.processes.add(attached.new_process(process))
                 except VmmswapError:
                     if is_alive(process.pidfd):
                         raise
@@ -259,7 +258,7 @@ class Registration:
 
     async def add_process(self, request: requests.AddProcessRequest) -> None:
         await self._check_huge_pages(request.process.pid, request.process.regions)
-        self._registered().processes.add(_new_process(request.process))
+        await self._registered().processes.add(_new_process(request.process))
         await self._store.try_barrier()
 
     async def add_region(self, request: requests.AddRegionRequest) -> None:
@@ -288,7 +287,7 @@ class Registration:
     async def connection_lost(self, error: VmmswapError | None) -> None:
         self._store.remove(fdstore.CONNECTION)
         served = self._place.served
-        if served is None or error is not None or not is_vmm_alive(served.vm):
+        if served is None or error is not None or not await served.processes.is_vmm_alive():
             return  # its pidfd tells of its end
         _log.info("the VMM has closed its connection: its memory is swapped in and it is released")
         served.vm.change(releasing=True)

@@ -92,6 +92,7 @@ class ServedVm:
 
     def vmm_gone(self) -> None:
         """The VMM has ended, or has called exec. May be called again."""
+        self.vm.vmm.has_gone = True
         self._succession.begin()
 
     # Inside

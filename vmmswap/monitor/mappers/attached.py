@@ -104,7 +104,7 @@ async def detach(processes: Iterable[Process], *, force: bool = False) -> list[s
     uffds = [item.uffd for item in known]
     left = []
     for process in known:
-        if process.pidfd >= 0 and not is_gone(process.uffd):
+        if process.pidfd >= 0 and not await asyncio.to_thread(is_gone, process.uffd):
             name = coverage.name_of(process.pid)
             if not await _detach(process.pid, process.pidfd, [process.uffd, *uffds], force=force):
                 left.append(name)
@@ -157,7 +157,7 @@ class Watch(Watcher):
         super().__init__(processes)
         self._vm = vm
         self._barrier = barrier
-        self._hotplug = Hotplug(vm, self._say_late)
+        self._hotplug = Hotplug(vm, processes.liveness, self._say_late)
         self._on_unserved = on_unserved
         self._unserved = Unserved(on_unserved)
         self._late: set[int] = set()  # pids that were told of
@@ -266,7 +266,7 @@ class Watch(Watcher):
         self._late &= {piece.pid for piece in picture.pieces}
         try:
             if is_tracking:
-                self._hotplug.follow_known(picture)
+                await self._hotplug.follow_known(picture)
         except NotSupportedError as error:
             self._hotplug.tell(error.message)
         if may_let_go:
@@ -319,7 +319,7 @@ class Watch(Watcher):
             try:
                 if self._is_closed:
                     raise NoSuchVMError("the VM has ended")
-                self._processes.add(_numbered(new_process(process), numbers))
+                await self._processes.add(_numbered(new_process(process), numbers))
             except BaseException:
                 await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
                 raise

@@ -20,10 +20,10 @@ from vmmswap.engine import Job, MapperWatch, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, NotSupportedError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux.files import file_id
-from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import Piece
+from vmmswap.monitor.mappers.liveness import Liveness
 from vmmswap.monitor.mappers.placement import joined, kept, overlap, uncovered
 from vmmswap.monitor.process import Process
 from vmmswap.monitor.vm import Vm
@@ -39,8 +39,9 @@ class Hotplug:
     memory was out, before it is served there.
     """
 
-    def __init__(self, vm: Vm, on_late: Callable[[int], None]) -> None:
+    def __init__(self, vm: Vm, liveness: Liveness, on_late: Callable[[int], None]) -> None:
         self._vm = vm
+        self._liveness = liveness
         self._on_late = on_late
         self._mappers = MapperWatch()
         self._is_closed = False
@@ -52,7 +53,7 @@ class Hotplug:
     async def follow(self) -> None:
         """Before Enable. VmmswapError if memory must not leave."""
         picture = await self.look()
-        self.follow_known(picture)
+        await self.follow_known(picture)
         for record in self._unmapped(picture):
             self._forget(record)
         await self.register_anew()
@@ -82,18 +83,21 @@ class Hotplug:
         """The same, for who looks every second: what hardly shows is seen later."""
         return await self._on_thread(coverage.look, coverage.question_of(self._vm), self._mappers)
 
-    def follow_known(self, picture: coverage.Picture) -> None:
+    async def follow_known(self, picture: coverage.Picture) -> None:
         """Serve known processes where they map the memory now: all that can be. NotSupportedError for the
         first one that cannot.
 
         Not forked children: their pids are guesses, and what one unmaps must not be taken from another.
         """
+        gone = await self._liveness.gone(self._vm.processes.values())
+        if self._is_closed:
+            raise NoSuchVMError("the VM has ended")
         starts = self._starts()
         mapped = _by_pid(picture.pieces, starts)
         by_pid: dict[int, list[Process]] = {}
         for process in self._vm.processes.values():
             is_known = process.pid and not process.is_forked and process.pid not in picture.unreadable
-            if is_known and not is_gone(process.uffd):
+            if is_known and process.process_id not in gone:
                 by_pid.setdefault(process.pid, []).append(process)
         refusals = []
         for pid, processes in by_pid.items():
@@ -136,9 +140,13 @@ class Hotplug:
         if not self._vm.engine.stats().tracking:
             return
         question = coverage.question_of(self._vm)
-        for process_id in await self._on_thread(coverage.find_unregistered, question):
+        found = await self._on_thread(coverage.find_unregistered, question)
+        gone = await self._liveness.gone(self._vm.processes.values())
+        if self._is_closed:
+            raise NoSuchVMError("the VM has ended")
+        for process_id in found:
             process = self._vm.processes.get(process_id)
-            if process is None or is_gone(process.uffd):
+            if process is None or process_id in gone:
                 continue
             if any(self._vm.engine.is_out(item.page_idx, item.pages) for item in process.ranges):
                 self._on_late(process.pid)
@@ -185,7 +193,7 @@ class Hotplug:
             if not found.regions:
                 return
             self._add(found)
-        self.follow_known(await self.look())  # others may map it too
+        await self.follow_known(await self.look())  # others may map it too
 
     def _add(self, found: Found) -> None:
         vm = self._vm

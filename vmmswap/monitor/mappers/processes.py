@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from vmmswap.engine import MapperWatch, ProcessForked, Range
 from vmmswap.errors import (
@@ -19,10 +19,10 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.linux.process import is_alive, is_same_file
-from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.holders import Holders
 from vmmswap.monitor.mappers import collapse, coverage
+from vmmswap.monitor.mappers.liveness import Liveness
 from vmmswap.monitor.mappers.placement import has_all
 from vmmswap.monitor.new_vm import NewProcess
 from vmmswap.monitor.process import Process
@@ -61,13 +61,15 @@ class Processes:
         self._watched: dict[int, int] = {}  # the engine's number: pidfd
         self._told_unreadable: set[int] = set()
         self._holders = Holders(vm, on_late)
+        self.liveness = Liveness()
+        self._ends: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._mappers = MapperWatch()  # of the search for pids
         self._search: asyncio.Task[None] | None = None
         self._search_anew = asyncio.Event()  # one more was forked
         for process in vm.processes.values():
             self._watch(process)
-        self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
+        self._alive = self._loop.create_task(self._look_alive(), name="ends of processes")
         if any(not process.pid for process in vm.processes.values()):
             self._start_search()
         if vm.engine.stats().tracking:
@@ -75,17 +77,20 @@ class Processes:
 
     def close(self) -> None:
         self._is_closed = True
-        self._timer.cancel()
         self._holders.close()
         for pidfd in self._watched.values():
             self._loop.remove_reader(pidfd)
         self._watched.clear()
-        for task in (self._search, self._check):
-            if task is not None:
+        for task in (self._alive, self._search, self._check, *self._ends):
+            if task is not None and task is not asyncio.current_task():
                 task.cancel()
 
-    def add(self, new: NewProcess) -> None:
+    async def add(self, new: NewProcess) -> None:
         """One more process, or further memory of one that is known, with its userfaultfd or another one."""
+        others = (item for item in self._vm.processes.values() if item is not self._vm.vmm)
+        await self._forget_gone([item for item in others if item.pid == new.pid])  # that has called exec
+        if self._is_closed:
+            raise NoSuchVMError("the VM has ended")
         self._check_not_served(new)
         known = self._with_uffd(new.uffd)
         if known is not None:
@@ -121,14 +126,15 @@ class Processes:
         twice would be protected and filled at one of its places.
         """
         wanted = [self._vm.range_of(region) for region in new.regions]
-        for process in list(self._vm.processes.values()):
+        for process in self._vm.processes.values():
             if process.pid != new.pid:
-                continue
-            if process is not self._vm.vmm and is_gone(process.uffd):
-                self.gone(process.process_id)  # it has called exec since
                 continue
             for idx, item in enumerate(wanted):
                 _check_apart(f"regions[{idx}]", item, process)
+
+    async def is_vmm_alive(self) -> bool:
+        vmm = self._vm.vmm
+        return is_alive(vmm.pidfd) and not await self.liveness.gone([vmm])
 
     def forked(self, event: ProcessForked) -> None:
         """If this raises, the child is served, but would be lost if the monitor died."""
@@ -140,6 +146,7 @@ class Processes:
         process = self._vm.processes.get(process_id)
         if process is None:
             return
+        process.has_gone = True
         pidfd = self._watched.pop(process_id, None)
         if pidfd is not None:
             self._loop.remove_reader(pidfd)
@@ -165,7 +172,7 @@ class Processes:
         mappers = MapperWatch()  # which looks at all processes first
         for looked in itertools.count(1):
             picture = await self._look(mappers)
-            odd = self._odd_child(picture)
+            odd = await self._odd_child(picture)
             if not picture.strangers and not picture.private and odd is None:
                 break
             if looked >= _LOOKS and picture.strangers:
@@ -219,17 +226,15 @@ class Processes:
         except VmmswapError as error:
             _log.warning("cannot check whether the kernel may make huge pages: %s", error.message)
 
-    def _odd_child(self, picture: coverage.Picture) -> Process | None:
+    async def _odd_child(self, picture: coverage.Picture) -> Process | None:
         """A forked child that does not map all that it is served with: something else may be there by now.
         One whose pid is not known maps none of it, unless it is one of those whose maps may not be read.
         """
+        await self._forget_gone([item for item in self._vm.processes.values() if item.is_forked])
         for item in picture.known:
             process = self._vm.processes.get(item.process_id)
             pid = item.pid or picture.pids.get(item.process_id, 0)
             if process is None or not process.is_forked or process.pid != pid:
-                continue
-            if is_gone(process.uffd):
-                self.gone(process.process_id)
                 continue
             own = [piece.range for piece in picture.pieces if piece.pid == pid]
             has_left = not has_all(own, self._vm.engine.ranges_of(item.process_id))
@@ -240,7 +245,7 @@ class Processes:
 
     async def _look(self, mappers: MapperWatch | None = None) -> coverage.Picture:
         """Who maps the memory now; pids that were found are noted."""
-        self._forget_dead_children()
+        await self._forget_gone([item for item in self._vm.processes.values() if not item.pid])
         picture = await asyncio.to_thread(coverage.look, coverage.question_of(self._vm), mappers)
         if not self._watched:
             raise NoSuchVMError("the VM has ended")
@@ -289,25 +294,19 @@ class Processes:
             else:
                 return
 
-    def _forget_dead_children(self) -> None:
-        dead = [
-            process.process_id
-            for process in self._vm.processes.values()
-            if not process.pid and is_gone(process.uffd)
-        ]
-        for process_id in dead:
-            self.gone(process_id)
+    async def _forget_gone(self, processes: Sequence[Process]) -> None:
+        gone = await self.liveness.gone(processes)
+        for process in processes:
+            if process.process_id in gone and not self._is_closed:
+                self.gone(process.process_id)
 
-    def _look_alive(self) -> None:
+    async def _look_alive(self) -> None:
         """A VMM that calls exec keeps its pidfd and, carelessly, its connection: only its uffd tells."""
-        self._timer = self._loop.call_later(_ALIVE_EVERY_S, self._look_alive)
-        self._look_at_setting()
-        for process in list(self._vm.processes.values()):
-            if is_gone(process.uffd):
-                with guarded(f"the end of process {process.pid} is not taken note of yet"):
-                    self.gone(process.process_id)
-                if self._is_closed:
-                    return
+        while True:
+            await asyncio.sleep(_ALIVE_EVERY_S)
+            self._look_at_setting()
+            with guarded("the end of a process is not taken note of yet"):
+                await self._forget_gone(list(self._vm.processes.values()))
 
     def _watch(self, process: Process) -> None:
         if process.pidfd >= 0:
@@ -315,15 +314,27 @@ class Processes:
             self._loop.add_reader(process.pidfd, self._ended, process.process_id)
 
     def _ended(self, process_id: int) -> None:
-        """A pidfd says so. Children of one parent look the same, so it may be another one's: the userfaultfd
-        tells for certain, and a process that lives must not lose it.
-        """
+        """A pidfd says so. Children of one parent look the same, so it may be another one's."""
         process = self._vm.processes[process_id]
         # It goes on saying so, which must not take all our time if what follows fails.
         self._loop.remove_reader(self._watched.pop(process_id))
+        if process is self._vm.vmm:
+            self._settle_end(process, has_gone=True)
+        else:
+            task = self._loop.create_task(self._ask_after_end(process), name="end of a process")
+            self._ends.add(task)
+            task.add_done_callback(self._ends.discard)
+
+    async def _ask_after_end(self, process: Process) -> None:
+        """The userfaultfd tells for certain, and a process that lives must not lose it."""
+        gone = await self.liveness.gone([process])
+        if not self._is_closed and self._vm.processes.get(process.process_id) is process:
+            self._settle_end(process, has_gone=process.process_id in gone)
+
+    def _settle_end(self, process: Process, *, has_gone: bool) -> None:
         with guarded(f"the end of process {process.pid} is not taken note of; trying again"):
-            if process is self._vm.vmm or is_gone(process.uffd):
-                self.gone(process_id)
+            if has_gone:
+                self.gone(process.process_id)
             else:
                 self._start_search()
                 self._vm.lost_pid(process)
@@ -342,10 +353,6 @@ def _advice(process: Process) -> str:
         f"send a dummy_page that is empty: {process.dummy_page:#x} was touched before, or filled by"
         " mlockall(MCL_FUTURE)"
     )
-
-
-def is_vmm_alive(vm: Vm) -> bool:
-    return is_alive(vm.vmm.pidfd) and not is_gone(vm.vmm.uffd)
 
 
 def _check_apart(field: str, wanted: Range, process: Process) -> None:

@@ -52,26 +52,27 @@ class Heirs:
 @dataclass(frozen=True, slots=True)
 class _Question:
     memory: coverage.Question
-    living: frozenset[int]  # of the known processes: their address space is there
+    uffds: tuple[tuple[int, int], ...]  # of the known processes: the engine's number, fd
     manager: int  # the pid of who keeps fds for us; 0: nobody does
 
 
 def _question_of(vm: Vm) -> _Question:
     return _Question(
         coverage.question_of(vm),
-        frozenset(process.process_id for process in vm.processes.values() if not is_gone(process.uffd)),
+        tuple((process.process_id, process.uffd) for process in vm.processes.values()),
         vm.store.manager,
     )
 
 
 def _look(question: _Question) -> Heirs:
     """Blocks: for a thread."""
+    living = {process_id for process_id, uffd in question.uffds if not is_gone(uffd)}
     picture = coverage.look(question.memory)
     mapped = {piece.pid for piece in picture.pieces}
     served = tuple(
         item.process_id
         for item in picture.known
-        if item.process_id in question.living
+        if item.process_id in living
         and item.ranges
         and (not item.pid or item.pid in mapped or item.pid in picture.unreadable)
     )
@@ -182,7 +183,7 @@ class Succession:
         self._bring_back(who)
 
     def _is_promoted(self) -> bool:
-        return not is_gone(self._vm.vmm.uffd)
+        return not self._vm.vmm.has_gone
 
     def _promote(self, served: Sequence[Process]) -> bool:
         """Make one of these the VMM, unless it is. False: none can be."""

@@ -12,7 +12,6 @@ from vmmswap import message_ids
 from vmmswap.config import Config
 from vmmswap.engine import Job, JobDone, Mode
 from vmmswap.errors import InternalError, NoSpaceError, NotSupportedError, VmmswapError
-from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.log import fields
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.operations.drain import Drain
@@ -193,7 +192,7 @@ class Jobs:
 
     def _pids(self) -> list[int]:
         """Whose cgroups pay for pages that come back: ours, if the VM's processes have all gone."""
-        living = [process for process in self._vm.processes.values() if not is_gone(process.uffd)]
+        living = [process for process in self._vm.processes.values() if not process.has_gone]
         return [process.pid for process in living if process.pid] if living else [os.getpid()]
 
     def _out_pages(self) -> int:

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What can wait for a process, or looks at all of them, is not called on the event loop."""
+
+import ast
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vmmswap.monitor.mappers import liveness
+from vmmswap.monitor.mappers.liveness import Liveness
+from vmmswap.monitor.process import Process
+
+MONITOR = Path(liveness.__file__).parents[1]
+MAY_WAIT = {
+    "is_gone",
+    "coverage.look",
+    "coverage.look_at",
+    "coverage.find_unregistered",
+    "coverage.other_holders",
+    "coverage.check_not_locked",
+    "coverage.check_buffers",
+    "collapse.check",
+    "holders_of",
+    "mappings_of",
+}
+ON_A_THREAD = {  # functions that are passed to one, or that those call
+    ("mappers/liveness.py", "_ask"),
+    ("mappers/succession.py", "_look"),
+    ("mappers/coverage.py", "look"),
+    ("mappers/coverage.py", "look_at"),
+    ("mappers/coverage.py", "other_holders"),
+}
+BEFORE_READY = {("recovery.py", "_mapped_now")}  # the guest waits for a successor in any case
+
+
+def calls_in(path: Path) -> Iterator[tuple[str, str, int]]:
+    """(function, what it calls that may wait, line)"""
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                if isinstance(node, ast.Call) and (called := ast.unparse(node.func)) in MAY_WAIT:
+                    yield function.name, called, node.lineno
+
+
+def test_what_may_wait_is_called_on_threads_only() -> None:
+    found = []
+    for path in sorted(MONITOR.rglob("*.py")):
+        file = str(path.relative_to(MONITOR))
+        for function, called, line in calls_in(path):
+            if (file, function) not in ON_A_THREAD | BEFORE_READY:
+                found.append(f"{file}:{line}: {function}() calls {called}()")
+    assert not found
+
+
+@pytest.fixture
+def holding(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Process 1 holds its lock until the event is set; 2 has gone."""
+    free = threading.Event()
+    waiting: list[int] = []
+
+    def ask(uffd: int) -> bool:
+        if uffd == 1:
+            waiting.append(uffd)
+            assert len(waiting) == 1, "a second thread waits"
+            free.wait()
+            waiting.clear()
+        return uffd == 2
+
+    monkeypatch.setattr(liveness, "is_gone", ask)
+    monkeypatch.setattr(liveness, "LIMIT_S", 0.1)
+    yield free
+    free.set()
+
+
+def process(number: int) -> Process:
+    return Process(number, number, 0, -1, number, False, ())
+
+
+def test_a_process_that_does_not_answer_is_there(holding: threading.Event) -> None:
+    async def ask() -> None:
+        asked = Liveness()
+        assert await asked.gone([process(2), process(1)]) == {2}
+        assert await asked.gone([process(1)]) == frozenset()
+        together = await asyncio.gather(*(asked.gone([process(2)]) for _ in range(3)))
+        assert together == [frozenset()] * 3  # not known now
+        holding.set()
+        while not await asked.gone([process(2)]):
+            await asyncio.sleep(0)
+
+    asyncio.run(ask())
