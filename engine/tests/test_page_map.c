@@ -67,3 +67,36 @@ TEST(no_number_has_two_owners)
 	}
 	page_map_destroy(map);
 }
+
+static void check_walk(uint64_t page_idx, uint64_t end_idx)
+{
+	uint64_t next_idx = page_idx;
+
+	/* What is passed over was never written. What is not may be 0 all the same. */
+	for (struct used_pages at = used_pages(map, page_idx, end_idx); used_pages_next(&at); next_idx++) {
+		for (; next_idx < at.page_idx; next_idx++)
+			CHECK_EQ(atomic_load(page_map_word(map, next_idx)), 0);
+		CHECK_EQ(at.page_idx, next_idx);
+		CHECK(at.page_idx < end_idx);
+	}
+	for (; next_idx < end_idx; next_idx++)
+		CHECK_EQ(atomic_load(page_map_word(map, next_idx)), 0);
+}
+
+TEST(a_walk_finds_all_that_was_written)
+{
+	static const uint64_t written[] = { 0, 511, 512, 1535, 5 * 512, 5 * 512 + 1, 9 * 512 - 1 };
+	struct error err;
+
+	CHECK_OK(page_map_create(&map, &err));
+	add(GIB_PAGES);
+	for (struct used_pages at = used_pages(map, 0, GIB_PAGES); used_pages_next(&at);)
+		test_fail(__FILE__, __LINE__, "page %llu was never written", (unsigned long long)at.page_idx);
+	for (size_t i = 0; i < sizeof written / sizeof *written; i++)
+		atomic_store(page_map_word(map, written[i]), i + 1);
+	for (size_t from = 0; from < sizeof written / sizeof *written; from++)
+		for (uint64_t end_idx = written[from]; end_idx < 10 * 512; end_idx += 97)
+			check_walk(written[from], end_idx);
+	check_walk(0, GIB_PAGES);
+	page_map_destroy(map);
+}
