@@ -121,6 +121,7 @@ class Monitor:
         """The monitor cannot be: a VM that nobody could give orders for must not be left to its keeper."""
         if self.served is not None and self._setup.attach is not None:
             await self.served.detach()
+            self.has_served = False  # whoever starts it again would attach once more
 
     async def _exit_when_idle(self, server: HandoffServer) -> None:
         """End after a whole period without a VM and without a connection."""
