@@ -14,9 +14,10 @@ import pytest
 from tests.support.attach import DEADLINE_S, Target
 from tests.support.bus import missing
 from tests.support.monitor import BusError, Monitor
-from vmmswap.attach import frozen, hold
+from vmmswap.attach import hold
 from vmmswap.attach.attach import attach_vm
 from vmmswap.errors import BusyError
+from vmmswap.linux.cgroup import hierarchies_of
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -67,8 +68,8 @@ def own_path(is_unified: bool) -> str:
 @pytest.fixture(params=["v1", "v2"])
 def group(request: pytest.FixtureRequest) -> Iterator[FrozenGroup]:
     is_unified = request.param == "v2"
-    mounts = frozen._mounts(Path("/proc/self/mountinfo").read_text())
-    mount = next((path for path, unified in mounts if unified is is_unified), None)
+    found = hierarchies_of("freezer")
+    mount = next((item.point for item in found if item.is_unified is is_unified), None)
     if mount is None:
         pytest.skip(f"this machine has no freezer of cgroup {request.param}")
     try:

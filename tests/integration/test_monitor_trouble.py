@@ -90,15 +90,15 @@ class Group:
     """A memory cgroup of the test's own."""
 
     def __init__(self):
-        mounts = headroom.find_mounts()
+        found = {item.is_unified: item.point for item in headroom.find_hierarchies()}
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         own = {fields[1]: fields[2] for line in lines if (fields := line.split(":", 2))}
         name = f"vmmswap-test-{uuid.uuid4().hex[:8]}"
-        if mounts.memory:
-            self.path = mounts.memory / own["memory"].lstrip("/") / name
+        if False in found:
+            self.path = found[False] / own["memory"].lstrip("/") / name
             self.limit_file = "memory.limit_in_bytes"
         else:
-            self.path = mounts.unified / own[""].lstrip("/") / name
+            self.path = found[True] / own[""].lstrip("/") / name
             self.limit_file = "memory.max"
 
     def make(self):

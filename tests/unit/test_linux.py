@@ -5,9 +5,11 @@ import ctypes
 import mmap
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
+from vmmswap.linux import cgroup, mounts
 from vmmswap.linux.files import FileId, file_id, file_id_unasked
 from vmmswap.linux.maps import (
     NO_HUGE_PAGES,
@@ -17,6 +19,7 @@ from vmmswap.linux.maps import (
     joined,
     read_mappings,
 )
+from vmmswap.linux.memory import meminfo_bytes
 from vmmswap.linux.process import is_alive, is_same_file, is_same_memory, status_of, thread_ids
 
 PAGE = mmap.PAGESIZE
@@ -128,3 +131,26 @@ def test_a_child_has_memory_of_its_own_and_ends():
         assert not is_alive(pidfd)
     finally:
         os.close(pidfd)
+
+
+def test_a_line_of_mountinfo():
+    line = "36 35 98:1 /mnt1 /mnt\\040two rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue"
+    assert mounts._mount(line) == mounts.Mount(
+        36, os.makedev(98, 1), Path("/mnt two"), "ext3", ("rw", "errors=continue")
+    )
+    assert any(mount.point == Path("/proc") and mount.kind == "proc" for mount in mounts.read_mounts())
+
+
+def test_a_cgroup_and_those_around_it():
+    assert cgroup._with_those_around(Path("/c"), "/a/b") == [Path("/c/a/b"), Path("/c/a"), Path("/c")]
+    assert cgroup._with_those_around(Path("/c"), "/") == [Path("/c")]
+    for hierarchy in cgroup.hierarchies_of("memory"):
+        for group in cgroup.groups_of(os.getpid(), hierarchy)[-1:]:
+            assert group == hierarchy.point
+
+
+def test_the_hosts_memory():
+    total, available = meminfo_bytes("MemTotal", "MemAvailable")
+    assert 0 < available < total
+    with pytest.raises(OSError, match="no MemNever"):
+        meminfo_bytes("MemNever")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.target import Target
+from vmmswap.linux.mounts import read_mounts
 from vmmswap.linux.process import pidfd_getfd
 
 _SERVED_ELSEWHERE = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "autofs")  # types of file systems
@@ -91,10 +92,7 @@ def _safe_mounts(pid: int) -> frozenset[int]:
     finally:
         os.close(own)
     found = {anonymous.mount_id} if anonymous else set()
-    for line in Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines():
-        mount, _, kind = line.partition(" - ")
-        if not kind.startswith(_SERVED_ELSEWHERE):
-            found.add(int(mount.split()[0]))
+    found |= {m.mount_id for m in read_mounts(pid) if not m.kind.startswith(_SERVED_ELSEWHERE)}
     return frozenset(found)
 
 

@@ -6,12 +6,10 @@ No thread of such a process can make a system call on our behalf before it is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from vmmswap.errors import BusyError
-
-_MOUNTINFO = Path("/proc/self/mountinfo")
+from vmmswap.linux.cgroup import groups_of, hierarchies_of
 
 
 def check_not_frozen(pid: int, name: str) -> None:
@@ -27,42 +25,17 @@ def check_not_frozen(pid: int, name: str) -> None:
 def thawing_command(pid: int) -> str:
     """What thaws the cgroup, the process's own or one around it, that was frozen. Empty: we see none."""
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
-        mounts = list(_mounts(_MOUNTINFO.read_text()))
-    except OSError:
-        return ""
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        for mount, is_unified in mounts:
-            if is_unified and number == "0":
+        for hierarchy in hierarchies_of("freezer"):
+            if hierarchy.is_unified:
                 setting, thaw = "cgroup.freeze", "echo 0 > {}/cgroup.freeze"
-            elif not is_unified and "freezer" in controllers.split(","):
-                setting, thaw = "freezer.self_freezing", "echo THAWED > {}/freezer.state"
             else:
-                continue
-            for group in _with_those_around(mount, path):
+                setting, thaw = "freezer.self_freezing", "echo THAWED > {}/freezer.state"
+            for group in groups_of(pid, hierarchy)[:-1]:  # the root cannot be frozen
                 if _text(group / setting) == "1":
                     return thaw.format(group)
+    except OSError:
+        pass
     return ""
-
-
-def _mounts(mountinfo: str) -> Iterator[tuple[Path, bool]]:
-    """Where the freezer is: (mount point, whether of cgroup v2)."""
-    for line in mountinfo.splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
-        point = Path(before.split(" ")[4].replace("\\040", " "))
-        if kind == "cgroup2":
-            yield point, True
-        elif kind == "cgroup" and "freezer" in options.split(","):
-            yield point, False
-
-
-def _with_those_around(mount: Path, path: str) -> Iterator[Path]:
-    group = mount / path.lstrip("/")
-    while group != mount and mount in group.parents:
-        yield group
-        group = group.parent
 
 
 def _text(path: Path) -> str:

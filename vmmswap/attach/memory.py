@@ -21,6 +21,7 @@ from vmmswap.handoff import fds
 from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
 from vmmswap.linux.files import FileId, file_id_unasked
 from vmmswap.linux.maps import Mapping, joined, read_mappings
+from vmmswap.linux.mounts import read_mounts
 from vmmswap.linux.owned import OwnedFds
 
 MIN_BYTES = 16 << 20  # smaller shared mappings are rings, logs, video memory
@@ -232,9 +233,7 @@ def _check_shmem(target: Target, mapping: Mapping) -> None:
         raise NotSupportedError(
             f"{mapping.path[:60]!a} is a hugetlb file: huge pages cannot be swapped out. Use normal pages"
         )
-    mounts = Path(f"/proc/{target.pid}/mountinfo").read_text(errors="replace").splitlines()
-    own = f"{os.major(mapping.file.dev)}:{os.minor(mapping.file.dev)}"
-    kinds = {line.partition(" - ")[2].split()[0] for line in mounts if line.split()[2] == own}
+    kinds = {mount.kind for mount in read_mounts(target.pid) if mount.dev == mapping.file.dev}
     if kinds != {"tmpfs"}:
         raise NotSupportedError(f"{mapping.path[:60]!a} is not a memfd nor a file on tmpfs")
 

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from vmmswap.linux.cgroup import groups_of, hierarchies_of
+from vmmswap.linux.memory import meminfo_bytes
 
 _BLOCK_BYTES = 512  # unit of st_blocks, whatever the file system
 
@@ -38,25 +42,14 @@ def memfd_bytes(pid: int) -> int:
 
 def available_bytes() -> int:
     """MemAvailable: what new work could get without swapping."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        key, value = line.split(":")
-        if key == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    raise OSError("/proc/meminfo has no MemAvailable: is /proc mounted?")
+    return meminfo_bytes("MemAvailable")[0]
 
 
 def charge_bytes(pid: int) -> int | None:
     """What the memory controller charges to a process's control group, version 2 or 1."""
-    for line in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            file = Path(f"/sys/fs/cgroup{path}/memory.current")
-        elif "memory" in controllers.split(","):
-            file = Path(f"/sys/fs/cgroup/memory{path}/memory.usage_in_bytes")
-        else:
-            continue
-        try:
-            return int(file.read_text(encoding="ascii"))
-        except (FileNotFoundError, ValueError):
-            continue
+    for hierarchy in hierarchies_of("memory"):
+        name = "memory.current" if hierarchy.is_unified else "memory.usage_in_bytes"
+        for group in groups_of(pid, hierarchy)[:1]:
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                return int((group / name).read_text(encoding="ascii"))
     return None

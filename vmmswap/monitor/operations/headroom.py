@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.linux.cgroup import Hierarchy, groups_of, hierarchies_of
+from vmmswap.linux.memory import meminfo_bytes
 
 _log = logging.getLogger("vmmswap.headroom")
 
@@ -38,59 +40,33 @@ class Headroom:
     limit: str  # which one, for people
 
 
-@dataclass(frozen=True, slots=True)
-class Mounts:
-    """Where the cgroup hierarchies are; None: not mounted."""
-
-    unified: Path | None
-    memory: Path | None  # v1
-
-
-def find_mounts(mountinfo: Path = Path("/proc/self/mountinfo")) -> Mounts:
-    unified = memory = None
-    for line in mountinfo.read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        kind, _, options = after.split(" ", 2)
-        point = Path(before.split(" ")[4].replace("\\040", " "))
-        if kind == "cgroup2":
-            unified = unified or point
-        elif kind == "cgroup" and "memory" in options.split(","):
-            memory = memory or point
-    return Mounts(unified, memory)
+def find_hierarchies() -> list[Hierarchy]:
+    """Where memory is limited: the first of each version counts."""
+    found: dict[bool, Hierarchy] = {}
+    for hierarchy in hierarchies_of("memory"):
+        found.setdefault(hierarchy.is_unified, hierarchy)
+    return list(found.values())
 
 
-def look(pids: Iterable[int], mounts: Mounts) -> Headroom:
+def look(pids: Iterable[int], hierarchies: Sequence[Hierarchy]) -> Headroom:
     """The tightest of the host and these processes' cgroups. Processes that are gone are passed over."""
-    groups = {group for pid in pids for group in _groups_of(pid, mounts)}
+    groups = {group for pid in pids for group in _groups_of(pid, hierarchies)}
     rooms = [_host(), *(room for group in sorted(groups) if (room := _group(group)))]
     return min(rooms, key=lambda room: room.bytes)
 
 
 def _host() -> Headroom:
-    values = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    total, available = (int(values[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
+    total, available = meminfo_bytes("MemTotal", "MemAvailable")
     reserve = min(_HOST_RESERVE_MAX, total // _RESERVE_SHARE)
     return Headroom(available - reserve, f"the host has {available // _MIB} MiB available")
 
 
-def _groups_of(pid: int, mounts: Mounts) -> Iterator[Path]:
+def _groups_of(pid: int, hierarchies: Sequence[Hierarchy]) -> list[Path]:
     """The directories of a process's cgroups and of all those around them."""
     try:
-        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        return [group for hierarchy in hierarchies for group in groups_of(pid, hierarchy)]
     except OSError:
-        return
-    for line in lines:
-        number, controllers, path = line.split(":", 2)
-        mount = (
-            mounts.memory if "memory" in controllers.split(",") else mounts.unified if number == "0" else None
-        )
-        if mount is None:
-            continue
-        group = mount / path.lstrip("/")
-        while group != mount and mount in group.parents:
-            yield group
-            group = group.parent
-        yield mount
+        return []
 
 
 def _group(group: Path) -> Headroom | None:
@@ -153,7 +129,7 @@ class RoomWatch:
         self._out_pages = out_pages
         self._grant = grant
         self._on_short = on_short
-        self._mounts = find_mounts()
+        self._hierarchies = find_hierarchies()
         self._room = Headroom(0, "")
         self._timer: asyncio.TimerHandle | None = None
 
@@ -171,7 +147,7 @@ class RoomWatch:
         if out_bytes == 0:  # nothing to bring in: what is left is to stop tracking
             self._room = Headroom(0, "")
             return True
-        self._room = look(self._pids(), self._mounts)
+        self._room = look(self._pids(), self._hierarchies)
         if self._room.bytes < 2 * min(out_bytes, _WINDOW_BYTES):
             self._grant(0)
             return False

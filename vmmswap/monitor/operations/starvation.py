@@ -8,15 +8,16 @@ kernel's own tmpfs, of memfds, has no limit. Else it is the host, or the limit o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from vmmswap import message_ids
 from vmmswap.errors import NoSpaceError
+from vmmswap.linux.mounts import read_mounts
 from vmmswap.log import fields
-from vmmswap.monitor.operations.headroom import find_mounts, look
+from vmmswap.monitor.operations.headroom import find_hierarchies, look
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.starvation")
@@ -44,15 +45,11 @@ def full_file_system(memfds: Iterable[int], pid: int) -> str:
 
 def _mount_point(device: int, pid: int) -> str:
     """Where a file system is mounted; empty: nowhere that we see."""
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    for process in (str(pid), "self"):
-        try:
-            lines = Path(f"/proc/{process}/mountinfo").read_text(errors="replace").splitlines()
-        except OSError:
-            continue
-        for parts in (line.split(" ") for line in lines):
-            if parts[2] == wanted:
-                return parts[4].replace("\\040", " ")
+    for process in (pid, os.getpid()):
+        with contextlib.suppress(OSError):
+            for mount in read_mounts(process):
+                if mount.dev == device:
+                    return str(mount.point)
     return ""
 
 
@@ -63,7 +60,7 @@ class Starvation:
         self._vm = vm
         self._pids = pids
         self._on_change = on_change
-        self._mounts = find_mounts()
+        self._hierarchies = find_hierarchies()
         self._timer: asyncio.TimerHandle | None = None
         self.error: NoSpaceError | None = None
 
@@ -92,7 +89,7 @@ class Starvation:
         ]
         if full := full_file_system(memfds, self._vm.vmm.pid):
             return full
-        limit = look(self._pids(), self._mounts).limit
+        limit = look(self._pids(), self._hierarchies).limit
         return (
             "the kernel has none for a page that it touched; the tightest limit is that"
             f" {limit}: free memory there, or raise it"
