@@ -23,10 +23,10 @@ from tests.support.programs import ROOT
 from vmmswap.attach import memory, remote_call
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process
-from vmmswap.attach.failpoint import DEVICE_STEP, STEPS, VARIABLE
 from vmmswap.attach.fd_table import fd_links
 from vmmswap.attach.target import look_at, open_target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
+from vmmswap.failpoint import DEVICE_STEP, STEPS, VARIABLE
 from vmmswap.host.target import Target as HostTarget
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.access import User
@@ -146,7 +146,7 @@ def test_killed_at_any_step_the_target_runs_on(kind: str) -> None:
     with Target(f"{kind},{kind},memory") as target:
         for step in STEPS:
             blocked = target.status("ShdPnd")
-            assert attach_in_child(target.pid, f"{step}:kill")[0] == -signal.SIGKILL, step
+            assert attach_in_child(target.pid, f"{step}=kill")[0] == -signal.SIGKILL, step
             target.run_on()
             assert target.wrong == 0, step
             assert target.status("TracerPid") == "0", step
@@ -159,7 +159,7 @@ def test_killed_at_any_step_the_target_runs_on(kind: str) -> None:
 def test_killed_while_an_unprivileged_target_gets_the_device() -> None:
     with Target("read,memory", "seccomp-kill", prefix=NOBODY) as target:
         for step in (*STEPS, DEVICE_STEP):
-            assert attach_in_child(target.pid, f"{step}:kill")[0] == -signal.SIGKILL, step
+            assert attach_in_child(target.pid, f"{step}=kill")[0] == -signal.SIGKILL, step
             target.run_on()
             assert target.wrong == 0, step
 
@@ -173,7 +173,7 @@ def test_an_error_at_any_step_leaves_nothing(kind: str) -> None:
     with Target(f"{kind},memory") as target:
         for step in STEPS:
             fds, maps = target.fds, target.maps
-            status, said = attach_in_child(target.pid, f"{step}:error")
+            status, said = attach_in_child(target.pid, f"{step}=once:EIO")
             assert status == 1, step
             assert f"failpoint {step}" in said, step
             target.run_on()

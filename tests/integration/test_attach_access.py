@@ -22,10 +22,10 @@ from tests.support.attach import Target
 from vmmswap.attach import hold, remote_call
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import Options, attach_vm
-from vmmswap.attach.failpoint import DEVICE_STEP
 from vmmswap.attach.plant import plant
 from vmmswap.attach.target import look_at, thread_ids
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
+from vmmswap.failpoint import DEVICE_STEP
 from vmmswap.linux import access
 from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds

@@ -17,8 +17,8 @@ from tests.support.bus import missing
 from tests.support.monitor import BusError
 from tests.support.patience import PATIENCE
 from tests.support.restarts import failing, keepers, memfds_of, wait_gone
-from vmmswap.attach.failpoint import VARIABLE
 from vmmswap.errors import NoSuchVMError, ProtocolError
+from vmmswap.failpoint import VARIABLE
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -417,9 +417,9 @@ def test_a_device_lets_go_of_what_was_chosen_by_hand(service, target):
 def doomed(service):
     """A function that starts the monitor anew, to be killed when it reaches a step."""
 
-    def start(step):
+    def start(step, skip=0):
         service.monitor.kill()
-        service.start(env={VARIABLE: f"{step}:kill"})
+        service.start(env={VARIABLE: f"{step}=kill@{skip}"})
         return service.monitor
 
     return start
@@ -431,10 +431,10 @@ def await_death(service):
     return service.monitor
 
 
-@pytest.mark.parametrize("turn", [1, 2])  # the VMM's new memory, and then the device's
-def test_killed_when_new_memory_is_recorded(service, doomed, target, turn):
+@pytest.mark.parametrize("skip", [0, 1])  # the VMM's new memory, and then the device's
+def test_killed_when_new_memory_is_recorded(service, doomed, target, skip):
     target.device("map 0")
-    doomed(f"memory.recorded@{turn}")
+    doomed("memory.recorded", skip)
     service.attach(target.pid)
     target.ask("plug 1")
     target.device("map 1")

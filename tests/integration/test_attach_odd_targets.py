@@ -25,10 +25,10 @@ from vmmswap.attach import attach as attach_module
 from vmmswap.attach import hold, memory
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
-from vmmswap.attach.failpoint import CALL_STEPS, VARIABLE
 from vmmswap.attach.remote_call import HeldThread
 from vmmswap.attach.target import look_at
 from vmmswap.errors import BusyError, NotSupportedError
+from vmmswap.failpoint import CALL_STEPS, VARIABLE
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.process import read_memory
 
@@ -304,7 +304,7 @@ def test_killed_in_any_of_its_calls(kind: str, prefix: tuple[str, ...]) -> None:
             for step in CALL_STEPS:
                 child = os.fork()
                 if child == 0:
-                    os.environ[VARIABLE] = f"call.{step}@{turn}:kill"
+                    os.environ[VARIABLE] = f"call.{step}=kill@{turn - 1}"
                     attach_vm(target.pidfd)
                     os._exit(0)
                 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, (step, turn)
@@ -393,7 +393,7 @@ def test_a_debugger_in_the_way_of_detach_leaves_nothing_that_waits(bus, director
 @pytest.mark.parametrize("step", ["registers", "entry", "exit"])
 def test_a_monitor_that_is_killed_in_detach(bus, directory, turn: int, step: str) -> None:
     """What it was about goes on without it; its successor, here what its keeper becomes, has nothing left."""
-    env = {VARIABLE: f"call.{step}@{turn}:kill"}
+    env = {VARIABLE: f"call.{step}=kill@{turn - 1}"}
     with OddTarget("fork") as target:
         before = target.traces
         monitor = Monitor("web", bus, directory, "--attach", str(target.pid), env=env, listen=False)

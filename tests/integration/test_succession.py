@@ -21,7 +21,7 @@ from tests.support.handed_over import HandedOver
 from tests.support.monitor import Monitor
 from tests.support.restarts import failing, keepers, on_its_own
 from tests.support.sharing_process import SharingProcess
-from vmmswap.attach.failpoint import VARIABLE
+from vmmswap.failpoint import VARIABLE
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -188,7 +188,7 @@ def test_a_successor_knows_who_is_the_vmm_now(bus, directory):
 def test_killed_when_another_process_is_made_the_vmm(bus, directory):
     with attaching(bus, directory) as service:
         service.monitor.kill()
-        service.start(env={VARIABLE: "vmm.promoted:kill"})
+        service.start(env={VARIABLE: "vmm.promoted=kill"})
         with two_vmms(service) as (first, second, memory):
             first.process.kill()
             assert service.monitor.wait_exit() == -signal.SIGKILL

@@ -19,7 +19,6 @@ from vmmswap.attach import memory
 from vmmswap.attach import target as target_module
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.devices import check_devices
-from vmmswap.attach.failpoint import reach
 from vmmswap.attach.memory import Candidate, FilePart, Found
 from vmmswap.attach.target import Target, open_target
 from vmmswap.engine import Mapping, mappings_of
@@ -29,6 +28,7 @@ from vmmswap.errors import (
     NotSupportedError,
     VmmswapError,
 )
+from vmmswap.failpoint import reach
 from vmmswap.handoff import fds
 from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.locked import locked_error

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from vmmswap.attach import arch as arch_module
-from vmmswap.attach.failpoint import reach
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.gadgets import find_gadgets
 from vmmswap.attach.memory import mappings_of
 from vmmswap.attach.remote_call import HeldThread, Place, word_of_status
 from vmmswap.attach.target import Target, thread_ids
 from vmmswap.errors import AccessDeniedError, BusyError, InternalError, NotSupportedError, VmmswapError
+from vmmswap.failpoint import reach
 from vmmswap.linux import ptrace
 from vmmswap.linux.access import check_thread
 from vmmswap.linux.ptrace import PTRACE_EVENT_STOP

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach import hold
-from vmmswap.attach.failpoint import DEVICE_STEP, reach
 from vmmswap.attach.fd_table import fd_links
 from vmmswap.attach.memory import mappings_of
 from vmmswap.attach.remote_call import CallRefusedError, HeldThread
 from vmmswap.attach.still import held_still
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
+from vmmswap.failpoint import DEVICE_STEP, reach
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.maps import REGISTERED_MISSING, flags_of_mappings

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.arch import Architecture, Registers, WayHome
-from vmmswap.attach.failpoint import reach
 from vmmswap.attach.seccomp import Filters, read_filters
 from vmmswap.attach.target import Target
 from vmmswap.errors import InternalError, NotSupportedError
+from vmmswap.failpoint import reach
 from vmmswap.linux import ptrace
 from vmmswap.linux.maps import Mapping
 from vmmswap.linux.process import status_of

@@ -15,9 +15,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from vmmswap.attach.failpoint import reach
 from vmmswap.engine import Engine, EngineStats, Range
 from vmmswap.errors import BusyError, InvalidRegionError, from_errno
+from vmmswap.failpoint import reach
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux import closing
 from vmmswap.linux.files import FileId, file_id

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmmswap.attach.failpoint import reach
 from vmmswap.engine import Job
 from vmmswap.errors import VmmswapError
+from vmmswap.failpoint import reach
 from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.hotplug import moved
