@@ -15,6 +15,7 @@ from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
 from vmmswap.monitor.new_vm import NewVm
+from vmmswap.monitor.on_thread import made_on_thread
 from vmmswap.monitor.vm import Vm
 
 
@@ -29,8 +30,22 @@ def engine_config(config: Config, swap_dir: Path, backing: Backing) -> EngineCon
     )
 
 
-def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdStore) -> Vm:
-    """Set a VM up; the dummy page is registered then. Nothing is left of it if this raises.
+async def create_engine(new: NewVm, config: Config, swap_dir: Path) -> Engine:
+    """An engine without memory. The swap directory's disk is not waited for on the event loop."""
+    snapshot = None if new.snapshot is None else os.dup(new.snapshot)  # its owner may give up meanwhile
+
+    def create() -> Engine:
+        try:
+            return Engine(engine_config(config, swap_dir, of_new(new)), store_fd=snapshot)
+        finally:
+            if snapshot is not None:
+                os.close(snapshot)
+
+    return await made_on_thread(create, lambda engine: engine.close())
+
+
+def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdStore) -> Vm:
+    """Set a VM up; the dummy page is registered then. Nothing is left of it but the engine if this raises.
 
     What is in the fd store is safe there only after store.barrier(). Then engine.start(), and no earlier: a
     page that was brought in, or an event that was read, must not be forgotten with a record that was not
@@ -38,8 +53,6 @@ def register(name: str, new: NewVm, config: Config, swap_dir: Path, store: FdSto
     """
     backing = of_new(new)
     with contextlib.ExitStack() as undo:
-        engine = Engine(engine_config(config, swap_dir, backing), store_fd=new.snapshot)
-        undo.callback(engine.close)
         file = ManifestFile()
         undo.callback(file.close)
         manifest = Manifest(

@@ -30,8 +30,9 @@ from vmmswap.monitor.keep import fdstore, pending
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.mappers import attached, coverage
 from vmmswap.monitor.new_vm import NewProcess, NewVm
+from vmmswap.monitor.on_thread import made_on_thread
 from vmmswap.monitor.ownership import Ownership
-from vmmswap.monitor.register import register
+from vmmswap.monitor.register import create_engine, register
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup
 from vmmswap.monitor.vm import Vm
@@ -94,7 +95,13 @@ class Registration:
         """Serve a VM from now on, wherever its fds came from. Returns when it is safe in the fd store."""
         self._check_free()
         new = replace(new, uid=self._owner_of(new.uid))
-        vm = register(self.name, new, self._setup.config, self._setup.swap_dir, self._store)
+        engine = await create_engine(new, self._setup.config, self._setup.swap_dir)
+        try:
+            self._check_free()  # another may have come meanwhile
+            vm = register(self.name, new, self._setup.config, engine, self._store)
+        except BaseException:
+            await asyncio.to_thread(engine.close)
+            raise
         try:
             if vm.backing.vmm_registers:
                 await self._store.try_barrier()  # refused, it would hang: it has no other way than us
@@ -184,11 +191,16 @@ class Registration:
         pending.drop(self._store, has_vm=self._place.served is not None)
 
     async def register_firecracker(self, request: requests.FirecrackerRequest) -> None:
-        path = snapshot.configured_file(self.name, self._setup.config_path)
         may_read = partial(self._ownership.check_snapshot, uid=request.peer.uid)
-        file = snapshot.open_file(path, request.regions, may_read)
-        try:
+
+        def open_file() -> int:
+            path = snapshot.configured_file(self.name, self._setup.config_path)
+            file = snapshot.open_file(path, request.regions, may_read)
             _log.info("guest memory comes from SnapshotFile=%s", path)
+            return file
+
+        file = await made_on_thread(open_file, os.close)
+        try:
             await self.register_vm(
                 NewVm(
                     vmm=NewProcess(
