@@ -18,7 +18,7 @@ import pytest
 from vmmswap.bus.dispatch import Caller, RemoteError
 from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError, ProtocolError
 from vmmswap.host.attach_order import MonitorEndedError, attach_message, connect, raise_reply, send_attach
-from vmmswap.host.target import Target
+from vmmswap.host.held_process import HeldProcess
 from vmmswap.linux.access import User
 
 NOBODY, STRANGER = (pwd.getpwnam(name).pw_uid for name in ("nobody", "daemon"))
@@ -53,7 +53,7 @@ def caller(uid: int, *prefix: str) -> Iterator[Caller]:
 def test_ones_own_process_and_roots_any() -> None:
     with (
         process(*as_uids(NOBODY, NOBODY)) as pid,
-        Target(pid) as target,
+        HeldProcess(pid) as target,
         caller(NOBODY) as nobody,
         caller(0) as root,
         caller(STRANGER) as stranger,
@@ -69,7 +69,7 @@ def test_ones_own_process_and_roots_any() -> None:
 def test_every_uid_of_the_target_counts(real: int, effective: int) -> None:
     with (
         process(*as_uids(real, effective)) as pid,
-        Target(pid) as target,
+        HeldProcess(pid) as target,
         caller(NOBODY) as nobody,
         caller(0) as root,
     ):
@@ -85,7 +85,7 @@ def test_another_user_namespace_is_another_owner() -> None:
         pytest.skip("needs user namespaces for unprivileged users")
     with (
         process(*user, "setpriv", "--bounding-set=-all") as pid,
-        Target(pid) as target,
+        HeldProcess(pid) as target,
         caller(NOBODY) as nobody,
         pytest.raises(AccessDeniedError, match="another user namespace"),
     ):
@@ -95,7 +95,7 @@ def test_another_user_namespace_is_another_owner() -> None:
 @needs_root
 def test_a_caller_that_has_become_somebody_else() -> None:
     """The bus tells who connected; the process may run a set-uid program by now, or be another."""
-    with process(*as_uids(NOBODY, NOBODY)) as pid, Target(pid) as target:
+    with process(*as_uids(NOBODY, NOBODY)) as pid, HeldProcess(pid) as target:
         with process(*as_uids(NOBODY, 0)) as other, pytest.raises(AccessDeniedError, match="alone"):
             target.check_owned_by(Caller(":1.7", NOBODY, other, interactive=False))
         with pytest.raises(NotSupportedError, match="has ended"):
@@ -103,7 +103,7 @@ def test_a_caller_that_has_become_somebody_else() -> None:
 
 
 def test_a_target_that_ends_is_noticed() -> None:
-    with subprocess.Popen(["sleep", "600"]) as child, Target(child.pid) as target:
+    with subprocess.Popen(["sleep", "600"]) as child, HeldProcess(child.pid) as target:
         child.kill()
         poll = select.poll()
         poll.register(target.pidfd, select.POLLIN)
@@ -117,7 +117,7 @@ def test_a_target_that_ends_is_noticed() -> None:
 @pytest.mark.parametrize("pid", [0, -1, 2**31, 2**32 - 1, 2**22 + 1])
 def test_what_is_no_process(pid: int) -> None:
     with pytest.raises(NotSupportedError, match=f"pid {pid}"):
-        Target(pid)
+        HeldProcess(pid)
 
 
 def test_the_message_holds_the_options() -> None:
@@ -148,7 +148,7 @@ def test_options_that_the_message_cannot_hold(options: dict[str, object]) -> Non
 
 async def answered(path: Path, reply: bytes) -> tuple[bytes, int]:
     """Attach ourselves to a listener that gives this reply; the line, and the pid that its pidfd names."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, Target(os.getpid()) as target:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, HeldProcess(os.getpid()) as target:
         listener.bind(str(path))
         listener.listen()
         sending = asyncio.create_task(send_attach(connect(path), attach_message({}), target.pidfd))
@@ -183,7 +183,7 @@ async def test_a_refusal_that_is_quicker_than_we_send(
 ) -> None:
     """The monitor has answered and closed the connection before send_fds() returns: no "Broken pipe"."""
     really_send = socket.send_fds
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, Target(os.getpid()) as target:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, HeldProcess(os.getpid()) as target:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
 

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 
 from vmmswap._engine import ffi
-from vmmswap.engine import Engine, EngineConfig, EngineStats, MapperWatch, mappings_of
+from vmmswap.engine import Engine, EngineConfig, EngineStats, MapperWatch, mappers_of
 from vmmswap.errors import NoSuchVMError
 
 
@@ -44,10 +44,10 @@ def test_mappings_of_some_processes_only() -> None:
         assert [process.stdout.readline() for process in both] == [b"\n"] * 2
         one, other = (process.pid for process in both)
         watch = MapperWatch()
-        for found in (mappings_of([memfd]), watch.look([memfd]), watch.look([memfd])):
+        for found in (mappers_of([memfd]), watch.look([memfd]), watch.look([memfd])):
             assert {mapping.pid for mapping in found[0]} == {one, other}
-        assert {mapping.pid for mapping in mappings_of([memfd], [other])[0]} == {other}
-        assert mappings_of([memfd], []) == ([], [])
+        assert {mapping.pid for mapping in mappers_of([memfd], [other])[0]} == {other}
+        assert mappers_of([memfd], []) == ([], [])
         for process in both:
             process.communicate(b"\n")
     os.close(memfd)

@@ -19,9 +19,9 @@ from vmmswap.attach import memory
 from vmmswap.attach import target as target_module
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.devices import check_devices
-from vmmswap.attach.memory import Candidate, FilePart, Found
+from vmmswap.attach.memory import Candidate, Found, KnownParts
 from vmmswap.attach.target import Target, open_target
-from vmmswap.engine import Mapping, mappings_of
+from vmmswap.engine import Mapper, mappers_of
 from vmmswap.errors import (
     AccessDeniedError,
     BusyError,
@@ -240,7 +240,7 @@ def detach_process(
             raise
 
 
-def find_further_memory(pidfd: int, known: Sequence[FilePart]) -> Found:
+def find_further_memory(pidfd: int, known: KnownParts) -> Found:
     """What a process that was attached to maps besides: guest memory that was added since, by the same rules.
 
     NotSupportedError if it cannot be served. The memfds are the caller's.
@@ -320,7 +320,7 @@ def _other_mappers(
     only: int | None = None,
 ) -> dict[int, tuple[Region, ...]]:
     """Where processes other than the known ones map guest memory; or only this one."""
-    mappings, unreadable = mappings_of(memfds, None if only is None else [only])
+    mappings, unreadable = mappers_of(memfds, None if only is None else [only])
     if unreadable and not quiet and only is None:
         _log.warning(
             "whether the processes %s map guest memory is unknown: their maps may not be read", unreadable
@@ -351,7 +351,7 @@ def _is_twin(pid: int, other: int) -> bool:
         return False  # one of them has ended, or may not be asked
 
 
-def _parts(mapping: Mapping, guest: Sequence[Region]) -> Iterable[Region]:
+def _parts(mapping: Mapper, guest: Sequence[Region]) -> Iterable[Region]:
     for region in guest:
         if region.memfd != mapping.file_idx:
             continue

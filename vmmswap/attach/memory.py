@@ -54,13 +54,8 @@ class Candidate:
         return f"{self.mapping}: {'taken' if self.taken else 'left'}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """A piece of a file, wherever it is mapped."""
-
-    file: FileId
-    offset_bytes: int
-    end_offset: int
+Span = tuple[int, int]  # start and end, of addresses or of offsets in a file
+KnownParts = dict[FileId, list[Span]]  # what of each file is guest memory, by offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +107,7 @@ def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
         return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
 
 
-def find_further(target: Target, known: Sequence[FilePart]) -> Found:
+def find_further(target: Target, known: KnownParts) -> Found:
     """What looks like guest memory besides the known parts of files, by the same rules; nothing is no error.
 
     NotSupportedError if any is mapped twice.
@@ -135,12 +130,11 @@ def find_further(target: Target, known: Sequence[FilePart]) -> Found:
         return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
 
 
-def _without(mapping: Mapping, known: Sequence[FilePart]) -> list[Mapping]:
+def _without(mapping: Mapping, known: KnownParts) -> list[Mapping]:
     """What a mapping shows besides these parts of files."""
     left = [(mapping.offset_bytes, mapping.offset_bytes + mapping.size_bytes)]
-    for part in known:
-        if part.file == mapping.file:
-            left = [piece for span in left for piece in _difference(*span, part)]
+    for part in known.get(mapping.file, ()):
+        left = [span for before in left for span in _difference(before, part)]
     to_addr = mapping.start - mapping.offset_bytes
     return [
         Mapping(start + to_addr, end + to_addr, mapping.perms, start, mapping.file, mapping.path)
@@ -148,9 +142,10 @@ def _without(mapping: Mapping, known: Sequence[FilePart]) -> list[Mapping]:
     ]
 
 
-def _difference(start: int, end: int, part: FilePart) -> list[tuple[int, int]]:
-    pieces = ((start, min(end, part.offset_bytes)), (max(start, part.end_offset), end))
-    return [(first, last) for first, last in pieces if first < last]
+def _difference(span: Span, part: Span) -> list[Span]:
+    (start, end), (part_start, part_end) = span, part
+    spans = ((start, min(end, part_start)), (max(start, part_end), end))
+    return [(first, last) for first, last in spans if first < last]
 
 
 def _left(mapping: Mapping, error: VmmswapError) -> Candidate:

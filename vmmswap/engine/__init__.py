@@ -20,10 +20,10 @@ from vmmswap.engine.kernel import (
 )
 from vmmswap.engine.mappers import (
     Holder,
+    Mapper,
     MapperWatch,
-    Mapping,
     holders_of,
-    mappings_of,
+    mappers_of,
 )
 from vmmswap.engine.types import (
     EngineConfig,
@@ -60,8 +60,8 @@ __all__ = [
     "Holder",
     "Job",
     "JobDone",
+    "Mapper",
     "MapperWatch",
-    "Mapping",
     "Mode",
     "Notice",
     "PageHealed",
@@ -83,7 +83,7 @@ __all__ = [
     "failpoint_hits",
     "failpoint_names",
     "holders_of",
-    "mappings_of",
+    "mappers_of",
     "registered_buffer_in",
     "start_probe_read",
     "try_collapse",

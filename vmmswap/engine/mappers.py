@@ -13,8 +13,8 @@ from vmmswap.errors import from_errno
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
-    """A mapping of guest memory in some process; file_idx: which of the memfds asked for."""
+class Mapper:
+    """A process, and where it maps guest memory; file_idx: which of the memfds asked for."""
 
     pid: int
     addr: int
@@ -60,9 +60,7 @@ def holders_of(memfds: Sequence[int]) -> list[Holder]:
         lib.holders_free(found)
 
 
-def mappings_of(
-    memfds: Sequence[int], pids: Collection[int] | None = None
-) -> tuple[list[Mapping], list[int]]:
+def mappers_of(memfds: Sequence[int], pids: Collection[int] | None = None) -> tuple[list[Mapper], list[int]]:
     """All mappings of these files in other processes, or in these, and the pids whose maps cannot be read."""
     found = ffi.new("struct mapper_list *")
     if pids is None:
@@ -73,7 +71,7 @@ def mappings_of(
 
 
 class MapperWatch:
-    """As mappings_of(), for whoever looks again and again: reads the maps only of processes that have
+    """As mappers_of(), for whoever looks again and again: reads the maps only of processes that have
     changed, and of the others in turn. One look at a time.
     """
 
@@ -83,17 +81,17 @@ class MapperWatch:
             raise MemoryError
         self._watch = ffi.gc(out[0], lib.mapper_watch_destroy)
 
-    def look(self, memfds: Sequence[int]) -> tuple[list[Mapping], list[int]]:
+    def look(self, memfds: Sequence[int]) -> tuple[list[Mapper], list[int]]:
         found = ffi.new("struct mapper_list *")
         return _found(lib.mapper_watch_look(self._watch, _files_of(memfds), len(memfds), found), found)
 
 
-def _found(rc: int, found: Any) -> tuple[list[Mapping], list[int]]:  # noqa: ANN401 - cffi's objects have no static types
+def _found(rc: int, found: Any) -> tuple[list[Mapper], list[int]]:  # noqa: ANN401 - cffi's objects have no static types
     try:
         if rc < 0:
             raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
         mappings = [
-            Mapping(
+            Mapper(
                 *(int(m.pid), int(m.addr), int(m.size_bytes), int(m.offset_bytes), int(m.file_idx)),
                 bool(m.is_private),
             )

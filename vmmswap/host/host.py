@@ -27,9 +27,9 @@ from vmmswap.errors import (
     VmmswapError,
 )
 from vmmswap.host.attach_order import MonitorEndedError, attach_message, connect, send_attach
-from vmmswap.host.registry import Registry, Vm
+from vmmswap.host.held_process import HeldProcess, user_behind
+from vmmswap.host.registry import ListedVm, Registry
 from vmmswap.host.sockets import Sockets, reason_in_journal
-from vmmswap.host.target import Target, user_behind
 from vmmswap.host.units import Units
 from vmmswap.names import HOST_PATH, check_name, object_path_of, socket_path_of
 
@@ -83,7 +83,7 @@ class HostObject:
         values = await asyncio.gather(*(_values_or_nothing(vm) for vm in vms))
         return {vm.path: {MANAGER.name: found} for vm, found in zip(vms, values, strict=True)}
 
-    async def _row(self, vm: Vm) -> list[str]:
+    async def _row(self, vm: ListedVm) -> list[str]:
         """Name, object path, state; a monitor that does not answer has the state ""."""
         values = await _values_or_nothing(vm)
         return [vm.name, vm.path, values["State"].value if "State" in values else ""]
@@ -122,7 +122,7 @@ class HostObject:
             await self._sockets.remove(name)
 
     async def _attach(self, name: str, pid: int, options: dict[str, Any], caller: Caller) -> str:
-        with Target(pid) as target:
+        with HeldProcess(pid) as target:
             self._check_owned(target, caller, name)
             message = attach_message(options, user_behind(caller))
             owner_uid = await self._owner_uid(name)
@@ -135,7 +135,7 @@ class HostObject:
         except NoSuchVMError:
             return object_path_of(name)  # attached, but its monitor is not on this bus yet
 
-    async def _attach_in_turn(self, name: str, target: Target, message: bytes, caller: Caller) -> None:
+    async def _attach_in_turn(self, name: str, target: HeldProcess, message: bytes, caller: Caller) -> None:
         """Who is refused ends what he has started."""
         was_there = self._registry.has(name)
         is_new = await self._claim(name, caller, for_attach=True)
@@ -147,7 +147,7 @@ class HostObject:
             await self._undo_attach(name, was_there=was_there, is_new=is_new)
             raise
 
-    async def _order_attach(self, name: str, target: Target, message: bytes) -> None:
+    async def _order_attach(self, name: str, target: HeldProcess, message: bytes) -> None:
         """A monitor that ends just now, because it has had no VM, leaves the order to its successor."""
         for attempt in range(_ATTEMPTS):
             with self._sockets.opened(name) as path:
@@ -250,7 +250,7 @@ class HostObject:
         except VmmswapError as error:
             log.warning("the monitor of %s, started for a refused attach, goes on: %s", name, error.message)
 
-    def _check_owned(self, target: Target, caller: Caller, name: str) -> None:
+    def _check_owned(self, target: HeldProcess, caller: Caller, name: str) -> None:
         try:
             target.check_owned_by(caller)
         except AccessDeniedError as error:
@@ -274,7 +274,7 @@ class HostObject:
             return None
 
 
-async def _values_or_nothing(vm: Vm) -> dict[str, Any]:
+async def _values_or_nothing(vm: ListedVm) -> dict[str, Any]:
     try:
         return await vm.property_variants()
     except VmmswapError as error:

@@ -42,7 +42,7 @@ class _Slots:
     changes: Slots
 
 
-class Vm:
+class ListedVm:
     """One VM, forwarded. Reading needs no right; changing is authorised here, for the real caller."""
 
     interfaces = (MANAGER,)
@@ -151,7 +151,7 @@ class Registry:
     def __init__(self, connection: Connection, authority: Authority) -> None:
         self._connection = connection
         self._authority = authority
-        self._vms: dict[str, Vm] = {}  # by object path
+        self._vms: dict[str, ListedVm] = {}  # by object path
         self._tasks: set[asyncio.Task[None]] = set()
         self._slots = _Slots(Slots(READS), Slots(CHANGES))
         self._changed = asyncio.Condition()
@@ -172,7 +172,7 @@ class Registry:
         self._connection.dispatcher.explain_missing = self._explain_missing
 
     @property
-    def vms(self) -> list[Vm]:
+    def vms(self) -> list[ListedVm]:
         """All VMs, by name."""
         return sorted(self._vms.values(), key=lambda vm: vm.name)
 
@@ -180,14 +180,14 @@ class Registry:
         """Whether a monitor of that name is on the bus."""
         return VM_PATH_PREFIX + label_of(name) in self._vms
 
-    def get(self, name: str) -> Vm:
+    def get(self, name: str) -> ListedVm:
         """The VM of this name; InvalidNameError or NoSuchVMError."""
         found = self._vms.get(VM_PATH_PREFIX + label_of(name))
         if found is None:
             raise NoSuchVMError(f"there is no VM {name!r}: `vmmswapctl list` shows those that there are")
         return found
 
-    async def wait_for(self, name: str, timeout_s: float) -> Vm:
+    async def wait_for(self, name: str, timeout_s: float) -> ListedVm:
         """The VM of this name, once it is on the bus; NoSuchVMError if it does not come in time."""
         path = VM_PATH_PREFIX + label_of(name)
         try:
@@ -208,9 +208,9 @@ class Registry:
             if owner and name not in self._told:  # a signal is newer than this answer
                 self._remember(name.removeprefix(VM_BUS_PREFIX), owner)
 
-    def _remember(self, label: str, owner: str) -> Vm | None:
+    def _remember(self, label: str, owner: str) -> ListedVm | None:
         try:
-            vm = Vm(self._connection, self._authority, label, owner, self._slots)
+            vm = ListedVm(self._connection, self._authority, label, owner, self._slots)
         except InvalidNameError as error:
             log.warning("%s owns a bus name that is not a VM's: %s; ignoring it", owner, error.message)
             return None
@@ -218,7 +218,7 @@ class Registry:
         self._connection.export(vm)
         return vm
 
-    def _forget(self, path: str) -> Vm | None:
+    def _forget(self, path: str) -> ListedVm | None:
         self._connection.unexport(path)
         return self._vms.pop(path, None)
 
@@ -237,7 +237,7 @@ class Registry:
             self._spawn(self._announce(vm))
         self._spawn(self._notify())
 
-    async def _announce(self, vm: Vm) -> None:
+    async def _announce(self, vm: ListedVm) -> None:
         """InterfacesAdded with properties that no signal sent before it contradicts."""
         values: dict[str, Any] = {}
         for _ in range(_FRESH_READS):

@@ -61,7 +61,7 @@ class Holders:
         if not found:
             return found
         picture = await asyncio.to_thread(coverage.look_at, coverage.question_of(self._vm), found.keys())
-        mappers = {piece.pid for piece in (*picture.pieces, *picture.private)}
+        mappers = {one.pid for one in (*picture.mapped, *picture.private)}
         return {pid: holder for pid, holder in found.items() if pid not in mappers}
 
     async def _run(self) -> None:

@@ -6,13 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from vmmswap.engine import Range
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.linux.userfaultfd import is_registered, register_shmem
 from vmmswap.monitor.keep.manifest import ProcessRecord
 
 _LOOKS = 64  # at so many places of a range at most
-
-_Part = tuple[int, int, int]  # address, page, pages
 
 
 def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, vmm_registers: bool) -> ProcessRecord | None:
@@ -21,47 +20,45 @@ def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, vmm_registers: b
     ended, or is none of the VM's. vmm_registers: so it is not registered here.
     """
     known = [item for item in processes if item.ranges]
-    likest = max(known, key=lambda item: _likeness(uffd, item.ranges), default=None)
-    candidates = [likest] if likest is not None and any(_likeness(uffd, likest.ranges)) else known
+    likest = max(known, key=lambda item: _likeness(uffd, item), default=None)
+    candidates = [likest] if likest is not None and any(_likeness(uffd, likest)) else known
     for item in candidates:
         has = _may_be_registered if vmm_registers else _has
-        if ranges := tuple(part for part in item.ranges if has(uffd, part)):
+        if ranges := tuple(part for part in item.ranges if has(uffd, Range(*part))):
             return replace(item, ranges=ranges)
     return None
 
 
-def _likeness(uffd: int, ranges: Iterable[_Part]) -> tuple[int, int]:
+def _likeness(uffd: int, process: ProcessRecord) -> tuple[int, int]:
     """How many pages are in ranges that look registered all over, and in others that do so in places: a
     child of another process may have something registered there, too.
     """
     whole = some = 0
-    for part in ranges:
+    for part in (Range(*item) for item in process.ranges):
         looks = _looks(uffd, part)
         if all(looks):
-            whole += part[2]
+            whole += part.pages
         elif any(looks):
-            some += part[2]
+            some += part.pages
     return whole, some
 
 
-def _has(uffd: int, part: _Part) -> bool:
+def _has(uffd: int, part: Range) -> bool:
     """Whether guest memory can be there: it is registered from here on, if so. Nothing that is out may be
     touched unseen in between, so this must not unregister what it finds.
     """
-    addr, _, pages = part
     try:
-        register_shmem(uffd, addr, pages * PAGE_SIZE)
+        register_shmem(uffd, part.addr, part.pages * PAGE_SIZE)
     except OSError:
         return _may_be_registered(uffd, part)  # a part is, and something else is there, too
     return True
 
 
-def _may_be_registered(uffd: int, part: _Part) -> bool:
+def _may_be_registered(uffd: int, part: Range) -> bool:
     """Also if that cannot be told: it must not be given up then."""
     return any(look is not False for look in _looks(uffd, part))
 
 
-def _looks(uffd: int, part: _Part) -> list[bool | None]:
-    addr, _, pages = part
-    step = pages // _LOOKS + 1
-    return [is_registered(uffd, addr + page * PAGE_SIZE) for page in range(0, pages, step)]
+def _looks(uffd: int, part: Range) -> list[bool | None]:
+    step = part.pages // _LOOKS + 1
+    return [is_registered(uffd, part.addr + page * PAGE_SIZE) for page in range(0, part.pages, step)]

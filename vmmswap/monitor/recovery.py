@@ -200,7 +200,7 @@ def _still_there(vm: Vm, record: ProcessRecord, mapped: coverage.Picture | None)
     ranges = [Range(*item) for item in record.ranges if _is_in_a_region(vm, item[1])]
     if mapped is None or not record.pid or record.is_forked or record.pid in mapped.unreadable:
         return ranges
-    own = [piece.range for piece in mapped.pieces if piece.pid == record.pid]
+    own = [one.range for one in mapped.mapped if one.pid == record.pid]
     if not own and not coverage.shows_mappings(record.pid):
         return ranges
     return joined(placement.kept(ranges, own), {item.page_idx for item in vm.manifest.regions})

@@ -202,7 +202,7 @@ class Watch(Watcher):
     async def _forbid_huge_pages(self, picture: coverage.Picture) -> None:
         """Where the kernel would fill what is out with zeros for them. NotSupportedError if it cannot be."""
         pidfds = {item.pid: item.pidfd for item in self._vm.processes.values() if item.pidfd >= 0}
-        own = [piece for piece in picture.pieces if piece.pid in pidfds]
+        own = [one for one in picture.mapped if one.pid in pidfds]
         for mapped in collapse.by_process(coverage.spans_of(own)):
             await asyncio.to_thread(self._forbid_to, pidfds[mapped.pid], mapped)
 
@@ -263,7 +263,7 @@ class Watch(Watcher):
         picture = await self._hotplug.look_again()
         if is_tracking:
             self._unserved.look_at_private(picture.private)
-        self._late &= {piece.pid for piece in picture.pieces}
+        self._late &= {one.pid for one in picture.mapped}
         try:
             if is_tracking:
                 await self._hotplug.follow_known(picture)
@@ -299,11 +299,11 @@ class Watch(Watcher):
 
     def _strangers(self, picture: coverage.Picture) -> set[int]:
         known = {process.pid for process in self._vm.processes.values()}
-        return {piece.pid for piece in picture.strangers} - known
+        return {one.pid for one in picture.strangers} - known
 
     async def _adopt(self, pid: int, picture: coverage.Picture) -> None:
-        own = [piece for piece in picture.strangers if piece.pid == pid]
-        if any(self._vm.engine.is_out(piece.page_idx, piece.pages) for piece in own):
+        own = [one for one in picture.strangers if one.pid == pid]
+        if any(self._vm.engine.is_out(one.range.page_idx, one.range.pages) for one in own):
             self._say_late(pid)
         vm = self._vm
         numbers = sorted(vm.memfds)

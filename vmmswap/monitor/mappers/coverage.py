@@ -14,7 +14,7 @@ from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.engine import Holder, MapperWatch, Mapping, Range, holders_of, mappings_of, registered_buffer_in
+from vmmswap.engine import Holder, Mapper, MapperWatch, Range, holders_of, mappers_of, registered_buffer_in
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff import locked
 from vmmswap.handoff.maps import flags_of_mappings
@@ -28,7 +28,7 @@ from vmmswap.monitor.vm import Vm
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ServedProcess:
     """A served process, or a part of one: each userfaultfd of a process is one of these. ranges: where it has
     guest memory.
     """
@@ -47,27 +47,25 @@ class Known:
 class Question:
     """What of a VM is looked at, as of the moment of asking."""
 
-    known: tuple[Known, ...]
+    known: tuple[ServedProcess, ...]
     memfds: tuple[int, ...]
     regions: tuple[RegionRecord, ...]  # memfd counts `memfds`
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A mapped part of guest memory."""
+class MappedRange:
+    """Guest memory in any process, served or not."""
 
     pid: int
-    addr: int
-    end: int
-    page_idx: int  # the engine's number of its first page
+    range: Range
 
     @property
-    def pages(self) -> int:
-        return (self.end - self.addr) // PAGE_SIZE
+    def addr(self) -> int:
+        return self.range.addr
 
     @property
-    def range(self) -> Range:
-        return Range(self.addr, self.page_idx, self.pages)
+    def end(self) -> int:
+        return end_of(self.range)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +74,11 @@ class Picture:
     number.
     """
 
-    known: tuple[Known, ...]
+    known: tuple[ServedProcess, ...]
     pids: dict[int, int]
-    pieces: tuple[Piece, ...]  # all that is mapped shared
-    strangers: tuple[Piece, ...]  # mapped so and not served
-    private: tuple[Piece, ...]  # mapped privately, by whomever
+    mapped: tuple[MappedRange, ...]  # all that is mapped shared
+    strangers: tuple[MappedRange, ...]  # mapped so and not served
+    private: tuple[MappedRange, ...]  # mapped privately, by whomever
     unreadable: tuple[int, ...]  # pids whose maps we may not read
 
 
@@ -90,38 +88,40 @@ def question_of(vm: Vm) -> Question:
         RegionRecord(item.addr, item.page_idx, item.pages, numbers.index(item.memfd), item.offset_bytes)
         for item in vm.manifest.regions
     )
-    known = tuple(Known(process.process_id, process.pid, process.ranges) for process in vm.processes.values())
+    known = tuple(
+        ServedProcess(process.process_id, process.pid, process.ranges) for process in vm.processes.values()
+    )
     return Question(known, tuple(vm.memfds[number] for number in numbers), regions)
 
 
 def look(question: Question, watch: MapperWatch | None = None) -> Picture:
     """One look at all processes of the host; with a watch, at those that have changed since its last look."""
-    found = mappings_of(question.memfds) if watch is None else watch.look(question.memfds)
+    found = mappers_of(question.memfds) if watch is None else watch.look(question.memfds)
     return _picture(question, *found)
 
 
 def look_at(question: Question, pids: Collection[int]) -> Picture:
     """The same, at these processes only: nobody else decides how long that takes."""
-    return _picture(question, *mappings_of(question.memfds, pids))
+    return _picture(question, *mappers_of(question.memfds, pids))
 
 
-def _picture(question: Question, mappings: Sequence[Mapping], unreadable: Sequence[int]) -> Picture:
-    pieces, private = (
+def _picture(question: Question, mappings: Sequence[Mapper], unreadable: Sequence[int]) -> Picture:
+    mapped, private = (
         [
-            piece
+            one
             for mapping in mappings
             if mapping.is_private is is_private
-            for piece in _pieces(mapping, question.regions)
+            for one in _mapped_ranges(mapping, question.regions)
         ]
         for is_private in (False, True)
     )
-    pids = _match(question.known, pieces)
+    pids = _match(question.known, mapped)
     served = _served_by_pid(question.known, pids)
-    strangers = tuple(piece for piece in pieces if not _is_served(piece, served))
-    return Picture(question.known, pids, tuple(pieces), strangers, tuple(private), tuple(unreadable))
+    strangers = tuple(one for one in mapped if not _is_served(one, served))
+    return Picture(question.known, pids, tuple(mapped), strangers, tuple(private), tuple(unreadable))
 
 
-def _served_by_pid(known: Sequence[Known], pids: dict[int, int]) -> dict[int, list[Range]]:
+def _served_by_pid(known: Sequence[ServedProcess], pids: dict[int, int]) -> dict[int, list[Range]]:
     """All that a process is served with, by whichever userfaultfds."""
     together: dict[int, list[Range]] = {}
     for item in known:
@@ -129,7 +129,7 @@ def _served_by_pid(known: Sequence[Known], pids: dict[int, int]) -> dict[int, li
     return together
 
 
-def _pieces(mapping: Mapping, regions: Sequence[RegionRecord]) -> Iterator[Piece]:
+def _mapped_ranges(mapping: Mapper, regions: Sequence[RegionRecord]) -> Iterator[MappedRange]:
     """The parts of a mapping that show registered memory: a memfd may hold more than that."""
     for region in regions:
         if region.memfd != mapping.file_idx:
@@ -139,19 +139,19 @@ def _pieces(mapping: Mapping, regions: Sequence[RegionRecord]) -> Iterator[Piece
         if start < end:
             to_addr = mapping.addr - mapping.offset_bytes
             page_idx = region.page_idx + (start - region.offset_bytes) // PAGE_SIZE
-            yield Piece(mapping.pid, start + to_addr, end + to_addr, page_idx)
+            yield MappedRange(mapping.pid, Range(start + to_addr, page_idx, (end - start) // PAGE_SIZE))
 
 
-def spans_of(pieces: Iterable[Piece]) -> list[tuple[int, int, int]]:
+def spans_of(mapped: Iterable[MappedRange]) -> list[tuple[int, int, int]]:
     """Where guest memory is mapped: (pid, start, end)."""
-    return [(piece.pid, piece.addr, piece.end) for piece in pieces]
+    return [(one.pid, one.addr, one.end) for one in mapped]
 
 
-def check_not_locked(pieces: Iterable[Piece]) -> None:
+def check_not_locked(mapped: Iterable[MappedRange]) -> None:
     """NotSupportedError if a process has locked guest memory into RAM. Waits for mmap locks: use a thread."""
     by_pid: dict[int, list[tuple[int, int]]] = {}
-    for piece in pieces:
-        by_pid.setdefault(piece.pid, []).append((piece.addr, piece.end))
+    for one in mapped:
+        by_pid.setdefault(one.pid, []).append((one.addr, one.end))
     for pid, spans in by_pid.items():
         try:
             locked.check_not_locked(pid, spans)
@@ -160,16 +160,16 @@ def check_not_locked(pieces: Iterable[Piece]) -> None:
                 raise
 
 
-def _match(known: Sequence[Known], pieces: Sequence[Piece]) -> dict[int, int]:
+def _match(known: Sequence[ServedProcess], mapped: Sequence[MappedRange]) -> dict[int, int]:
     """Pids for those without one: of processes that have all their guest memory where the child must have it.
 
     Children of one parent look the same, and it does not matter which is which.
     """
     taken = {item.pid for item in known if item.pid}
-    candidates: dict[int, list[Piece]] = {}
-    for piece in pieces:
-        if piece.pid not in taken and not any(_same_memory(piece.pid, other) for other in taken):
-            candidates.setdefault(piece.pid, []).append(piece)
+    candidates: dict[int, list[MappedRange]] = {}
+    for one in mapped:
+        if one.pid not in taken and not any(_same_memory(one.pid, other) for other in taken):
+            candidates.setdefault(one.pid, []).append(one)
     nameless = [item for item in known if not item.pid]
     found: dict[int, int] = {}
     for pid, own in sorted(candidates.items()):
@@ -179,11 +179,11 @@ def _match(known: Sequence[Known], pieces: Sequence[Piece]) -> dict[int, int]:
     return found
 
 
-def _fitting(nameless: Sequence[Known], pieces: Sequence[Piece]) -> list[Known]:
+def _fitting(nameless: Sequence[ServedProcess], mapped: Sequence[MappedRange]) -> list[ServedProcess]:
     """What can be the process that maps these pieces: one, or, where its parent has several userfaultfds, one
     for each of them.
     """
-    own = [piece.range for piece in pieces]
+    own = [one.range for one in mapped]
     for item in nameless:
         if has_all(item.ranges, own):
             return [item]
@@ -192,11 +192,11 @@ def _fitting(nameless: Sequence[Known], pieces: Sequence[Piece]) -> list[Known]:
     return list(parts.values()) if has_all(together, own) else []
 
 
-def _is_served(piece: Piece, served: dict[int, list[Range]]) -> bool:
-    own = served.get(piece.pid)
+def _is_served(one: MappedRange, served: dict[int, list[Range]]) -> bool:
+    own = served.get(one.pid)
     if own is not None:
-        return has_all(own, [piece.range])
-    return any(_same_memory(piece.pid, pid) and has_all(served[pid], [piece.range]) for pid in served if pid)
+        return has_all(own, [one.range])
+    return any(_same_memory(one.pid, pid) and has_all(served[pid], [one.range]) for pid in served if pid)
 
 
 def find_unregistered(question: Question) -> list[int]:
@@ -207,7 +207,7 @@ def find_unregistered(question: Question) -> list[int]:
     return [item.process_id for item in question.known if item.pid and _has_unregistered(item, files)]
 
 
-def _has_unregistered(known: Known, files: Container[FileId]) -> bool:
+def _has_unregistered(known: ServedProcess, files: Container[FileId]) -> bool:
     """Only of mappings of the guest's files: something else may be there by now."""
     try:
         for mapping, flags in flags_of_mappings(known.pid):
@@ -246,7 +246,7 @@ def name_of(pid: int) -> str:
         return str(pid)
 
 
-def stranger_error(stranger: Piece) -> NotSupportedError:
+def stranger_error(stranger: MappedRange) -> NotSupportedError:
     return NotSupportedError(
         f"process {name_of(stranger.pid)} maps guest memory at {stranger.addr:#x} without a userfaultfd, and"
         " would read zeros there: have the VMM send add-process for it, or end it"
@@ -268,10 +268,10 @@ def other_holders(question: Question, manager: int) -> list[Holder]:
     return found
 
 
-def private_error(piece: Piece) -> NotSupportedError:
+def private_error(one: MappedRange) -> NotSupportedError:
     return NotSupportedError(
-        f"process {name_of(piece.pid)} maps guest memory privately (MAP_PRIVATE, as clones of a VM do), at"
-        f" {piece.addr:#x}: where memory is out it would read zeros, and the VM's own memory would be zeros"
+        f"process {name_of(one.pid)} maps guest memory privately (MAP_PRIVATE, as clones of a VM do), at"
+        f" {one.addr:#x}: where memory is out it would read zeros, and the VM's own memory would be zeros"
         " from then on. End it, or give it a copy of the memory"
     )
 

@@ -15,14 +15,14 @@ from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from vmmswap.attach.attach import find_further_memory
-from vmmswap.attach.memory import FilePart, Found
+from vmmswap.attach.memory import Found, KnownParts
 from vmmswap.engine import Job, MapperWatch, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, NotSupportedError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux.files import file_id
 from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers import coverage
-from vmmswap.monitor.mappers.coverage import Piece
+from vmmswap.monitor.mappers.coverage import MappedRange
 from vmmswap.monitor.mappers.liveness import Liveness
 from vmmswap.monitor.mappers.placement import joined, kept, overlap, uncovered
 from vmmswap.monitor.process import Process
@@ -93,7 +93,7 @@ class Hotplug:
         if self._is_closed:
             raise NoSuchVMError("the VM has ended")
         starts = self._starts()
-        mapped = _by_pid(picture.pieces, starts)
+        mapped = _by_pid(picture.mapped, starts)
         by_pid: dict[int, list[Process]] = {}
         for process in self._vm.processes.values():
             is_known = process.pid and not process.is_forked and process.pid not in picture.unreadable
@@ -162,10 +162,7 @@ class Hotplug:
         return [
             record
             for record in self._vm.manifest.regions
-            if not any(
-                overlap(Range(0, record.page_idx, record.pages), Range(0, piece.page_idx, piece.pages))
-                for piece in picture.pieces
-            )
+            if not any(overlap(Range(0, record.page_idx, record.pages), one.range) for one in picture.mapped)
         ]
 
     def _forget(self, record: RegionRecord) -> None:
@@ -182,10 +179,10 @@ class Hotplug:
 
     async def _add_further(self) -> None:
         vm = self._vm
-        known = [
-            FilePart(vm.files[item.memfd], item.offset_bytes, item.offset_bytes + item.pages * PAGE_SIZE)
-            for item in vm.manifest.regions
-        ]
+        known: KnownParts = {}
+        for item in vm.manifest.regions:
+            end_offset = item.offset_bytes + item.pages * PAGE_SIZE
+            known.setdefault(vm.files[item.memfd], []).append((item.offset_bytes, end_offset))
         found = await self._on_thread(find_further_memory, vm.vmm.pidfd, known)
         with found.memfds:
             for candidate in found.candidates:
@@ -234,10 +231,10 @@ class Hotplug:
         return result
 
 
-def _by_pid(pieces: Iterable[Piece], starts: Container[int]) -> dict[int, list[Range]]:
+def _by_pid(mapped: Iterable[MappedRange], starts: Container[int]) -> dict[int, list[Range]]:
     found: dict[int, list[Range]] = {}
-    for piece in pieces:
-        found.setdefault(piece.pid, []).append(Range(piece.addr, piece.page_idx, piece.pages))
+    for one in mapped:
+        found.setdefault(one.pid, []).append(one.range)
     return {pid: joined(ranges, starts) for pid, ranges in found.items()}
 
 

@@ -15,7 +15,7 @@ from vmmswap.engine import MapperWatch
 from vmmswap.errors import NoSuchVMError, VmmswapError
 from vmmswap.monitor.looks import SeenTwice, pause_s
 from vmmswap.monitor.mappers import coverage
-from vmmswap.monitor.mappers.coverage import Piece
+from vmmswap.monitor.mappers.coverage import MappedRange
 from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.vm import Vm
 
@@ -27,22 +27,22 @@ class Unserved:
 
     def __init__(self, on_found: Callable[[VmmswapError], None]) -> None:
         self._on_found = on_found
-        self._private = SeenTwice[Piece]()
-        self._shared = SeenTwice[Piece]()
+        self._private = SeenTwice[MappedRange]()
+        self._shared = SeenTwice[MappedRange]()
 
-    def look_at_private(self, pieces: Iterable[Piece]) -> None:
+    def look_at_private(self, mapped: Iterable[MappedRange]) -> None:
         """Those that map it privately: no userfaultfd can ever serve them."""
-        if (piece := self._private.look_at(_by_pid(pieces))) is not None:
-            self._on_found(coverage.private_error(piece))
+        if (one := self._private.look_at(_by_pid(mapped))) is not None:
+            self._on_found(coverage.private_error(one))
 
-    def look_at_shared(self, pieces: Iterable[Piece]) -> None:
+    def look_at_shared(self, mapped: Iterable[MappedRange]) -> None:
         """Those that map it shared, and that nobody told us of."""
-        if (piece := self._shared.look_at(_by_pid(pieces))) is not None:
-            self._on_found(coverage.stranger_error(piece))
+        if (one := self._shared.look_at(_by_pid(mapped))) is not None:
+            self._on_found(coverage.stranger_error(one))
 
 
-def _by_pid(pieces: Iterable[Piece]) -> dict[int, Piece]:
-    return {piece.pid: piece for piece in pieces}
+def _by_pid(mapped: Iterable[MappedRange]) -> dict[int, MappedRange]:
+    return {one.pid: one for one in mapped}
 
 
 class Watcher:

@@ -190,8 +190,8 @@ class Processes:
                 ", ".join(map(str, sorted(unreadable)[:10])),
             )
         self._check_kept()
-        await asyncio.to_thread(coverage.check_not_locked, picture.pieces)
-        await self.check_huge_pages(coverage.spans_of(picture.pieces))
+        await asyncio.to_thread(coverage.check_not_locked, picture.mapped)
+        await self.check_huge_pages(coverage.spans_of(picture.mapped))
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
         await self._holders.accept()
         for process in vm.processes.values():
@@ -219,7 +219,7 @@ class Processes:
     async def _check_what_is_out(self) -> None:
         try:
             picture = await self._look()
-            await self.check_huge_pages(coverage.spans_of(picture.pieces))
+            await self.check_huge_pages(coverage.spans_of(picture.mapped))
         except NotSupportedError as error:
             if not self._is_closed:
                 self._on_exposed(error)
@@ -236,7 +236,7 @@ class Processes:
             pid = item.pid or picture.pids.get(item.process_id, 0)
             if process is None or not process.is_forked or process.pid != pid:
                 continue
-            own = [piece.range for piece in picture.pieces if piece.pid == pid]
+            own = [one.range for one in picture.mapped if one.pid == pid]
             has_left = not has_all(own, self._vm.engine.ranges_of(item.process_id))
             can_tell = coverage.shows_mappings(pid) if pid else not picture.unreadable
             if has_left and can_tell:

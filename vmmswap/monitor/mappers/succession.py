@@ -68,7 +68,7 @@ def _look(question: _Question) -> Heirs:
     """Blocks: for a thread."""
     living = {process_id for process_id, uffd in question.uffds if not is_gone(uffd)}
     picture = coverage.look(question.memory)
-    mapped = {piece.pid for piece in picture.pieces}
+    mapped = {one.pid for one in picture.mapped}
     served = tuple(
         item.process_id
         for item in picture.known
@@ -78,8 +78,8 @@ def _look(question: _Question) -> Heirs:
     )
     if served:
         return Heirs(served)
-    for piece in (*picture.pieces, *picture.private):
-        return Heirs((), f"process {coverage.name_of(piece.pid)} maps its memory")
+    for one in (*picture.mapped, *picture.private):
+        return Heirs((), f"process {coverage.name_of(one.pid)} maps its memory")
     memfds = question.memory.memfds
     if named := next(filter(None, map(_name_of, memfds)), ""):
         return Heirs((), named)

@@ -20,7 +20,7 @@ def user_behind(caller: Caller) -> User:
     return ROOT if caller.uid == 0 else user_of(caller.pid, caller.uid)
 
 
-class Target:
+class HeldProcess:
     """A process, held by a pidfd while it is looked at. A context manager that closes the pidfd."""
 
     def __init__(self, pid: int) -> None:
@@ -34,7 +34,7 @@ class Target:
                 f"cannot attach to pid {pid}: {error.strerror}. Is it the VMM's?"
             ) from error
 
-    def __enter__(self) -> Target:
+    def __enter__(self) -> HeldProcess:
         return self
 
     def __exit__(
