@@ -249,7 +249,7 @@ class Config:
 
     @property
     def may_drain(self) -> bool:
-        """Whether the VMM may be asked by QMP to end its I/O. A frozen one could not answer."""
+        """True if the VMM may be asked by QMP to end its I/O. A frozen one could not answer."""
         return self.pin_check in ("auto", "qmp") and self.mode != "freeze"
 
     def to_json(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ class VmControl(Protocol):
     """One VM, as its D-Bus object sees it. All methods raise vmmswap.errors only.
 
     enable, disable and trim return once the order is accepted; `status` and the subscription tell the rest.
-    The last order wins: enable during swap-in turns it round, disable during swap-out likewise.
+    The last order wins: enable cancels a swap-in, disable a swap-out.
     """
 
     @property

@@ -24,7 +24,7 @@ def disk_limits(config: Config, swap_dir: Path) -> tuple[int, int]:
 
 
 def is_in_reserve(fd: int, disk_keep_free: str) -> bool:
-    """Whether the file system of this file has no more left than DiskKeepFree= leaves for others."""
+    """True if the file system has no more space left than DiskKeepFree= reserves for others."""
     found = os.fstatvfs(fd)
     keep_free_bytes = _keep_free_bytes(disk_keep_free, found.f_blocks * found.f_frsize)
     return found.f_bavail * found.f_frsize < keep_free_bytes

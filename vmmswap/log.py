@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where log messages go: to the journal with fields that can be searched for, or as plain lines to stderr.
 
-Neither is waited for (outbox.py). What had to be dropped is counted, and the log says so when it goes on.
+Neither is waited for (outbox.py). What had to be dropped is counted, and the log says so when it continues.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _FLUSH_S = 2.0
 
 
 def under_journal() -> bool:
-    """Whether our stderr is the journal: its native protocol then reaches the same place, with more in it."""
+    """True if our stderr is the journal: its native protocol then reaches the same place, with more in it."""
     stream = os.environ.get("JOURNAL_STREAM", "")
     try:
         status = os.fstat(sys.stderr.fileno())

@@ -88,7 +88,7 @@ class Outbox:
         return message
 
     def cancel(self, message: Message) -> bool:
-        """Whether it was waiting: then it is not sent any more."""
+        """True if it was still waiting: it is not sent any more."""
         with self._lock:
             if not message.is_waiting:
                 return False

@@ -33,7 +33,7 @@ class Orders(RuleBasedStateMachine):
             if self.running is Job.SWAP_OUT:
                 self.tracking = True
             return
-        if action is Action.TURN:
+        if action is Action.CANCEL:
             assert self.running is not Job.NONE, "nothing to turn back"
             self.cancelled = True
 
@@ -141,12 +141,12 @@ def test_disable_while_ready_does_nothing():
 def test_turn_round_and_round_again():
     machine = Machine()
     machine.enable()
-    assert machine.disable() is Action.TURN
+    assert machine.disable() is Action.CANCEL
     assert machine.enable() is Action.NOTHING  # told to end already: out again afterwards
     assert machine.job_done(None, tracking=True) is Action.SWAP_OUT
-    assert machine.disable() is Action.TURN
+    assert machine.disable() is Action.CANCEL
     assert machine.job_done(None, tracking=True) is Action.SWAP_IN
-    assert machine.enable() is Action.TURN
+    assert machine.enable() is Action.CANCEL
     assert machine.job_done(None, tracking=True) is Action.SWAP_OUT
 
 
@@ -156,7 +156,7 @@ def test_an_order_while_a_held_job_ends_is_not_lost():
         machine.enable()
         machine.job_done(None, tracking=True)
         machine.disable()
-        assert machine.hold() is Action.TURN
+        assert machine.hold() is Action.CANCEL
         assert order(machine) is Action.NOTHING
         assert machine.job_done(None, tracking=True) is action
 
@@ -183,14 +183,14 @@ def test_a_swap_out_that_failed_before_anything_was_registered_is_forgotten_by_d
 def test_what_is_refused_before_it_begins_takes_the_same_order_of_meanwhile_with_it():
     machine = Machine()
     assert machine.enable() is Action.SWAP_OUT
-    assert machine.disable() is Action.TURN
-    assert machine.is_turned_back
+    assert machine.disable() is Action.CANCEL
+    assert machine.is_cancelled
     assert machine.enable() is Action.NOTHING
     assert machine.not_begun(STRANGER, tracking=True) is Action.NOTHING
     assert (machine.state, machine.error) == (State.FAILED, STRANGER)
 
 
-def test_what_is_turned_back_before_it_begins_is_followed_by_the_last_order():
+def test_what_is_cancelled_before_it_begins_is_followed_by_the_last_order():
     machine = Machine()
     machine.enable()
     machine.disable()

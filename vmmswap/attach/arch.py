@@ -72,7 +72,7 @@ class Architecture(ABC):
 
     @abstractmethod
     def resumed(self, registers: Registers) -> Registers:
-        """As the kernel would let the thread go on, an interrupted system call begun again."""
+        """As the kernel would resume the thread, an interrupted system call begun again."""
 
     @abstractmethod
     def extended(self, tid: int) -> bytes:

@@ -182,7 +182,7 @@ def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
 
 
 def _lock(work: _Work, memfds: Sequence[int]) -> bool:
-    """Whether nobody else is about to attach. Held until the AttachedVm's fds are closed: by then the dummy
+    """True if nobody else is about to attach. Held until the AttachedVm's fds are closed: by then the dummy
     page is registered, which all can see.
     """
     for memfd in memfds:
@@ -344,7 +344,7 @@ def _one_of_each(found: dict[int, tuple[Region, ...]], known: Iterable[int]) -> 
 
 
 def _is_twin(pid: int, other: int) -> bool:
-    """Whether both have one address space, so that one userfaultfd is for both."""
+    """True if both share one address space, so that one userfaultfd serves both."""
     try:
         return is_same_memory(pid, other)
     except OSError:

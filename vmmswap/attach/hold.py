@@ -75,7 +75,7 @@ def run(target: Target, work: Callable[[HeldThread], T], *, force: bool = False)
 
 
 def _wait_gone(tid: int | None) -> None:
-    """Until the kernel has let go what our OS thread still held: join() returns a moment before its end."""
+    """Wait until the kernel has released what our OS thread held: join() returns just before its end."""
     deadline = time.monotonic() + _STOP_S
     while Path(f"/proc/self/task/{tid}").exists() and time.monotonic() < deadline:
         time.sleep(20e-6)

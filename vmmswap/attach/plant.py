@@ -132,7 +132,7 @@ def _is_for_everybody() -> bool:
 
 
 def may_open_device(pid: int) -> bool:
-    """Whether a process may have userfaultfds by itself, by the mode of the device, which its udev rule sets.
+    """True if a process may have userfaultfds by itself, by the mode of the device, which its udev rule sets.
     Whoever has that right only by an access control list counts as one without.
     """
     try:

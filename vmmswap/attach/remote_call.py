@@ -127,7 +127,7 @@ class HeldThread:
             )
 
     def _may_try(self) -> bool:
-        """Whether calls may be made though we cannot know what the filters say to them."""
+        """True if calls may be made although we cannot know what the filters say to them."""
         program = _program_of(self.target)
         return program.startswith(_KNOWN_FILTERS) or (
             self._place.force and not program.startswith(_DEADLY_FILTERS)
@@ -277,9 +277,9 @@ class HeldThread:
         return registers
 
     def _meet_signal(self, number: int, name: str) -> int:
-        """The signal to go on with."""
+        """The signal to resume the thread with."""
         if number not in _OWN_FAULTS:
-            return number  # SIGSTOP: the thread notes the stop, which begins when we let go
+            return number  # SIGSTOP: the thread notes the stop, which begins when we release it
         if not ptrace.is_own_fault(self._tid):
             self._pending = number
             return 0
@@ -288,11 +288,11 @@ class HeldThread:
         raise InternalError(f"{self.target} got {signal.Signals(number).name} at {name}")
 
     def release(self) -> None:
-        """Let the thread go on as it was.
+        """Release the thread as it was.
 
-        What it was is written as it was read: a traced thread that is let go looks for signals, and then the
-        kernel begins an interrupted system call again, or ends it with EINTR if a handler has run. Not at a
-        call's entry, where the kernel would make the interrupted one instead of ours.
+        Its registers are written as they were read: a traced thread that is released looks for signals, and
+        then the kernel begins an interrupted system call again, or ends it with EINTR if a handler has run.
+        Not at a call's entry, where the kernel would make the interrupted one instead of ours.
         """
         self._turn_back()
         if self._masked:
@@ -307,7 +307,7 @@ class HeldThread:
 
 
 def _is_guarded(stack: Mapping, mappings: Sequence[Mapping]) -> bool:
-    """Whether what lies below the thread's stack is stack, too, and not somebody's data: a program may have
+    """True if what lies below the thread's stack is stack too, and not somebody's data: a program may have
     its threads run on stacks as small as it likes (Go's, and others that switch stacks themselves), cut from
     memory that it uses otherwise. One that ends in a guard was made for the kernel's signal frames.
     """

@@ -76,7 +76,7 @@ def open_target(pid: int) -> int:
 
 
 def is_ending(pidfd: int) -> bool:
-    """Whether a process that had memory has none left, or has ended: what was asked of it failed for that."""
+    """True if a process that had memory has none left, or has ended: that is why a request to it failed."""
     try:
         pid = fds.pid_of(pidfd, "pid")
         return "VmSize" not in _read_status(pid, pid)

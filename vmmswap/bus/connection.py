@@ -97,11 +97,11 @@ class Connection:
 
     @property
     def connected(self) -> bool:
-        """Whether the bus is there and all names are owned."""
+        """True if the bus is there and all names are owned."""
         return self._ready.is_set()
 
     async def start(self, *, required: bool = True) -> None:
-        """Connect. With `required`, BusUnreachableError if there is no bus now; else go on trying behind."""
+        """Connect. With `required`, BusUnreachableError if there is no bus now; else keep trying."""
         if required:
             await self._connect()
         self._supervisor = asyncio.create_task(self._supervise(), name="bus connection")

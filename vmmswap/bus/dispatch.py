@@ -122,7 +122,7 @@ class Dispatcher:
         self._objects.pop(path, None)
 
     def wants_body(self, message: Message, body_bytes: int) -> bool:
-        """Whether the arguments of this call should be read at all."""
+        """True if the arguments of this call should be read at all."""
         if body_bytes > _CALL_BODY_LIMIT_BYTES:
             return False
         try:

@@ -67,7 +67,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True)
 class Property:
-    """One read-only property; `signalled` if PropertiesChanged tells of its changes."""
+    """One read-only property; `signalled` if PropertiesChanged reports its changes."""
 
     name: str
     signature: str

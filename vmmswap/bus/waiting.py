@@ -93,7 +93,7 @@ class Slots:
         self._by_uid: weakref.WeakValueDictionary[int, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
     def is_free(self, uid: int | None) -> bool:
-        """Whether take() would not wait."""
+        """True if take() would not wait."""
         if not uid:
             return not (self._own if uid is None else self._root).locked()
         own = self._by_uid.get(uid)

@@ -131,7 +131,7 @@ class Engine:
         lib.engine_register_again(self._engine, process_id)
 
     def is_out(self, page_idx: int, pages: int) -> bool:
-        """Whether any of these pages is."""
+        """True if any page in the range is swapped out."""
         return bool(lib.engine_is_out(self._engine, page_idx, pages))
 
     def ranges_of(self, process_id: int) -> tuple[Range, ...]:
@@ -213,11 +213,11 @@ class Engine:
         lib.engine_set_budget(self._engine, pages)
 
     def resume(self) -> None:
-        """After Protected: the VMM's block layer was drained and may go on; the swap-out goes on."""
+        """After Protected: resume the swap-out; the VMM's block layer was drained, and may run again."""
         lib.engine_continue_job(self._engine)
 
     def forget_job(self) -> None:
-        """What the predecessor was doing is not gone on with."""
+        """Do not resume the predecessor's job."""
         lib.engine_forget_job(self._engine)
 
     def housekeep(self) -> bool:

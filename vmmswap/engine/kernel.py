@@ -11,8 +11,8 @@ from vmmswap.errors import from_errno
 
 
 def registered_buffer_in(ranges: Sequence[tuple[int, int, int]]) -> str | None:
-    """Whether an io_uring of these processes has a registered buffer in their guest memory: what a person
-    must know of it, or None. ranges: (pid, addr, size_bytes).
+    """Describe for people a buffer that an io_uring of these processes has registered in their guest
+    memory; None: there is none. ranges: (pid, addr, size_bytes).
     """
     c_ranges = ffi.new("struct uring_range[]", max(1, len(ranges)))
     for idx, (pid, addr, size_bytes) in enumerate(ranges):
@@ -39,7 +39,7 @@ def start_probe_read(pid: int, addr: int, go_fd: int) -> int:
 
 
 def try_collapse() -> bool | None:
-    """Whether this kernel fills holes of shared memory with zeros where a userfaultfd is registered, when it
+    """True if this kernel fills holes of shared memory with zeros where a userfaultfd is registered, when it
     makes a huge page of what surrounds them; tried on memory of our own. None: nothing can be collapsed now.
     """
     error = ffi.new("struct error *")

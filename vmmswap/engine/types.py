@@ -103,7 +103,7 @@ class ProcessMoved:
 
 @dataclass(frozen=True, slots=True)
 class JobDone:
-    """A job ended. cancelled: it was turned back, and has done a part."""
+    """A job ended. cancelled: it was cancelled, and has done a part."""
 
     job: Job
     error: VmmswapError | None

@@ -111,7 +111,7 @@ class VmmClient:
     def add_process(
         self, regions: Sequence[Region], uffd: int, pidfd: int, *, dummy_page: int | None = None
     ) -> None:
-        """Tell of another process before it gets the memory: its uffd, and its addresses in regions."""
+        """Report another process before it gets the memory: its uffd, and its addresses in regions."""
         self._ask(encode("add-process", regions, dummy_page=dummy_page), [uffd, pidfd], "ok")
 
     def add_region(self, regions: Sequence[Region], memfds: Sequence[int], uffd: int | None = None) -> None:

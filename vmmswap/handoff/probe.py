@@ -12,8 +12,9 @@ kernel-mode access.
     empty)
 
 The access waits where only a fatal signal reaches it. On a thread of ours a hostile VMM could keep it
-waiting for ever (by registering the page again as soon as we let go), so it is a child's, and SIGKILL ends
-it. Killed, the read never happens: no page of zeros is made in the memfd, nothing of the guest has changed.
+waiting for ever (by registering the page again as soon as we release it), so it is a child's, and SIGKILL
+ends it. Killed, the read never happens: no page of zeros is made in the memfd, and nothing of the guest has
+changed.
 The message itself is never read: a VMM may clear O_NONBLOCK of the shared description between a poll and a
 read, and the message goes away with the child. If the VMM registers or faults on that page meanwhile, it
 waits until we unregister.

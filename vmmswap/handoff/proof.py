@@ -38,7 +38,7 @@ def prove(
     regions: Sequence[Region],
     path_of: PathOf,
 ) -> bool:
-    """Whether the uffd was seen to stop kernel-mode accesses of this process; refused if seen not to."""
+    """True if the uffd was seen to stop kernel-mode accesses of this process; refused if seen not to."""
     refused = Verdict.UNKNOWN
     for addr, field, is_known_empty in _empty_pages(pid, dummy_page, regions, path_of):
         match probe(uffd, pid, addr, field):
@@ -87,7 +87,7 @@ def _empty_pages(
 
 
 def _is_populated(pid: int, addr: int) -> bool | None:
-    """Whether a page is present or swapped, by bits 63 and 62 of its pagemap entry. None if that may not be
+    """True if a page is present or swapped, by bits 63 and 62 of its pagemap entry. None if that may not be
     read: the file has mode 0400, so without CAP_DAC_OVERRIDE only a user's own processes can be asked about.
     """
     try:

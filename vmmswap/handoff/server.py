@@ -109,7 +109,7 @@ class HandoffServer:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody is connected."""
+        """True if nobody is connected."""
         return not self._sessions
 
     def stop_accepting(self) -> None:
@@ -117,7 +117,7 @@ class HandoffServer:
         self._is_closed = True
 
     def adopt(self, sock: socket.socket, memory: Memory) -> None:
-        """Go on with the registered VM's connection, which came back from the fd store."""
+        """Resume the registered VM's connection, which came back from the fd store."""
         session = HandoffSession(sock, self._handler, self._claim, self._limits)
         session.resume(memory)
         self._run(sock, session, _uid_of(sock))

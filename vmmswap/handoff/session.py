@@ -89,7 +89,7 @@ class HandoffSession:
 
     @property
     def is_registered(self) -> bool:
-        """Whether this connection's end is the VM's release."""
+        """True if this connection's end releases the VM."""
         return self._is_registered
 
     async def run(self) -> None:

@@ -89,7 +89,7 @@ class ListedVm:
         return int(await self.get(MANAGER, "OwnerUid"))
 
     async def is_taken(self) -> bool:
-        """Whether the monitor has a VM."""
+        """True if the monitor has a VM."""
         return bool(await self.get(MANAGER, "TotalPages"))
 
     async def dismiss(self) -> None:
@@ -177,7 +177,7 @@ class Registry:
         return sorted(self._vms.values(), key=lambda vm: vm.name)
 
     def has(self, name: str) -> bool:
-        """Whether a monitor of that name is on the bus."""
+        """True if a monitor of that name is on the bus."""
         return VM_PATH_PREFIX + label_of(name) in self._vms
 
     def get(self, name: str) -> ListedVm:
@@ -228,7 +228,7 @@ class Registry:
         label = name.removeprefix(VM_BUS_PREFIX)
         known = self._vms.get(VM_PATH_PREFIX + label)
         if known and known.owner == new:
-            return  # listed at connect, and told of once more
+            return  # listed at connect, and reported once more
         if gone := self._forget(VM_PATH_PREFIX + label):
             self.on_gone(gone.name)
             body = [VM_PATH_PREFIX + label, [MANAGER.name]]

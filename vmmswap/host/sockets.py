@@ -123,7 +123,7 @@ class Sockets:
         return True
 
     def is_for_attach(self, name: str) -> bool:
-        """Whether the socket was made only to attach to a VM."""
+        """True if the socket was made only to attach to a VM."""
         return _is_for_attach(socket_path_of(name))
 
     def made_for_attach(self) -> list[str]:

@@ -44,7 +44,7 @@ class Units:
         await self._do("stop", "StopUnit", unit)
 
     async def is_active(self, unit: str) -> bool:
-        """Whether the unit is active, or on its way to or from that; False without systemd."""
+        """True if the unit is active, or on its way to or from that; False without systemd."""
         return await self._ask("ListUnitsByNames", "as", [[unit]], _is_row_active)
 
     async def service(self, unit: str) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Units:
         return {name: value.value for name, value in values.items()}
 
     async def is_enabled(self, unit: str) -> bool:
-        """Whether systemd starts the unit by itself; False without systemd."""
+        """True if systemd starts the unit by itself; False without systemd."""
         return await self._ask(
             "GetUnitFileState", "s", [unit], lambda state: state in ("enabled", "enabled-runtime")
         )

@@ -34,17 +34,17 @@ def pidfd_getfd(pidfd: int, number: int) -> int:
 
 
 def is_same_file(pid: int, number: int, own_fd: int) -> bool:
-    """Whether fd `number` of process pid is a duplicate of our own fd."""
+    """True if fd `number` of process pid is a duplicate of our own fd."""
     return _is_same(pid, os.getpid(), _KCMP_FILE, number, own_fd)
 
 
 def is_same_memory(pid: int, other: int) -> bool:
-    """Whether two processes have one address space, as a child of vfork() and its parent have."""
+    """True if two processes share one address space, as a child of vfork() and its parent do."""
     return _is_same(pid, other, _KCMP_VM, 0, 0)
 
 
 def is_same_fd_table(pid: int, other: int) -> bool:
-    """Whether two processes have one table of fds (CLONE_FILES)."""
+    """True if two processes share one table of fds (CLONE_FILES)."""
     return _is_same(pid, other, _KCMP_FILES, 0, 0)
 
 
@@ -72,7 +72,7 @@ def read_memory(pid: int, addr: int, size_bytes: int) -> bytes:
 
 
 def is_alive(pidfd: int) -> bool:
-    """Whether the process of a pidfd has not ended: a pidfd is readable from then on, zombies included."""
+    """True unless the process of a pidfd has ended, as a zombie has: the pidfd is readable then."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return not poller.poll(0)

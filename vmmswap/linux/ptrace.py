@@ -80,7 +80,7 @@ def set_sigmask(tid: int, mask: int) -> None:
 
 
 def is_own_fault(tid: int) -> bool:
-    """Whether the signal in the thread's hand came from the kernel because of what the thread did."""
+    """True if the kernel sent the thread's current signal because of what the thread did."""
     info = (ctypes.c_int32 * (_SIGINFO_BYTES // 4))()
     request(PTRACE_GETSIGINFO, tid, 0, ctypes.addressof(info))
     return info[2] > 0  # si_code

@@ -190,7 +190,7 @@ def unregister(uffd: int, addr: int, size_bytes: int) -> None:
 
 
 def is_gone(uffd: int) -> bool:
-    """Whether the address space of a userfaultfd is no more: its process has ended or called exec.
+    """True if the address space of a userfaultfd is gone: its process has ended or called exec.
 
     Asked by a request that is refused otherwise (ENOENT: nothing is registered there).
     """

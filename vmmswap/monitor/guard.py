@@ -14,7 +14,7 @@ _log = logging.getLogger("vmmswap.monitor")
 
 @contextlib.contextmanager
 def guarded(what: str) -> Iterator[None]:
-    """Log that `what` has failed, and go on behind the block. A traceback only for a bug of ours."""
+    """Log that `what` has failed, and continue after the block. A traceback only for a bug of ours."""
     try:
         yield
     except Exception as error:

@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _has_vm(kept: dict[str, int]) -> bool:
-    """Whether a guest waits for us, registered or about to be."""
+    """True if a guest waits for us, registered or about to be."""
     return recovery.is_needed(kept) or pending.is_needed(kept)
 
 

@@ -44,7 +44,7 @@ def _likeness(uffd: int, process: ProcessRecord) -> tuple[int, int]:
 
 
 def _has(uffd: int, part: Range) -> bool:
-    """Whether guest memory can be there: it is registered from here on, if so. Nothing that is out may be
+    """True if guest memory can be there: it is registered from here on, if so. Nothing that is out may be
     touched unseen in between, so this must not unregister what it finds.
     """
     try:

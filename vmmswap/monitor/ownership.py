@@ -73,7 +73,7 @@ def _configured(owner: str) -> int | None:
 
 
 def _is_trusted(uid: int) -> bool:
-    """Whether he could do the same without us: root, and the user whose monitor this is."""
+    """True for whoever could do the same without us: root, and the user whose monitor this is."""
     return uid in (0, os.geteuid())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A client of QMP, QEMU's protocol of JSON lines: enough to have a VMM end its I/O and go on.
+"""A client of QMP, QEMU's protocol of JSON lines: enough to have a VMM end its I/O and run again.
 
 The path of the socket is the VMM's word, so nothing is sent before the kernel has told that the VMM itself
 listens there: else a VMM could have us stop another one.
@@ -27,7 +27,7 @@ class QmpError(NotSupportedError):
 
 
 class QmpRefusedError(QmpError):
-    """The server answered a command with an error; the session goes on."""
+    """The server answered a command with an error; the session stays open."""
 
 
 class Qmp:

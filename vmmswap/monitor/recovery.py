@@ -45,7 +45,7 @@ class Found:
 
 
 def is_needed(kept: dict[str, int]) -> bool:
-    """Whether a predecessor left a VM. The manifest is the last thing that registration stores."""
+    """True if a predecessor left a VM. The manifest is the last thing that registration stores."""
     return fdstore.MANIFEST in kept
 
 

@@ -300,7 +300,7 @@ class Registration:
         self._store.remove(fdstore.CONNECTION)
         served = self._place.served
         if served is None or error is not None or not await served.processes.is_vmm_alive():
-            return  # its pidfd tells of its end
+            return  # its pidfd reports its end
         _log.info("the VMM has closed its connection: its memory is swapped in and it is released")
         served.vm.change(releasing=True)
         served.orders.release("the VMM has closed its connection", must=True)

@@ -69,7 +69,7 @@ class Vm:
         self.resident = self.backing.resident(self.vmm.pid, self.vmm.ranges)
 
     def is_out(self) -> bool:
-        """Whether any page is."""
+        """True if any page is swapped out."""
         stats = self.engine.stats()
         return stats.swap_pages + stats.poisoned_pages > 0
 
@@ -180,7 +180,7 @@ class Vm:
         if known := self.processes.get(process_id):
             self._enter(known)
             return
-        parent = self.processes.get(parent_id)  # None: it ended before its child was told of
+        parent = self.processes.get(parent_id)  # None: it ended before its child was reported
         is_proven = parent.is_proven if parent else all(item.is_proven for item in self.processes.values())
         dummy_page = parent.dummy_page if parent else 0
         ranges = self.engine.ranges_of(process_id)  # its parent's when it was forked

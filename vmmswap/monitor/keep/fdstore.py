@@ -44,7 +44,7 @@ def memfd_name(number: int) -> str:
 
 
 def has_fd_store() -> bool:
-    """Whether there is a service manager that keeps fds for us. systemd 254 tells; older ones have one if we
+    """True if a service manager keeps fds for us. systemd 254 tells; older ones have one if we
     are a unit of theirs with FileDescriptorStoreMax=, as ours is.
     """
     return bool(os.environ.get("NOTIFY_SOCKET")) and os.environ.get("FDSTORE", "") != "0"

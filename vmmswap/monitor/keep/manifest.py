@@ -70,7 +70,7 @@ class Manifest:
     interrupted: int = 0  # how many monitors in a row died during a job
     wants_out: bool = False
     logging: bool = False
-    is_held: bool = False  # we have stopped the VM by QMP, and it must go on
+    is_held: bool = False  # we have stopped the VM by QMP, and must let it run again
     config: dict[str, Any] = field(default_factory=dict)
 
 

@@ -30,7 +30,7 @@ _UFFD, _PIDFD = fdstore.uffd_name(VMM_KEY), fdstore.pidfd_name(VMM_KEY)
 
 
 def is_needed(kept: dict[str, int]) -> bool:
-    """Whether a predecessor died while such a VM registered."""
+    """True if a predecessor died while such a VM registered."""
     return fdstore.MESSAGE in kept and fdstore.MANIFEST not in kept
 
 

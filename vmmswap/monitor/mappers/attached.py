@@ -117,7 +117,7 @@ async def _detach(
     """uffds: the process's own first. False: they stay there, and the log says so."""
     try:
         await asyncio.to_thread(detach_process, pidfd, uffds, dummy_page, force=force)
-    except Exception as error:  # whatever it is: the VM must be let go
+    except Exception as error:  # whatever it is: the VM must be released
         _log.warning("process %s keeps an idle userfaultfd: %s", coverage.name_of(pid), error)
         return False
     return True
@@ -160,7 +160,7 @@ class Watch(Watcher):
         self._hotplug = Hotplug(vm, processes.liveness, self._say_late)
         self._on_unserved = on_unserved
         self._unserved = Unserved(on_unserved)
-        self._late: set[int] = set()  # pids that were told of
+        self._late: set[int] = set()  # pids that were reported
         self._refusals: dict[int, NotSupportedError] = {}  # by pid: who could not be attached to at this look
         self._refused = SeenTwice[NotSupportedError]()
         self._is_closed = False
@@ -247,7 +247,7 @@ class Watch(Watcher):
                 return
             except (VmmswapError, OSError) as error:
                 self._hotplug.tell(f"cannot look at who maps guest memory: {error}")
-            except Exception as bug:  # memory is out, and somebody must go on looking
+            except Exception as bug:  # memory is out, and somebody must keep looking
                 if repr(bug) not in bugs:
                     bugs.add(repr(bug))
                     _log.exception("bug in the watch for who maps guest memory; it goes on")

@@ -63,7 +63,7 @@ def _release() -> tuple[int, int]:
 
 
 def is_denied() -> bool:
-    """Whether no shared memory of this machine gets huge pages, by whatever way."""
+    """True if no shared memory of this machine gets huge pages in any way."""
     try:
         return "[deny]" in _SETTING.read_text()
     except OSError:
@@ -87,7 +87,7 @@ def exposed_spans(mapped: Mapped) -> list[tuple[int, int]]:
 
 
 def _has_none(pid: int) -> bool:
-    """Whether the process as a whole gets no huge pages (PR_SET_THP_DISABLE)."""
+    """True if the process as a whole gets no huge pages (PR_SET_THP_DISABLE)."""
     try:
         return status_of(pid).get("THP_enabled") == "0"
     except OSError:

@@ -4,7 +4,7 @@ children.
 
 A process that maps guest memory without a userfaultfd reads zeros where memory is out, and what it reads so
 becomes true for all. That holds for a private mapping of the memory's file as well, which no userfaultfd can
-serve. The kernel tells of a fork without a pid, so a child's is found here: it maps the memory at its
+serve. The kernel reports a fork without a pid, so a child's is found here: it maps the memory at its
 parent's addresses. All of this reads /proc and may wait for a lock of the VM's: call it on a thread.
 """
 
@@ -220,7 +220,7 @@ def _has_unregistered(known: ServedProcess, files: Container[FileId]) -> bool:
 
 
 def _same_memory(pid: int, other: int) -> bool:
-    """Whether both have one address space, as a child of vfork() has its parent's until it calls exec."""
+    """True if both share one address space, as a child of vfork() and its parent do until it calls exec."""
     if pid == other:
         return True
     try:
@@ -230,7 +230,7 @@ def _same_memory(pid: int, other: int) -> bool:
 
 
 def shows_mappings(pid: int) -> bool:
-    """Whether what a process maps can be told: else what is not found there may be there all the same."""
+    """True if the process's mappings can be seen; else one that is not found may exist all the same."""
     try:
         with Path(f"/proc/{pid}/maps").open("rb") as maps:
             return bool(maps.read(1))

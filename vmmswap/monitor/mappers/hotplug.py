@@ -2,7 +2,7 @@
 """What the processes of an attached VM map and unmap later: they tell us nothing, so their mappings do.
 
 A process keeps its userfaultfd, and what is known of its memory follows what it maps. Memory that nobody
-maps any more is let go, because our own fd of it keeps it allocated. New memory of the VMM is taken by the
+maps any more is released, because our own fd of it keeps it allocated. New memory of the VMM is taken by the
 rules of attach.
 """
 

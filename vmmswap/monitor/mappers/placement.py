@@ -29,7 +29,7 @@ def uncovered(mapped: Iterable[Range], known: Sequence[Range]) -> list[Range]:
 
 
 def has_all(ranges: Sequence[Range], wanted: Sequence[Range]) -> bool:
-    """Whether the wanted pages are all there, at their addresses."""
+    """True if all wanted pages are there, at their addresses."""
     return not uncovered(wanted, kept(wanted, ranges))
 
 
@@ -51,7 +51,7 @@ def joined(ranges: Iterable[Range], starts: Container[int] = ()) -> list[Range]:
 
 
 def overlap(one: Range, other: Range) -> bool:
-    """Whether both show some page, at whatever addresses."""
+    """True if both show a common page, at whatever addresses."""
     return one.page_idx < other.page_idx + other.pages and other.page_idx < one.page_idx + one.pages
 
 

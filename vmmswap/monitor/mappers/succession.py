@@ -109,7 +109,7 @@ class Succession:
         self._look_now = asyncio.Event()
         self._told: set[str] = set()
         self._looks_left = _LOOKS
-        self._gone_key = -1  # of the VMM that was last told of
+        self._gone_key = -1  # of the VMM that was last reported
         self._is_brought_back = False
         self._task: asyncio.Task[None] | None = None
 

@@ -2,10 +2,10 @@
 """Has a VMM end its I/O by QMP while a swap-out waits between protecting and evicting.
 
 `stop` returns when the VMM's block layer has nothing in flight; what begins after that meets the protection
-and faults. All the while the guest stands still, so it must go on whatever happens here: that it is held is
-written down before `stop` is sent, and `cont` is sent until it is answered, by our successor if need be. A
+and faults. All the while the guest stands still, so it must run again whatever happens here: that it is held
+is written down before `stop` is sent, and `cont` is sent until it is answered, by our successor if need be. A
 VM that somebody else had paused stays paused; if somebody pauses it in the very moment between our question
-and our `stop`, we cannot know, and it goes on.
+and our `stop`, we cannot know, and it runs again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BETTER = ("bpf", "collapse")  # pin checks with which nobody is asked to drain
 
 
 class Drain:
-    """on_drained(): go on. on_failed(reason): turn the job back. on_idle(): nothing is held any more."""
+    """on_drained(): resume the job. on_failed(reason): cancel it. on_idle(): nothing is held any more."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class Drain:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the next job may count on it."""
+        """True if the next job may count on it."""
         return self._qmp is not None
 
     @property
     def is_busy(self) -> bool:
-        """Whether the VM is held, or may be."""
+        """True if the VM is held, or may be."""
         return bool(self._tasks)
 
     @staticmethod
@@ -91,7 +91,7 @@ class Drain:
         self._wanted = self._start(self._drain(vm, limit_s))
 
     def job_ended(self) -> None:
-        """Nobody waits any more: whoever is held goes on at once."""
+        """Nobody waits any more: let whoever is held run at once."""
         self._wanted = None
         if self._limit is not None:
             self._limit.reschedule(asyncio.get_running_loop().time())
@@ -194,7 +194,7 @@ class Drain:
             await self._cont(vm)
 
     async def _cont(self, vm: Vm) -> None:
-        """Have the VM go on if it is we who hold it. As long as that takes: a VMM whose disk hangs answers
+        """Let the VM run again if it is we who hold it. As long as that takes: a VMM whose disk hangs answers
         when it has recovered, and would forget the command if we closed the session.
         """
         while vm.manifest.is_held:

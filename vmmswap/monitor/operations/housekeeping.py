@@ -33,7 +33,7 @@ class Housekeeping:
         self._task = asyncio.get_running_loop().create_task(self._work(), name="housekeeping")
 
     def stop(self) -> None:
-        """A step that runs goes on."""
+        """A step that runs is not interrupted."""
         if self._task is not None:
             self._task.cancel()
             self._task = None

@@ -78,9 +78,9 @@ class Jobs:
         if self._vm.manifest.wants_out != self.machine.wants_out:
             with guarded(NOT_RECORDED):
                 self._vm.change(wants_out=self.machine.wants_out)
-        if action is Action.TURN:
+        if action is Action.CANCEL:
             self._vm.engine.cancel()
-        while action not in (Action.NOTHING, Action.TURN):
+        while action not in (Action.NOTHING, Action.CANCEL):
             action = self._start(action)
         if self.machine.job is Job.NONE:
             with guarded("what follows an operation is not done"):
@@ -169,7 +169,7 @@ class Jobs:
         self._vm.engine.cancel()
 
     def _drain_idle(self) -> None:
-        """What waited for the VM to go on."""
+        """Do what waited until the VM was no longer held."""
         if self.machine.ending and self.machine.job is Job.NONE:
             with guarded("the VM is not released"):
                 self._on_idle()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What to do next with a VM's memory, as logic alone: orders and the ends of jobs come in, actions go out.
 
-One job at a time, and the last order wins: an order against the running job turns it back, and the other one
+One job at a time, and the last order wins: an order against the running job cancels it, and the other one
 starts when it has ended.
 """
 
@@ -18,7 +18,7 @@ class Action(enum.Enum):
     """What the caller must do now; the machine counts on it."""
 
     NOTHING = "nothing"
-    TURN = "cancel the running job"
+    CANCEL = "cancel the running job"
     SWAP_OUT = "start a swap-out"
     SWAP_IN = "start a swap-in"
     TRIM = "start a trim"
@@ -29,12 +29,12 @@ _OPERATION = {Job.SWAP_OUT: Operation.SWAP_OUT, Job.SWAP_IN: Operation.SWAP_IN, 
 
 
 class Machine:
-    """After TURN or a start, job_done() must follow, once. A job that cannot start is done at once."""
+    """After CANCEL or a start, job_done() must follow, once. A job that cannot start is done at once."""
 
     def __init__(self) -> None:
         self.job = Job.NONE
         self.following = Job.NONE  # what starts when the running job has ended
-        self._is_held = False  # the running job was turned back with nothing to follow
+        self._is_held = False  # the running job was cancelled with nothing to follow
         self.tracking = False  # guest memory is registered: something is out, or may be
         self.error: VmmswapError | None = None  # why the last job failed
         self.wants_out = False  # by the last order
@@ -53,7 +53,7 @@ class Machine:
         return _OPERATION.get(self.job, Operation.NONE)
 
     @property
-    def is_turned_back(self) -> bool:
+    def is_cancelled(self) -> bool:
         """The job is to end as soon as it can."""
         return self.following is not Job.NONE or self._is_held
 
@@ -102,21 +102,21 @@ class Machine:
         return self.job_done(error, tracking)
 
     def hold(self) -> Action:
-        """Turn the running job back with nothing to follow."""
+        """Cancel the running job with nothing to follow."""
         self.following = Job.NONE
         self._is_held = self.job is not Job.NONE
-        return Action.TURN if self._is_held else Action.NOTHING
+        return Action.CANCEL if self._is_held else Action.NOTHING
 
     def _want(self, job: Job) -> Action:
         if self.job is Job.NONE:
             return self._start(job)
-        if self.is_turned_back:
+        if self.is_cancelled:
             self.following = job
             return Action.NOTHING
         if self.job is job:
             return Action.NOTHING
         self.following = job
-        return Action.TURN
+        return Action.CANCEL
 
     def _start(self, job: Job) -> Action:
         self.job = job

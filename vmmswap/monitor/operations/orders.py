@@ -39,7 +39,7 @@ class Checks(Protocol):
 class Orders:
     """Of one VM, until close(). error: why its state is Failed from the start.
 
-    on_released(reason) is called, once release() was, when the VM can be let go: all is in.
+    on_released(reason) is called, once release() was, when the VM can be released: all is in.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Orders:
             error = InternalError(f"an internal error: {bug!r}")
         if self._is_closed:
             return
-        if not error and not self.machine.is_turned_back:
+        if not error and not self.machine.is_cancelled:
             self.jobs.perform(Action.SWAP_OUT)
             return
         if error:
@@ -214,13 +214,13 @@ class Orders:
         self.jobs.perform(self.machine.disable())
 
     def _nothing_runs(self) -> None:
-        """Whether the VM can be let go, or what is tried again and when."""
+        """Release the VM if that was ordered and can be, else schedule what is tried again."""
         self._cancel_retry()
         machine, drain = self.machine, self.jobs.drain
         drain.finish()
         if machine.ending and not machine.tracking:
             if drain.is_busy:
-                return  # the VMM would stand still for ever: this is called again when it goes on
+                return  # the VMM would stand still for ever: this is called again when it runs
             self._on_released(self._release_reason)
         elif machine.ending and not self._must_release:
             _log.error("the VM cannot be released: %s; the monitor goes on", machine.error)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is told of a VM: its Status, and the start and end of each operation in the journal."""
+"""What is reported of a VM: its Status, and the start and end of each operation in the journal."""
 
 from __future__ import annotations
 
