@@ -29,14 +29,20 @@ _BETTER = ("bpf", "collapse")  # pin checks with which nobody is asked to drain
 
 
 class Drain:
-    """on_drained(): resume the job. on_failed(reason): cancel it. on_idle(): nothing is held any more."""
+    """Of one VM. on_drained(): resume the job. on_failed(reason): cancel it. on_idle(): nothing is held any
+    more.
+    """
 
     def __init__(
         self,
+        vm: Vm,
+        config: Config,
         on_drained: Callable[[], None],
         on_failed: Callable[[str], None],
         on_idle: Callable[[], None],
     ) -> None:
+        self._vm = vm
+        self._config = config
         self._on_drained = on_drained
         self._on_failed = on_failed
         self._on_idle = on_idle
@@ -48,6 +54,8 @@ class Drain:
         self._is_kept = False  # the session is, for a job that runs or follows
         self._told = ""
         self.pause_us = 0  # how long the last swap-out held the guest by `stop`
+        if vm.manifest.is_held:  # a predecessor died while it held the VM
+            self._start(self._release())
 
     @property
     def is_ready(self) -> bool:
@@ -59,36 +67,32 @@ class Drain:
         """True if the VM is held, or may be."""
         return bool(self._tasks)
 
-    @staticmethod
-    def may_be_needed(vm: Vm, config: Config) -> bool:
-        """By the next job: a way that is tried before this one has not worked yet."""
-        return bool(vm.manifest.qmp) and config.may_drain and vm.engine.pin_check not in _BETTER
+    @property
+    def _may_be_needed(self) -> bool:
+        """True if the next job may need it: a way that is tried before this one has not worked yet."""
+        vm = self._vm
+        return bool(vm.manifest.qmp) and self._config.may_drain and vm.engine.pin_check not in _BETTER
 
-    async def prepare(self, vm: Vm, config: Config) -> None:
+    async def prepare(self) -> None:
         """Before a job that may need it: open a session, or say in the log why there is none."""
-        if not self.may_be_needed(vm, config):
+        if not self._may_be_needed:
             return
         try:
             async with asyncio.timeout(_CONNECT_LIMIT_S), self._turn:
                 self._is_kept = True
                 if self._qmp is None:
-                    self._qmp = await Qmp.connect(vm.manifest.qmp, vm.vmm.pid)
+                    self._qmp = await Qmp.connect(self._vm.manifest.qmp, self._vm.vmm.pid)
         except TimeoutError:
-            self._tell(_no_answer(vm))
+            self._tell(_no_answer(self._vm))
         except VmmswapError as error:
             self._tell(error.message)
-
-    def adopt(self, vm: Vm) -> None:
-        """A predecessor may have died while it held the VM."""
-        if vm.manifest.is_held:
-            self._start(self._let_go_of(vm))
 
     def job_starts(self) -> None:
         self.pause_us = 0
 
-    def protected(self, vm: Vm, limit_s: float) -> None:
+    def protected(self) -> None:
         """A job waits for the drain."""
-        self._wanted = self._start(self._drain(vm, limit_s))
+        self._wanted = self._start(self._drain(self._config.freeze_timeout_s))
 
     def job_ended(self) -> None:
         """Nobody waits any more: let whoever is held run at once."""
@@ -137,25 +141,25 @@ class Drain:
             self._wanted = None
             self._on_failed(reason)
 
-    async def _drain(self, vm: Vm, limit_s: float) -> None:
+    async def _drain(self, limit_s: float) -> None:
         task = asyncio.current_task()
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(limit_s):
                 await self._turn.acquire()
         except TimeoutError:
-            self._fail(task, _late(vm, "cont", limit_s))
+            self._fail(task, _late(self._vm, "cont", limit_s))
             return
         try:
             if self._wanted is not task:
                 return
             since_ns = time.monotonic_ns()
-            failure = await self._stop(vm, limit_s)
+            failure = await self._stop(limit_s)
             if failure:
                 loop.call_soon(self._fail, task, failure)  # after `cont` is on its way
-            alarm = loop.call_later(limit_s, self._fail, task, _late(vm, "cont", limit_s))
+            alarm = loop.call_later(limit_s, self._fail, task, _late(self._vm, "cont", limit_s))
             try:
-                await self._cont(vm)
+                await self._cont()
             finally:
                 alarm.cancel()
             self._note_pause((time.monotonic_ns() - since_ns) // 1000)
@@ -168,50 +172,52 @@ class Drain:
         self.pause_us = max(self.pause_us, held_us)
         _log.info("the VMM's I/O was drained by QMP: the guest was held for %d us", held_us)
 
-    async def _stop(self, vm: Vm, limit_s: float) -> str:
+    async def _stop(self, limit_s: float) -> str:
         """Why it failed, or ""."""
         qmp = self._qmp
         if qmp is None:
-            return f"the QMP session with {vm.manifest.qmp} is closed"
+            return f"the QMP session with {self._vm.manifest.qmp} is closed"
         try:
             async with asyncio.timeout(limit_s) as self._limit:
                 state = await qmp.run_state()
                 if state == "inmigrate":  # `stop` would mean: do not start when migration has ended
-                    return f"{vm.manifest.qmp}: the VM is being migrated in: enable it when that is done"
+                    return (
+                        f"{self._vm.manifest.qmp}: the VM is being migrated in: enable it when that is done"
+                    )
                 if state in _GOES_ON:
-                    vm.change(is_held=True)
+                    self._vm.change(is_held=True)
                 await qmp.execute("stop")
         except TimeoutError:
-            return _late(vm, "stop", limit_s)
+            return _late(self._vm, "stop", limit_s)
         except VmmswapError as error:
             return error.message
         finally:
             self._limit = None
         return ""
 
-    async def _let_go_of(self, vm: Vm) -> None:
+    async def _release(self) -> None:
         async with self._turn:
-            await self._cont(vm)
+            await self._cont()
 
-    async def _cont(self, vm: Vm) -> None:
+    async def _cont(self) -> None:
         """Let the VM run again if it is we who hold it. As long as that takes: a VMM whose disk hangs answers
         when it has recovered, and would forget the command if we closed the session.
         """
-        while vm.manifest.is_held:
+        while self._vm.manifest.is_held:
             try:
                 if self._qmp is None:
                     async with asyncio.timeout(_CONNECT_LIMIT_S):
-                        self._qmp = await Qmp.connect(vm.manifest.qmp, vm.vmm.pid)
+                        self._qmp = await Qmp.connect(self._vm.manifest.qmp, self._vm.vmm.pid)
                 await self._qmp.execute("cont")
             except QmpRefusedError as error:
                 _log.error("the VM stays paused: %s", error.message)
                 self._fail(asyncio.current_task(), error.message)
             except (QmpError, TimeoutError) as error:
-                self._tell(f"the VM is paused and must go on: {str(error) or _no_answer(vm)}")
+                self._tell(f"the VM is paused and must go on: {str(error) or _no_answer(self._vm)}")
                 self._forget()
                 await asyncio.sleep(_RETRY_S)
                 continue
-            vm.change(is_held=False)
+            self._vm.change(is_held=False)
 
     def _forget(self) -> None:
         if self._qmp is not None:

@@ -57,8 +57,7 @@ class Jobs:
         self._room = RoomWatch(self._pids, self._out_pages, vm.engine.set_budget, self._memory_is_short)
         self._drain_error = ""
         self.starvation = Starvation(vm, self._pids, on_change)
-        self.drain = Drain(vm.engine.resume, self._drain_failed, self._drain_idle)
-        self.drain.adopt(vm)
+        self.drain = Drain(vm, config, vm.engine.resume, self._drain_failed, self._drain_idle)
 
     def close(self) -> None:
         """The VM is gone: do nothing more for it."""
@@ -116,7 +115,7 @@ class Jobs:
                 " be drained by QMP: use another PinCheck="
             )
         else:
-            self.drain.protected(self._vm, self._config.freeze_timeout_s)
+            self.drain.protected()
 
     # Inside
 

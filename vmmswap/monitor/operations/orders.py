@@ -52,7 +52,6 @@ class Orders:
         error: VmmswapError | None = None,
     ) -> None:
         self._vm = vm
-        self._config = around.config
         self._page_fault_log = around.page_fault_log
         self._checks = checks
         self._on_change = around.on_change
@@ -127,7 +126,7 @@ class Orders:
     async def trim(self) -> None:
         self._vm.check_may_go_out()
         if self.machine.job is Job.NONE:
-            await self.jobs.drain.prepare(self._vm, self._config)
+            await self.jobs.drain.prepare()
         if not self._is_closed:
             self.jobs.perform(self.machine.trim())
 
@@ -181,7 +180,7 @@ class Orders:
         try:
             await self._checks.check_before_enable()
             if not self._is_closed:
-                await self.jobs.drain.prepare(self._vm, self._config)
+                await self.jobs.drain.prepare()
         except Exception:
             if not self._is_closed:
                 raise
