@@ -111,6 +111,7 @@ BY_ERRNO: dict[int, type[VmmswapError]] = {
     errno.ENOMEM: NoSpaceError,
     errno.EMFILE: NoSpaceError,
     errno.ENFILE: NoSpaceError,
+    errno.ECANCELED: NoSuchVMError,  # the engine is stopping
 }
 
 

@@ -56,6 +56,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	memory_init(&vm->memory);
 	pthread_mutex_init(&vm->punching_lock, NULL);
 	pthread_mutex_init(&vm->lift_lock, NULL);
+	pthread_mutex_init(&vm->release_lock, NULL);
 	pthread_mutex_init(&vm->lost.lock, NULL);
 	pthread_mutex_init(&vm->regions_lock, NULL);
 	vm->latencies = calloc(vm->fault_threads_n, sizeof *vm->latencies);
@@ -119,6 +120,7 @@ void engine_destroy(struct engine *engine)
 	gate_destroy(vm->gate);
 	pthread_mutex_destroy(&vm->punching_lock);
 	pthread_mutex_destroy(&vm->lift_lock);
+	pthread_mutex_destroy(&vm->release_lock);
 	pthread_mutex_destroy(&vm->lost.lock);
 	pthread_mutex_destroy(&vm->regions_lock);
 	free(vm->latencies);
@@ -282,8 +284,10 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	latency_summarise(vm->latencies, vm->fault_threads_n, &latency);
 	*out = (struct engine_stats){
 		.resident_pages = resident_pages(vm),
-		.total_pages = memory_total_pages(&vm->memory),
 	};
+	pthread_mutex_lock(&vm->regions_lock);
+	out->total_pages = memory_total_pages(&vm->memory);
+	pthread_mutex_unlock(&vm->regions_lock);
 	out->processes = atomic_load(&vm->spaces.living);
 	out->copied_pages = atomic_load(&header->copied_pages);
 	out->zeroed_pages = atomic_load(&header->zeroed_pages);

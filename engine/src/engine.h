@@ -74,13 +74,17 @@ int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, u
 int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes,
 			       uint64_t *page_idx, struct error *err);
 
-/* -EBUSY while a page of the region is out, or a job runs. */
+/* Remove a region, part by part, so that nobody waits for all of it. -EBUSY while a page of it is out, or a job
+ * runs; a job that starts meanwhile leaves the region out. It takes some 5 ms a GiB that was in use: call it on
+ * any thread, beside any other call but engine_release_memory() and engine_destroy(). engine_stop() ends it
+ * (-ECANCELED). */
 int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
-/* True if any page in the range is swapped out. */
+/* True if any page in the range is swapped out. It takes 0.5 ms a GiB; call it on any thread, as
+ * engine_remove_region(). */
 bool engine_is_out(struct engine *engine, uint64_t page_idx, uint64_t pages);
 
-/* Remove a region that was added after the running job began. The job does not know of it. */
+/* Remove a region that was added after the running job began, and that no process has. The job does not know of it. */
 int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
 /* Add a process that maps guest memory. UFFDIO_API must have been called on the uffd. While guest memory is

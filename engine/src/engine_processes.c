@@ -17,8 +17,11 @@ static int fill_process(struct engine *engine, struct process *process, const st
 	int rc = 0;
 
 	process->protects = true; /* until registering says otherwise */
-	for (size_t i = 0; i < ranges_n && !rc; i++)
-		rc = process_add_range(process, ranges[i]);
+	for (size_t i = 0; i < ranges_n && !rc; i++) {
+		const struct region *region = memory_region_of(&vm->memory, ranges[i].page_idx);
+
+		rc = region && region->is_leaving ? -EINVAL : process_add_range(process, ranges[i]);
+	}
 	if (rc)
 		return error_set(err, -rc, "cannot take the process's %zu ranges: %s", ranges_n,
 				 strerror(-rc));
@@ -88,7 +91,8 @@ static int check_range(struct vm *vm, const struct range *ranges, size_t i, stru
 	const struct range *range = &ranges[i];
 	const struct region *region = memory_region_of(&vm->memory, range->page_idx);
 
-	if (!region || range->pages > region->page_idx + region->pages - range->page_idx)
+	if (!region || region->is_leaving ||
+	    range->pages > region->page_idx + region->pages - range->page_idx)
 		return error_set(err, EINVAL, "the range at %#llx is not of one region of guest memory",
 				 (unsigned long long)range->addr);
 	for (size_t other = 0; other < i; other++)

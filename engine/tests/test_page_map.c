@@ -34,6 +34,7 @@ TEST(memory_is_plugged_for_as_long_as_one_likes)
 		same += page_idx == last_idx;
 		last_idx = page_idx;
 		page_map_forget(map, page_idx, 64 * GIB_PAGES);
+		page_map_return_pages(map, page_idx);
 		CHECK_EQ(atomic_load(page_map_word(map, page_idx)), 0);
 	}
 	/* Whoever has still an old number in mind finds nothing there, and not something else. */

@@ -67,13 +67,13 @@ class Engine:
                 "store_keep_free_bytes": config.store_keep_free_bytes,
             },
         )
-        self._error = ffi.new("struct error *")
         out = ffi.new("struct engine **")
-        self._check(lib.engine_create(c_config, out, self._error))
+        _checked(lib.engine_create, c_config, out)
         self._open = self._handle = out[0]  # _open: as long as it may be called
         self._is_stopped = False
         self._counting = threading.Lock()
         self._keeping_house = threading.Lock()
+        self._walking = threading.Lock()  # over the page map, or guest memory
         self._trace_buffer = ffi.NULL
         self._trace_room = 0
 
@@ -84,14 +84,22 @@ class Engine:
             raise NoSuchVMError("the VM has ended")
         return self._open
 
-    def _check(self, rc: int) -> None:
-        if rc < 0:
-            raise from_errno(-rc, text_of(self._error.message))
+    @property
+    def is_open(self) -> bool:
+        """False once retired or closed: whoever waited for something may find the VM gone."""
+        return bool(self._open)
+
+    @property
+    def _engine_unless_stopped(self) -> Any:  # noqa: ANN401 - cffi's objects have no static types
+        """The same on another thread."""
+        if self._is_stopped:
+            raise NoSuchVMError("the VM has ended")
+        return self._engine
 
     def add_region(self, memfd: int, offset_bytes: int, size_bytes: int) -> int:
         """Add guest memory; return the index of its first page, counted over all regions."""
         out = ffi.new("uint64_t *")
-        self._check(lib.engine_add_region(self._engine, memfd, offset_bytes, size_bytes, out, self._error))
+        _checked(lib.engine_add_region, self._engine, memfd, offset_bytes, size_bytes, out)
         return int(out[0])
 
     def add_snapshot_region(self, offset_bytes: int, size_bytes: int) -> int:
@@ -99,16 +107,20 @@ class Engine:
         snapshot's file; return the index of its first page. It is served at once, and never goes out.
         """
         out = ffi.new("uint64_t *")
-        self._check(lib.engine_add_snapshot_region(self._engine, offset_bytes, size_bytes, out, self._error))
+        _checked(lib.engine_add_snapshot_region, self._engine, offset_bytes, size_bytes, out)
         return int(out[0])
 
     def remove_region(self, page_idx: int) -> None:
-        """Forget the region that starts at page_idx; BusyError while a page of it is out or a job runs."""
-        self._check(lib.engine_remove_region(self._engine, page_idx, self._error))
+        """Forget the region that starts at page_idx; BusyError while a page of it is out or a job runs. The
+        larger it is, the longer that takes: on a thread of its own, beside all other calls. stop() ends it,
+        with NoSuchVMError.
+        """
+        with self._walking:
+            _checked(lib.engine_remove_region, self._engine_unless_stopped, page_idx)
 
     def undo_add_region(self, page_idx: int) -> None:
         """The same for a region that was added just now, whatever job runs."""
-        self._check(lib.engine_undo_add_region(self._engine, page_idx, self._error))
+        _checked(lib.engine_undo_add_region, self._engine, page_idx)
 
     def add_process(self, uffd: int, ranges: Sequence[Range]) -> int:
         """Add a process that maps guest memory; return its id. The uffd must have had UFFDIO_API. While
@@ -116,7 +128,7 @@ class Engine:
         """
         c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
         out = ffi.new("uint32_t *")
-        self._check(lib.engine_add_process(self._engine, uffd, c_ranges, len(ranges), out, self._error))
+        _checked(lib.engine_add_process, self._engine, uffd, c_ranges, len(ranges), out)
         return int(out[0])
 
     def set_ranges(self, process_id: int, ranges: Sequence[Range]) -> None:
@@ -124,15 +136,16 @@ class Engine:
         InvalidRegionError, with nothing changed, if that cannot be, or if two ranges overlap.
         """
         c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
-        self._check(lib.engine_set_ranges(self._engine, process_id, c_ranges, len(ranges), self._error))
+        _checked(lib.engine_set_ranges, self._engine, process_id, c_ranges, len(ranges))
 
     def register_again(self, process_id: int) -> None:
         """Of memory that was unmapped and mapped anew at its place, which loses that."""
         lib.engine_register_again(self._engine, process_id)
 
     def is_out(self, page_idx: int, pages: int) -> bool:
-        """True if any page in the range is swapped out."""
-        return bool(lib.engine_is_out(self._engine, page_idx, pages))
+        """True if any page in the range is swapped out. On a thread of its own, as remove_region()."""
+        with self._walking:
+            return bool(lib.engine_is_out(self._engine_unless_stopped, page_idx, pages))
 
     def ranges_of(self, process_id: int) -> tuple[Range, ...]:
         """Where a process maps guest memory; none for a process that is not known."""
@@ -143,22 +156,22 @@ class Engine:
 
     def remove_process(self, process_id: int) -> None:
         """Forget a process and close its uffd."""
-        self._check(lib.engine_remove_process(self._engine, process_id, self._error))
+        _checked(lib.engine_remove_process, self._engine, process_id)
 
     def register_dummy(self, process_id: int, addr: int) -> None:
         """Register a page that nobody touches, so that the kernel reports forks from now on."""
-        self._check(lib.engine_register_dummy(self._engine, process_id, addr, self._error))
+        _checked(lib.engine_register_dummy, self._engine, process_id, addr)
 
     def recover(self) -> Recovered:
         """Take over what a dead predecessor left, before start()."""
         pages = ffi.new("uint64_t *")
         job = ffi.new("uint32_t *")
-        self._check(lib.engine_recover(self._engine, pages, job, self._error))
+        _checked(lib.engine_recover, self._engine, pages, job)
         return Recovered(int(pages[0]), Job(job[0]))
 
     def start(self) -> None:
         """Serve faults from now on."""
-        self._check(lib.engine_start(self._engine, self._error))
+        _checked(lib.engine_start, self._engine)
 
     def stop(self) -> None:
         """Stop all threads, turning a running job back. events() then has the last ones: a forked child that
@@ -200,7 +213,7 @@ class Engine:
                 },
             },
         )
-        self._check(lib.engine_start_job(self._engine, job, c_options, self._error))
+        _checked(lib.engine_start_job, self._engine, job, c_options)
 
     def cancel(self) -> None:
         """Turn the running job back: it ends within one chunk, and JobDone(cancelled=True) follows."""
@@ -290,7 +303,7 @@ class Engine:
 
     def set_trace(self, on: bool) -> None:
         """Record page faults from now on, or no longer."""
-        self._check(lib.engine_set_trace(self._engine, on, self._error))
+        _checked(lib.engine_set_trace, self._engine, on)
 
     def drain_trace(self, limit: int = 4096) -> list[TraceRecord]:
         """Up to `limit` recorded faults, oldest first; again, until it returns none."""
@@ -328,11 +341,19 @@ class Engine:
             return
         self._is_stopped = True
         lib.engine_stop(self._handle)
-        with self._counting:
+        with self._counting, self._walking:
             lib.engine_release_memory(self._handle)
         with self._keeping_house:
             engine, self._handle = self._handle, ffi.NULL
         lib.engine_destroy(engine)
+
+
+def _checked(function: Any, *arguments: Any) -> None:  # noqa: ANN401 - cffi's objects have no static types
+    """Call it; its error as what it is. Each call has its own: some come from other threads."""
+    error = ffi.new("struct error *")
+    rc = function(*arguments, error)
+    if rc < 0:
+        raise from_errno(-rc, text_of(error.message))
 
 
 def _pages_of(incident: Any) -> Pages:  # noqa: ANN401 - cffi's objects have no static types

@@ -294,7 +294,7 @@ class Registration:
             await served.processes.check_huge_pages([(pid, region.addr, region.end) for region in regions])
 
     async def remove_region(self, request: requests.RemoveRegionRequest) -> None:
-        self._registered().vm.remove_regions(request.regions)
+        await self._registered().vm.remove_regions(request.regions)
 
     async def connection_lost(self, error: VmmswapError | None) -> None:
         self._store.remove(fdstore.CONNECTION)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from vmmswap.engine import Engine, EngineStats, Range
-from vmmswap.errors import BusyError, InvalidRegionError, from_errno
+from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, from_errno
 from vmmswap.failpoint import reach
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux import closing
@@ -72,6 +72,14 @@ class Vm:
         """True if any page is swapped out."""
         stats = self.engine.stats()
         return stats.swap_pages + stats.poisoned_pages > 0
+
+    async def any_out(self, ranges: Iterable[Range]) -> bool:
+        """True if any page of these is swapped out. NoSuchVMError if the VM ends meanwhile."""
+        looked_at = tuple(ranges)
+        return bool(looked_at) and self.is_out() and await asyncio.to_thread(self._any_out, looked_at)
+
+    def _any_out(self, ranges: Iterable[Range]) -> bool:
+        return any(self.engine.is_out(item.page_idx, item.pages) for item in ranges)
 
     def check_may_go_out(self) -> None:
         """NotSupportedError if nothing of this memory can be swapped out."""
@@ -347,19 +355,26 @@ class Vm:
         undo.callback(self.backing.undo_add_region, self.engine, page_idx)
         return page_idx
 
-    def remove_regions(self, regions: Sequence[Region]) -> None:
-        """Forget whole regions. BusyError, with nothing changed, while a page of one is out or a job runs."""
+    async def remove_regions(self, regions: Sequence[Region]) -> None:
+        """Forget whole regions. BusyError, with nothing changed, while a page of one is out or a job runs;
+        NoSuchVMError if the VM ends meanwhile. What was begun is finished, also if the caller is cancelled.
+        """
         if len(regions) > 1 and self.engine.stats().tracking:
             raise BusyError(
                 "regions: the VM is enabled: take one region away at a time, or call Disable first"
             )
         for region in regions:
             record = self._record_at(region.memfd, region.offset_bytes)
-            self.engine.remove_region(record.page_idx)
-            reach("memory.removed")
-            for process in self.processes.values():
-                process.ranges = tuple(_without(process.ranges, record))
-            self.record(regions=tuple(item for item in self.manifest.regions if item != record))
+            await asyncio.shield(asyncio.create_task(self._remove_region(record), name="unplug"))
+
+    async def _remove_region(self, record: RegionRecord) -> None:
+        await asyncio.to_thread(self.engine.remove_region, record.page_idx)
+        if not self.engine.is_open:
+            raise NoSuchVMError("the VM has ended")
+        reach("memory.removed")
+        for process in self.processes.values():
+            process.ranges = tuple(_without(process.ranges, record))
+        self.record(regions=tuple(item for item in self.manifest.regions if item != record))
         self.drop_unused_memfds()
 
     def _record_at(self, memfd: int, offset_bytes: int) -> RegionRecord:

@@ -78,6 +78,7 @@ static const char *const names[] = {
 	"uffd.minor",
 	"uffd.protect",
 	"uffd.zeropage",
+	"unplug.piece",
 };
 /* clang-format on */
 

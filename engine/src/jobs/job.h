@@ -17,6 +17,7 @@ struct swapper {
 	pthread_t thread;
 	struct lane *lane;   /* the thread's */
 	bool thread_to_join; /* belongs to the caller's thread */
+	uint64_t started;    /* jobs so far; under lock */
 	_Atomic uint32_t job;
 	_Atomic bool cancel;
 	_Atomic uint64_t progress_pages;
@@ -34,8 +35,9 @@ struct swapper {
 	bool free_only;
 	uint64_t joined; /* vm->joined before the first pass began */
 	struct window_cursor cursor;
-	struct memory memory; /* as it was when the job began; no region of it is removed while one runs */
-	struct error error;   /* the first one; ends the job */
+	struct memory
+		memory; /* as it was when the job began, without what was on its way out; no region of it is removed meanwhile */
+	struct error error; /* the first one; ends the job */
 	struct evict_counts counts;
 	struct left left;
 	uint64_t restored_pages, unreadable_pages;

@@ -87,13 +87,55 @@ void swapper_destroy(struct swapper *swapper)
 	free(swapper);
 }
 
-static const char *why_it_stays(const struct memory *memory)
+static const char *why_it_stays(struct vm *vm)
 {
 	const char *why = NULL;
 
-	for (size_t i = 0; i < memory->regions_n && !why; i++)
-		why = memory->regions[i].backing->stays;
+	pthread_mutex_lock(&vm->regions_lock);
+	for (size_t i = 0; i < vm->memory.regions_n && !why; i++)
+		why = vm->memory.regions[i].backing->stays;
+	pthread_mutex_unlock(&vm->regions_lock);
 	return why;
+}
+
+static void copy_memory(struct swapper *swapper)
+{
+	const struct memory *memory = &swapper->vm->memory;
+	size_t n = 0;
+
+	pthread_mutex_lock(&swapper->vm->regions_lock);
+	for (size_t i = 0; i < memory->regions_n; i++)
+		if (!memory->regions[i].is_leaving)
+			swapper->memory.regions[n++] = memory->regions[i];
+	swapper->memory.regions_n = n;
+	pthread_mutex_unlock(&swapper->vm->regions_lock);
+}
+
+bool swapper_is_idle(struct swapper *swapper, uint64_t *started)
+{
+	bool idle;
+
+	pthread_mutex_lock(&swapper->lock);
+	idle = atomic_load(&swapper->job) == JOB_NONE;
+	*started = swapper->started;
+	pthread_mutex_unlock(&swapper->lock);
+	return idle;
+}
+
+bool swapper_leave_out(struct swapper *swapper, uint64_t started, uint64_t page_idx)
+{
+	struct vm *vm = swapper->vm;
+	bool idle;
+
+	pthread_mutex_lock(&swapper->lock);
+	idle = atomic_load(&swapper->job) == JOB_NONE && swapper->started == started;
+	if (idle) {
+		pthread_mutex_lock(&vm->regions_lock);
+		memory_leave(&vm->memory, page_idx);
+		pthread_mutex_unlock(&vm->regions_lock);
+	}
+	pthread_mutex_unlock(&swapper->lock);
+	return idle;
 }
 
 int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_out_options *options,
@@ -105,7 +147,7 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 
 	if (atomic_load(&swapper->job) != JOB_NONE)
 		return error_set(err, EBUSY, "another operation is still under way");
-	if (job != JOB_SWAP_IN && (why = why_it_stays(&swapper->vm->memory)))
+	if (job != JOB_SWAP_IN && (why = why_it_stays(swapper->vm)))
 		return error_set(err, ENOTSUP, "%s", why);
 	join_last(swapper);
 	swapper->options = *options;
@@ -113,12 +155,13 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	memset(&swapper->error, 0, sizeof swapper->error);
 	memset(&swapper->counts, 0, sizeof swapper->counts);
 	swapper->restored_pages = swapper->unreadable_pages = 0;
-	pthread_mutex_lock(&swapper->vm->regions_lock);
-	swapper->memory = swapper->vm->memory; /* only who calls us changes it, but for what is counted */
-	pthread_mutex_unlock(&swapper->vm->regions_lock);
 	atomic_store(&swapper->cancel, false);
 	atomic_store(&swapper->progress_pages, 0);
+	pthread_mutex_lock(&swapper->lock);
+	copy_memory(swapper);
+	swapper->started++;
 	atomic_store(&swapper->job, job);
+	pthread_mutex_unlock(&swapper->lock);
 	atomic_store(&header->job, job); /* now: once this has returned, a successor must know of the order */
 	code = pthread_create(&swapper->thread, NULL, run_job, swapper);
 	if (code) {

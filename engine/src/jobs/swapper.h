@@ -63,6 +63,12 @@ uint64_t swapper_left_pages(struct swapper *swapper, struct lost_incident *pages
 /* How many times, 2 ms apart, a swap-out waits at most for the guest to write less to what was protected. */
 uint64_t swapper_hot_looks_max(uint64_t resident_pages);
 
+/* How many jobs were started so far. False: one runs. */
+bool swapper_is_idle(struct swapper *swapper, uint64_t *started);
+
+/* The region is on its way out: no job that is started from now on works on it. False, and nothing has changed: one was, since that many. */
+bool swapper_leave_out(struct swapper *swapper, uint64_t started, uint64_t page_idx);
+
 enum job_kind swapper_job(const struct swapper *swapper);
 uint64_t swapper_progress_pages(const struct swapper *swapper);
 const char *swapper_pin_check(const struct swapper *swapper);

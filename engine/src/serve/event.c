@@ -6,14 +6,6 @@
 #include "base/failpoint.h"
 #include "vm/page.h"
 
-void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
-{
-	uint32_t now_ms = vm_now_ms();
-
-	for (struct used_pages at = used_pages(vm->map, page_idx, page_idx + pages); used_pages_next(&at);)
-		page_give_up(vm, at.page_idx, now_ms);
-}
-
 /* By the guest, whose hole may come later, vm.h. A whole chunk of which nothing is known yet is not written to: that would take
  * memory for all that a balloon takes at first. */
 static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t pages, uint32_t now_ms)

@@ -9,10 +9,6 @@
  * held alone. */
 void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *msg);
 
-/* Note that the contents of these pages are given up, whatever the memfd has now: drop stored copies, break
- * claims, wake threads that wait. With the gate held alone. */
-void event_give_up(struct vm *vm, uint64_t page_idx, uint64_t pages);
-
 /* Apply the next part of a large REMOVE that was read before. False: the page map is up to date. For threads
  * that serve faults, outside of the gate. */
 bool event_go_on(struct vm *vm);

@@ -37,18 +37,27 @@ int memory_add(struct memory *memory, const struct region *region, struct error 
 	return 0;
 }
 
-void memory_remove(struct memory *memory, uint64_t page_idx)
+void memory_leave(struct memory *memory, uint64_t page_idx)
 {
+	for (size_t i = 0; i < memory->regions_n; i++)
+		if (memory->regions[i].page_idx == page_idx)
+			memory->regions[i].is_leaving = true;
+}
+
+struct region memory_remove(struct memory *memory, uint64_t page_idx)
+{
+	struct region removed = { .fd = -1 };
 	size_t i = 0;
 
 	while (i < memory->regions_n && memory->regions[i].page_idx != page_idx)
 		i++;
 	if (i == memory->regions_n)
-		return;
-	region_close(&memory->regions[i]);
+		return removed;
+	removed = memory->regions[i];
 	memory->regions_n--;
 	memmove(&memory->regions[i], &memory->regions[i + 1],
 		(memory->regions_n - i) * sizeof memory->regions[0]);
+	return removed;
 }
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx)

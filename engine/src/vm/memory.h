@@ -22,6 +22,7 @@ struct region {
 	uint64_t page_idx;     /* the region's first page, counted over all regions */
 	uint64_t pages;
 	uint64_t device, inode; /* of its file, as /proc/PID/maps shows them */
+	bool is_leaving;	/* it is being unplugged */
 	/* on RAM, where that is counted (resident.h); all of them before the first count */
 	uint64_t counted_pages;
 };
@@ -48,7 +49,12 @@ void memory_destroy(struct memory *memory);
 
 /* The region becomes the memory's: closed with it. -E2BIG: one too many, and it is still the caller's. */
 int memory_add(struct memory *memory, const struct region *region, struct error *err);
-void memory_remove(struct memory *memory, uint64_t page_idx);
+
+/* Mark the region that begins there as leaving. */
+void memory_leave(struct memory *memory, uint64_t page_idx);
+
+/* What was the region that begins there is the caller's now: to close it may take long, where nobody else has the memory any more. */
+struct region memory_remove(struct memory *memory, uint64_t page_idx);
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx);
 

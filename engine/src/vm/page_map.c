@@ -18,6 +18,8 @@ static const char MAGIC[8] = "VMMSWAPM";
 #define HASHES_BYTES (PAGE_MAP_MAX_PAGES * sizeof(uint32_t))
 #define MAP_BYTES (HASHES_OFFSET_BYTES + HASHES_BYTES)
 
+#define FORGET_PIECE_BYTES ((uint64_t)2 << 20) /* 1 GiB of guest memory: 0.1 ms */
+
 struct extent {
 	uint64_t page_idx, pages;
 };
@@ -210,17 +212,17 @@ void page_map_return_pages(struct page_map *map, uint64_t page_idx)
 	memmove(&map->taken[i], &map->taken[i + 1], (map->taken_n - i) * sizeof *map->taken);
 }
 
+static void punch(struct page_map *map, uint64_t offset_bytes, uint64_t size_bytes)
+{
+	for (uint64_t done = 0, piece; done < size_bytes; done += piece) {
+		piece = size_bytes - done < FORGET_PIECE_BYTES ? size_bytes - done : FORGET_PIECE_BYTES;
+		fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(offset_bytes + done),
+			  (off_t)piece);
+	}
+}
+
 void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n)
 {
-	uint64_t end_idx = page_idx + pages_n;
-
-	for (struct used_pages at = used_pages(map, page_idx, end_idx); used_pages_next(&at);)
-		atomic_store(page_map_word(map, at.page_idx), 0);
-	fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		  (off_t)(WORDS_OFFSET_BYTES + page_idx * sizeof(uint64_t)),
-		  (off_t)(pages_n * sizeof(uint64_t)));
-	fallocate(map->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-		  (off_t)(HASHES_OFFSET_BYTES + page_idx * sizeof(uint32_t)),
-		  (off_t)(pages_n * sizeof(uint32_t)));
-	page_map_return_pages(map, page_idx);
+	punch(map, WORDS_OFFSET_BYTES + page_idx * sizeof(uint64_t), pages_n * sizeof(uint64_t));
+	punch(map, HASHES_OFFSET_BYTES + page_idx * sizeof(uint32_t), pages_n * sizeof(uint32_t));
 }

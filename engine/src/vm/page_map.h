@@ -141,7 +141,8 @@ struct page_map_header *page_map_header(struct page_map *map);
  * enough. */
 int page_map_add_pages(struct page_map *map, uint64_t pages_n, uint64_t *first_page_idx, struct error *err);
 
-/* Undo page_map_add_pages(). The records stay: in an adopted map they may be in use. */
+/* Undo page_map_add_pages(): the indexes of the pages that were added together, from page_idx on, are free. The
+ * records stay: in an adopted map they may be in use. */
 void page_map_return_pages(struct page_map *map, uint64_t page_idx);
 
 _Atomic uint64_t *page_map_word(struct page_map *map, uint64_t page_idx);
@@ -180,8 +181,8 @@ static inline bool used_pages_next(struct used_pages *at)
 	return at->page_idx < at->end_idx;
 }
 
-/* Give back the memory and the indexes of pages that were added together, from page_idx on. All their words
- * become 0. */
+/* Give back the memory of the records of these pages, part by part, so that who looks for used words does not
+ * wait for all of it. Their words become 0. */
 void page_map_forget(struct page_map *map, uint64_t page_idx, uint64_t pages_n);
 
 #endif

@@ -20,6 +20,7 @@ static bool vmm_registers(const struct vm *vm, const struct range *range)
 void register_process(struct vm *vm, struct process *process)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);
+	vm->registrations++;
 	process->unwatched = false;
 	process->released_addr = 0;
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
@@ -75,8 +76,8 @@ static uint64_t next_piece_pages(uint64_t pages, uint64_t took_ns)
 	return pages < REGISTRATION_PIECE_PAGES_MAX ? 2 * pages : pages;
 }
 
-/* Where no mapping can be split any more (vm.max_map_count), all that is left of the range at once. */
-static void release_at(struct vm *vm, struct process *process, uint64_t addr, uint64_t end_addr)
+/* Where no mapping can be split any more (vm.max_map_count), all that is left of the range at once. How many bytes it were. */
+static uint64_t release_at(struct vm *vm, struct process *process, uint64_t addr, uint64_t end_addr)
 {
 	uint64_t pages = process->release_pages ? process->release_pages : REGISTRATION_PIECE_PAGES;
 	uint64_t size_bytes = bytes_of_pages(pages), since_ns = monotonic_ns();
@@ -91,8 +92,8 @@ static void release_at(struct vm *vm, struct process *process, uint64_t addr, ui
 	}
 	if (outcome == UFFD_GONE)
 		vm_process_gone(vm, process);
-	process->released_addr = addr + size_bytes;
 	process->release_pages = next_piece_pages(pages, monotonic_ns() - since_ns);
+	return size_bytes;
 }
 
 static bool release_piece_of(struct vm *vm, struct process *process)
@@ -103,8 +104,8 @@ static bool release_piece_of(struct vm *vm, struct process *process)
 
 		if (end_addr <= process->released_addr)
 			continue;
-		release_at(vm, process, process->released_addr > addr ? process->released_addr : addr,
-			   end_addr);
+		addr = process->released_addr > addr ? process->released_addr : addr;
+		process->released_addr = addr + release_at(vm, process, addr, end_addr);
 		return true;
 	}
 	return false;
@@ -112,11 +113,39 @@ static bool release_piece_of(struct vm *vm, struct process *process)
 
 bool registration_release_piece(struct vm *vm)
 {
+	bool found = false;
+
 	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
-	for (size_t i = 0; i < vm->spaces.n; i++)
-		if (release_piece_of(vm, vm->spaces.processes[i]))
-			return true;
-	return false;
+	pthread_mutex_lock(&vm->release_lock);
+	for (size_t i = 0; i < vm->spaces.n && !found; i++)
+		found = release_piece_of(vm, vm->spaces.processes[i]);
+	pthread_mutex_unlock(&vm->release_lock);
+	return found;
+}
+
+bool registration_release_pages(struct vm *vm, struct process *process, uint64_t *page_idx, uint64_t end_idx)
+{
+	const struct range *first = NULL;
+	uint64_t from_idx, to_idx, addr;
+
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
+	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
+		const struct range *range = &process->ranges[i];
+
+		if (range->page_idx < end_idx && range->page_idx + range->pages > *page_idx &&
+		    (!first || range->page_idx < first->page_idx))
+			first = range;
+	}
+	if (!first)
+		return false;
+	from_idx = first->page_idx > *page_idx ? first->page_idx : *page_idx;
+	to_idx = first->page_idx + first->pages < end_idx ? first->page_idx + first->pages : end_idx;
+	addr = first->addr + bytes_of_pages(from_idx - first->page_idx);
+	pthread_mutex_lock(&vm->release_lock);
+	*page_idx = from_idx +
+		    pages_of_bytes(release_at(vm, process, addr, addr + bytes_of_pages(to_idx - from_idx)));
+	pthread_mutex_unlock(&vm->release_lock);
+	return true;
 }
 
 /* In how many places of a range at most to look. */
@@ -184,6 +213,7 @@ static void unregister_new(const struct process *process, const struct range *ra
  * unmapped by now, and something else be there. */
 int register_new_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
 {
+	vm->registrations++;
 	for (size_t i = 0; i < next->ranges_n && !process->gone; i++) {
 		uint64_t addr = next->ranges[i].addr;
 		enum uffd_outcome outcome = UFFD_DONE;
@@ -250,6 +280,8 @@ bool register_child(struct vm *vm, struct process *child)
 {
 	bool inherited_all = true;
 	size_t i = 0;
+
+	vm->registrations++;
 
 	while (i < child->ranges_n && !child->gone) {
 		struct range range = child->ranges[i];

@@ -32,6 +32,10 @@ void unregister_ours(struct vm *vm, struct process *process);
 #define REGISTRATION_PIECE_QUICK_NS 100000
 bool registration_release_piece(struct vm *vm);
 
+/* The same for what one process maps of the pages from *page_idx to end_idx. *page_idx is then how far it has
+ * come. False: there was nothing left. */
+bool registration_release_pages(struct vm *vm, struct process *process, uint64_t *page_idx, uint64_t end_idx);
+
 /* Register a process that joins while memory may be out, or refuse it: unregistered, it would read zeros. */
 int register_or_refuse(struct vm *vm, struct process *process, struct error *err);
 

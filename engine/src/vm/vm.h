@@ -104,6 +104,8 @@ struct vm {
 	 * out; and it is write-protected where pages are PUNCHING (vm_protect_punching()). A forked child
 	 * inherits its parent's protection and needs neither. */
 	_Atomic uint64_t joined;
+	uint64_t registrations; /* so often memory of a process was registered; with the gate held alone */
+	pthread_mutex_t release_lock; /* unregistering a piece */
 	pthread_mutex_t punching_lock;
 	struct punching *punching; /* under the lock */
 };

@@ -270,7 +270,7 @@ class Watch(Watcher):
         except NotSupportedError as error:
             self._hotplug.tell(error.message)
         if may_let_go:
-            self._hotplug.let_go(picture)
+            await self._hotplug.let_go(picture)
         if is_tracking:
             self._refusals = {}
             await self._attach_strangers(picture, self._try_to_adopt)
@@ -303,7 +303,7 @@ class Watch(Watcher):
 
     async def _adopt(self, pid: int, picture: coverage.Picture) -> None:
         own = [one for one in picture.strangers if one.pid == pid]
-        if any(self._vm.engine.is_out(one.range.page_idx, one.range.pages) for one in own):
+        if await self._vm.any_out(one.range for one in own):
             self._say_late(pid)
         vm = self._vm
         numbers = sorted(vm.memfds)

@@ -55,7 +55,7 @@ class Hotplug:
         picture = await self.look()
         await self.follow_known(picture)
         for record in self._unmapped(picture):
-            self._forget(record)
+            await self._forget(record)
         await self.register_anew()
         if not self._vm.manifest.chosen:
             await self._add_further()
@@ -65,13 +65,13 @@ class Hotplug:
                 " again"
             )
 
-    def let_go(self, picture: coverage.Picture) -> None:
+    async def let_go(self, picture: coverage.Picture) -> None:
         """Forget what nobody maps any more, if that can be done now."""
         if self._vm.engine.stats().job is not Job.NONE:
             return
         for record in self._unmapped(picture):
             try:
-                self._forget(record)
+                await self._forget(record)
             except BusyError as error:
                 self.tell(error.message)
 
@@ -94,19 +94,25 @@ class Hotplug:
             raise NoSuchVMError("the VM has ended")
         starts = self._starts()
         mapped = _by_pid(picture.mapped, starts)
-        by_pid: dict[int, list[Process]] = {}
-        for process in self._vm.processes.values():
-            is_known = process.pid and not process.is_forked and process.pid not in picture.unreadable
-            if is_known and process.process_id not in gone:
-                by_pid.setdefault(process.pid, []).append(process)
+        for pid, processes in self._known(picture, gone).items():
+            if await self._vm.any_out(_places(processes, mapped.get(pid, []))[1]):
+                self._on_late(pid)
         refusals = []
-        for pid, processes in by_pid.items():
+        for pid, processes in self._known(picture, gone).items():  # as they are now
             try:
                 self._follow_process(processes, mapped.get(pid, []), starts)
             except NotSupportedError as error:
                 refusals.append(error)
         if refusals:
             raise refusals[0]
+
+    def _known(self, picture: coverage.Picture, gone: Container[int]) -> dict[int, list[Process]]:
+        by_pid: dict[int, list[Process]] = {}
+        for process in self._vm.processes.values():
+            is_known = process.pid and not process.is_forked and process.pid not in picture.unreadable
+            if is_known and process.process_id not in gone:
+                by_pid.setdefault(process.pid, []).append(process)
+        return by_pid
 
     def _starts(self) -> set[int]:
         return {record.page_idx for record in self._vm.manifest.regions}
@@ -115,12 +121,8 @@ class Hotplug:
         self, processes: Sequence[Process], mapped: Sequence[Range], starts: Container[int]
     ) -> None:
         """Each userfaultfd keeps what it has and what is still there; the first one gets what is new."""
-        wanted = {process.key: kept(process.ranges, mapped) for process in processes}
-        more = uncovered(mapped, [item for ranges in wanted.values() for item in ranges])
-        first = min(processes, key=lambda process: process.key)
-        if any(self._vm.engine.is_out(item.page_idx, item.pages) for item in more):
-            self._on_late(first.pid)
-        wanted[first.key] += more
+        wanted, more = _places(processes, mapped)
+        wanted[min(wanted)] += more
         for process in sorted(processes, key=lambda process: -process.key):
             ranges = joined(wanted[process.key], starts)
             if ranges != sorted(process.ranges, key=lambda item: item.addr):
@@ -148,9 +150,9 @@ class Hotplug:
             process = self._vm.processes.get(process_id)
             if process is None or process_id in gone:
                 continue
-            if any(self._vm.engine.is_out(item.page_idx, item.pages) for item in process.ranges):
+            if await self._vm.any_out(process.ranges):
                 self._on_late(process.pid)
-            self._vm.engine.register_again(process_id)
+            self._vm.engine.register_again(process_id)  # nothing if it has ended meanwhile
 
     def _unmapped(self, picture: coverage.Picture) -> list[RegionRecord]:
         """Regions that no process maps. One whose maps cannot be read, or that was just forked, may."""
@@ -165,11 +167,13 @@ class Hotplug:
             if not any(overlap(Range(0, record.page_idx, record.pages), one.range) for one in picture.mapped)
         ]
 
-    def _forget(self, record: RegionRecord) -> None:
+    async def _forget(self, record: RegionRecord) -> None:
         size_bytes = record.pages * PAGE_SIZE
         what = f"guest memory, {size_bytes >> 20} MiB that were at {record.addr:#x}"
         try:
-            self._vm.remove_regions([Region(record.addr, size_bytes, record.offset_bytes, record.memfd)])
+            await self._vm.remove_regions(
+                [Region(record.addr, size_bytes, record.offset_bytes, record.memfd)]
+            )
         except BusyError as error:
             raise BusyError(
                 f"{what}, is mapped by nobody any more: it cannot be let go now ({error.message}). Call"
@@ -229,6 +233,14 @@ class Hotplug:
                 result.memfds.close()
             raise NoSuchVMError("the VM has ended")
         return result
+
+
+def _places(
+    processes: Sequence[Process], mapped: Sequence[Range]
+) -> tuple[dict[int, list[Range]], list[Range]]:
+    """What each of these that share a pid, by its key, still has of what is mapped; and what none has."""
+    had = {process.key: kept(process.ranges, mapped) for process in processes}
+    return had, uncovered(mapped, [item for ranges in had.values() for item in ranges])
 
 
 def _by_pid(mapped: Iterable[MappedRange], starts: Container[int]) -> dict[int, list[Range]]:
