@@ -75,7 +75,7 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 			       uint64_t *page_idx, struct error *err);
 
 /* Remove a region, part by part, so that nobody waits for all of it. -EBUSY while a page of it is out, or a job
- * runs; a job that starts meanwhile leaves the region out. It takes some 5 ms a GiB that was in use: call it on
+ * runs; a job that starts meanwhile leaves the region out. It takes some 50 ms a GiB that was in use: call it on
  * any thread, beside any other call but engine_release_memory() and engine_destroy(). engine_stop() ends it
  * (-ECANCELED). */
 int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err);
@@ -108,8 +108,13 @@ void engine_register_again(struct engine *engine, uint32_t process_id);
  * that its parent had when it forked. Call this again after each NOTICE_PROCESS_MOVED. */
 size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range *out, size_t room);
 
-/* Remove a process. If it is still alive, its memory is unregistered. */
+/* Remove a process. If it is still alive, its memory is unregistered. 1: there is so much of it that
+ * engine_release_rest() must be called for the rest; its page faults are served until then. */
 int engine_remove_process(struct engine *engine, uint32_t process_id, struct error *err);
+
+/* Unregister, part by part, what is left of processes that were removed or refused. Call it on any thread, as
+ * engine_remove_region(). */
+int engine_release_rest(struct engine *engine, struct error *err);
 
 /* Register a page that nobody touches, for as long as the process lives: the kernel reports forks only while
  * something is registered. */

@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "engine_inside.h"
 #include "vm/registration.h"
 
@@ -31,41 +32,116 @@ static int fill_process(struct engine *engine, struct process *process, const st
 	return vm->tracking ? register_or_refuse(vm, process, err) : 0;
 }
 
-/* -EAGAIN: pages are PUNCHING, and the process cannot be protected there. */
-static int try_to_add(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
-		      uint32_t *process_id, struct error *err)
+static bool has_more(const struct process *process)
+{
+	const struct range *last;
+
+	if (!process->ranges_n)
+		return false;
+	last = &process->ranges[process->ranges_n - 1];
+	return process->released_addr < last->addr + bytes_of_pages(last->pages);
+}
+
+/* It has ended as a rule. One that lives must not wait for us for ever. True if it does, and some of its memory is registered yet: so
+ * much that the rest is left to engine_release_rest(). */
+static bool let_process_go(struct engine *engine, struct process *process)
 {
 	struct vm *vm = &engine->vm;
-	int own = fcntl(uffd, F_DUPFD_CLOEXEC, 3);
+	bool more = vm->tracking;
+
+	if (process->dummy_addr && !process->gone)
+		uffd_unregister(process->uffd, process->dummy_addr, PAGE_BYTES);
+	if (more)
+		more = registration_release_process(vm, process, true) && has_more(process);
+	if (more && !process->gone) {
+		address_space_leave(&vm->spaces, process);
+		vm_note_join(vm); /* what it writes from here on is not seen */
+		return true;
+	}
+	faults_unwatch(engine->faults, process);
+	address_space_remove(&vm->spaces, process->id);
+	return false;
+}
+
+static struct process *find_leaving(const struct vm *vm)
+{
+	for (size_t i = 0; i < vm->spaces.n; i++)
+		if (vm->spaces.processes[i]->leaving)
+			return vm->spaces.processes[i];
+	return NULL;
+}
+
+/* One more piece of a process that was given up. False: there is none. */
+static bool release_piece(struct engine *engine, struct lane *lane)
+{
+	struct vm *vm = &engine->vm;
 	struct process *process;
+	bool found;
+
+	FAILPOINT_HERE("leave.piece");
+	gate_pass(vm->gate, lane);
+	process = find_leaving(vm);
+	found = process && registration_release_process(vm, process, true);
+	gate_leave(vm->gate, lane);
+	if (found || !process)
+		return found;
+	gate_hold_alone(vm->gate);
+	process = find_leaving(vm);
+	if (process)
+		let_process_go(engine, process);
+	gate_release(vm->gate);
+	return process;
+}
+
+int engine_release_rest(struct engine *engine, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct lane *lane;
+
+	if (gate_join(vm->gate, &lane) != 0)
+		return error_set(err, ENOMEM, "no memory to unregister a process");
+	while (!atomic_load(&vm->stopping) && release_piece(engine, lane))
+		;
+	gate_part(vm->gate, lane);
+	return 0;
+}
+
+/* It is served, and not protected yet where pages are PUNCHING. */
+static int begin_to_add(struct engine *engine, int own, const struct range *ranges, size_t ranges_n,
+			uint32_t *process_id, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process = address_space_add(&vm->spaces, own);
 	int rc;
 
-	if (own < 0)
-		return error_set(err, errno, "cannot dup the userfaultfd: %s", strerror(errno));
-	gate_hold_alone(vm->gate);
-	process = address_space_add(&vm->spaces, own);
-	if (process) {
-		*process_id = process->id;
-		rc = fill_process(engine, process, ranges, ranges_n, err);
-		if (!rc && !vm_protect_punching(vm, process)) {
-			unregister_ours(vm, process);
-			rc = error_set(
-				err, EAGAIN,
-				"a swap-out is under way, and the process cannot be write-protected: it is changing its "
-				"mappings, or its userfaultfd has no write-protection; try again when the swap-out is done");
-		}
-		if (rc) {
-			faults_unwatch(engine->faults, process);
-			address_space_remove(&vm->spaces, process->id);
-		}
-	} else {
+	if (!process) {
 		close(own);
-		rc = error_set(err, ENOMEM, "no memory for one more process");
+		return error_set(err, ENOMEM, "no memory for one more process");
 	}
-	if (rc != -EAGAIN) /* whatever came of it: there is a process that may map guest memory */
-		vm_note_join(vm);
-	gate_release(vm->gate);
+	*process_id = process->id;
+	process->outside = true;
+	rc = fill_process(engine, process, ranges, ranges_n, err);
+	if (rc)
+		let_process_go(engine, process);
 	return rc;
+}
+
+/* -EAGAIN: pages are PUNCHING, and the process cannot be protected there. */
+static int end_to_add(struct engine *engine, uint32_t process_id, bool is_last, struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct process *process = address_space_find(&vm->spaces, process_id);
+
+	if (vm_protect_punching(vm, process)) {
+		process->outside = false;
+		return 0;
+	}
+	if (is_last)
+		let_process_go(engine, process);
+	return error_set(
+		err, EAGAIN,
+		"a swap-out is under way, and the process cannot be write-protected: it is changing its "
+		"mappings, or its userfaultfd has no write-protection; try again when the swap-out is done");
 }
 
 /* A punch takes microseconds, as does a change of mappings, unless somebody is in the way. */
@@ -75,12 +151,26 @@ static int try_to_add(struct engine *engine, int uffd, const struct range *range
 int engine_add_process(struct engine *engine, int uffd, const struct range *ranges, size_t ranges_n,
 		       uint32_t *process_id, struct error *err)
 {
-	int rc = try_to_add(engine, uffd, ranges, ranges_n, process_id, err);
+	struct vm *vm = &engine->vm;
+	int own, rc = engine_release_rest(engine, err); /* it may be one of these that comes again */
 
-	for (int tries = 1; rc == -EAGAIN && tries < JOIN_TRIES; tries++) {
+	if (rc)
+		return rc;
+	own = fcntl(uffd, F_DUPFD_CLOEXEC, 3);
+	if (own < 0)
+		return error_set(err, errno, "cannot dup the userfaultfd: %s", strerror(errno));
+	gate_hold_alone(vm->gate);
+	rc = begin_to_add(engine, own, ranges, ranges_n, process_id, err);
+	for (int tries = 1;
+	     !rc && (rc = end_to_add(engine, *process_id, tries == JOIN_TRIES, err)) == -EAGAIN &&
+	     tries < JOIN_TRIES;
+	     tries++, rc = 0) {
+		gate_release(vm->gate);
 		nanosleep(&(struct timespec){ .tv_nsec = JOIN_RETRY_NS }, NULL);
-		rc = try_to_add(engine, uffd, ranges, ranges_n, process_id, err);
+		gate_hold_alone(vm->gate);
 	}
+	vm_note_join(vm); /* whatever came of it: there is a process that may map guest memory */
+	gate_release(vm->gate);
 	return rc;
 }
 
@@ -211,15 +301,6 @@ size_t engine_ranges_of(struct engine *engine, uint32_t process_id, struct range
 	return n;
 }
 
-/* It has ended as a rule. One that lives, and is given up, must not wait for us for ever. */
-static void let_process_go(struct vm *vm, struct process *process)
-{
-	if (vm->tracking)
-		unregister_ours(vm, process);
-	if (process->dummy_addr && !process->gone)
-		uffd_unregister(process->uffd, process->dummy_addr, PAGE_BYTES);
-}
-
 int engine_remove_process(struct engine *engine, uint32_t process_id, struct error *err)
 {
 	struct vm *vm = &engine->vm;
@@ -228,13 +309,8 @@ int engine_remove_process(struct engine *engine, uint32_t process_id, struct err
 
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
-	if (process) {
-		let_process_go(vm, process);
-		faults_unwatch(engine->faults, process);
-		address_space_remove(&vm->spaces, process_id);
-	} else {
-		rc = error_set(err, ESRCH, "there is no process %u", process_id);
-	}
+	rc = process && !process->leaving ? let_process_go(engine, process) :
+					    error_set(err, ESRCH, "there is no process %u", process_id);
 	gate_release(vm->gate);
 	return rc;
 }

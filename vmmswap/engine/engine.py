@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ from vmmswap.engine.types import (
     SwapOutOptions,
     TraceRecord,
 )
-from vmmswap.errors import NoSuchVMError, from_errno
+from vmmswap.errors import NoSpaceError, NoSuchVMError, VmmswapError, from_errno
 
 _NO_PAGE = 2**64 - 1
 _COUNTERS = tuple(name for name in EngineStats.__slots__ if name not in ("mode", "job", "tracking"))
@@ -128,7 +129,11 @@ class Engine:
         """
         c_ranges = ffi.new("struct range[]", [_c_range(item) for item in ranges])
         out = ffi.new("uint32_t *")
-        _checked(lib.engine_add_process, self._engine, uffd, c_ranges, len(ranges), out)
+        try:
+            _checked(lib.engine_add_process, self._engine, uffd, c_ranges, len(ranges), out)
+        except VmmswapError:
+            self._release_rest()
+            raise
         return int(out[0])
 
     def set_ranges(self, process_id: int, ranges: Sequence[Range]) -> None:
@@ -155,8 +160,18 @@ class Engine:
         return tuple(Range(int(item.addr), int(item.page_idx), int(item.pages)) for item in found[0:count])
 
     def remove_process(self, process_id: int) -> None:
-        """Forget a process and close its uffd."""
-        _checked(lib.engine_remove_process, self._engine, process_id)
+        """Forget a process and close its uffd. One that lives, and has much memory, is unregistered beside
+        all else, and served until then.
+        """
+        if _checked(lib.engine_remove_process, self._engine, process_id):
+            self._release_rest()
+
+    def _release_rest(self) -> None:
+        threading.Thread(target=self._release_rest_here, name="unregister", daemon=True).start()
+
+    def _release_rest_here(self) -> None:
+        with self._walking, contextlib.suppress(NoSuchVMError, NoSpaceError):
+            _checked(lib.engine_release_rest, self._engine_unless_stopped)
 
     def register_dummy(self, process_id: int, addr: int) -> None:
         """Register a page that nobody touches, so that the kernel reports forks from now on."""
@@ -348,12 +363,13 @@ class Engine:
         lib.engine_destroy(engine)
 
 
-def _checked(function: Any, *arguments: Any) -> None:  # noqa: ANN401 - cffi's objects have no static types
+def _checked(function: Any, *arguments: Any) -> int:  # noqa: ANN401 - cffi's objects have no static types
     """Call it; its error as what it is. Each call has its own: some come from other threads."""
     error = ffi.new("struct error *")
     rc = function(*arguments, error)
     if rc < 0:
         raise from_errno(-rc, text_of(error.message))
+    return int(rc)
 
 
 def _pages_of(incident: Any) -> Pages:  # noqa: ANN401 - cffi's objects have no static types

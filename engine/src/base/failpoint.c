@@ -36,6 +36,7 @@ static const char *const names[] = {
 	"freeze.stopped",
 	"gate.closed",
 	"incore.find",
+	"leave.piece",
 	"lost.looked",
 	"mappers.read",
 	"memory.punch",

@@ -69,7 +69,7 @@ static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t pa
 		struct process *process = vm->spaces.processes[i];
 		enum uffd_outcome outcome;
 
-		if (process->gone)
+		if (process->gone || process->outside)
 			continue;
 		outcome = protect_process(evictor, process, page_idx, pages);
 		if (outcome == UFFD_GONE)

@@ -134,7 +134,8 @@ int recover_pages(struct vm *vm, struct error *err)
 		if (vm->tracking || atomic_load(&vm->stored_pages))
 			register_process(vm, vm->spaces.processes[i]);
 		else
-			unregister_process(vm, vm->spaces.processes[i]);
+			while (registration_release_process(vm, vm->spaces.processes[i], false))
+				;
 	}
 	vm_wake_all(vm);
 	gate_release(vm->gate);

@@ -13,11 +13,12 @@ void track_memory(struct swapper *swapper)
 
 	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++)
-		register_process(vm, vm->spaces.processes[i]);
+		if (!vm->spaces.processes[i]->leaving)
+			register_process(vm, vm->spaces.processes[i]);
 	atomic_store(&vm->tracking, true);
 	atomic_store(&page_map_header(vm->map)->tracking, true);
 	for (size_t i = 0; i < vm->spaces.n; i++)
-		keeps = keeps && vm->spaces.processes[i]->protects;
+		keeps = keeps && (vm->spaces.processes[i]->leaving || vm->spaces.processes[i]->protects);
 	atomic_store(&vm->keeps, keeps);
 	gate_release(vm->gate);
 }
@@ -61,6 +62,11 @@ void untrack_memory(struct swapper *swapper)
 	} while (more || !tracks_nothing(vm));
 }
 
+static bool is_no_matter(const struct process *process)
+{
+	return process->gone || process->leaving;
+}
+
 static bool all_watched(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;
@@ -68,7 +74,7 @@ static bool all_watched(struct swapper *swapper)
 
 	gate_pass(vm->gate, swapper->lane);
 	for (size_t i = 0; i < vm->spaces.n; i++)
-		all = all && (vm->spaces.processes[i]->gone || !vm->spaces.processes[i]->unwatched);
+		all = all && (is_no_matter(vm->spaces.processes[i]) || !vm->spaces.processes[i]->unwatched);
 	gate_leave(vm->gate, swapper->lane);
 	return all;
 }
@@ -91,7 +97,7 @@ bool all_protect(struct swapper *swapper)
 
 	gate_pass(vm->gate, swapper->lane);
 	for (size_t i = 0; i < vm->spaces.n; i++)
-		all = all && (vm->spaces.processes[i]->gone || vm->spaces.processes[i]->protects);
+		all = all && (is_no_matter(vm->spaces.processes[i]) || vm->spaces.processes[i]->protects);
 	gate_leave(vm->gate, swapper->lane);
 	return all;
 }

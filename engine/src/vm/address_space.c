@@ -52,13 +52,21 @@ struct process *address_space_add(struct address_spaces *spaces, int uffd)
 	return process;
 }
 
+void address_space_leave(struct address_spaces *spaces, struct process *process)
+{
+	HELD_NEEDS(HELD_GATE_ALONE);
+	if (!process->gone)
+		atomic_fetch_sub(&spaces->living, 1);
+	process->leaving = process->outside = true;
+}
+
 void address_space_remove(struct address_spaces *spaces, uint32_t id)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);
 	for (size_t i = 0; i < spaces->n; i++) {
 		if (spaces->processes[i]->id != id)
 			continue;
-		if (!spaces->processes[i]->gone)
+		if (!spaces->processes[i]->gone && !spaces->processes[i]->leaving)
 			atomic_fetch_sub(&spaces->living, 1);
 		process_free(spaces->processes[i]);
 		memmove(&spaces->processes[i], &spaces->processes[i + 1],

@@ -28,6 +28,9 @@ struct process {
 	_Atomic bool moved;
 	/* a range could not be registered: no page may go out, as the process could touch it unseen */
 	bool unwatched;
+	/* a swap-out does not protect it: it is still being added, or was given up and is being unregistered */
+	bool outside;
+	bool leaving;		/* it was given up */
 	bool protects;		/* its uffd can write-protect */
 	uint64_t released_addr; /* below it nothing is registered: see registration_release_piece() */
 	uint64_t release_pages; /* how many to unregister next; 0: none has been yet */
@@ -49,6 +52,9 @@ void address_spaces_destroy(struct address_spaces *spaces);
  * caller's). */
 struct process *address_space_add(struct address_spaces *spaces, int uffd);
 void address_space_remove(struct address_spaces *spaces, uint32_t id);
+
+/* Give the process up: it is not counted any more. */
+void address_space_leave(struct address_spaces *spaces, struct process *process);
 struct process *address_space_find(const struct address_spaces *spaces, uint32_t id);
 
 /* -EEXIST if the range overlaps one that is already there. */

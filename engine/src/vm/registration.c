@@ -44,28 +44,6 @@ void register_process(struct vm *vm, struct process *process)
 	}
 }
 
-/* UFFD_REFUSED: the process unmapped it meanwhile. Nothing is left to unregister. */
-static void unregister_range(struct vm *vm, struct process *process, const struct range *range)
-{
-	if (uffd_unregister(process->uffd, range->addr, bytes_of_pages(range->pages)) == UFFD_GONE)
-		vm_process_gone(vm, process);
-}
-
-void unregister_process(struct vm *vm, struct process *process)
-{
-	HELD_NEEDS(HELD_GATE_ALONE);
-	for (size_t i = 0; i < process->ranges_n && !process->gone; i++)
-		unregister_range(vm, process, &process->ranges[i]);
-}
-
-void unregister_ours(struct vm *vm, struct process *process)
-{
-	HELD_NEEDS(HELD_GATE_ALONE);
-	for (size_t i = 0; i < process->ranges_n && !process->gone; i++)
-		if (!vmm_registers(vm, &process->ranges[i]))
-			unregister_range(vm, process, &process->ranges[i]);
-}
-
 /* What takes time is page tables. Where there are few, in a large VM that uses little of its memory or in many processes, small pieces
  * would take minutes in all: a piece may be twice as large as one before it that took no time, and is small again after one that did.
  */
@@ -96,13 +74,15 @@ static uint64_t release_at(struct vm *vm, struct process *process, uint64_t addr
 	return size_bytes;
 }
 
-static bool release_piece_of(struct vm *vm, struct process *process)
+/* only_ours: what its VMM has registered stays so. */
+static bool release_piece_of(struct vm *vm, struct process *process, bool only_ours)
 {
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		uint64_t addr = process->ranges[i].addr;
 		uint64_t end_addr = addr + bytes_of_pages(process->ranges[i].pages);
 
-		if (end_addr <= process->released_addr)
+		if (end_addr <= process->released_addr ||
+		    (only_ours && vmm_registers(vm, &process->ranges[i])))
 			continue;
 		addr = process->released_addr > addr ? process->released_addr : addr;
 		process->released_addr = addr + release_at(vm, process, addr, end_addr);
@@ -118,7 +98,18 @@ bool registration_release_piece(struct vm *vm)
 	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
 	pthread_mutex_lock(&vm->release_lock);
 	for (size_t i = 0; i < vm->spaces.n && !found; i++)
-		found = release_piece_of(vm, vm->spaces.processes[i]);
+		found = release_piece_of(vm, vm->spaces.processes[i], false);
+	pthread_mutex_unlock(&vm->release_lock);
+	return found;
+}
+
+bool registration_release_process(struct vm *vm, struct process *process, bool only_ours)
+{
+	bool found;
+
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
+	pthread_mutex_lock(&vm->release_lock);
+	found = release_piece_of(vm, process, only_ours);
 	pthread_mutex_unlock(&vm->release_lock);
 	return found;
 }
@@ -186,7 +177,6 @@ int register_or_refuse(struct vm *vm, struct process *process, struct error *err
 	look_whether_registered(vm, process);
 	if (process->gone || !process->unwatched)
 		return 0;
-	unregister_ours(vm, process);
 	return error_set(
 		err, EINVAL,
 		"a region cannot be registered with the userfaultfd of the process: it is not mapped there, "

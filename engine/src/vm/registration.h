@@ -19,10 +19,6 @@
  * reported and the process is `unwatched`. */
 void register_process(struct vm *vm, struct process *process);
 
-/* Unregister all ranges of a process; _ours: only those that register_process() registers. */
-void unregister_process(struct vm *vm, struct process *process);
-void unregister_ours(struct vm *vm, struct process *process);
-
 /* Unregister the next part of all processes' memory, with the gate passed: a process cannot use its memory
  * map while a part is unregistered, which takes 34 to 55 ms a GiB. Nothing may be out or kept meanwhile.
  * False: nothing is registered any more. A process that joins or moves memory begins at its first page again,
@@ -31,6 +27,9 @@ void unregister_ours(struct vm *vm, struct process *process);
 #define REGISTRATION_PIECE_PAGES_MAX ((uint64_t)32768) /* 128 MiB: 7 ms, where full memory follows empty */
 #define REGISTRATION_PIECE_QUICK_NS 100000
 bool registration_release_piece(struct vm *vm);
+
+/* The same for one process; only_ours: what register_process() registers. */
+bool registration_release_process(struct vm *vm, struct process *process, bool only_ours);
 
 /* The same for what one process maps of the pages from *page_idx to end_idx. *page_idx is then how far it has
  * come. False: there was nothing left. */

@@ -21,7 +21,7 @@ void vm_process_gone(struct vm *vm, struct process *process)
 {
 	struct notice notice = { .kind = NOTICE_PROCESS_GONE, .process_id = process->id };
 
-	if (atomic_exchange(&process->gone, true))
+	if (atomic_exchange(&process->gone, true) || process->leaving)
 		return;
 	atomic_fetch_sub(&vm->spaces.living, 1);
 	notices_post(vm->notices, &notice);
