@@ -19,6 +19,7 @@
  * the sources. */
 /* clang-format off */
 static const char *const names[] = {
+	"adopt.watch",
 	"event.piece",
 	"event.read",
 	"evict.checked",
@@ -55,6 +56,7 @@ static const char *const names[] = {
 	"restore.copied",
 	"restore.fetched",
 	"seal.secret",
+	"spaces.reserve",
 	"store.alloc",
 	"store.compact.copied",
 	"store.compact.relocated",

@@ -15,81 +15,17 @@
 
 #include "base/failpoint.h"
 #include "base/held.h"
+#include "serve/adopt.h"
 #include "serve/event.h"
 #include "serve/resolve.h"
+#include "serve/server.h"
 #include "vm/poison.h"
-#include "vm/registration.h"
 
 #define BATCH_MESSAGES 16
-/* faults read and not served yet, a thread; beyond that it reads no more until some are */
-#define PENDING_MAX 64
 #define READY_MAX 16
 #define STOP_ID UINT64_MAX
 #define LIFT_RETRY_NS 1000000
 #define STACK_BYTES ((size_t)256 << 10)
-
-struct server {
-	struct faults *faults;
-	size_t number; /* of its trace ring and latencies */
-	struct lane *lane;
-	int epoll_fd;
-	pthread_t thread;
-	bool started;
-	void *page;
-	size_t pending_n;
-	bool unreadable; /* reading events failed, and was complained of */
-	bool overflown;	 /* faults were read for which the list had no room: their threads must fault again */
-	struct fault pending[PENDING_MAX];
-};
-
-struct faults {
-	struct vm *vm;
-	bool pin;
-	uint32_t spin_us;
-	int stop_fd;
-	_Atomic bool stopping;
-	size_t n;
-	struct server servers[];
-};
-
-int faults_watch(struct faults *faults, const struct process *process)
-{
-	struct epoll_event event = { .events = EPOLLIN, .data.u64 = process->id };
-
-	for (size_t i = 0; i < faults->n; i++)
-		if (epoll_ctl(faults->servers[i].epoll_fd, EPOLL_CTL_ADD, process->uffd, &event) != 0)
-			return -errno;
-	return 0;
-}
-
-void faults_unwatch(struct faults *faults, const struct process *process)
-{
-	for (size_t i = 0; i < faults->n; i++)
-		epoll_ctl(faults->servers[i].epoll_fd, EPOLL_CTL_DEL, process->uffd, NULL);
-}
-
-/* The child maps what its parent maps, and the kernel carried registrations, protection and markers over. */
-static void adopt_child(struct faults *faults, const struct process *parent, int uffd)
-{
-	struct vm *vm = faults->vm;
-	struct notice notice = { .kind = NOTICE_PROCESS_FORKED, .parent_id = parent->id, .fd = uffd };
-	struct process *child = address_space_add(&vm->spaces, uffd);
-
-	if (!child || process_copy_ranges(child, parent) != 0 || faults_watch(faults, child) != 0) {
-		/* The fd stays open: closing it would let the child read zeros. Its faults wait for ever instead. */
-		notices_odd(vm->notices, UINT64_MAX,
-			    "a forked child of process %u cannot be served: no memory left in the monitor",
-			    parent->id);
-		return;
-	}
-	notice.process_id = child->id;
-	notices_post(vm->notices, &notice); /* before registering may find it gone */
-	/* what it has written, or writes, is not seen; or it is not watched, and a swap-out that runs must end */
-	if (!register_child(vm, child) || !child->protects || child->unwatched) {
-		vm_protect_punching(vm, child);
-		vm_note_join(vm);
-	}
-}
 
 static void take_fault(struct server *self, const struct process *process, const struct uffd_msg *msg,
 		       uint64_t now_ns)
@@ -126,8 +62,11 @@ static int read_and_apply(struct server *self, uint32_t process_id)
 	FAILPOINT_HERE("fault.reading");
 	gate_hold_alone(vm->gate);
 	process = address_space_find(&vm->spaces, process_id);
-	if (process)
-		n = uffd_read(process->uffd, msgs, BATCH_MESSAGES);
+	if (process) {
+		size_t room = adopt_reserve(vm, process, BATCH_MESSAGES);
+
+		n = room ? uffd_read(process->uffd, msgs, room) : -ENOMEM;
+	}
 	for (int i = 0; i < n; i++) {
 		if (msgs[i].event == UFFD_EVENT_PAGEFAULT) {
 			take_fault(self, process, &msgs[i], monotonic_ns());
@@ -284,6 +223,23 @@ static int timeout_ms(uint64_t next_ns)
 	return next_ns <= now_ns ? 0 : (int)((next_ns - now_ns) / 1000000 + 1);
 }
 
+/* Processes that epoll has no place for. When to look again; UINT64_MAX: there are none. */
+static uint64_t serve_unpolled(struct server *self)
+{
+	uint32_t ids[64];
+	size_t n = adopt_poll_again(self->faults, ids, sizeof ids / sizeof *ids);
+
+	for (size_t i = 0; i < n; i++)
+		if (read_events(self, ids[i]) > 0)
+			serve_all(self);
+	return n ? monotonic_ns() + ADOPT_LOOK_NS : UINT64_MAX;
+}
+
+static uint64_t earlier(uint64_t a_ns, uint64_t b_ns)
+{
+	return a_ns < b_ns ? a_ns : b_ns;
+}
+
 /* After an event, the next one often follows at once; looking for it a little while saves a sleep and a wake-up. */
 static int wait_for_events(struct server *self, struct epoll_event *ready, bool served, int wait_ms)
 {
@@ -303,10 +259,8 @@ static void *serve(void *argument)
 	bool served = false;
 
 	while (!self->faults->stopping) {
-		uint64_t next_ns = event_go_on(self->faults->vm) ? 0 : UINT64_MAX;
-		uint64_t served_ns = serve_all(self);
-		int n = wait_for_events(self, ready, served,
-					timeout_ms(served_ns < next_ns ? served_ns : next_ns));
+		uint64_t next_ns = event_go_on(self->faults->vm) ? 0 : serve_unpolled(self);
+		int n = wait_for_events(self, ready, served, timeout_ms(earlier(serve_all(self), next_ns)));
 
 		served = false;
 		for (int i = 0; i < n; i++) {

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/held.h"
 
 static uint64_t range_end(const struct range *range)
@@ -20,12 +21,71 @@ static void process_free(struct process *process)
 	free(process);
 }
 
+static void drop_spares(struct address_spaces *spaces)
+{
+	for (; spaces->spares_n; spaces->spares_n--) {
+		free(spaces->spares[spaces->spares_n - 1]->ranges);
+		free(spaces->spares[spaces->spares_n - 1]);
+	}
+}
+
 void address_spaces_destroy(struct address_spaces *spaces)
 {
 	for (size_t i = 0; i < spaces->n; i++)
 		process_free(spaces->processes[i]);
+	drop_spares(spaces);
 	free(spaces->processes);
 	memset(spaces, 0, sizeof *spaces);
+}
+
+static bool have_room(struct address_spaces *spaces, size_t processes_n)
+{
+	size_t room = spaces->room ? spaces->room * 2 : 8 + ADDRESS_SPACE_SPARES;
+	struct process **grown;
+
+	if (spaces->room - spaces->n >= processes_n)
+		return true;
+	grown = realloc(spaces->processes, room * sizeof *grown);
+	if (!grown)
+		return false;
+	spaces->processes = grown;
+	spaces->room = room;
+	return true;
+}
+
+static struct process *new_process(size_t ranges_n)
+{
+	struct process *process = calloc(1, sizeof *process);
+
+	if (!process)
+		return NULL;
+	process->ranges = ranges_n ? calloc(ranges_n, sizeof *process->ranges) : NULL;
+	process->ranges_room = ranges_n;
+	if (ranges_n && !process->ranges) {
+		free(process);
+		return NULL;
+	}
+	return process;
+}
+
+size_t address_space_reserve(struct address_spaces *spaces, size_t processes_n, size_t ranges_n)
+{
+	HELD_NEEDS(HELD_GATE_ALONE);
+	if (ranges_n > spaces->spares_ranges) {
+		drop_spares(spaces);
+		spaces->spares_ranges = ranges_n;
+	}
+	while (spaces->spares_n < processes_n) {
+		struct process *spare =
+			FAILPOINT("spaces.reserve") ? NULL : new_process(spaces->spares_ranges);
+
+		if (!spare)
+			break;
+		spaces->spares[spaces->spares_n++] = spare;
+	}
+	if (!have_room(spaces, spaces->spares_n))
+		return 0;
+	return spaces->spares_n < processes_n ? spaces->spares_n : processes_n;
 }
 
 struct process *address_space_add(struct address_spaces *spaces, int uffd)
@@ -33,16 +93,9 @@ struct process *address_space_add(struct address_spaces *spaces, int uffd)
 	struct process *process;
 
 	HELD_NEEDS(HELD_GATE_ALONE);
-	if (spaces->n == spaces->room) {
-		size_t room = spaces->room ? spaces->room * 2 : 8;
-		struct process **grown = realloc(spaces->processes, room * sizeof *grown);
-
-		if (!grown)
-			return NULL;
-		spaces->processes = grown;
-		spaces->room = room;
-	}
-	process = calloc(1, sizeof *process);
+	if (!have_room(spaces, 1))
+		return NULL;
+	process = spaces->spares_n ? spaces->spares[--spaces->spares_n] : new_process(0);
 	if (!process)
 		return NULL;
 	process->id = spaces->next_id++;

@@ -31,6 +31,7 @@ struct process {
 	/* a swap-out does not protect it: it is still being added, or was given up and is being unregistered */
 	bool outside;
 	bool leaving;		/* it was given up */
+	bool unpolled;		/* epoll has no place for its uffd: serve/adopt.h */
 	bool protects;		/* its uffd can write-protect */
 	uint64_t released_addr; /* below it nothing is registered: see registration_release_piece() */
 	uint64_t release_pages; /* how many to unregister next; 0: none has been yet */
@@ -39,14 +40,23 @@ struct process {
 	struct range *ranges; /* sorted by addr */
 };
 
+#define ADDRESS_SPACE_SPARES 16
+
 struct address_spaces {
 	_Atomic uint64_t living; /* not gone; to be read at any time */
 	size_t n, room;
 	struct process **processes;
 	uint32_t next_id;
+	size_t spares_n; /* processes to be, each with room for spares_ranges ranges */
+	size_t spares_ranges;
+	struct process *spares[ADDRESS_SPACE_SPARES];
 };
 
 void address_spaces_destroy(struct address_spaces *spaces);
+
+/* Have memory for so many processes that are added later, ADDRESS_SPACE_SPARES at most, with so many ranges each. For how many there
+ * is. With the gate held alone. */
+size_t address_space_reserve(struct address_spaces *spaces, size_t processes_n, size_t ranges_n);
 
 /* The uffd becomes the process's: closed with it. NULL without memory (the uffd is then still the
  * caller's). */
