@@ -6,6 +6,7 @@
 #   make chaos      only the tests that kill and starve things
 #   make test-kernels   the suite on Debian's 6.1 and 6.12, booted under QEMU (make test runs a part of it)
 #   make format     C and Python as .clang-format and ruff have them; no line of docs above 120 columns
+#   make transcript docs/transcript.md: types docs/first-hour.md into a booted system
 #   make generate   files that follow from tables in the code: dbus/*.xml, parts of docs/
 #   make soak       each test SOAK_ROUNDS=100 times beside busy processors; SOAK_TESTS= a pattern of names
 #   make bench      the figures of docs/performance.md on this machine
@@ -36,7 +37,7 @@ export PIP_ROOT_USER_ACTION := ignore
 ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch]) engine/build_cffi.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
-.PHONY: all help bootstrap demo test chaos test-kernels soak bench format generate clean wheelhouse
+.PHONY: all help bootstrap demo test chaos test-kernels soak bench format generate transcript clean wheelhouse
 all: build
 
 help:
@@ -94,6 +95,10 @@ test-kernels: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
 
 bench: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/python -m benchmarks
+
+transcript: bootstrap $(STAMPS)/apt-debian $(STAMPS)/apt-test $(GUEST_PROGRAM)
+	$(VENV)/bin/python tools/transcript
+	tools/wrap-docs docs/transcript.md
 
 generate: bootstrap
 	$(VENV)/bin/python tools/generate

@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 
 import pytest
 
 from tests.support import doc_runner, documents, first_hour, installation
-from tests.support.doc_runner import Command
+from tests.support.doc_runner import Command, Typist
 from tests.support.machine import Machine
 from tests.support.service import Service
 
@@ -52,3 +55,240 @@ def test_the_first_hour(host: Service) -> None:
             assert status["TotalPages"] * status["PageSize"] == 256 << 20
 
     first_hour.run(host.machine, check)
+
+
+class Cast:
+    """The VMs that a document takes for granted: at most one at a time, named web."""
+
+    def __init__(self, host: Service) -> None:
+        self.host = host
+        self.names: dict[str, str] = {"DIR": "/var/tmp"}
+        self._stack = ExitStack()
+
+    def end(self) -> None:
+        self._stack.close()
+
+    def guest(self) -> None:
+        """One that hands its memory over; a new one, unless it is there already."""
+        if self.host.machine.sh("vmmswapctl status web", check=False).returncode != 0:
+            self.end()
+            self._stack.enter_context(self.host.guest("web"))
+
+    def new_guest(self) -> None:
+        self.end()
+        self.guest()
+
+    def swapped_out(self) -> None:
+        self.guest()
+        self.host.swap_out("web")
+
+    def qemu(self) -> None:
+        """One that runs, and that nobody has attached to."""
+        machine = self.host.machine
+        self.end()
+        self._stack.callback(self._end_qemu)
+        first_hour.start_domain(machine)
+        pid = machine.unit("libvirt-web.service", "MainPID")["MainPID"]
+        maps = machine.sh(f"grep /memfd: /proc/{pid}/maps").stdout
+        self.names |= {"PID": pid, "START-END": maps.split()[0]}
+
+    def _end_qemu(self) -> None:
+        self.host.machine.run("systemctl", "stop", "libvirt-web.service")
+        self.host.wait_unit("web", "inactive")
+
+
+Stage = Mapping[str, Callable[[], None]]
+Instead = Mapping[str, Callable[[Typist, Command], None] | None]
+
+
+def type_all(cast: Cast, document: str, before: Stage, instead: Instead) -> None:
+    """Type the commands of a document. What comes before one, or is done instead, goes by how it begins.
+    None: another test types it.
+    """
+    typist = Typist(cast.host.machine)
+    for command in doc_runner.indented(documents.read(document)):
+        for start, prepare in before.items():
+            if command.line.startswith(start):
+                prepare()
+        typist.names = cast.names
+        others = [action for start, action in instead.items() if command.line.startswith(start)]
+        if not others:
+            typist.type(command)
+        elif others[0]:
+            others[0](typist, command)
+
+
+def until_interrupted(typist: Typist, command: Command) -> None:
+    typist.type(Command(f"timeout --signal=INT 2 {command.line}; [ $? = 124 ]"))
+
+
+def in_the_source_tree(typist: Typist, command: Command) -> None:
+    typist.type(Command(f"cd {SOURCE} && {command.line}"))
+
+
+# `make demo` and `make test` are what runs this; the others are typed by the fixture and by test_install.py.
+MAKES: Instead = {"make": None, "apt-get": None}
+
+
+@pytest.fixture
+def cast(host: Service) -> Iterator[Cast]:
+    found = Cast(host)
+    yield found
+    found.end()
+
+
+def test_readme(cast: Cast) -> None:
+    type_all(cast, "README.md", {"vmmswapctl attach": cast.qemu}, MAKES)
+
+
+def test_service(cast: Cast) -> None:
+    machine = cast.host.machine
+    before = {
+        "usermod": lambda: machine.sh("id qemu >/dev/null 2>&1 || useradd --system qemu"),
+        "journalctl": cast.swapped_out,
+        "vmmswapctl": cast.guest,
+    }
+    type_all(cast, "docs/service.md", before, {**MAKES, "systemd-analyze": in_the_source_tree})
+
+
+def test_dbus(cast: Cast) -> None:
+    type_all(cast, "docs/dbus.md", {"busctl": cast.guest}, {})
+
+
+def test_vmmswapctl(cast: Cast) -> None:
+    before = {
+        **dict.fromkeys(
+            ("vmmswapctl list", "vmmswapctl status", "vmmswapctl log", "vmmswapctl trace"), cast.guest
+        ),
+        **dict.fromkeys(
+            ("vmmswapctl monitor", "vmmswapctl enable", "vmmswapctl exit", "vmmswapctl detach"), cast.guest
+        ),
+        "vmmswapctl wait web Active": cast.swapped_out,
+        "vmmswapctl prepare": cast.end,
+        "vmmswapctl attach": cast.qemu,
+    }
+    instead: Instead = {
+        "vmmswapctl monitor": until_interrupted,
+        "vmmswapctl demo": None,  # by test_ctl_demo.py
+    }
+    type_all(cast, "docs/vmmswapctl.md", before, instead)
+
+
+def test_attach(cast: Cast) -> None:
+    machine = cast.host.machine
+
+    def is_there() -> bool:
+        return machine.sh("vmmswapctl status web", check=False).returncode == 0
+
+    def by_hand(typist: Typist, command: Command) -> None:
+        line = typist.filled_in(command)
+        with machine.popen(f"exec {line} 2>&1", stdout=subprocess.PIPE) as monitor:
+            machine.wait_for(f"{line} to serve", lambda: is_there() or monitor.poll() is not None)
+            machine.sh("vmmswapctl enable web && vmmswapctl detach web")
+            output, _ = monitor.communicate()
+        assert monitor.returncode == 0, output
+
+    before = {"vmmswapctl attach": cast.qemu, "vmmswap-monitor": cast.qemu, "busctl": cast.qemu}
+    type_all(cast, "docs/attach.md", before, {"vmmswap-monitor": by_hand})
+
+
+GDBUS_PREPARE = (
+    "gdbus call --system --dest org.vmmswap --object-path /org/vmmswap --method org.vmmswap.Host.Prepare"
+)
+
+
+def test_concierge(cast: Cast) -> None:
+    machine = cast.host.machine
+
+    def example(typist: Typist, command: Command) -> None:
+        del typist
+        with machine.popen(
+            f"exec {command.line}", unit="concierge.service", stdout=subprocess.PIPE
+        ) as daemon:
+            assert daemon.stdout
+            assert daemon.stdout.readline().startswith("prepared /run/vmmswap/web.sock")
+            cast.guest()
+            machine.sh("touch /run/web.idle")
+            cast.host.wait_state("web", "Active")
+            machine.run("systemctl", "stop", "concierge.service")
+        cast.end()
+
+    states = []
+
+    def ordered(typist: Typist, command: Command) -> None:
+        typist.type(command)
+        if " Prepare s " in command.line or ".Prepare " in command.line:
+            cast.guest()
+        if command.line.endswith(("Enable", "Disable")):
+            states.append(
+                cast.host.wait_state("web", "Active" if command.line.endswith("Enable") else "Ready")
+            )
+
+    instead: Instead = {
+        "/usr/share/doc/vmmswap/docs/examples/concierge.py": example,
+        "busctl monitor": until_interrupted,
+        "gdbus monitor": until_interrupted,
+        "busctl": ordered,
+        "gdbus": ordered,
+    }
+    type_all(
+        cast,
+        "docs/concierge.md",
+        {GDBUS_PREPARE: cast.end},
+        instead,
+    )
+    assert [state["State"] for state in states] == ["Active", "Ready"] * 2
+
+
+def test_the_transcript_is_of_what_the_first_hour_says() -> None:
+    """If not: `make transcript`."""
+    steps = doc_runner.fenced(first_hour.DOCUMENT.read_text())
+    typed = [step.line if isinstance(step, Command) else f"editor {step.path}" for step in steps]
+    shown = re.findall(r"^# (?!The first hour)(.*)$", documents.read("docs/transcript.md"), re.MULTILINE)
+    assert shown == typed
+
+
+def test_no_document_is_left_out() -> None:
+    typed = {
+        "README.md",
+        *(f"docs/{name}.md" for name in ("attach", "concierge", "dbus", "service", "vmmswapctl")),
+    }
+    pages = [documents.ROOT / "README.md", *(documents.ROOT / "docs").glob("*.md")]
+    found = {str(path.relative_to(documents.ROOT)) for path in pages if doc_runner.indented(path.read_text())}
+    assert found == typed
+    with_blocks = {path.name for path in pages if doc_runner.fenced(path.read_text())}
+    assert with_blocks == {"first-hour.md"}
+
+
+def options_of(text: str) -> set[str]:
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text))
+
+
+@pytest.mark.parametrize("program", ["vmmswapctl.1", "vmmswap-monitor.8", "vmmswapd.8"])
+def test_manual_pages_and_help_agree(host: Service, program: str) -> None:
+    name, volume = program.rsplit(".", 1)
+    roff = host.machine.path(f"/usr/share/man/man{volume}/{program}").read_text()
+    page = re.sub(r"\\f[BR]", "", roff).replace("\\-", "-").replace("\\(aq", "'").replace("\\e", "\\")
+    helps = [host.machine.sh(f"{name} --help").stdout]
+    if name == "vmmswapctl":
+        verbs = re.findall(
+            r"^    ([a-z]+)", helps[0].partition("verbs:")[2].partition("exit status")[0], re.MULTILINE
+        )
+        assert len(verbs) > 10
+        assert re.findall(r'^\.SS "(.*)"$', page, re.MULTILINE) == verbs
+        loop = f"for verb in {' '.join(verbs)}; do vmmswapctl $verb --help || exit 1; done"
+        helps.append(host.machine.sh(loop).stdout)
+        for example in re.findall(r"^example:\n  (.*)$", helps[1], re.MULTILINE):
+            assert f"  {example}\n" in page
+    assert options_of(page) == options_of("".join(helps))
+
+
+@pytest.mark.parametrize("user", ["root", "in-group", "nobody"])
+def test_no_program_answers_with_a_traceback(cast: Cast, user: str) -> None:
+    """Every verb, with every bus, file and stream that can be out of reach."""
+    machine = cast.host.machine
+    machine.sh("id in-group >/dev/null 2>&1 || useradd --system --groups vmmswap in-group")
+    script = documents.read("tests/support/every_verb.py")
+    cast.guest()
+    done = machine.sh("exec /usr/bin/python3 -I -", user=user, stdin=script, timeout_s=900)
+    assert done.stdout == ""

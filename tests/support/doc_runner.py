@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from tests.support.machine import Machine
 
@@ -77,21 +76,18 @@ class Typist:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(file.text)
         path.chmod(0o755 if file.text.startswith("#!") else 0o644)
+        self.typed.append((f"editor {file.path}", ""))
 
-    def type(self, command: Command, user: str | None = None) -> str:
-        """Its output, standard error included. MachineError if it fails."""
+    def filled_in(self, command: Command) -> str:
+        """The command line, with what a document leaves open."""
         line = command.line
         for name, value in self.names.items():
             line = re.sub(rf"\b{name}\b", value, line)
+        return line
+
+    def type(self, command: Command, user: str | None = None) -> str:
+        """Its output, standard error included. MachineError if it fails."""
+        line = self.filled_in(command)
         output = self.machine.sh(f"cd /root; {{ {line}\n}} 2>&1", user=user, timeout_s=600).stdout
         self.typed.append((command.line, output))
         return output
-
-
-def as_text(typed: list[tuple[str, str]]) -> str:
-    """A transcript, as a terminal shows it."""
-    return "".join(f"# {line}\n{output}" for line, output in typed)
-
-
-def read(path: Path) -> list[File | Command]:
-    return fenced(path.read_text())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from tests.guests.qemu import wait_set_up
@@ -37,17 +38,26 @@ def start_domain(machine: Machine) -> None:
     machine.path("/run/libvirt/qemu/web.pid").write_text(f"{pid}\n")
 
 
-def run(machine: Machine, check: Callable[[Command], None] | None = None) -> Typist:
-    """Everything that the document says, in its order. `check` is called after each command."""
+def run(machine: Machine, check: Callable[[Command], None] | None = None) -> dict[str, Typist]:
+    """Everything that the document says, in its order: what was typed, by heading. `check` is called after
+    each command.
+    """
     prepare(machine)
-    typist = Typist(machine)
-    for step in doc_runner.read(DOCUMENT):
-        if isinstance(step, File):
-            typist.write(step)
-            continue
-        if step.line.startswith("/etc/libvirt/hooks/qemu "):
-            start_domain(machine)
-        typist.type(step)
-        if check:
-            check(step)
-    return typist
+    headings = re.split(r"^## (.*)$", DOCUMENT.read_text(), flags=re.MULTILINE)[1:]
+    sections = {
+        title: (Typist(machine), text) for title, text in zip(headings[::2], headings[1::2], strict=True)
+    }
+    try:
+        for typist, text in sections.values():
+            for step in doc_runner.fenced(text):
+                if isinstance(step, File):
+                    typist.write(step)
+                    continue
+                if step.line.startswith("/etc/libvirt/hooks/qemu "):
+                    start_domain(machine)
+                typist.type(step)
+                if check:
+                    check(step)
+    finally:
+        machine.run("systemctl", "stop", "libvirt-web.service", check=False)
+    return {title: typist for title, (typist, _text) in sections.items()}

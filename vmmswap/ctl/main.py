@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from vmmswap import streams
 from vmmswap.ctl import trace, verbs
 from vmmswap.ctl.arguments import parser
 from vmmswap.ctl.failure import CtlError, ExitStatus, exit_status_of, one_line
@@ -21,14 +22,17 @@ _DEBUG = "VMMSWAP_DEBUG"  # in the environment: the traceback of a bug is shown
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run vmmswapctl; returns its exit status. argparse exits by itself: 2 on bad usage, 0 after --help."""
-    args = parser().parse_args(argv)
+    streams.open_closed()
+    args = streams.parsed("vmmswapctl", lambda: parser().parse_args(argv))
     logging.getLogger("vmmswap").addHandler(logging.NullHandler())  # errors are raised, and told below
+    return streams.written("vmmswapctl", _status_of(args))
+
+
+def _status_of(args: argparse.Namespace) -> int:
+    """Run a verb, and say what goes wrong."""
     try:
         _run(args)
-        sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read our output has left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.BROKEN_PIPE
     except KeyboardInterrupt:
         return ExitStatus.INTERRUPTED

@@ -7,19 +7,23 @@ import argparse
 import asyncio
 import sys
 
-from vmmswap import log
+from vmmswap import log, streams
 from vmmswap.errors import VmmswapError
 from vmmswap.host.daemon import Daemon
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run vmmswapd; the exit status."""
-    options = _parser().parse_args(arguments)
+    streams.open_closed()
+    options = streams.parsed("vmmswapd", lambda: _parser().parse_args(arguments))
     log.set_up("vmmswapd")
     try:
         asyncio.run(_run(options))
     except VmmswapError as error:
         print(f"vmmswapd: {error.message}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"vmmswapd: {error.filename or 'start'}: {error.strerror or error}", file=sys.stderr)
         return 1
     return 0
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from systemd.daemon import listen_fds_with_names
 
-from vmmswap import config, log, message_ids
+from vmmswap import config, log, message_ids, streams
 from vmmswap.attach.attach import Options
 from vmmswap.attach.target import open_target
 from vmmswap.config import Config, ConfigError
@@ -122,7 +122,8 @@ class _ListFailpoints(argparse.Action):
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the monitor and end the process."""
-    options = _parse(arguments)
+    streams.open_closed()
+    options = streams.parsed(PROGRAM, lambda: _parse(arguments))
     kept = _given_fds() | keeper.inherited()
     has_vm = _has_vm(kept)
     # A file description of its own: the listening socket is closed by the time that we know why we fail.
