@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The threads that one OS thread holds by ptrace. The inside of freeze, where the rules stand; every call
- * here from the one thread that is to be their tracer, and its end lets go what tracees_detach() did not. */
+/* The threads that one OS thread, the tracer, holds by ptrace. Private to freeze, which has the rules.
+ * Only the tracer may call these functions. When it ends, the threads that tracees_detach() could not
+ * release continue. */
 #ifndef VMMSWAP_TRACEES_H
 #define VMMSWAP_TRACEES_H
 
@@ -24,7 +25,7 @@ struct tracees {
 	uint64_t start_ns;  /* when the first thread was interrupted; 0: none was */
 	uint64_t thawed_ns; /* when the last was detached; 0: not yet */
 	pid_t seizing_tid;  /* the last thread that PTRACE_SEIZE was tried on */
-	size_t stopped_n;   /* threads that stand still */
+	size_t stopped_n;   /* threads that are stopped */
 	struct error err;
 
 	/* Inside. */
@@ -32,15 +33,15 @@ struct tracees {
 	size_t tasks_n, tasks_max;
 	struct pid_list pids, tids;
 	unsigned refusals_n;
-	bool changed; /* since this round began: a thread was met or lost */
+	bool changed; /* a thread was found or has ended since this round began */
 };
 
-/* Stop every thread of every process that list() names. 0, or -errno with tracees->err filled in; those
- * stopped stay so. The caller runs with cancellation disabled; it is enabled while PTRACE_SEIZE waits, and
- * the thread may end there. */
+/* Stop every thread of every process that list() names. 0, or -errno with tracees->err filled in, and the
+ * threads stopped so far stay stopped. Call it with cancellation disabled. It enables cancellation while
+ * PTRACE_SEIZE waits, so the calling thread may end there. */
 int tracees_stop_all(struct tracees *tracees);
 
-/* Let those that stand still run on, each with the signal that it stopped with. */
+/* Let the stopped threads continue, each with the signal that it stopped with. */
 void tracees_detach(struct tracees *tracees);
 
 /* Free the memory; once the tracer thread has ended. */

@@ -1,17 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Whether anything else holds a page of guest memory, so that a page with I/O in flight is never evicted.
+/* Tells whether anything besides page tables holds a page of guest memory, so that a page with I/O in flight
+ * is never evicted.
  *
- * O_DIRECT pins its pages. A request in flight while a page is stored and punched completes into a page that
- * is no longer the guest's: the guest then reads older bytes, with no error and no event. docs/pins.md is the
- * essay.
+ * O_DIRECT pins its pages. If a request is in flight while its page is stored and punched, it completes
+ * into a page that is no longer the guest's. The guest then reads older bytes, with no error and no event.
+ * docs/pins.md explains this.
  *
  * The order that makes it safe, per chunk:
  *
  *	write-protect (or freeze)  ->  pins_check()  ->  pread  ->  store  ->  mark  ->  punch
  *
- * The check comes after the protect, because a pin taken later faults first; and before the pread, because a
- * transfer that ends between the two would be missed by both. Evict a page only if the check said present and
- * not held, and no event has dropped it since. */
+ * The check comes after the protect, because a pin that is taken later faults first. It comes before the
+ * pread, because both would miss a transfer that ends between the two. Evict a page only if the check said
+ * that it is present and not held, and no event has dropped it since. */
 #ifndef VMMSWAP_PINS_H
 #define VMMSWAP_PINS_H
 
@@ -30,7 +31,7 @@ struct pins_config {
 	bool allow_collapse;	/* try MADV_COLLAPSE: exact per 2 MiB, makes one large folio of them */
 	bool qmp_drained;	/* the caller drains the VMM's block layer by QMP `stop` after the protect */
 	bool promised_unpinned; /* the VMM said at hand-off that nothing pins its memory ("pins": false) */
-	bool allow_settle;	/* last resort: wait settle_ms after the protect and hope; the weaker way */
+	bool allow_settle;	/* last resort: wait settle_ms after the protect; proves nothing */
 	uint32_t settle_ms;
 };
 
@@ -56,15 +57,15 @@ const char *pins_reason(const struct pins *pins);
  * settle. */
 uint32_t pins_settle_ms(const struct pins *pins);
 
-/* Once per pass, after the protect: empties the kernel's per-CPU LRU batches, which hold a reference to a
- * page each. 0 or -errno; after an error pins_check() still never calls a held page free, but more pages look
+/* Call this once per pass, after the protect. Empties the kernel's per-CPU LRU batches, which hold references
+ * to pages. 0 or -errno. After an error pins_check() still never calls a held page free, but more pages look
  * held. */
 int pins_begin_pass(struct pins *pins);
 
 /* Look at pages_n (1..512) pages of memfd from offset_bytes, which is a multiple of 2 MiB. Any number of
- * threads at once. Never waits for a pin, allocates no page of the memfd, and maps none (collapse: fully
- * populated chunks only). A page that is only in the host's swap is brought in first; that the page cache and
- * page tables alone refer to it is what "not held" means. Pages beyond pages_n: bits clear.
+ * threads at once. It never waits for a pin, allocates no page of the memfd, and maps none (collapse: only
+ * fully populated chunks). A page that is only in the host's swap is brought in first. "Not held" means that
+ * only the page cache and page tables refer to the page. The bits of pages beyond pages_n are clear.
  *
  * collapse: all pages are held, or none are and the chunk is now one large folio (large is all ones): the
  * caller then punches all 512 pages or none. A chunk with a hole, or of fewer than 512 pages, is always held.

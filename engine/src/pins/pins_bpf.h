@@ -11,12 +11,12 @@
 
 struct pins_bpf;
 
-/* Load the program. Needs CAP_BPF and CAP_PERFMON, and the kernel's BTF. Says nothing yet about whether it is
- * right. */
+/* Load the program. Needs CAP_BPF and CAP_PERFMON, and the kernel's BTF. Success does not mean that its
+ * answers are right: pins_selftest_bpf() shows that. */
 int pins_bpf_create(struct pins_bpf **out, struct error *err);
 void pins_bpf_destroy(struct pins_bpf *bpf);
 
-/* Believe what is seen of large folios from now on; until then they are all held. */
+/* Trust what is seen of large folios from now on. Until then all of them count as held. */
 void pins_bpf_trust_large(struct pins_bpf *bpf, bool trust);
 
 /* Look at the 512 pages of memfd at place. 0; -EAGAIN if the memfd's tree changed each time we looked; -errno

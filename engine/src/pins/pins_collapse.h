@@ -16,9 +16,9 @@ struct pins_collapse;
 int pins_collapse_create(struct pins_collapse **out, struct error *err);
 void pins_collapse_destroy(struct pins_collapse *collapse);
 
-/* *is_free: the 2 MiB of memfd at offset_bytes were moved to one new huge page just now, hence nothing else
- * held them. Otherwise nothing is known and nothing changed: something is held, or there is a hole, or it was
- * one huge page before. */
+/* *is_free: the 2 MiB of memfd at offset_bytes were just moved to one new huge page, so nothing else held
+ * them. Otherwise nothing is known and nothing has changed: a page is held, or there is a hole, or it was one
+ * huge page before. */
 int pins_collapse_look(struct pins_collapse *collapse, int memfd, uint64_t offset_bytes, bool *is_free);
 
 #endif

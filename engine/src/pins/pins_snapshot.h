@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the BPF program brings out of the kernel about one chunk of a memfd, and what it means. Private to
- * pins.
+/* What the BPF program copies from the kernel about one chunk of a memfd, and what it means. Private to pins.
  *
- * The program only copies; every judgement is made here in C, where it can be read and tested. */
+ * The program only copies. All decisions are made here in C, where they can be read and tested. */
 #ifndef VMMSWAP_PINS_SNAPSHOT_H
 #define VMMSWAP_PINS_SNAPSHOT_H
 
@@ -78,8 +77,8 @@ struct pins_place {
 	uint32_t pages_n;    /* of the chunk; a large folio that goes beyond is held */
 };
 
-/* trust_large: large folios have passed the self-test, else they are held. Pages beyond pages_n are judged
- * too. 0, or -EAGAIN if the tree changed under the program: take another snapshot. */
+/* trust_large: large folios have passed the self-test; otherwise all of them count as held. Pages beyond
+ * pages_n are judged too. 0, or -EAGAIN if the tree changed while the program ran: take another snapshot. */
 int pins_snapshot_judge(const struct pins_snapshot *snap, const struct pins_layout *layout,
 			const struct pins_place *place, bool trust_large, struct pins_verdict *out);
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Shared memory: a memfd. The one room that reads and punches it.
+/* Shared memory: a memfd. Only this room reads and punches it.
  *
- * It never maps the file so that it could be read: a read through a mapping of ours would fill the guest's holes with zeros, and the
- * guest would then read those without any event. pread() of a hole allocates nothing. Nor does it write to the file: own_mapping.h
- * says why. */
+ * The file is never mapped for reading: a read through our mapping would fill the guest's holes with zeros,
+ * and the guest would then read those without any event. pread() of a hole allocates nothing. Nor is the file
+ * written to: own_mapping.h says why. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -20,8 +20,9 @@
 #include "vm/own_mapping.h"
 #include "vm/vm.h"
 
-/* A received memfd shares its offset and flags with the VMM: SEEK_DATA on it would move the VMM's own position. One whose mode the VMM
- * has changed since it was opened for us is taken as it is: that is a successor's, and its predecessor's own. */
+/* A received memfd shares its offset and flags with the VMM: SEEK_DATA on it would move the VMM's own
+ * position. If the VMM has changed the file's mode since, we cannot open it anew, and use the fd itself:
+ * it was opened for us by our predecessor. */
 static int reopen(int memfd)
 {
 	char path[64];
@@ -71,9 +72,9 @@ const struct backing *backing_of(const struct memory *memory, uint64_t page_idx)
 	return region ? region->backing : &backing_memfd;
 }
 
-/* How many pages from this one on, which has data, have data. SEEK_HOLE would walk on to the next hole, 20 ms a GiB, with the lock
- * of the inode; this looks at no more than the 2 MiB of the file that the page is in, without it. What is in the host's swap is
- * not seen here, and is a run of its own. */
+/* How many pages from this one on have data; this one has. SEEK_HOLE would walk to the next hole, 20 ms a
+ * GiB, while it holds the inode's lock. This looks only at the 2 MiB of the file that the page is in,
+ * without the lock. A page in the host's swap is not seen here, and is a run of its own. */
 static uint64_t run_length(const struct region *region, uint64_t page_idx, uint64_t pages_max)
 {
 	uint64_t into_chunk = pages_of_bytes(region_offset_of(region, page_idx) % CHUNK_BYTES), n = 1;
@@ -191,9 +192,10 @@ static int punch(const struct region *region, uint64_t page_idx, uint64_t pages)
 	return 0;
 }
 
-/* True if a page that is present after its punch stays. Zeros were a part of a large folio that something referenced: zeroed in place.
- * Writers wait still, and we have the bytes: put them back. Readers may have seen zeros in between, which a person must know. Anything
- * else was written to the file by somebody else, and is the truth. mincore() may say so of a hole, incore.h: that reads as zeros too,
+/* True if a page that is present after its punch stays. Zeros mean that it was a part of a large folio that
+ * something referenced, and was zeroed in place. Writers still wait, and we have the bytes: put them back.
+ * Readers may have seen zeros in between, so this is reported. Other bytes were written to the file by
+ * somebody else, and are the truth. mincore() may report a hole as present (incore.h): it reads as zeros too,
  * and is only a hole. */
 static bool repair(struct vm *vm, const struct region *region, uint64_t page_idx, const char *bytes)
 {
@@ -231,7 +233,7 @@ static int take_out(struct vm *vm, struct leaving *leaving, uint64_t page_idx, u
 	return 0;
 }
 
-/* Waits for no lock, and what was out is not zeros, as a hole is. */
+/* Waits for no lock. A page that was stored is not all zeros, and a hole is. */
 static bool reads_as_zeros(const struct region *region, uint64_t page_idx)
 {
 	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];

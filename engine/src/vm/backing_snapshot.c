@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Private memory, filled from the memory file of a snapshot, which is the store. Nothing of it goes out. */
+/* Private memory, restored from the memory file of a snapshot, which is the store. It is never swapped
+ * out. */
 #include <errno.h>
 
 #include "vm/address_space.h"
@@ -24,14 +25,14 @@ static bool next_data(const struct region *region, uint64_t page_idx, uint64_t *
 	return false;
 }
 
-/* Nothing but the guest's page can be there: the memory is the process's alone. */
+/* Only the guest's page can be there: no other process has this memory. */
 static bool is_there(const struct region *region, uint64_t page_idx)
 {
 	(void)region, (void)page_idx;
 	return true;
 }
 
-/* It is nowhere else: keep the page out unless its mapping is gone, and it with that. */
+/* Its contents are nowhere else. Keep the page out unless its mapping is gone. */
 static int put_unmapped(struct vm *vm, struct own_mapping *own, uint64_t page_idx, const void *page,
 			bool refused)
 {
