@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from vmmswap.engine import Holder
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
+from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.looks import SeenTwice, pause_s
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.vm import Vm
@@ -73,10 +74,10 @@ class Holders:
                     await self._look()
             except NoSuchVMError:
                 return
-            except (VmmswapError, OSError) as error:
+            except Exception as error:  # whatever it is: memory is out, and somebody must go on looking
                 if str(error) != self._last_error:
                     self._last_error = str(error)
-                    _log.warning("cannot look at who has guest memory open: %s", error)
+                    log_failure("cannot look at who has guest memory open", error)
             await asyncio.sleep(pause_s(loop.time() - since_s))
 
     async def _look(self) -> None:

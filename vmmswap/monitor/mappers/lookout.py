@@ -8,18 +8,16 @@ guest from then on. So all memory is brought back, and Enable is refused while s
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 
 from vmmswap.engine import MapperWatch
 from vmmswap.errors import NoSuchVMError, VmmswapError
+from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.looks import SeenTwice, pause_s
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import MappedRange
 from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.vm import Vm
-
-_log = logging.getLogger("vmmswap.lookout")
 
 
 class Unserved:
@@ -93,10 +91,10 @@ class Lookout(Watcher):
                     await self._look()
             except NoSuchVMError:
                 return
-            except (VmmswapError, OSError) as error:
+            except Exception as error:  # whatever it is: memory is out, and somebody must go on looking
                 if str(error) != self._last_error:
                     self._last_error = str(error)
-                    _log.warning("cannot look at who maps guest memory: %s", error)
+                    log_failure("cannot look at who maps guest memory", error)
             await asyncio.sleep(pause_s(loop.time() - since_s))
 
     async def _look(self) -> None:

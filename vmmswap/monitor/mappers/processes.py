@@ -304,7 +304,8 @@ class Processes:
         """A VMM that calls exec keeps its pidfd and, carelessly, its connection: only its uffd tells."""
         while True:
             await asyncio.sleep(_ALIVE_EVERY_S)
-            self._look_at_setting()
+            with guarded("the machine's setting for huge pages is not looked at now"):
+                self._look_at_setting()
             with guarded("the end of a process is not taken note of yet"):
                 await self._forget_gone(list(self._vm.processes.values()))
 
