@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.attach import NOBODY, HeldProcess
+from tests.support.attach import NOBODY, Target
 from tests.support.programs import ROOT
 from vmmswap.attach import memory, remote_call
 from vmmswap.attach import plant as plant_module
@@ -27,7 +27,7 @@ from vmmswap.attach.fd_table import fd_links
 from vmmswap.attach.target import look_at, open_target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
 from vmmswap.failpoint import DEVICE_STEP, STEPS, VARIABLE
-from vmmswap.host.held_process import HeldProcess as HostTarget
+from vmmswap.host.held_process import HeldProcess
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds
@@ -41,7 +41,7 @@ ALL_KINDS = "nanosleep,futex,futex-untimed,read,poll,ppoll,epoll,compute,memory"
 UFFD = "anon_inode:[userfaultfd]"
 
 
-def attached_and_detached(target: HeldProcess) -> str:
+def attached_and_detached(target: Target) -> str:
     """Attach, look, detach; what the attach says of itself."""
     target.run_on(1)  # all its own fds are open then
     fds, maps = target.fds, target.maps
@@ -67,7 +67,7 @@ def attached_and_detached(target: HeldProcess) -> str:
 @pytest.mark.parametrize("kind", ALL_KINDS.split(","))
 def test_whatever_the_thread_was_doing_it_goes_on(kind: str) -> None:
     other = "read" if kind == "memory" else "memory"
-    with HeldProcess(f"{kind},{other}") as target:
+    with Target(f"{kind},{other}") as target:
         for _ in range(3):
             attached_and_detached(target)
         if kind != "epoll":  # the kernel ends epoll_wait with EINTR for any tracer
@@ -75,26 +75,26 @@ def test_whatever_the_thread_was_doing_it_goes_on(kind: str) -> None:
 
 
 def test_a_privileged_target_makes_its_own_userfaultfd() -> None:
-    with HeldProcess(ALL_KINDS) as target:
+    with Target(ALL_KINDS) as target:
         assert "userfaultfd(2)" in attached_and_detached(target)
 
 
 @pytest.mark.parametrize("seccomp", ["", "seccomp-errno", "seccomp-trap", "seccomp-kill"])
 def test_an_unprivileged_target_is_passed_the_device(seccomp: str) -> None:
     options = [seccomp] if seccomp else []
-    with HeldProcess("ppoll,read,memory", *options, prefix=NOBODY) as target:
+    with Target("ppoll,read,memory", *options, prefix=NOBODY) as target:
         assert "/dev/userfaultfd" in attached_and_detached(target)
 
 
 @pytest.mark.parametrize("seccomp", ["seccomp-errno", "seccomp-trap", "seccomp-kill"])
 def test_a_filter_is_asked_before_the_call_is_made(seccomp: str) -> None:
     """Root with CAP_SYS_PTRACE, yet userfaultfd(2) would be its death."""
-    with HeldProcess("nanosleep,memory", seccomp) as target:
+    with Target("nanosleep,memory", seccomp) as target:
         assert "/dev/userfaultfd" in attached_and_detached(target)
 
 
 def test_a_filter_that_allows_little_is_respected() -> None:
-    with HeldProcess("nanosleep,nanosleep", "seccomp-few") as target:
+    with Target("nanosleep,nanosleep", "seccomp-few") as target:
         fds, maps = target.fds, target.maps
         with pytest.raises(NotSupportedError, match="would kill the process at"):
             attach_vm(target.pidfd)
@@ -104,7 +104,7 @@ def test_a_filter_that_allows_little_is_respected() -> None:
 
 def test_filters_that_cannot_be_read_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_call, "read_filters", lambda _tid: None)  # as without CAP_SYS_ADMIN
-    with HeldProcess("nanosleep", "seccomp-errno") as target:
+    with Target("nanosleep", "seccomp-errno") as target:
         with pytest.raises(NotSupportedError, match="seccomp filters that this monitor may not read"):
             attach_vm(target.pidfd)
         with attach_vm(target.pidfd, Options(force=True)).fds:
@@ -113,7 +113,7 @@ def test_filters_that_cannot_be_read_are_not_tried(monkeypatch: pytest.MonkeyPat
 
 def test_a_trap_of_an_unread_filter_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote_call, "read_filters", lambda _tid: None)
-    with HeldProcess("nanosleep,memory", "seccomp-trap") as target:
+    with Target("nanosleep,memory", "seccomp-trap") as target:
         with attach_vm(target.pidfd, Options(force=True)).fds:
             target.run_on()
         assert target.wrong == 0
@@ -143,7 +143,7 @@ def attach_in_child(pid: int, failpoint: str) -> tuple[int, str]:
 @pytest.mark.parametrize("kind", ["nanosleep", "futex", "read", "ppoll", "compute"])
 def test_killed_at_any_step_the_target_runs_on(kind: str) -> None:
     """No way back but the one that lies on the thread's stack."""
-    with HeldProcess(f"{kind},{kind},memory") as target:
+    with Target(f"{kind},{kind},memory") as target:
         for step in STEPS:
             blocked = target.status("ShdPnd")
             assert attach_in_child(target.pid, f"{step}=kill")[0] == -signal.SIGKILL, step
@@ -157,7 +157,7 @@ def test_killed_at_any_step_the_target_runs_on(kind: str) -> None:
 
 
 def test_killed_while_an_unprivileged_target_gets_the_device() -> None:
-    with HeldProcess("read,memory", "seccomp-kill", prefix=NOBODY) as target:
+    with Target("read,memory", "seccomp-kill", prefix=NOBODY) as target:
         for step in (*STEPS, DEVICE_STEP):
             assert attach_in_child(target.pid, f"{step}=kill")[0] == -signal.SIGKILL, step
             target.run_on()
@@ -170,7 +170,7 @@ _CANNOT_UNDO = ("call.exit", "mask-restored", "registers-restored", "detached")
 
 @pytest.mark.parametrize("kind", ["nanosleep", "compute"])
 def test_an_error_at_any_step_leaves_nothing(kind: str) -> None:
-    with HeldProcess(f"{kind},memory") as target:
+    with Target(f"{kind},memory") as target:
         for step in STEPS:
             fds, maps = target.fds, target.maps
             status, said = attach_in_child(target.pid, f"{step}=once:EIO")
@@ -183,7 +183,7 @@ def test_an_error_at_any_step_leaves_nothing(kind: str) -> None:
 
 
 def test_signals_meanwhile_are_delivered_once_each() -> None:
-    with HeldProcess("read,compute") as target:
+    with Target("read,compute") as target:
         sent = 0
         stop = threading.Event()
 
@@ -210,7 +210,7 @@ def test_signals_meanwhile_are_delivered_once_each() -> None:
 
 
 def test_a_stopped_target_stays_stopped_and_continues() -> None:
-    with HeldProcess("nanosleep,memory") as target:
+    with Target("nanosleep,memory") as target:
         os.kill(target.pid, signal.SIGSTOP)
         while target.states() != {"T"}:
             time.sleep(0.002)
@@ -230,7 +230,7 @@ def test_a_stopped_target_stays_stopped_and_continues() -> None:
 
 
 def test_every_process_that_maps_the_memory() -> None:
-    with HeldProcess("nanosleep,memory", "fork") as target:
+    with Target("nanosleep,memory", "fork") as target:
         vm = attach_vm(target.pidfd)
         with vm.fds:
             first, second = vm.processes
@@ -269,7 +269,7 @@ def device_of_nobodys_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_attach_gives_nobody_a_userfaultfd_that_he_may_not_have(device_of_nobodys_group: Path) -> None:
     """One that stops the kernel's accesses is a weapon: vm.unprivileged_userfaultfd=0 keeps it from users."""
     options = Options(user=User(65534, 65534))
-    with HeldProcess("nanosleep", prefix=NOBODY) as target:
+    with Target("nanosleep", prefix=NOBODY) as target:
         fds, maps = target.fds, target.maps
         for uid, gid, mode in ((0, 0, 0o660), (0, 0, 0o600), (0, 65534, 0o640), (65534, 0, 0o060)):
             os.chown(device_of_nobodys_group, uid, gid)
@@ -292,7 +292,7 @@ def test_attach_gives_nobody_a_userfaultfd_that_he_may_not_have(device_of_nobody
 @pytest.mark.usefixtures("device_of_nobodys_group")
 def test_an_ordinary_user_attaches_to_no_other_users_process() -> None:
     """Not even to one that maps the memory of his own VMM."""
-    with HeldProcess("nanosleep", prefix=NOBODY) as target, OwnedFds() as memfds:
+    with Target("nanosleep", prefix=NOBODY) as target, OwnedFds() as memfds:
         fds, uid = target.fds, look_at(target.pidfd).uid
         options = Options(user=User(uid, uid), force=True)
         vm = attach_vm(target.pidfd, options)
@@ -317,14 +317,14 @@ def test_a_process_may_have_any_name() -> None:
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as named:
         assert named.stdout
         named.stdout.readline()
-        with HostTarget(named.pid) as target:
+        with HeldProcess(named.pid) as target:
             assert str(look_at(target.pidfd)) == f"process {named.pid} (caf\ufffd)"
         assert name_of(named.pid) == f"{named.pid} (caf\ufffd)"
         named.communicate(b"\n")
 
 
 def test_one_more_process() -> None:
-    with HeldProcess("nanosleep") as target:
+    with Target("nanosleep") as target:
         vm = attach_vm(target.pidfd)
         with vm.fds, mapper_of(vm.memfds[0]) as mapper:
             owned, process = attach_process(mapper.pid, vm.memfds, vm.vmm.regions)
@@ -362,7 +362,7 @@ def test_memory_that_cannot_be_taken(option: str, reason: str) -> None:
             os.close(os.memfd_create("huge", os.MFD_HUGETLB))
         except OSError as error:
             pytest.skip(f"no hugetlb memfd on this kernel: {error.strerror}")
-    with HeldProcess("nanosleep", option) as target:
+    with Target("nanosleep", option) as target:
         fds, maps = target.fds, target.maps
         with pytest.raises(NotSupportedError, match=reason):
             attach_vm(target.pidfd)
@@ -370,7 +370,7 @@ def test_memory_that_cannot_be_taken(option: str, reason: str) -> None:
 
 
 def test_a_device_that_is_passed_through(vfio_device) -> None:
-    with HeldProcess("nanosleep", prefix=("bash", "-c", 'exec 9<"$0"; exec "$@"', vfio_device)) as target:
+    with Target("nanosleep", prefix=("bash", "-c", 'exec 9<"$0"; exec "$@"', vfio_device)) as target:
         fds, maps = target.fds, target.maps
         with pytest.raises(
             NotSupportedError, match=rf"has {vfio_device} open \(fd 9\).*all of its memory pinned"
@@ -380,12 +380,12 @@ def test_a_device_that_is_passed_through(vfio_device) -> None:
 
 
 def test_memory_whose_fd_was_closed_is_found_through_its_mapping() -> None:
-    with HeldProcess("nanosleep,memory", "no-fd") as target, attach_vm(target.pidfd).fds:
+    with Target("nanosleep,memory", "no-fd") as target, attach_vm(target.pidfd).fds:
         target.run_on()
 
 
 def test_regions_by_hand() -> None:
-    with HeldProcess("nanosleep", size_mib=32) as target:
+    with Target("nanosleep", size_mib=32) as target:
         half = (target.addr, target.addr + (16 << 20))
         vm = attach_vm(target.pidfd, Options(regions=(half,)))
         with vm.fds:
@@ -411,7 +411,7 @@ def test_region_text() -> None:
 
 
 def test_attached_twice() -> None:
-    with HeldProcess("nanosleep") as target:
+    with Target("nanosleep") as target:
         vm = attach_vm(target.pidfd)
         with vm.fds:
             userfaultfd.register_missing(vm.vmm.uffd, vm.vmm.dummy_page, PAGE)  # as a monitor does at once
@@ -423,11 +423,11 @@ def test_attached_twice() -> None:
 
 
 def test_a_second_tracer() -> None:
-    with HeldProcess("nanosleep") as target:
+    with Target("nanosleep") as target:
         code = f"""
 import sys
 from vmmswap.linux.ptrace import *
-ptrace(PTRACE_SEIZE, {target.pid})
+request(PTRACE_SEIZE, {target.pid})
 print("seized", flush=True)
 sys.stdin.readline()
 """
@@ -486,7 +486,7 @@ def test_a_kernel_thread() -> None:
 
 
 def test_a_target_that_has_ended() -> None:
-    with HeldProcess("nanosleep") as target:
+    with Target("nanosleep") as target:
         pidfd = os.dup(target.pidfd)
         os.kill(target.pid, signal.SIGKILL)
         while Path(f"/proc/{target.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
@@ -501,7 +501,7 @@ def test_another_user_namespace() -> None:
     if subprocess.run(["unshare", "--user", "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("needs user namespaces")
     with (
-        HeldProcess("nanosleep", prefix=("unshare", "--user")) as target,
+        Target("nanosleep", prefix=("unshare", "--user")) as target,
         pytest.raises(NotSupportedError, match="another user namespace"),
     ):
         attach_vm(target.pidfd)
@@ -545,7 +545,7 @@ def test_a_32_bit_program(tmp_path: Path) -> None:
 )
 def test_a_vhost_user_back_end_that_may_come_again(chardev: str, refused: bool) -> None:
     words = ["-chardev", f"socket,id=c0,path=/tmp/x,{chardev}", "-device", "vhost-user-fs-pci,chardev=c0"]
-    with HeldProcess("nanosleep", *words) as target:
+    with Target("nanosleep", *words) as target:
         if refused:
             with pytest.raises(NotSupportedError, match=r"connect again \(chardev c0\)"):
                 attach_vm(target.pidfd)
@@ -555,7 +555,7 @@ def test_a_vhost_user_back_end_that_may_come_again(chardev: str, refused: bool) 
 
 def test_without_the_targets_uid_fds_are_found_by_number() -> None:
     """/proc/PID/fd and fdinfo are closed to a monitor with CAP_SYS_PTRACE alone: as it runs in its unit."""
-    with HeldProcess("nanosleep", prefix=NOBODY) as target:
+    with Target("nanosleep", prefix=NOBODY) as target:
         code = f"""
 import os
 from vmmswap.attach import plant as plant_module
@@ -580,13 +580,13 @@ print(vm.explanation)
 
 
 def test_fd_links_by_number() -> None:
-    with HeldProcess("nanosleep") as target:
+    with Target("nanosleep") as target:
         links = [link for _, link in fd_links(look_at(target.pidfd))]
         assert sorted(links) == target.fds
 
 
 def test_somebody_who_may_not() -> None:
-    with HeldProcess("nanosleep") as target:
+    with Target("nanosleep") as target:
         code = f"""
 import os
 from vmmswap.attach import plant as plant_module

@@ -65,7 +65,7 @@ def debugger(pid: int) -> Iterator[subprocess.Popen[bytes]]:
     code = f"""
 import sys
 from vmmswap.linux.ptrace import *
-ptrace(PTRACE_SEIZE, {pid})
+request(PTRACE_SEIZE, {pid})
 print("seized", flush=True)
 sys.stdin.readline()
 """
