@@ -188,6 +188,11 @@ class OrderedVm:
         self.vm = Vm(self.engine, manifest, Record(self.say, manifest), FdStore(None))
         # An fd that is no userfaultfd, so that nothing says that its process has gone.
         self.vm.processes[0] = Process(0, 0, os.getpid(), -1, self.engine.event_fd, False, ())
+        self.serve(error)
+        self.bus = ManagerObject(self.controller, None, self._emit)
+
+    def serve(self, error):
+        """Only what gives and carries out orders: no processes are watched."""
         self.orders = Orders(self.vm, self.around, self.checks, self._released, error=error)
         self.controller.served = SimpleNamespace(
             vm=self.vm, orders=self.orders, status=self.orders.status, processes=None
@@ -195,7 +200,6 @@ class OrderedVm:
         handler = EventHandler(self.vm, None, self.orders, self.controller.changed)
         self.pump = EventPump(self.engine, handler, handler.flush)
         self.pump.start()
-        self.bus = ManagerObject(self.controller, None, self._emit)
 
     async def _barrier(self):
         """There is no fd store."""

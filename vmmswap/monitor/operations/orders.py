@@ -89,7 +89,6 @@ class Orders:
     def status(self) -> Status:
         """The VM's status now."""
         status = status_of(
-            self._vm.manifest.name,
             self.machine,
             self._vm,
             logging=self._page_fault_log.is_on,

@@ -25,14 +25,8 @@ _WEAK_PIN_CHECKS = {
 }
 
 
-def status_of(
-    name: str, machine: Machine, vm: Vm | None, *, logging: bool, drain_pause_us: int = 0
-) -> Status:
-    """The VM's status now; all zero before a VMM has registered. drain_pause_us: how long the guest was held
-    by QMP.
-    """
-    if vm is None:
-        return Status(name=name)
+def status_of(machine: Machine, vm: Vm, *, logging: bool, drain_pause_us: int = 0) -> Status:
+    """The VM's status now. drain_pause_us: how long the guest was held by QMP."""
     stats = vm.stats()
     state, error = machine.state, machine.error
     if stats.lost_pages and state is not State.IN_PROGRESS:
@@ -40,7 +34,7 @@ def status_of(
     return Status(
         **{row.attribute: getattr(stats, row.engine) for row in KEYS if row.engine},
         state=state,
-        name=name,
+        name=vm.manifest.name,
         pid=vm.vmm.pid,
         owner_uid=vm.manifest.uid,
         origin=_origin(vm),
