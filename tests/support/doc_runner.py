@@ -19,7 +19,7 @@ PROGRAMS = (
 )
 _FENCED = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:(?<=\n\n)|\A)((?:    .*\n|\n(?=    ))+)")
-_PATH = re.compile(r"\A(?:#!.*\n)?(?:#|//) (/\S+)\n")
+_PATH = re.compile(r"\A(?:#!.*\n)?(?:#|//|<!--) (/\S+)(?: -->)?\n")
 _COMMENT = re.compile(r"\s+# .*$")
 
 
