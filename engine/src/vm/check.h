@@ -13,8 +13,8 @@ enum check_when {
 
 #ifdef VMMSWAP_FAILPOINTS
 /* Check that the page map agrees with the counters, the slots, the regions and the threads that run, and that
- * the processes' ranges agree with the regions. -EPROTO, with the first thing that is wrong and its page. Holds
- * the gate alone while it goes over the page map. */
+ * the processes' ranges agree with the regions. -EPROTO, with the first thing that is wrong and its page.
+ * Holds the gate alone while it goes over the page map. */
 int vm_check(struct vm *vm, enum check_when when, struct error *err);
 #endif
 

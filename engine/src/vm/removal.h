@@ -6,14 +6,13 @@
  * so long. So the reader of a large REMOVE only lists its pages. The threads that serve faults update the map
  * a part at a time, each with the gate held alone; other threads pass in between.
  *
- * Who could give the guest what it gave up looks here, in the passage of the gate in which it acts: a page
- * fault on such a page is tried again (resolve.c), and a swap-in waits until the map is right (restore.c). A
- * swap-out leaves such a page (punch.c): what a VMM writes to its file after the hole would be struck off
- * with what was given up. All others may act as if the REMOVE came a moment later, as it may in any case: the
- * one change of the word that takes a page from them is the same.
+ * A thread that could bring back what the guest gave up checks this list in the passage of the gate in which
+ * it acts. A page fault on a listed page is tried again (resolve.c). A swap-in waits until the map is right
+ * (restore.c). A swap-out leaves a listed page resident (punch.c), because what a VMM writes to its file
+ * after the hole would be dropped together with what was given up. All other threads may act as if the REMOVE
+ * came a moment later, as it could have: it takes a page from them by the same change of the word.
  *
- * If we are killed in between, the rest of the REMOVE is lost, like one that was read and not written down at
- * all. */
+ * If we are killed in between, the rest of the REMOVE is lost, like one that was read and not listed. */
 #ifndef VMMSWAP_REMOVAL_H
 #define VMMSWAP_REMOVAL_H
 
