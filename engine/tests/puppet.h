@@ -698,6 +698,10 @@ static inline void rig_start(struct rig *rig, const struct layout *layout)
 /* Children end with their parent. */
 static inline void rig_stop(struct rig *rig)
 {
+	struct error err = { 0 };
+
+	if (engine_check(rig->engine, &err))
+		FAIL("the engine does not agree with itself: %s", err.message);
 	for (uint32_t process = 0; process < PUPPET_PROCESSES; process++) {
 		if (rig->pids[process] <= 0)
 			continue;
