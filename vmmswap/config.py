@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from vmmswap.errors import InvalidNameError, NotSupportedError
 from vmmswap.names import check_name
+from vmmswap.timespan import span_us
 
 FILE = Path("/etc/vmmswap.conf")
 DROP_IN_DIR = Path("/etc/vmmswap.conf.d")
@@ -25,6 +26,14 @@ _SECTION = re.compile(r"\[(?P<title>[^\]]*)\]")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}|[0-9]{1,10}")
 _SIZE = re.compile(r"[0-9]{1,15}[KMGT]?|[0-9]{1,2}%|100%")
 _MAX_COUNT = (1 << 32) - 1
+_DAY_US = 86_400_000_000
+
+
+Origins = dict[str, str]  # by attribute of Config: FILE:LINE
+_Section = dict[
+    str, tuple[Any, str]
+]  # by attribute: the value, None for the default again, and where it stands
+DEFAULT_ORIGIN = "default"
 
 
 class ConfigError(NotSupportedError):
@@ -41,17 +50,26 @@ def _count(least: int, most: int = _MAX_COUNT) -> Callable[[str], int]:
 
 
 def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value <= 86400:
-        raise ValueError(f"{text!r} is not a number of seconds above 0 and up to 86400")
-    return value
+    value_us = span_us(text)
+    if not 0 < value_us <= _DAY_US:
+        raise ValueError(f"{text!r} is not a time span above 0 and up to a day")
+    return value_us / 1e6
 
 
 def _seconds_or_never(text: str) -> float:
-    return 0.0 if text == "0" else _seconds(text)
+    return 0.0 if text == "infinity" or span_us(text) == 0 else _seconds(text)
+
+
+def _span(unit_us: int, most: int) -> Callable[[str], int]:
+    """A time span, as a whole number of units of so many microseconds."""
+
+    def parse(text: str) -> int:
+        units = round(span_us(text, unit_us) / unit_us)
+        if not 0 <= units <= most:
+            raise ValueError(f"{text!r} is not a time span up to {most * unit_us / 1e6:g} s")
+        return units
+
+    return parse
 
 
 def _one_of(*words: str) -> Callable[[str], str]:
@@ -130,8 +148,8 @@ class Config:
     )
     spin_us: int = _key(
         "SpinUSec",
-        "microseconds",
-        _count(0, 1_000_000),
+        "time span, in microseconds without a unit",
+        _span(1, 1_000_000),
         "How long a fault thread looks for the next fault before it sleeps: CPU time for latency.",
         0,
     )
@@ -140,14 +158,14 @@ class Config:
     )
     freeze_timeout_s: float = _key(
         "FreezeTimeoutSec",
-        "seconds",
+        "time span, in seconds without a unit",
         _seconds,
         "Give a freeze up if not all threads of the VM stand still within this time.",
         10.0,
     )
     freeze_limit_s: float = _key(
         "FreezeLimitSec",
-        "seconds",
+        "time span, in seconds without a unit",
         _seconds,
         "Let the VM run again once a freeze has lasted this long. What is not out by then stays resident,"
         " State is Failed with that reason, and a further Enable takes the rest.",
@@ -198,21 +216,21 @@ class Config:
     )
     pin_settle_ms: int = _key(
         "PinSettleMSec",
-        "milliseconds",
-        _count(0, 600_000),
+        "time span, in milliseconds without a unit",
+        _span(1000, 600_000),
         "How long the check settle waits for I/O to end. With PinCheck=auto, 0 means never to rely on that.",
         0,
     )
     handoff_timeout_s: float = _key(
         "HandoffTimeoutSec",
-        "seconds",
+        "time span, in seconds without a unit",
         _seconds,
         "How long a VMM may take to send its message once it has connected, and to take the reply.",
         10.0,
     )
     idle_exit_s: float = _key(
         "IdleExitSec",
-        "seconds",
+        "time span, in seconds without a unit",
         _seconds_or_never,
         "End a monitor whose socket systemd holds, after so long without VM and connection. Whoever"
         " connects starts it again. 0: never.",
@@ -263,6 +281,20 @@ class Config:
         return cls(**{name: value for name, value in values.items() if name in known})
 
 
+# What operations/options.py makes of it: all else is built into what serves a VM when that registers.
+_RELOADED = frozenset(
+    {
+        "mode",
+        "max_passes",
+        "until_resident_pages",
+        "freeze_timeout_s",
+        "freeze_limit_s",
+        "pin_check",
+        "pin_settle_ms",
+    }
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One row of the table of keys. `default` as it would be written in a file."""
@@ -273,6 +305,11 @@ class Key:
     default: str
     help: str
     parse: Callable[[str], Any]
+    may_reload: bool  # takes effect at run time, from the next swap-out on
+
+    def text(self, value: Any) -> str:  # noqa: ANN401  the value of any key
+        """The value as it would be written in a file."""
+        return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 KEYS: tuple[Key, ...] = tuple(
@@ -283,6 +320,7 @@ KEYS: tuple[Key, ...] = tuple(
         f"{item.default:g}" if isinstance(item.default, float) else str(item.default),
         item.metadata["help"],
         item.metadata["parse"],
+        item.name in _RELOADED,
     )
     for item in fields(Config)
 )
@@ -296,20 +334,27 @@ def files() -> list[Path]:
 
 def load(name: str, paths: Iterable[Path] | None = None) -> Config:
     """The settings of the VM `name`. Raises ConfigError. paths None: the host's files, if there are any."""
-    for_all: dict[str, Any] = {}
-    for_one: dict[str, Any] = {}
+    return load_with_origins(name, paths)[0]
+
+
+def load_with_origins(name: str, paths: Iterable[Path] | None = None) -> tuple[Config, Origins]:
+    """The same, and where each value stands that is not the default."""
+    for_all: _Section = {}
+    for_one: _Section = {}
     for path in files() if paths is None else paths:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: cannot be read: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"{path}: cannot be read: {reason}") from None
         _read(path, text, name, for_all, for_one)
-    set_values = {attribute: value for attribute, value in (for_all | for_one).items() if value is not None}
-    return Config(**set_values)
+    found = for_all | for_one
+    values = {attribute: value for attribute, (value, _) in found.items() if value is not None}
+    return Config(**values), {attribute: found[attribute][1] for attribute in values}
 
 
-def _read(path: Path, text: str, name: str, for_all: dict[str, Any], for_one: dict[str, Any]) -> None:
-    section: dict[str, Any] | None = None
+def _read(path: Path, text: str, name: str, for_all: _Section, for_one: _Section) -> None:
+    section: _Section | None = None
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip()
         if not line or line[0] in "#;":
@@ -318,12 +363,12 @@ def _read(path: Path, text: str, name: str, for_all: dict[str, Any], for_one: di
             if match := _SECTION.fullmatch(line):
                 section = _section(match["title"], name, for_all, for_one)
             else:
-                _assign(line, section)
+                _assign(line, section, f"{path}:{number}")
         except (ValueError, InvalidNameError) as error:
             raise ConfigError(f"{path}:{number}: {error}") from None
 
 
-def _section(title: str, name: str, for_all: dict[str, Any], for_one: dict[str, Any]) -> dict[str, Any]:
+def _section(title: str, name: str, for_all: _Section, for_one: _Section) -> _Section:
     if title == "Swap":
         return for_all
     kind, _, vm = title.partition(" ")
@@ -332,7 +377,7 @@ def _section(title: str, name: str, for_all: dict[str, Any], for_one: dict[str, 
     return for_one if check_name(vm.strip()) == name else {}
 
 
-def _assign(line: str, section: dict[str, Any] | None) -> None:
+def _assign(line: str, section: _Section | None, origin: str) -> None:
     name, equals, text = (part.strip() for part in line.partition("="))
     if not equals:
         raise ValueError(f"{line!r} is not of the form Key=value")
@@ -342,6 +387,6 @@ def _assign(line: str, section: dict[str, Any] | None) -> None:
     if key is None:
         raise ValueError(f"{name!r} is not a key; there are {', '.join(_BY_NAME)}")
     try:
-        section[key.attribute] = key.parse(text) if text else None
+        section[key.attribute] = (key.parse(text) if text else None, origin)
     except ValueError as error:
         raise ValueError(f"{name}={text}: {error}") from None

@@ -27,6 +27,11 @@ class VmControl(Protocol):
     def status(self) -> Status:
         """The VM's status now. Never blocks on an operation."""
 
+    async def configuration(self) -> list[tuple[str, str, str, str]]:
+        """All keys of the configuration: key, value, where it stands ("default", or FILE:LINE), and the value
+        that a restart would bring, "" if that is the same.
+        """
+
     async def refresh(self) -> None:
         """Before status(): have that counted which takes a while to count, for two seconds at most."""
 
@@ -37,7 +42,7 @@ class VmControl(Protocol):
         """Swap all in and stop tracking."""
 
     async def trim(self) -> None:
-        """Drop stored pages that need not be stored, without waking the guest."""
+        """Swap out again what costs no write: unchanged pages that came back, and zeros."""
 
     async def start_page_fault_logging(self) -> None:
         """Log page faults from now on; no effect if already started."""

@@ -11,6 +11,8 @@ import enum
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from vmmswap import __version__
+
 
 class State(enum.StrEnum):
     """Where a VM's memory is."""
@@ -91,10 +93,10 @@ class Status:
         "s",
         signalled=True,
         help=(
-            "`Ready`: all memory is where it belongs. `InProgress`: an operation runs. `Active`: "
-            "memory is out, faults are served. `Failed`: the last operation failed, and Error "
-            "says why; what is out is served all the same, and Enable or Disable may be tried "
-            "again."
+            "`Ready`: all memory is where it belongs. `InProgress`: an operation runs. `Active`: memory "
+            "was swapped out, and what is out (SwapPages) is served on page faults; it stays Active when all "
+            "has come back, until Disable. `Failed`: the last operation failed, and Error says why; what is "
+            "out is served all the same, and Enable or Disable may be tried again."
         ),
     )
     swap_time_ms: int = _key(
@@ -102,7 +104,7 @@ class Status:
         "SwapTimeMs",
         unit="ms",
         engine="swap_time_ms",
-        help="How long the last swap-out or swap-in took.",
+        help="How long the last swap-out or swap-in took, whichever came last.",
     )
     resident_pages: int = _key(
         0,
@@ -411,6 +413,29 @@ class Status:
         help=(
             "Messages of the log that were dropped, because nobody took them: the monitor never "
             "waits for the journal. Restarts with the monitor."
+        ),
+    )
+    swap_file_system: str = _key(
+        "",
+        "SwapFileSystem",
+        "s",
+        since="0.2",
+        title="Swap file on",
+        shown_if_set=True,
+        help=(
+            "The kind of file system that the swap file is on: `ext4`, `xfs`, ... On `tmpfs` nothing is "
+            "gained: what is stored there is on RAM, and counted in StoredRamBytes."
+        ),
+    )
+    version: str = _key(
+        __version__,
+        "Version",
+        "s",
+        since="0.2",
+        title="Monitor's version",
+        help=(
+            "The version of vmmswap that the monitor runs. An upgrade does not change a running monitor: "
+            "`systemctl restart vmmswap@NAME.service` does, and leaves memory out."
         ),
     )
 

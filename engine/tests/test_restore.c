@@ -75,6 +75,26 @@ TEST(a_budget_is_used_up_to_the_page)
 	rig_stop(&rig);
 }
 
+/* It waits for its budget for longer than the swap-out took. */
+TEST(the_time_of_a_swap_in_is_told)
+{
+	struct rig rig;
+	uint64_t out_ms, since_ns;
+
+	rig_start(&rig, &layout);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	out_ms = rig_stats(&rig).swap_time_ms;
+	engine_set_budget(rig.engine, 3);
+	rig_start_job(&rig, JOB_SWAP_IN);
+	await_resident(&rig, 3);
+	for (since_ns = monotonic_ns(); monotonic_ns() - since_ns < (out_ms + 2) * 1000000;)
+		sched_yield();
+	engine_set_budget(rig.engine, 512);
+	rig_end_job(&rig);
+	CHECK(rig_stats(&rig).swap_time_ms > out_ms);
+	rig_stop(&rig);
+}
+
 /* One page out in each window. */
 TEST(a_budget_of_as_many_pages_as_are_out)
 {

@@ -145,9 +145,29 @@ def test_trim(monitor, guest):
     monitor.call("Trim")
     assert monitor.settled()["State"] == "Ready"
     monitor.enable()
-    guest.touch(0, 1000)
+    guest.touch(0, 1000)  # reads
+    back = monitor.status()
+    assert back["KeptPages"] > 0
     monitor.call("Trim")
-    assert monitor.settled()["State"] == "Active"
+    status = monitor.settled()
+    assert (status["State"], status["KeptPages"]) == ("Active", 0)
+    assert status["ResidentPages"] < back["ResidentPages"] - back["KeptPages"] + 512  # they have left again,
+    assert status["WrittenBytes"] == back["WrittenBytes"]  # and nothing was written for it
+    check_all_right(guest)
+
+
+def test_trim_leaves_what_was_written_to(monitor, guest):
+    monitor.enable()
+    guest.work_start(rate=2000)
+    guest.wait_work(500)
+    guest.work_stop()
+    back = monitor.status()
+    monitor.call("Trim")
+    status = monitor.settled()
+    assert status["WrittenBytes"] == back["WrittenBytes"]
+    assert 0 < status["ResidentPages"] <= back["ResidentPages"]
+    monitor.enable()
+    assert monitor.status()["ResidentPages"] < status["ResidentPages"]
     check_all_right(guest)
 
 

@@ -26,6 +26,7 @@ from vmmswap.monitor.operations import headroom, orders, starvation
 from vmmswap.monitor.operations.headroom import Headroom
 from vmmswap.monitor.operations.orders import Orders
 from vmmswap.monitor.process import Process
+from vmmswap.monitor.settings import Settings
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.tracing import PageFaultLog
 from vmmswap.monitor.vm import Vm
@@ -48,6 +49,8 @@ class FakeEngine:
 
     needs_count = False
     pin_check = ""
+
+    store_fd = -1
 
     def __init__(self, say):
         self._say = say
@@ -176,9 +179,10 @@ class OrderedVm:
         logger = logging.getLogger("vmmswap")
         monkeypatch.setattr(logger, "level", logging.INFO)
         logger.addHandler(self.journal)
-        self.controller = Controller("web", lambda reason: self.say(f"ends: {reason}"))
+        settings = Settings("web", tmp_path / "absent.conf", Config(), {})
+        self.controller = Controller("web", settings, lambda reason: self.say(f"ends: {reason}"))
         self.around = Surroundings(
-            Config(),
+            settings,
             PageFaultLog(("file",), tmp_path),
             barrier=self._barrier,
             on_change=self.controller.changed,

@@ -34,6 +34,9 @@ class RecordingVm:
     def status(self) -> Status:
         return self._status
 
+    async def configuration(self) -> list[tuple[str, str, str, str]]:
+        return [("Mode", "auto", "default", "live"), ("Workers", "4", "/etc/vmmswap.conf:2", "")]
+
     async def refresh(self) -> None:
         """All figures are known."""
 

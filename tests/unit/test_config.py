@@ -5,6 +5,7 @@ import pytest
 
 from vmmswap import config
 from vmmswap.config import KEYS, Config, ConfigError, load
+from vmmswap.config_listing import listing
 from vmmswap.engine import Mode
 from vmmswap.monitor.operations.options import swap_out_options
 
@@ -68,8 +69,10 @@ def test_the_hosts_files_are_the_main_one_and_the_drop_ins_by_name(tmp_path, mon
         ("[Swap]\nWorkers=0\n", 2, ["whole number from 1 to 16"]),
         ("[Swap]\nWorkers=two\n", 2, ["'two'"]),
         ("[Swap]\nWorkers=\N{SUPERSCRIPT TWO}\n", 2, ["whole number"]),
-        ("[Swap]\nFreezeTimeoutSec=nan\n", 2, ["number of seconds"]),
-        ("[Swap]\nFreezeTimeoutSec=0\n", 2, ["number of seconds"]),
+        ("[Swap]\nFreezeTimeoutSec=nan\n", 2, ["not a time span", "1min 30s"]),
+        ("[Swap]\nFreezeTimeoutSec=0\n", 2, ["time span above 0 and up to a day"]),
+        ("[Swap]\nFreezeTimeoutSec=10 parsecs\n", 2, ["not a time span"]),
+        ("[Swap]\nPinSettleMSec=1h\n", 2, ["time span up to 600 s"]),
         ("[Swap]\nSwapDirectory=swap\n", 2, ["not an absolute path"]),
         ("[VM other]\nPageFaultLog=paper\n", 2, ["journal, file, both"]),
     ],
@@ -83,6 +86,27 @@ def test_a_mistake_is_named_with_file_and_line(write, text, line, words):
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "attribute", "value"),
+    [
+        ("FreezeTimeoutSec=10s", "freeze_timeout_s", 10.0),
+        ("FreezeTimeoutSec=10", "freeze_timeout_s", 10.0),
+        ("FreezeTimeoutSec=0.5", "freeze_timeout_s", 0.5),
+        ("FreezeLimitSec=1min 30s", "freeze_limit_s", 90.0),
+        ("HandoffTimeoutSec=250ms", "handoff_timeout_s", 0.25),
+        ("IdleExitSec=2h", "idle_exit_s", 7200.0),
+        ("IdleExitSec=0", "idle_exit_s", 0.0),
+        ("IdleExitSec=infinity", "idle_exit_s", 0.0),
+        ("SpinUSec=50", "spin_us", 50),
+        ("SpinUSec=1ms", "spin_us", 1000),
+        ("PinSettleMSec=500", "pin_settle_ms", 500),
+        ("PinSettleMSec=2s", "pin_settle_ms", 2000),
+    ],
+)
+def test_times_are_spans_as_systemd_has_them(write, text, attribute, value):
+    assert getattr(load("web", [write(f"[Swap]\n{text}\n")]), attribute) == value
 
 
 def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path):
@@ -155,3 +179,42 @@ def test_qmp_is_for_those_who_may_and_not_for_the_frozen(settings, drained):
 
 def test_no_pin_check_at_all():
     assert swap_out_options(Config(pin_check="off"), promised_unpinned=False).pins is None
+
+
+def test_where_each_value_stands(write):
+    first = write("[Swap]\nWorkers=4\nMode=live\n[VM web]\nMode=freeze\n", "a.conf")
+    second = write("[Swap]\nWorkers=2\nMaxPasses=\n", "b.conf")
+    settings, origins = config.load_with_origins("web", [first, second])
+    assert (settings.workers, settings.mode) == (2, "freeze")
+    assert origins == {"workers": f"{second}:2", "mode": f"{first}:5"}
+
+
+def test_what_a_reload_changes_is_what_a_swap_out_is_given():
+    """Each key that may be reloaded changes the options of a swap-out."""
+    other = {
+        "mode": "freeze", "max_passes": 7, "until_resident_pages": 7, "freeze_timeout_s": 7.0,
+        "freeze_limit_s": 7.0, "pin_check": "bpf", "pin_settle_ms": 7,
+    }  # fmt: skip
+    before = swap_out_options(Config(), promised_unpinned=False)
+    for attribute, value in other.items():
+        assert swap_out_options(Config(**{attribute: value}), promised_unpinned=False) != before
+    assert set(other) == {key.attribute for key in KEYS if key.may_reload}
+
+
+def test_the_listing_has_files_first_and_defaults_last():
+    rows = [
+        ("Mode", "live", "/etc/x.conf:4", ""),
+        ("MaxPasses", "1", "default", "3"),
+        ("Workers", "4", "/etc/x.conf:2", ""),
+    ]
+    assert listing(rows) == [
+        "# /etc/x.conf:2",
+        "Workers=4",
+        "",
+        "# /etc/x.conf:4",
+        "Mode=live",
+        "",
+        "# default",
+        "#MaxPasses=1",
+        "# after a restart: MaxPasses=3",
+    ]

@@ -129,7 +129,7 @@ def test_the_guide_has_a_section_for_each_verb_and_no_other():
 def test_the_guide_names_the_same_options_and_example(verb):
     section = guide_sections()[verb]
     verb_parser = verb_parsers()[verb]
-    shared = {"--help", "--bus", "--host"}  # described once, at the top
+    shared = {"--help", "--bus", "--host", "--no-ask-password"}  # described once, at the top
     options = {name for item in verb_parser._actions for name in item.option_strings if name.startswith("--")}
     assert set(re.findall(r"`(--[a-z-]+)", section)) == options - shared
     [example] = re.findall(r"^example:\n  (.*)$", verb_parser.format_help(), re.M)

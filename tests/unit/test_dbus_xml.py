@@ -43,6 +43,7 @@ def test_manager_and_host_have_the_members_of_the_contract() -> None:
     assert {name: tuple(args) for name, args in manager.methods.items()} == {
         **nothing,
         "Status": (("status", "a{sv}", "out"),),
+        "Configuration": (("settings", "a(ssss)", "out"),),
     }
     assert manager.signals == {"StatusChanged": [("status", "a{sv}", "")]}
     host = shipped("org.vmmswap.Host.xml")["org.vmmswap.Host"]
@@ -59,7 +60,8 @@ def test_manager_and_host_have_the_members_of_the_contract() -> None:
 def test_changing_methods_need_an_action_that_polkit_knows_and_reading_needs_none() -> None:
     actions = {action.get("id") for action in POLICY.iter("action")}
     needed = {method.name: method.action for interface in (MANAGER, HOST) for method in interface.methods}
-    assert {name for name, action in needed.items() if not action} == {"Status", "ListVMs", "GetVM"}
+    reading = {"Status", "Configuration", "ListVMs", "GetVM"}
+    assert {name for name, action in needed.items() if not action} == reading
     assert {action + own for action in needed.values() if action for own in ("", OWN)} == actions
     assert all(not method.action for interface in (*STANDARD, OBJECT_MANAGER) for method in interface.methods)
 

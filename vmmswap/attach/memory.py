@@ -281,8 +281,13 @@ def _check_found(
     if regions:
         return
     seen = "; ".join(f"{item.mapping}: {item.reason}" for item in _largest(left))
+    if shared := [item for item in left if item.mapping.perms[3] == "s"]:
+        raise NotSupportedError(
+            f"{target} has shared memory that cannot be taken over:"
+            f" {'; '.join(f'{item.mapping}: {item.reason}' for item in _largest(shared))}"
+        )
     advice = ""
-    if any(item.mapping.is_anonymous or item.mapping.perms[3] == "p" for item in left):
+    if left:
         advice = f" Private memory cannot be taken over: give the guest shared memory. {QEMU_ADVICE}."
     raise NotSupportedError(
         f"{target} has no shared guest memory. Mappings of {MIN_BYTES >> 20} MiB or more:"

@@ -52,6 +52,8 @@ class ManagerObject:
             case "Status":
                 await self._control.refresh()
                 return [variants(MANAGER, status_values(self._control.status()))]
+            case "Configuration":
+                return [[[clean(text) for text in row] for row in await self._control.configuration()]]
             case "Enable":
                 await self._control.enable()
             case "Disable":

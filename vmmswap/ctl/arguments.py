@@ -81,6 +81,12 @@ def _add_bus_options(target: _Parser, default: str | None) -> None:
         default=default,
         help="work on another host's system bus, through ssh, as systemctl does",
     )
+    target.add_argument(
+        "--no-ask-password",
+        action="store_true",
+        default=False if default is None else default,
+        help="do not ask for a password where polkit wants one: fail at once",
+    )
 
 
 def _verb(verbs: Verbs, name: str, summary: str, example: str, details: str = "") -> _Parser:
@@ -143,6 +149,16 @@ def _add_queries(verbs: Verbs) -> None:
 
     verb = _bus_verb(
         verbs,
+        "config",
+        "show the configuration that a VM's monitor runs with",
+        details="Each value stands under the file and line that it comes from.",
+        example="vmmswapctl config web",
+    )
+    verb.add_argument("name", metavar="NAME")
+    _add_json(verb, "one JSON object a line: Key, Value, Origin, AfterRestart")
+
+    verb = _bus_verb(
+        verbs,
         "wait",
         "wait until a VM is in a state and nothing is being done with it",
         details=f"STATE is one of {', '.join(_STATES)}. A VM that is not there yet is waited for, too.",
@@ -173,7 +189,7 @@ def _add_operations(verbs: Verbs) -> None:
     operations = {
         "enable": "swap all of a VM's memory out",
         "disable": "swap all of a VM's memory in",
-        "trim": "drop stored pages that need not be stored",
+        "trim": "swap out again, without a write, what came back and has not changed",
         "exit": "swap all in, release the VM, end its monitor",
         "detach": "swap all in and leave an attached VMM as it was before",
     }
@@ -216,7 +232,8 @@ def _add_host_verbs(verbs: Verbs) -> None:
         example='vmmswapctl attach web "$(pidof qemu-system-x86_64)"',
     )
     verb.add_argument("name", metavar="NAME")
-    verb.add_argument("pid", metavar="PID", type=_pid)
+    verb.add_argument("pid", metavar="PID", type=_pid, nargs="?")
+    verb.add_argument("--unit", metavar="UNIT", help="the main process of this systemd unit, instead of PID")
     verb.add_argument(
         "--region",
         dest="regions",

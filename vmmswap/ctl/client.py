@@ -27,6 +27,7 @@ from vmmswap.names import (
     object_path_of,
 )
 
+_SYSTEMD = "org.freedesktop.systemd1"
 _SOCKET_UNIT = "vmmswap"  # vmmswap@NAME.socket
 _READ_TIMEOUT_S = 25.0
 _ORDER_TIMEOUT_S = 120.0  # polkit may be asking the user for a password
@@ -41,17 +42,19 @@ class Client:
     A VM's monitor is called by its own bus name: that works with and without vmmswapd.
     """
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: ClientConnection, *, may_ask: bool = True) -> None:
+        """may_ask: orders may wait until polkit has asked the user for a password."""
         self.connection = connection
+        self._order_flags = Flag.ALLOW_INTERACTIVE_AUTHORIZATION if may_ask else Flag.NONE
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connect(cls, address: str | None) -> AsyncIterator[Client]:
+    async def connect(cls, address: str | None, *, may_ask: bool = True) -> AsyncIterator[Client]:
         """A client on the bus at the address (default: the system bus)."""
         connection = ClientConnection(address)
         try:
             await connection.connect()
-            yield cls(connection)
+            yield cls(connection, may_ask=may_ask)
         except BusUnreachableError as error:
             raise CtlError(ExitStatus.NO_DAEMON, error.message) from error
         finally:
@@ -75,17 +78,8 @@ class Client:
     async def listening(self) -> list[str]:
         """The names of all hand-off sockets that systemd listens on; [] without systemd."""
         try:
-            [units] = await self._call(
-                (
-                    "org.freedesktop.systemd1",
-                    "/org/freedesktop/systemd1",
-                    "org.freedesktop.systemd1.Manager",
-                    "ListUnitsByPatterns",
-                    "asas",
-                    [["active"], [f"{_SOCKET_UNIT}@*.socket"]],
-                ),
-                _READ_TIMEOUT_S,
-                Flag.NO_AUTO_START,
+            [units] = await self._ask_systemd(
+                "ListUnitsByPatterns", "asas", [["active"], [f"{_SOCKET_UNIT}@*.socket"]]
             )
         except RemoteError:
             return []
@@ -95,15 +89,49 @@ class Client:
         """What the VM's Status() says."""
         return dict((await self._call_manager(name, "Status", _READ_TIMEOUT_S, Flag.NONE))[0])
 
+    async def configuration(self, name: str) -> list[list[str]]:
+        """What the VM's Configuration() says."""
+        return list((await self._call_manager(name, "Configuration", _READ_TIMEOUT_S, Flag.NONE))[0])
+
+    async def main_pid(self, unit: str) -> int:
+        """The main process of a unit; CtlError if it has none."""
+        unit = unit if "." in unit else f"{unit}.service"
+        try:
+            [path] = await self._ask_systemd("GetUnit", "s", [unit])
+            pid = await self._service_pid(path) if unit.endswith(".service") else 0
+            [processes] = await self._ask_systemd("GetUnitProcesses", "s", [unit])
+        except RemoteError as error:
+            raise CtlError(
+                ExitStatus.FAILED, f"{unit}: {error.message}; `systemctl status {unit}` has more"
+            ) from error
+        pids = [pid] if pid else [found for _cgroup, found, _command in processes]
+        if len(pids) != 1:
+            raise CtlError(
+                ExitStatus.FAILED,
+                f"{unit} has {len(pids)} processes and no main one: give the VMM's PID instead of --unit",
+            )
+        return int(pids[0])
+
+    async def _ask_systemd(self, member: str, signature: str, body: list[Any]) -> list[Any]:
+        target = (_SYSTEMD, "/org/freedesktop/systemd1", f"{_SYSTEMD}.Manager", member, signature, body)
+        return await self._call(target, _READ_TIMEOUT_S, Flag.NO_AUTO_START)
+
+    async def _service_pid(self, path: str) -> int:
+        body = [f"{_SYSTEMD}.Service", "MainPID"]
+        target = (_SYSTEMD, path, "org.freedesktop.DBus.Properties", "Get", "ss", body)
+        return int((await self._call(target, _READ_TIMEOUT_S, Flag.NO_AUTO_START))[0])
+
     async def order(self, name: str, member: str) -> None:
         """Call a method of the VM's that changes something; returns once it is accepted."""
-        await self._call_manager(name, member, _ORDER_TIMEOUT_S, Flag.ALLOW_INTERACTIVE_AUTHORIZATION)
+        await self._call_manager(name, member, _ORDER_TIMEOUT_S, self._order_flags)
 
     async def call_host(self, member: str, signature: str = "", body: list[Any] | None = None) -> list[Any]:
         """Call a method of vmmswapd's. CtlError NO_DAEMON if it is neither running nor startable."""
         try:
             return await self._call(
-                (BUS_NAME, HOST_PATH, HOST_INTERFACE, member, signature, body), _ORDER_TIMEOUT_S
+                (BUS_NAME, HOST_PATH, HOST_INTERFACE, member, signature, body),
+                _ORDER_TIMEOUT_S,
+                self._order_flags,
             )
         except RemoteError as error:
             if error.error_name in _NO_SERVICE or ".Spawn." in error.error_name:
@@ -164,7 +192,7 @@ class Client:
         self,
         target: tuple[str, str, str, str, str, list[Any] | None],
         timeout_s: float,
-        flags: Flag = Flag.ALLOW_INTERACTIVE_AUTHORIZATION,
+        flags: Flag,
     ) -> list[Any]:
         return [
             plain(value) for value in await self.connection.call(*target, timeout_s=timeout_s, flags=flags)

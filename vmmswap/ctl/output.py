@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vmmswap import __version__
 from vmmswap.ctl.failure import one_line
-from vmmswap.status import KEYS, Kind, StatusKey
+from vmmswap.status import KEYS, Kind, State, StatusKey
 
 StatusKeys = Mapping[str, Any]  # Status() as it came over the bus, variants unwrapped
 Row = Sequence[str]
@@ -104,10 +105,13 @@ def _pages_column(title: str, key: str) -> Column:
 
 
 def state_text(status: StatusKeys) -> str:
-    """The state, or that nobody has come yet."""
+    """The state, or that nobody has come yet. Active with nothing out is said to be that."""
     if status.get("Listening") or not (status.get("Pid", 1) or status.get("TotalPages", 0)):
         return "no VMM yet"
-    return one_line(str(status.get("State", ""))) or "-"
+    state = one_line(str(status.get("State", ""))) or "-"
+    if state == State.ACTIVE and not status.get("SwapPages", 1):
+        return f"{state}, all back"
+    return state
 
 
 def _user(status: StatusKeys) -> str:
@@ -141,6 +145,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "faults": _number_column("FAULTS", "FaultCount"),
     "restarts": _number_column("RESTARTS", "Restarts"),
+    "version": _key_column("VERSION", "Version"),
     "error": _key_column("ERROR", "Error"),
 }
 DEFAULT_COLUMNS = (
@@ -156,6 +161,10 @@ def print_list(statuses: Sequence[StatusKeys], columns: Sequence[str], *, legend
     print_table([column.title for column in chosen] if legend else None, rows, right=right)
     if legend:
         print(f"\n{totals(statuses)}")
+        if old := [
+            str(status["Name"]) for status in statuses if status.get("Version", __version__) != __version__
+        ]:
+            print(f"{len(old)} run another version than this vmmswapctl ({__version__}): {', '.join(old)}")
 
 
 def totals(statuses: Sequence[StatusKeys]) -> str:
@@ -189,7 +198,8 @@ def status_rows(status: StatusKeys) -> list[Row]:
     rows += [
         ("Faults", f"{number('FaultCount', 0)}, median {number('FaultP50Us', 0)} us, 99th percentile "
                    f"{number('FaultP99Us', 0)} us"),
-        ("Last swap-out", f"{number('SwapTimeMs', 0)} ms, longest pause {number('PauseUs', 0)} us"
+        ("Last swap-out or swap-in", f"{number('SwapTimeMs', 0)} ms"),
+        ("Last swap-out", f"longest pause {number('PauseUs', 0)} us"
                           + (f", {one_line(str(number('Mode')))}" if number("Mode") else "")),
     ]  # fmt: skip
     return rows

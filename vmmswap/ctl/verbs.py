@@ -9,7 +9,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from vmmswap.bus.dbus import Variant
+from vmmswap.config_listing import listing
 from vmmswap.ctl import output
+from vmmswap.ctl.agent import password_agent
 from vmmswap.ctl.client import Client
 from vmmswap.ctl.failure import CtlError, ExitStatus, one_line
 from vmmswap.ctl.follow import follow
@@ -100,6 +102,16 @@ async def show_status(client: Client, args: argparse.Namespace) -> None:
         output.print_table(("VM", names[idx]), output.status_rows(status))
 
 
+async def show_config(client: Client, args: argparse.Namespace) -> None:
+    """`config`: what a VM's monitor runs with, and where each value stands."""
+    rows = await client.configuration(args.name)
+    if not args.json:
+        print("\n".join(listing(rows)))
+        return
+    for row in rows:
+        output.print_json(dict(zip(("Key", "Value", "Origin", "AfterRestart"), row, strict=True)))
+
+
 async def wait(client: Client, args: argparse.Namespace) -> None:
     """`wait`: until the VM is in a state and no operation runs on it."""
     try:
@@ -176,6 +188,9 @@ async def unprepare(client: Client, args: argparse.Namespace) -> None:
 
 async def attach(client: Client, args: argparse.Namespace) -> None:
     """`attach`: have vmmswapd take over a running VMM."""
+    if (args.pid is None) == (args.unit is None):
+        raise CtlError(ExitStatus.BAD_USAGE, "which process? Give its PID, or --unit UNIT, and not both")
+    pid = await client.main_pid(args.unit) if args.pid is None else args.pid
     options: dict[str, Variant] = {}
     if args.regions:
         options["regions"] = Variant("as", args.regions)
@@ -184,9 +199,9 @@ async def attach(client: Client, args: argparse.Namespace) -> None:
     if args.qmp:
         options["qmp"] = Variant("s", args.qmp)
     if options:
-        reply = await client.call_host("AttachWithOptions", "sua{sv}", [args.name, args.pid, options])
+        reply = await client.call_host("AttachWithOptions", "sua{sv}", [args.name, pid, options])
     else:
-        reply = await client.call_host("Attach", "su", [args.name, args.pid])
+        reply = await client.call_host("Attach", "su", [args.name, pid])
     path = str(reply[0])
     if args.json:
         output.print_json({"Name": args.name, "Path": path})
@@ -200,6 +215,7 @@ async def attach(client: Client, args: argparse.Namespace) -> None:
 VERBS: dict[str, Verb] = {
     "list": list_vms,
     "status": show_status,
+    "config": show_config,
     "wait": wait,
     "monitor": follow,
     "log": log,
@@ -209,6 +225,7 @@ VERBS: dict[str, Verb] = {
     **dict.fromkeys(_OPERATIONS, operate),
     **dict.fromkeys(_ENDINGS, end),
 }
+_READING = frozenset({"list", "status", "config", "wait", "monitor"})
 
 
 async def run(args: argparse.Namespace, address: str | None) -> None:
@@ -216,5 +233,8 @@ async def run(args: argparse.Namespace, address: str | None) -> None:
     for name in (getattr(args, "name", None), *getattr(args, "names", ())):
         if name is not None:
             check_name(name)
-    async with Client.connect(address) as client:
-        await VERBS[args.verb](client, args)
+    may_ask = not args.no_ask_password
+    # Reading needs no right; on another host the agent would be asked for this one's.
+    with password_agent(may_ask=may_ask and args.verb not in _READING and args.host is None):
+        async with Client.connect(address, may_ask=may_ask) as client:
+            await VERBS[args.verb](client, args)

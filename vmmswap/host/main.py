@@ -8,8 +8,11 @@ import asyncio
 import sys
 
 from vmmswap import log, streams
+from vmmswap.bus.connection import NameUnavailableError
 from vmmswap.errors import VmmswapError
 from vmmswap.host.daemon import Daemon
+
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE: systemd does not try again
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         asyncio.run(_run(options))
     except VmmswapError as error:
         print(f"vmmswapd: {error.message}", file=sys.stderr)
-        return 1
+        return EXIT_UNAVAILABLE if isinstance(error, NameUnavailableError) else 1
     except OSError as error:
         print(f"vmmswapd: {error.filename or 'start'}: {error.strerror or error}", file=sys.stderr)
         return 1

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from vmmswap.errors import NoSuchVMError
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.served import ServedVm
+from vmmswap.monitor.settings import Row, Settings
 from vmmswap.status import Status
 
 
@@ -17,8 +19,9 @@ class Controller:
     exit_without_vm(reason): Exit was called while no VM is served.
     """
 
-    def __init__(self, name: str, exit_without_vm: Callable[[str], None]) -> None:
+    def __init__(self, name: str, settings: Settings, exit_without_vm: Callable[[str], None]) -> None:
         self.name = name
+        self._settings = settings
         self.served: ServedVm | None = None
         self._exit_without_vm = exit_without_vm
         self._listeners: list[Callable[[Status], None]] = []
@@ -29,6 +32,9 @@ class Controller:
 
     def status(self) -> Status:
         return self.served.status() if self.served else Status(name=self.name)
+
+    async def configuration(self) -> list[Row]:
+        return await asyncio.to_thread(self._settings.rows)
 
     async def refresh(self) -> None:
         if self.served:

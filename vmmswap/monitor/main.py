@@ -20,7 +20,8 @@ from systemd.daemon import listen_fds_with_names
 from vmmswap import config, log, message_ids, streams
 from vmmswap.attach.attach import Options
 from vmmswap.attach.target import open_target
-from vmmswap.config import Config, ConfigError
+from vmmswap.config import KEYS, Config, ConfigError
+from vmmswap.config_listing import listing
 from vmmswap.engine import failpoint_names
 from vmmswap.errors import (
     InternalError,
@@ -29,11 +30,13 @@ from vmmswap.errors import (
     StorageFailedError,
     VmmswapError,
 )
+from vmmswap.file_system import ON_RAM, kind_of
 from vmmswap.handoff.refusal import refuse_waiting
 from vmmswap.linux.userfaultfd import open_userfaultfd
 from vmmswap.monitor import own_memory, recovery, service
 from vmmswap.monitor.keep import fdstore, keeper, pending
 from vmmswap.monitor.monitor import Monitor
+from vmmswap.monitor.settings import Settings
 from vmmswap.monitor.setup import Setup
 from vmmswap.names import LOG_DIR, STATE_DIR, check_name
 from vmmswap.region_text import parse_region
@@ -106,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE", type=Path, help="instead of /etc/vmmswap.conf and /etc/vmmswap.conf.d"
     )
+    parser.add_argument(
+        "--check-config",
+        action="store_true",
+        help="check the configuration, print that of NAME with where each value stands, and exit",
+    )
     parser.add_argument("--debug", action="store_true", help="log more")
     if failpoint_names():
         parser.add_argument("--list-failpoints", action=_ListFailpoints, nargs=0, help="and exit")
@@ -124,6 +132,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the monitor and end the process."""
     streams.open_closed()
     options = streams.parsed(PROGRAM, lambda: _parse(arguments))
+    if options.check_config:
+        raise SystemExit(_check_config(options.name, options.config))
     kept = _given_fds() | keeper.inherited()
     has_vm = _has_vm(kept)
     # A file description of its own: the listening socket is closed by the time that we know why we fail.
@@ -143,6 +153,21 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def _has_vm(kept: dict[str, int]) -> bool:
     """True if a guest waits for us, registered or about to be."""
     return recovery.is_needed(kept) or pending.is_needed(kept)
+
+
+def _check_config(name: str | None, path: Path | None) -> int:
+    """Print what a monitor would start with. All files are checked, whatever the name."""
+    try:
+        paths = None if path is None else [path]
+        found, origins = config.load_with_origins("" if name is None else check_name(name), paths)
+        if found.owner:
+            config.uid_of(found.owner)
+    except VmmswapError as error:
+        print(f"{PROGRAM}: {error.message}", file=sys.stderr)
+        return _exit_status_of(error)
+    if name is not None:
+        print("\n".join(listing(Settings(name, path, found, origins).rows())))
+    return 0
 
 
 def _bug(error: Exception) -> InternalError:
@@ -181,7 +206,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         options.name = rest.pop()
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.name is None:
+    if options.name is None and not options.check_config:
         parser.error("which VM? NAME is missing")
     if options.attach is None and (options.region or options.force or options.qmp):
         parser.error("--region, --force and --qmp go with --attach")
@@ -201,9 +226,10 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     service.lock_memory()
     setup = Setup(
         name=name,
-        config=settings,
+        config=settings.current,
+        settings=settings,
         config_path=options.config,
-        swap_dir=_swap_dir(options.swap_dir, settings, name),
+        swap_dir=_swap_dir(options.swap_dir, settings.current, name),
         log_dir=options.log_dir or _directory_from("LOGS_DIRECTORY", LOG_DIR / name),
         bus=options.bus,
         listener=None,
@@ -274,10 +300,10 @@ def _given_fds() -> dict[str, int]:
     return found
 
 
-def _settings(name: str, path: Path | None, kept: dict[str, int]) -> Config:
+def _settings(name: str, path: Path | None, kept: dict[str, int]) -> Settings:
     """With memory out, the last good configuration rather than none."""
     try:
-        return config.load(name, None if path is None else [path])
+        return Settings(name, path, *config.load_with_origins(name, None if path is None else [path]))
     except ConfigError as error:
         if not recovery.is_needed(kept):
             raise
@@ -286,7 +312,8 @@ def _settings(name: str, path: Path | None, kept: dict[str, int]) -> Config:
             error.message,
             extra=log.fields("", message_ids.CONFIGURATION_ERROR),
         )
-        return Config.from_json(recovery.peek(kept).config)
+        last_good = Config.from_json(recovery.peek(kept).config)
+        return Settings(name, path, last_good, {key.attribute: "last good configuration" for key in KEYS})
 
 
 def _directory_from(variable: str, default: Path) -> Path:
@@ -306,7 +333,7 @@ def _swap_dir(option: Path | None, settings: Config, name: str) -> Path:
 def _check_swap_dir(path: Path) -> None:
     """StorageFailedError or NotSupportedError unless an unnamed file can be made there."""
     try:
-        os.close(os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         raise StorageFailedError(
             f"the swap directory {path} does not exist: make it, or give --swap-dir"
@@ -317,11 +344,20 @@ def _check_swap_dir(path: Path) -> None:
         if error.errno in (errno.EOPNOTSUPP, errno.EISDIR):
             raise NotSupportedError(
                 f"the file system of the swap directory {path} has no unnamed files (O_TMPFILE): use ext4,"
-                " xfs, btrfs or tmpfs"
+                " xfs or btrfs"
             ) from None
         raise StorageFailedError(
             f"cannot make a file in the swap directory {path}: {error.strerror}"
         ) from None
+    kind = kind_of(fd)
+    os.close(fd)
+    if kind in ON_RAM:
+        logging.getLogger("vmmswap").warning(
+            "the swap directory %s is on %s: what is swapped out stays on RAM, so no memory is gained."
+            " Set SwapDirectory= to a directory on a disk",
+            path,
+            kind,
+        )
 
 
 @contextlib.contextmanager

@@ -42,12 +42,12 @@ class Monitor:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self._store = FdStore(service.manager() if setup.fd_store else None, setup.keeper)
-        self._controller = Controller(setup.name, self._exit_without_vm)
+        self._controller = Controller(setup.name, setup.settings, self._exit_without_vm)
         self._controller.subscribe(lambda _status: self._say_status())
         self._ownership = Ownership(setup.name, setup.config.owner, setup.listener)
         self._registration = Registration(setup, self._ownership, self._store, self)
         self._around = Surroundings(
-            setup.config,
+            setup.settings,
             PageFaultLog(sink_kinds(setup.config.page_fault_log, journal=setup.journal), setup.log_dir),
             barrier=self._store.try_barrier,
             on_change=self._controller.changed,
@@ -57,6 +57,7 @@ class Monitor:
         self._closed: asyncio.Future[None]  # the last VM, if there was one
         self._stopping: asyncio.Task[None] | None = None
         self._logging: asyncio.Task[None] | None = None  # begins again
+        self._reloading: asyncio.Task[None] | None = None
         self._oom_victim = service.OomVictim()
         self.has_served = False  # a VM, now or before
 
@@ -193,7 +194,21 @@ class Monitor:
     # The service manager
 
     def _signals(self) -> dict[signal.Signals, Callable[[], None]]:
-        return {signal.SIGTERM: self._stop, signal.SIGINT: self._stop, signal.SIGUSR2: self._restart}
+        return {
+            signal.SIGTERM: self._stop,
+            signal.SIGINT: self._stop,
+            signal.SIGUSR2: self._restart,
+            signal.SIGHUP: self._reload,
+        }
+
+    def _reload(self) -> None:
+        self._reloading = asyncio.get_running_loop().create_task(self._read_again(), name="reload")
+
+    async def _read_again(self) -> None:
+        settings = self._setup.settings
+        if await asyncio.to_thread(settings.reload) and self.served is not None:
+            with guarded("a successor would go by the configuration of before"):
+                self.served.vm.change(config=settings.current.to_json())
 
     def _stop(self) -> None:
         """All in first: a stop never takes memory away from a guest."""

@@ -19,6 +19,7 @@ from vmmswap.handoff import fds
 
 _SO_PEERPIDFD: Final = 77  # since Linux 6.5
 _MAX_LINE_BYTES = 1 << 20
+_CHECK_LIMIT_S = 5.0
 _SHOWN = 200  # characters of what a server said
 
 
@@ -61,6 +62,15 @@ class Qmp:
             qmp.close()
             raise
         return qmp
+
+    @staticmethod
+    async def check(path: str, pid: int) -> None:
+        """QmpError unless the process `pid` listens at `path`. Nothing is sent, no greeting waited for."""
+        try:
+            async with asyncio.timeout(_CHECK_LIMIT_S):
+                (await _connected(path, pid)).close()
+        except TimeoutError:
+            raise QmpError(f"the QMP socket {path} is not found within {_CHECK_LIMIT_S:g} s") from None
 
     async def execute(  # what a command returns is its own
         self, command: str, arguments: dict[str, Any] | None = None

@@ -16,6 +16,7 @@ from vmmswap import message_ids
 from vmmswap.attach.attach import Options
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
+from vmmswap.handoff.fds import pid_of
 from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.peer import Peer
@@ -32,10 +33,12 @@ from vmmswap.monitor.mappers import attached, coverage
 from vmmswap.monitor.new_vm import NewProcess, NewVm
 from vmmswap.monitor.on_thread import made_on_thread
 from vmmswap.monitor.ownership import Ownership
+from vmmswap.monitor.qmp import Qmp
 from vmmswap.monitor.register import create_engine, register
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup
 from vmmswap.monitor.vm import Vm
+from vmmswap.reasons import reason_of
 from vmmswap.region_text import parse_region
 
 _log = logging.getLogger("vmmswap.monitor")
@@ -115,11 +118,11 @@ class Registration:
             raise
         total_mib = sum(item.pages for item in vm.manifest.regions) * PAGE_SIZE >> 20
         _log.info(
-            "registered: process %s of uid %d, %d MiB in %d regions",
+            "registered: process %s of uid %d, %d MiB in %s",
             coverage.name_of(new.vmm.pid),
             new.uid,
             total_mib,
-            len(vm.manifest.regions),
+            "1 region" if len(vm.manifest.regions) == 1 else f"{len(vm.manifest.regions)} regions",
             extra=fields("", message_ids.VM_REGISTERED, vmmswap_pid=new.vmm.pid),
         )
         for limit in new.vmm.limits:
@@ -135,7 +138,9 @@ class Registration:
         try:
             await self._store.barrier()
         except OSError as error:
-            raise InternalError(f"systemd does not confirm what it keeps for us: {error}") from None
+            raise InternalError(
+                f"systemd does not confirm what it keeps for us: {reason_of(error)}"
+            ) from None
 
     def _check_free(self) -> None:
         if self._place.served is not None:
@@ -185,7 +190,7 @@ class Registration:
             try:
                 await register_firecracker(frame, self, Lane())
             except (VmmswapError, OSError) as error:
-                _log.warning("%s: hand-off refused: %s", self.name, error)
+                _log.warning("%s: hand-off refused: %s", self.name, reason_of(error))
             except Exception:
                 _log.exception("%s: hand-off: a bug of vmmswap's, not the VMM's", self.name)
         pending.drop(self._store, has_vm=self._place.served is not None)
@@ -241,6 +246,8 @@ class Registration:
         """Take a running VMM over that knows nothing of us, with all processes that map its memory."""
         self._check_free()
         _check_wanted(is_given_up)
+        if qmp:
+            await Qmp.check(qmp, pid_of(pidfd, "the VMM"))
         found = await attached.attach(pidfd, options)
         try:
             _check_wanted(is_given_up)

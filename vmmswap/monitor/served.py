@@ -9,6 +9,7 @@ import logging
 
 from vmmswap import message_ids
 from vmmswap.errors import NotSupportedError, VmmswapError
+from vmmswap.file_system import kind_of
 from vmmswap.log import fields
 from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.guard import guarded
@@ -17,6 +18,7 @@ from vmmswap.monitor.mappers.lookout import Lookout, Watcher
 from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.mappers.succession import Succession
 from vmmswap.monitor.operations.orders import Orders
+from vmmswap.monitor.operations.report import stored_on
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import Status
@@ -30,6 +32,7 @@ class ServedVm:
     def __init__(self, vm: Vm, around: Surroundings, *, error: VmmswapError | None = None) -> None:
         self.vm = vm
         self._around = around
+        self._swap_file_system = "" if vm.backing.source_is_store else kind_of(vm.engine.store_fd)
         self._detaching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         with contextlib.ExitStack() as parts:  # closed in the opposite order
@@ -59,7 +62,7 @@ class ServedVm:
         return self._closing
 
     def status(self) -> Status:
-        return self.orders.status()
+        return stored_on(self.orders.status(), self._swap_file_system)
 
     async def start_page_fault_logging(self) -> None:
         await self._around.page_fault_log.start(self.vm, self._around.config.disk_keep_free)

@@ -10,12 +10,14 @@ from pathlib import Path
 from vmmswap.attach.attach import Options
 from vmmswap.config import Config
 from vmmswap.monitor.keep.keeper import Keeper
+from vmmswap.monitor.settings import Settings
 
 
 @dataclass(slots=True)
 class Setup:
     name: str
     config: Config
+    settings: Settings
     swap_dir: Path
     log_dir: Path
     bus: str | None

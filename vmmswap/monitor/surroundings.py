@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from vmmswap.config import Config
+from vmmswap.monitor.settings import Settings
 from vmmswap.monitor.tracing import PageFaultLog
 
 
@@ -17,8 +18,13 @@ class Surroundings:
     done for the VM, which is to be closed then.
     """
 
-    config: Config
+    settings: Settings
     page_fault_log: PageFaultLog
     barrier: Callable[[], Awaitable[None]]
     on_change: Callable[[], None]
     on_end: Callable[[], None]
+
+    @property
+    def config(self) -> Config:
+        """As it is now: a reload changes it."""
+        return self.settings.current

@@ -24,6 +24,7 @@ static void *run_job(void *argument)
 		break;
 	case JOB_SWAP_IN:
 		swap_in(swapper);
+		atomic_store(&header->swap_time_ms, (monotonic_ns() - since_ns) / 1000000);
 		break;
 	case JOB_TRIM:
 		trim(swapper);

@@ -19,6 +19,7 @@ from vmmswap.config import Config
 from vmmswap.errors import VmmswapError
 from vmmswap.monitor.qmp import Qmp, QmpError, QmpRefusedError
 from vmmswap.monitor.vm import Vm
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.drain")
 
@@ -36,7 +37,7 @@ class Drain:
     def __init__(
         self,
         vm: Vm,
-        config: Config,
+        config: Callable[[], Config],
         on_drained: Callable[[], None],
         on_failed: Callable[[str], None],
         on_idle: Callable[[], None],
@@ -71,7 +72,7 @@ class Drain:
     def _may_be_needed(self) -> bool:
         """True if the next job may need it: a way that is tried before this one has not worked yet."""
         vm = self._vm
-        return bool(vm.manifest.qmp) and self._config.may_drain and vm.engine.pin_check not in _BETTER
+        return bool(vm.manifest.qmp) and self._config().may_drain and vm.engine.pin_check not in _BETTER
 
     async def prepare(self) -> None:
         """Before a job that may need it: open a session, or say in the log why there is none."""
@@ -92,7 +93,7 @@ class Drain:
 
     def protected(self) -> None:
         """A job waits for the drain."""
-        self._wanted = self._start(self._drain(self._config.freeze_timeout_s))
+        self._wanted = self._start(self._drain(self._config().freeze_timeout_s))
 
     def job_ended(self) -> None:
         """Nobody waits any more: let whoever is held run at once."""
@@ -213,7 +214,7 @@ class Drain:
                 _log.error("the VM stays paused: %s", error.message)
                 self._fail(asyncio.current_task(), error.message)
             except (QmpError, TimeoutError) as error:
-                self._tell(f"the VM is paused and must go on: {str(error) or _no_answer(self._vm)}")
+                self._tell(f"the VM is paused and must go on: {reason_of(error) or _no_answer(self._vm)}")
                 self._forget()
                 await asyncio.sleep(_RETRY_S)
                 continue

@@ -38,7 +38,7 @@ class Jobs:
     def __init__(
         self,
         vm: Vm,
-        config: Config,
+        config: Callable[[], Config],
         *,
         on_change: Callable[[], None],
         on_idle: Callable[[], None],
@@ -136,7 +136,7 @@ class Jobs:
     def _start_job(self, action: Action) -> None:
         engine = self._vm.engine
         options = swap_out_options(
-            self._config, promised_unpinned=not self._vm.manifest.pins, qmp_drained=self.drain.is_ready
+            self._config(), promised_unpinned=not self._vm.manifest.pins, qmp_drained=self.drain.is_ready
         )
         match action:
             case Action.SWAP_OUT:

@@ -64,7 +64,9 @@ class Orders:
         self._resuming: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Event] = set()  # for the end of all jobs
         self._counting = Counting()
-        self.jobs = Jobs(vm, around.config, on_change=self._changed, on_idle=self._nothing_runs, error=error)
+        self.jobs = Jobs(
+            vm, lambda: around.config, on_change=self._changed, on_idle=self._nothing_runs, error=error
+        )
         self._housekeeping = Housekeeping(self._idle_engine)
         self._housekeeping.start()
 

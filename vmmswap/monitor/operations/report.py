@@ -10,6 +10,7 @@ from dataclasses import replace
 from vmmswap import message_ids
 from vmmswap.engine import EngineStats, JobDone, Mode
 from vmmswap.errors import PagesLostError, VmmswapError
+from vmmswap.file_system import ON_RAM
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import dropped, fields
 from vmmswap.monitor.operations.machine import Machine
@@ -52,6 +53,14 @@ def status_of(machine: Machine, vm: Vm, *, logging: bool, drain_pause_us: int = 
         pin_check=vm.engine.pin_check,
         dropped_messages=dropped(),
     )
+
+
+def stored_on(status: Status, file_system: str) -> Status:
+    """The status of a VM whose swap file is there: what the engine takes for a disk may be RAM."""
+    status = replace(status, swap_file_system=file_system)
+    if file_system not in ON_RAM:
+        return status
+    return replace(status, stored_ram_bytes=status.stored_bytes, stored_disk_bytes=0, written_bytes=0)
 
 
 def starved(status: Status, error: VmmswapError | None) -> Status:
