@@ -38,6 +38,7 @@ from vmmswap.linux.access import ROOT, User, check_process
 from vmmswap.linux.maps import LOCKED, MAY_WRITE
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import is_alive, is_same_memory
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.attach")
 
@@ -175,7 +176,7 @@ def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
         )
     except OSError as error:
         work.undo()
-        raise NotSupportedError(f"cannot attach to {vmm}: {error}") from error
+        raise NotSupportedError(f"cannot attach to {vmm}: {reason_of(error)}") from error
     except BaseException:
         work.undo()
         raise
@@ -214,7 +215,7 @@ def attach_process(
     except BaseException as error:
         work.undo()
         if isinstance(error, OSError):
-            raise NotSupportedError(f"cannot attach to process {pid}: {error}") from error
+            raise NotSupportedError(f"cannot attach to process {pid}: {reason_of(error)}") from error
         raise
 
 

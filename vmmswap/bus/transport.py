@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from vmmswap.bus import dbus
 from vmmswap.bus.dbus import Frame, Message
 from vmmswap.errors import VmmswapError
+from vmmswap.reasons import reason_of
 
 SYSTEM_BUS = "unix:path=/run/dbus/system_bus_socket"
 _SETUP_TIMEOUT_S = 20.0
@@ -64,7 +65,7 @@ class Transport:
                 async with asyncio.timeout(_SETUP_TIMEOUT_S):
                     return await cls._open_path(path)
             except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError) as error:
-                reasons.append(str(error) or type(error).__name__)
+                reasons.append(reason_of(error) or type(error).__name__)
         raise BusUnreachableError(
             f"cannot reach the message bus at {address}: {'; '.join(reasons)}. Start it, or name one by --bus"
         )

@@ -21,6 +21,7 @@ from vmmswap.ctl.failure import CtlError, ExitStatus
 from vmmswap.ctl.host_memory import MemorySample, sample
 from vmmswap.ctl.output import StatusKeys, mib, print_json, print_table
 from vmmswap.ctl.waiting import failed, progress, until_settled
+from vmmswap.reasons import reason_of
 from vmmswap.status import State
 
 _DEVICES = 2
@@ -63,7 +64,9 @@ def run(args: argparse.Namespace) -> None:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise CtlError(ExitStatus.FAILED, f"{error}; --swap-dir names another directory") from error
+        raise CtlError(
+            ExitStatus.FAILED, f"{reason_of(error)}; --swap-dir names another directory"
+        ) from error
     _print_report(report)
 
 

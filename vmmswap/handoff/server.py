@@ -16,6 +16,7 @@ from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.receiver import Limits, wait_readable
 from vmmswap.handoff.requests import HandoffHandler, Memory
 from vmmswap.handoff.session import Claim, HandoffSession
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.handoff")
 _ACCEPT_RETRY_S = 0.5
@@ -74,7 +75,9 @@ class HandoffServer:
                 continue  # its peer has left
             except OSError as error:
                 # Out of fds or memory, and the connection still waits: an immediate retry would spin.
-                _log.warning("%s: a hand-off connection cannot be accepted: %s", self._handler.name, error)
+                _log.warning(
+                    "%s: a hand-off connection cannot be accepted: %s", self._handler.name, reason_of(error)
+                )
                 await asyncio.sleep(_ACCEPT_RETRY_S)
                 continue
             self.start(sock)

@@ -19,6 +19,7 @@ from vmmswap.handoff.receiver import Frame, Limits, receive
 from vmmswap.handoff.refusal import error_reply, has_hung_up, reply_line
 from vmmswap.handoff.requests import HandoffHandler, Memory
 from vmmswap.linux.owned import OwnedFds
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.handoff")
 
@@ -114,7 +115,7 @@ class HandoffSession:
         except VmmswapError as refusal:
             return refusal
         except OSError as failure:  # a VMM that ends, or changes what it sent while we look at it
-            _log.warning("%s: hand-off: %s", self._handler.name, failure)
+            _log.warning("%s: hand-off: %s", self._handler.name, reason_of(failure))
             return ProtocolError(f"the hand-off failed: {failure.strerror or 'a system call failed'}")
         except Exception:
             _log.exception("%s: hand-off: a bug of vmmswap's, not the VMM's", self._handler.name)

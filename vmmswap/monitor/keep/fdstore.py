@@ -16,6 +16,7 @@ from vmmswap.errors import InternalError
 from vmmswap.monitor.keep.keeper import Keeper
 from vmmswap.notify import Notifier
 from vmmswap.outbox import Message
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.monitor")
 
@@ -163,7 +164,7 @@ class FdStore:
         try:
             await self.barrier()
         except OSError as error:
-            _log.error("systemd does not confirm what it keeps for us: %s", error)
+            _log.error("systemd does not confirm what it keeps for us: %s", reason_of(error))
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -22,6 +22,7 @@ from vmmswap.linux.userfaultfd import is_userfaultfd
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import VMM_KEY
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.pending")
 
@@ -50,7 +51,9 @@ def keep(frame: Frame, store: FdStore) -> None:
         finally:
             os.close(message)
     except (OSError, VmmswapError) as error:
-        _log.error("if this monitor is killed now the guest hangs: its message cannot be kept: %s", error)
+        _log.error(
+            "if this monitor is killed now the guest hangs: its message cannot be kept: %s", reason_of(error)
+        )
 
 
 def drop(store: FdStore, *, has_vm: bool) -> None:

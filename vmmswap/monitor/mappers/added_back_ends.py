@@ -17,6 +17,7 @@ from vmmswap.attach import back_ends
 from vmmswap.attach.back_ends import CommandLine
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.monitor.qmp import Qmp, QmpRefusedError
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.back_ends")
 
@@ -38,7 +39,7 @@ async def check_added_back_ends(qmp_path: str, pid: int, target: str, given: Com
             finally:
                 qmp.close()
     except (VmmswapError, TimeoutError) as error:
-        reason = str(error) or f"{qmp_path} does not answer within {_LIMIT_S:g} s"
+        reason = reason_of(error) or f"{qmp_path} does not answer within {_LIMIT_S:g} s"
         _log.warning("whether %s was given vhost-user devices while it runs is unknown: %s", target, reason)
         return
     for chardev in sorted(users):

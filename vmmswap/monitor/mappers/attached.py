@@ -45,6 +45,7 @@ from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.new_vm import NewProcess, NewVm
 from vmmswap.monitor.process import Process
 from vmmswap.monitor.vm import Vm
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.attached")
 
@@ -246,7 +247,7 @@ class Watch(Watcher):
             except NoSuchVMError:
                 return
             except (VmmswapError, OSError) as error:
-                self._hotplug.tell(f"cannot look at who maps guest memory: {error}")
+                self._hotplug.tell(f"cannot look at who maps guest memory: {reason_of(error)}")
             except Exception as bug:  # memory is out, and somebody must keep looking
                 if repr(bug) not in bugs:
                     bugs.add(repr(bug))
@@ -343,7 +344,7 @@ class Watch(Watcher):
         except NoSuchVMError:
             raise
         except (VmmswapError, OSError) as error:
-            what = f"process {coverage.name_of(pid)} cannot be attached to: {error}"
+            what = f"process {coverage.name_of(pid)} cannot be attached to: {reason_of(error)}"
             self._refusals[pid] = NotSupportedError(
                 f"{what}. It maps guest memory, and where that is out it reads zeros: end it"
             )

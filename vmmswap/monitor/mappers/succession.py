@@ -26,6 +26,7 @@ from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.hotplug import moved
 from vmmswap.monitor.process import Process
 from vmmswap.monitor.vm import Vm
+from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.succession")
 
@@ -150,7 +151,7 @@ class Succession:
                 heirs = await asyncio.to_thread(_look, _question_of(self._vm))
                 pause_s = _LOOK_AGAIN_S
             except (VmmswapError, OSError) as error:
-                self._tell(f"cannot look at who has the VM's memory: {error}")
+                self._tell(f"cannot look at who has the VM's memory: {reason_of(error)}")
                 pause_s = _RETRY_S
             else:
                 if not (heirs.served or heirs.other):
