@@ -144,7 +144,8 @@ class HostObject:
             await self._sockets.start_monitor(name)
             await self._order_attach(name, target, message)
         except BaseException:
-            await self._undo_attach(name, was_there=was_there, is_new=is_new)
+            # A task of its own: in one that was cancelled, asyncio.timeout() ends in CancelledError.
+            await asyncio.create_task(self._undo_attach(name, was_there=was_there, is_new=is_new))
             raise
 
     async def _order_attach(self, name: str, target: HeldProcess, message: bytes) -> None:
