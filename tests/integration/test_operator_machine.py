@@ -226,10 +226,16 @@ def test_an_attach_whose_caller_has_left_does_not_happen_later(host: Host, vmm: 
         "vmmswapd to notice",
         lambda: host.has_said("has given its order up", SYSLOG_IDENTIFIER="vmmswapd"),
     )
-    host.machine.path("/run/go").touch()
-    host.wait_unit("slow", "inactive")
+    host.machine.path("/run/go").touch()  # were the start still under way it would go on now
+    host.machine.wait_for(
+        "the monitor to be stopped",  # in ExecStartPre=, which systemd may call a failure
+        lambda: (
+            host.machine.unit("vmmswap@slow.service", "ActiveState")["ActiveState"] in ("inactive", "failed")
+        ),
+    )
     assert "userfaultfd" not in vmm.links()
     assert not host.machine.path("/run/vmmswap/slow.sock").exists()
+    host.end("slow")
 
 
 # Names that are taken
