@@ -69,8 +69,10 @@ struct swap_out_options {
 struct engine_config {
     const char *swap_dir; uint32_t fault_threads; uint32_t spin_us; uint32_t workers;
     int page_map_fd; int store_fd; uint64_t store_max_bytes; uint64_t store_keep_free_bytes;
-    bool snapshot; ...;
+    bool snapshot; bool tiers; int segments_fd; int ram_fd; int disk_fd; int key_fd; uint64_t ram_max_bytes;
+    bool has_disk; bool compress; bool encrypt; uint32_t ram_age_s; ...;
 };
+struct store_fds { int segments; int ram; int disk; int key; ...; };
 @ENGINE_STATS@
 struct engine;
 int engine_create(const struct engine_config *, struct engine **, struct error *);
@@ -98,6 +100,7 @@ void engine_set_budget(struct engine *, uint64_t);
 void engine_continue_job(struct engine *);
 void engine_forget_job(struct engine *);
 bool engine_housekeep(struct engine *);
+bool engine_tend(struct engine *);
 int engine_notices_fd(const struct engine *);
 int engine_take_notice(struct engine *, struct notice *);
 uint64_t engine_left_pages(struct engine *, struct lost_incident *);
@@ -109,6 +112,7 @@ int engine_set_trace(struct engine *, bool, struct error *);
 size_t engine_drain_trace(struct engine *, struct trace_record *, size_t);
 int engine_page_map_fd(const struct engine *);
 int engine_store_fd(const struct engine *);
+struct store_fds engine_tier_fds(const struct engine *);
 
 struct mapped_file { dev_t dev; ino_t ino; ...; };
 struct mapping {

@@ -9,8 +9,10 @@
 
 #include "engine_inside.h"
 #include "jobs/recover.h"
+#include "store/log.h"
 #include "vm/check.h"
 #include "vm/owner.h"
+#include "vm/page.h"
 #include "vm/resident.h"
 
 #define MAX_WORKERS 16
@@ -20,6 +22,32 @@ static uint32_t usable_cpus(void)
 	cpu_set_t allowed;
 
 	return sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? (uint32_t)CPU_COUNT(&allowed) : 1;
+}
+
+/* The page map says that it may have slots of the log before there are any. */
+static int open_tiers(struct vm *vm, const struct engine_config *config, struct error *err)
+{
+	uint64_t disk_max_bytes = config->store_max_bytes ? config->store_max_bytes : UINT64_MAX;
+	struct log_config log = {
+		.dir = config->swap_dir,
+		.segments_fd = config->segments_fd,
+		.ram_fd = config->ram_fd,
+		.disk_fd = config->disk_fd,
+		.key_fd = config->key_fd,
+		.compress = config->compress,
+		.encrypt = config->encrypt,
+		.ram_max_bytes = config->ram_max_bytes,
+		.disk_max_bytes = config->has_disk ? disk_max_bytes : 0,
+		.disk_keep_free_bytes = config->store_keep_free_bytes,
+		.ram_age_s = config->ram_age_s,
+	};
+	int rc;
+
+	page_map_may_have_log(vm->map);
+	if (config->store_fd < 0)
+		return store_create_tiers(&log, &vm->store, err);
+	rc = store_adopt(config->store_fd, &vm->store, err);
+	return rc ? rc : store_add_tiers(vm->store, &log, err);
 }
 
 static int open_store(struct vm *vm, const struct engine_config *config, struct error *err)
@@ -35,6 +63,11 @@ static int open_store(struct vm *vm, const struct engine_config *config, struct 
 		header->snapshot_mtime_ns = version.mtime_ns;
 		return rc;
 	}
+	if (config->tiers)
+		return open_tiers(vm, config, err);
+	if (page_map_header(vm->map)->version == PAGE_MAP_VERSION_LOG)
+		return error_set(err, EINVAL,
+				 "pages of the VM are in a store of tiers: it is needed to serve them");
 	rc = config->store_fd < 0 ? store_create(config->swap_dir, &vm->store, err) :
 				    store_adopt(config->store_fd, &vm->store, err);
 	if (!rc)
@@ -243,6 +276,23 @@ bool engine_housekeep(struct engine *engine)
 	return store_trim_step(engine->vm.store);
 }
 
+bool engine_tend(struct engine *engine)
+{
+	return store_tend_step(engine->vm.store, page_relocate, &engine->vm);
+}
+
+int engine_flush_step(struct engine *engine, struct error *err)
+{
+	int rc = store_flush_step(engine->vm.store, err);
+
+	return rc == -ENOENT ? 0 : rc ? rc : 1;
+}
+
+void engine_set_write_budget(struct engine *engine, int64_t bytes)
+{
+	store_set_write_budget(engine->vm.store, bytes);
+}
+
 int engine_notices_fd(const struct engine *engine)
 {
 	return notices_fd(engine->vm.notices);
@@ -302,6 +352,10 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->stored_ram_bytes = account.ram_bytes;
 	out->stored_disk_bytes = account.disk_bytes;
 	out->written_bytes = atomic_load(&header->written_bytes) + account.written_bytes;
+	out->same_filled_pages = account.same_filled_pages;
+	out->raw_pages = account.raw_pages;
+	out->record_bytes = account.record_bytes;
+	out->limited_by = account.limited_by;
 	out->poisoned_pages = atomic_load(&vm->poisoned_pages);
 	out->left_pages = atomic_load(&header->left_pages);
 	out->lost_pages = atomic_load(&header->lost_pages);
@@ -348,4 +402,9 @@ int engine_page_map_fd(const struct engine *engine)
 int engine_store_fd(const struct engine *engine)
 {
 	return store_fd(engine->vm.store);
+}
+
+struct store_fds engine_tier_fds(const struct engine *engine)
+{
+	return store_tier_fds(engine->vm.store);
 }

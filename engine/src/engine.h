@@ -32,6 +32,14 @@ struct engine_config {
 	int page_map_fd;
 	int store_fd;					 /* -1: a new store */
 	uint64_t store_max_bytes, store_keep_free_bytes; /* see store_limit(); 0: no limit */
+	/* New pages go to the tiers, log.h, and what store_fd has stays there until it is dropped. Their fds: -1, or a
+	 * predecessor's. */
+	bool tiers;
+	int segments_fd, ram_fd, disk_fd, key_fd;
+	uint64_t ram_max_bytes; /* 0: RAM only on the way to disk */
+	bool has_disk;		/* store_max_bytes is its limit; false: there is none */
+	bool compress, encrypt;
+	uint32_t ram_age_s; /* older pages move to disk; 0: never */
 	/* store_fd is the memory file of a snapshot, also of a new VM: see engine_add_snapshot_region() */
 	bool snapshot;
 };
@@ -45,6 +53,7 @@ struct engine_stats {
 	uint64_t swap_time_ms, pause_us;
 	uint64_t fault_count, fault_p50_ns, fault_p99_ns; /* since the process started */
 	uint64_t stored_ram_bytes, stored_disk_bytes, written_bytes;
+	uint64_t same_filled_pages, raw_pages, record_bytes;
 	uint64_t processes;
 	uint64_t poisoned_pages, pinned_pages, kept_pages;
 	uint64_t left_pages; /* left by the last swap-out, which could not read, store or punch them */
@@ -53,6 +62,7 @@ struct engine_stats {
 	uint32_t last_mode; /* enum swap_mode */
 	uint32_t job;	    /* enum job_kind running now */
 	uint32_t tracking;
+	uint32_t limited_by; /* enum limited_by: what stopped the last put */
 };
 
 struct engine;
@@ -160,6 +170,15 @@ void engine_continue_job(struct engine *engine);
  * while there is more to give back. For idle moments. */
 bool engine_housekeep(struct engine *engine);
 
+/* What the tiers need now and then, store_tend_step(): true while there is more. Also beside a job; on any thread, one at a time. */
+bool engine_tend(struct engine *engine);
+
+/* Move one segment from RAM to disk. 1: done, 0: there is none, -errno: why not. As engine_tend(). */
+int engine_flush_step(struct engine *engine, struct error *err);
+
+/* How many bytes may be written to disk from now on; INT64_MAX: any. */
+void engine_set_write_budget(struct engine *engine, int64_t bytes);
+
 int engine_notices_fd(const struct engine *engine);
 int engine_take_notice(struct engine *engine, struct notice *out);
 
@@ -191,6 +210,8 @@ int engine_set_trace(struct engine *engine, bool on, struct error *err);
 size_t engine_drain_trace(struct engine *engine, struct trace_record *out, size_t room);
 
 int engine_page_map_fd(const struct engine *engine);
+/* -1: there is none. */
 int engine_store_fd(const struct engine *engine);
+struct store_fds engine_tier_fds(const struct engine *engine);
 
 #endif

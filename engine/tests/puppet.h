@@ -23,6 +23,7 @@
 #include "base/failpoint.h"
 #include "engine.h"
 #include "harness.h"
+#include "tiers.h"
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
 
@@ -679,6 +680,7 @@ static inline void rig_start(struct rig *rig, const struct layout *layout)
 	};
 	struct error err = { 0 };
 
+	test_use_tiers(&config);
 	rig_start_guest(rig, layout);
 	if (engine_create(&config, &rig->engine, &err))
 		FAIL("engine_create: %s", err.message);

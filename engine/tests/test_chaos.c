@@ -23,10 +23,12 @@
 
 #include "base/failpoint.h"
 #include "harness.h"
+#include "tiers.h"
 #include "vmm.c"
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
 
+#define KILLS_TIERS 60	   /* all other points are the same */
 #define KILLS_THOROUGH 150 /* enough to have been at every point */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define KILLS_DEFAULT 60
@@ -48,9 +50,21 @@
 /* Points that these runs do not pass: asked only about pins or poison, or only once in a VM's life, or of a REMOVE that is larger
  * than this guest (test_removal), or of a page that somebody else filled (test_lost). */
 static const char *const left_out[] = {
-	"event.piece",	      "lost.looked",  "pins.blind", "poison.lifted", "restore.awaits-removal",
-	"resident.cachestat", "store.direct",
+	"event.piece",
+	"pins.blind",
+	"poison.lifted",
+	"restore.awaits-removal",
+	"resident.cachestat",
+	"store.direct",
+	"seal.secret",
+	"store.compact.copied",
+	"store.compact.relocated",
+	"lost.looked",
 };
+static const char *const left_out_without_tiers[] = {
+	"store.freed", "store.move.placed", "store.move.written", "store.ram", "store.sealed",
+};
+static const char *const left_out_with_tiers[] = { "store.alloc", "store.cut" };
 
 /* In memory shared with the engine's process. */
 struct control {
@@ -59,6 +73,7 @@ struct control {
 	_Atomic uint32_t jobs_max; /* an engine only serves after so many */
 	_Atomic bool frozen;	   /* swap out with the guest frozen */
 	_Atomic int page_map_fd, store_fd;
+	struct store_fds tier_fds; /* before page_map_fd */
 	_Atomic uint64_t jobs, recoveries;
 	_Atomic int code; /* of what went wrong in the engine */
 	char message[512];
@@ -68,7 +83,8 @@ struct chaos {
 	struct vmm vmm;
 	struct control *control;
 	int page_map_fd, store_fd; /* ours; -1 until the first engine has made them */
-	int uffds[FDS_MAX];	   /* the VMM's, and those of its children that still live */
+	struct store_fds tier_fds;
+	int uffds[FDS_MAX]; /* the VMM's, and those of its children that still live */
 	size_t uffds_n;
 	bool known[FDS_MAX]; /* fds that were open here before the engine was started */
 	uint64_t seed;
@@ -96,9 +112,12 @@ static void listen_to(struct control *control, struct engine *engine, uint32_t *
 	struct pollfd waiting = { .fd = engine_notices_fd(engine), .events = POLLIN };
 	uint64_t until_ns = now_ns() + (uint64_t)HANG_S * 1000000000;
 	struct notice notice;
+	struct error why;
 
 	while (poll(&waiting, 1, 1) == 0 && now_ns() < until_ns)
-		engine_housekeep(engine);
+		while (engine_housekeep(engine) || engine_tend(engine) ||
+		       (getpid() % 2 && engine_flush_step(engine, &why) == 1)) /* half of the lives */
+			;
 	if (!waiting.revents)
 		give_in(control, ETIMEDOUT, "no end of a job within a minute");
 	while (engine_take_notice(engine, &notice)) {
@@ -130,7 +149,16 @@ static struct engine *start_engine(struct chaos *chaos)
 	struct engine *engine;
 	uint64_t page_idx, out_pages;
 	uint32_t id, last_job;
-	int rc = engine_create(&config, &engine, &err);
+	int rc;
+
+	test_use_tiers(&config);
+	if (TEST_TIERS) {
+		config.segments_fd = chaos->tier_fds.segments;
+		config.ram_fd = chaos->tier_fds.ram;
+		config.disk_fd = chaos->tier_fds.disk;
+		config.key_fd = chaos->tier_fds.key;
+	}
+	rc = engine_create(&config, &engine, &err);
 
 	for (int i = 0; i < VMM_REGIONS && !rc; i++) {
 		rc = engine_add_region(engine, vmm->memfds[i], 0, vmm->pages[i] * 4096, &page_idx, &err);
@@ -167,8 +195,9 @@ static void be_engine(struct chaos *chaos)
 	if (failpoint_arm(control->arm))
 		give_in(control, EINVAL, "cannot arm %s", control->arm);
 	engine = start_engine(chaos);
-	atomic_store(&control->page_map_fd, engine_page_map_fd(engine));
+	control->tier_fds = engine_tier_fds(engine);
 	atomic_store(&control->store_fd, engine_store_fd(engine));
+	atomic_store(&control->page_map_fd, engine_page_map_fd(engine));
 	while (!control->stop || done % 4 != 2) { /* ends when all is in */
 		if (done >= control->jobs_max) {
 			poll(NULL, 0, 1);
@@ -357,8 +386,20 @@ static void check_engine(struct chaos *chaos)
 static void keep_files(struct chaos *chaos)
 {
 	chaos->page_map_fd = dup(chaos->control->page_map_fd);
-	chaos->store_fd = dup(chaos->control->store_fd);
-	CHECK(chaos->page_map_fd >= 0 && chaos->store_fd >= 0);
+	if (TEST_TIERS) {
+		const struct store_fds *fds = &chaos->control->tier_fds;
+
+		chaos->tier_fds = (struct store_fds){ dup(fds->segments), dup(fds->ram), dup(fds->disk),
+						      dup(fds->key) };
+		CHECK(chaos->tier_fds.segments >= 0 && chaos->tier_fds.ram >= 0 &&
+		      chaos->tier_fds.disk >= 0 && chaos->tier_fds.key >= 0);
+		chaos->known[chaos->tier_fds.segments] = chaos->known[chaos->tier_fds.ram] = true;
+		chaos->known[chaos->tier_fds.disk] = chaos->known[chaos->tier_fds.key] = true;
+	} else {
+		chaos->store_fd = (int)CHECK_SYS(dup(chaos->control->store_fd));
+		chaos->known[chaos->store_fd] = true;
+	}
+	CHECK(chaos->page_map_fd >= 0);
 }
 
 /* Only a frozen swap-out passes these points. */
@@ -418,7 +459,7 @@ static void first_life(struct chaos *chaos)
 
 	wait_for_jobs(chaos, pid, 2);
 	keep_files(chaos);
-	chaos->known[chaos->page_map_fd] = chaos->known[chaos->store_fd] = true;
+	chaos->known[chaos->page_map_fd] = true;
 	kill(pid, SIGKILL);
 	CHECK_SYS(waitpid(pid, NULL, 0));
 	each_fd(chaos, take_over);
@@ -446,12 +487,20 @@ static void last_life(struct chaos *chaos)
 	CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
-static bool is_left_out(const char *name)
+static bool is_among(const char *name, const char *const *names, size_t n)
 {
-	for (size_t i = 0; i < sizeof left_out / sizeof *left_out; i++)
-		if (strcmp(name, left_out[i]) == 0)
+	for (size_t i = 0; i < n; i++)
+		if (strcmp(name, names[i]) == 0)
 			return true;
 	return false;
+}
+
+#define IS_AMONG(name, names) is_among(name, names, sizeof names / sizeof *names)
+
+static bool is_left_out(const char *name)
+{
+	return IS_AMONG(name, left_out) ||
+	       (TEST_TIERS ? IS_AMONG(name, left_out_with_tiers) : IS_AMONG(name, left_out_without_tiers));
 }
 
 static bool killed_at(struct chaos *chaos, size_t point, const char *arm)
@@ -547,6 +596,7 @@ static struct chaos *start_guest(void)
 	close(uffd);
 	CHECK(chaos != NULL);
 	chaos->page_map_fd = chaos->store_fd = -1;
+	chaos->tier_fds = (struct store_fds){ -1, -1, -1, -1 };
 	chaos->seed = number_from_env("CHAOS_SEED", 88172645463325252u) | 1;
 	chaos->control =
 		mmap(NULL, sizeof *chaos->control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -583,7 +633,7 @@ TEST(faults_that_were_read_are_raised_again)
 
 TEST(chaos)
 {
-	uint64_t kills = number_from_env("CHAOS_KILLS", KILLS_DEFAULT);
+	uint64_t kills = number_from_env("CHAOS_KILLS", TEST_TIERS ? KILLS_TIERS : KILLS_DEFAULT);
 	struct chaos *chaos = start_guest();
 
 	alarm((unsigned)(TEST_TIMEOUT_S + kills / 2));

@@ -12,6 +12,7 @@
 
 #include "base/failpoint.h"
 #include "harness.h"
+#include "tiers.h"
 #include "vmm.c" /* the one user of it; the harness links one file a test */
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
@@ -52,13 +53,16 @@ static const struct engine_config new_engine = {
 static void rig_start(struct rig *rig, uint32_t workers)
 {
 	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+	struct engine_config config;
 
 	if (uffd < 0)
 		test_skip("no userfaultfd here: %s", strerror(errno));
 	close(uffd);
 	memset(rig, 0, sizeof *rig);
 	vmm_start(&rig->vmm, PAGES_0, PAGES_1, workers);
-	attach_engine(rig, &new_engine);
+	config = new_engine;
+	test_use_tiers(&config);
+	attach_engine(rig, &config);
 }
 
 static void rig_stop(struct rig *rig)
@@ -183,7 +187,7 @@ TEST(kept_copies)
 		sched_yield();
 	vmm_idle(&rig.vmm);
 	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
-	CHECK(stats_of(&rig).written_bytes > written_bytes);
+	CHECK(TEST_TIERS || stats_of(&rig).written_bytes > written_bytes);
 	check_bytes(&rig);
 	run_job(&rig, JOB_SWAP_IN, MODE_NONE);
 	stats = stats_of(&rig);
@@ -295,6 +299,8 @@ TEST(no_space)
 	struct notice done;
 	struct rig rig;
 
+	if (TEST_TIERS)
+		return;	    /* test_tiers.c asks that of them */
 	rig_start(&rig, 2); /* idle: if it wrote to most pages meanwhile there would be no second write */
 	CHECK(failpoint_arm("store.write=ENOSPC@2") == 0);
 	CHECK(engine_start_job(rig.engine, JOB_SWAP_OUT, &options, &err) == 0);
@@ -324,6 +330,7 @@ TEST(successor)
 	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
 	config.page_map_fd = dup(engine_page_map_fd(rig.engine));
 	config.store_fd = dup(engine_store_fd(rig.engine));
+	test_keep_tiers(&config, rig.engine);
 	engine_destroy(rig.engine);
 	vmm_run(&rig.vmm); /* its threads run into holes, and wait */
 	CHECK(engine_create(&config, &rig.engine, &err) == 0);

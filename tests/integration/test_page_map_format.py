@@ -83,12 +83,12 @@ def test_a_released_format_is_read(left, tmp_path):
     check_taken_over(left, tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, 0xFFFFFFFF])
+@pytest.mark.parametrize("version", [0, 3, 0xFFFFFFFF])
 def test_another_format_is_refused_and_nothing_is_changed(left, tmp_path, version):
     right = left.record["version"]
     set_version(left.page_map, version)
     before = left.dumps()
-    with pytest.raises(VmmswapError, match=rf"has format {version} .* reads format {right}"):
+    with pytest.raises(VmmswapError, match=rf"has format {version} .* reads formats 1 to 2"):
         left.engine(tmp_path)
     assert left.dumps() == before
     set_version(left.page_map, right)

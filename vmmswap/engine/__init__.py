@@ -48,6 +48,8 @@ from vmmswap.engine.types import (
     Range,
     Recovered,
     SwapOutOptions,
+    TierFds,
+    Tiers,
     TraceRecord,
 )
 
@@ -78,6 +80,8 @@ __all__ = [
     "Range",
     "Recovered",
     "SwapOutOptions",
+    "TierFds",
+    "Tiers",
     "TraceRecord",
     "arm_failpoints",
     "failpoint_hits",

@@ -33,6 +33,8 @@ from vmmswap.engine.types import (
     Range,
     Recovered,
     SwapOutOptions,
+    TierFds,
+    Tiers,
     TraceRecord,
 )
 from vmmswap.errors import NoSpaceError, NoSuchVMError, VmmswapError, from_errno
@@ -47,13 +49,20 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, *, page_map_fd: int | None = None, store_fd: int | None = None
+        self,
+        config: EngineConfig,
+        *,
+        page_map_fd: int | None = None,
+        store_fd: int | None = None,
+        tier_fds: TierFds = TierFds(),  # noqa: B008 - frozen
     ) -> None:
         """Make a new engine, or with the two fds of one that died its successor: then add the same regions in
         the same order and all processes, and call recover(). The fds stay the caller's, as do all fds given
-        later. config.snapshot: store_fd is the snapshot's memory file, also of a new engine.
+        later. config.snapshot: store_fd is the snapshot's memory file, also of a new engine. tier_fds: of a
+        predecessor with tiers, which may have a store_fd besides.
         """
         swap_dir = ffi.new("char[]", os.fsencode(config.swap_dir))
+        tiers = config.tiers or Tiers(0)
         c_config = ffi.new(
             "struct engine_config *",
             {
@@ -66,6 +75,16 @@ class Engine:
                 "snapshot": config.snapshot,
                 "store_max_bytes": config.store_max_bytes,
                 "store_keep_free_bytes": config.store_keep_free_bytes,
+                "tiers": config.tiers is not None,
+                "segments_fd": tier_fds.segments,
+                "ram_fd": tier_fds.ram,
+                "disk_fd": tier_fds.disk,
+                "key_fd": tier_fds.key,
+                "ram_max_bytes": tiers.ram_max_bytes,
+                "ram_age_s": tiers.ram_age_s,
+                "has_disk": tiers.has_disk,
+                "compress": tiers.compress,
+                "encrypt": tiers.encrypt,
             },
         )
         out = ffi.new("struct engine **")
@@ -255,6 +274,13 @@ class Engine:
         with self._keeping_house:
             return bool(self._handle) and bool(lib.engine_housekeep(self._handle))
 
+    def tend(self) -> bool:
+        """Move pages that are old or too many on RAM to disk, and compact what is sparse, a little at a time;
+        True while there is more. As housekeep(), and also while a job runs.
+        """
+        with self._keeping_house:
+            return bool(self._handle) and bool(lib.engine_tend(self._handle))
+
     @property
     def needs_count(self) -> bool:
         """True if stats().resident_pages is only as good as the last count, because the VMM's files are
@@ -339,8 +365,14 @@ class Engine:
 
     @property
     def store_fd(self) -> int:
-        """The swap file, the engine's own: dup it to keep it."""
+        """The swap file, the engine's own: dup it to keep it. -1: there is none."""
         return int(lib.engine_store_fd(self._engine))
+
+    @property
+    def tier_fds(self) -> TierFds:
+        """The engine's own, as store_fd is."""
+        fds = lib.engine_tier_fds(self._engine)
+        return TierFds(int(fds.segments), int(fds.ram), int(fds.disk), int(fds.key))
 
     def retire(self) -> None:
         """From now on all calls but close() raise NoSuchVMError."""

@@ -38,12 +38,38 @@ class Range:
 
 
 @dataclass(frozen=True, slots=True)
+class Tiers:
+    """Pages are stored compressed, first on RAM: ram_max_bytes of it, 0 being RAM only on the way to disk.
+    has_disk: what is too much or too old for RAM goes to disk, encrypted by a key that is nowhere else.
+    ram_age_s 0: no page is too old.
+    """
+
+    ram_max_bytes: int
+    ram_age_s: int = 600
+    has_disk: bool = True
+    compress: bool = True
+    encrypt: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class TierFds:
+    """What a successor needs of the tiers: the table of segments, the RAM tier, and with a disk tier its file
+    and its key; -1: there is none.
+    """
+
+    segments: int = -1
+    ram: int = -1
+    disk: int = -1
+    key: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most four.
     spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long
     job. snapshot: guest memory is private and comes from a snapshot's memory file, which is the store.
     store_max_bytes: what the VM may occupy on the disk; store_keep_free_bytes: what it leaves free there;
-    0: no limit.
+    0: no limit. tiers None: pages are stored as they are, in a file.
     """
 
     swap_dir: Path
@@ -53,6 +79,7 @@ class EngineConfig:
     snapshot: bool = False
     store_max_bytes: int = 0
     store_keep_free_bytes: int = 0
+    tiers: Tiers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +244,9 @@ class EngineStats:
     stored_ram_bytes: int
     stored_disk_bytes: int
     written_bytes: int
+    same_filled_pages: int
+    raw_pages: int
+    record_bytes: int
     processes: int
     poisoned_pages: int
     pinned_pages: int
@@ -227,6 +257,7 @@ class EngineStats:
     mode: Mode
     job: Job
     tracking: bool
+    limited_by: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -305,7 +305,9 @@ void swap_out(struct swapper *swapper)
 	atomic_store(&header->redundant_pages, 0);
 	atomic_store(&header->pause_us, 0);
 	left_begin(&swapper->left);
+	store_forget_limit(swapper->vm->store);
 	swap_out_until_nobody_joins(swapper);
+	store_settle(swapper->vm->store);
 	atomic_store(&header->pinned_pages, swapper->counts.pinned_pages);
 	tell_left(swapper);
 }

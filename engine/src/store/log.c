@@ -79,6 +79,7 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 		free(log);
 		return rc;
 	}
+	pthread_mutex_init(&log->take_lock, NULL);
 	for (size_t i = 0; i < LOG_WRITERS; i++)
 		pthread_mutex_init(&log->writers[i].lock, NULL);
 	*out = log;
@@ -89,6 +90,7 @@ void log_destroy(struct log *log)
 {
 	if (!log)
 		return;
+	pthread_mutex_destroy(&log->take_lock);
 	for (size_t i = 0; i < LOG_WRITERS; i++)
 		pthread_mutex_destroy(&log->writers[i].lock);
 	seal_destroy(log->seal);
@@ -166,20 +168,31 @@ static int take_segment(struct log *log, bool raw, uint32_t *segment_idx, struct
 	return 0;
 }
 
+/* What is left below the limit is looked at and taken in one go, or writers would share it. */
+static int take_below_limit(struct log *log, bool raw, bool any, uint32_t *segment_idx, struct error *err)
+{
+	int rc = -EAGAIN;
+
+	pthread_mutex_lock(&log->take_lock);
+	if (any || atomic_load(&log->segments.ram_n) < ram_segments_max(log))
+		rc = take_segment(log, raw, segment_idx, err);
+	pthread_mutex_unlock(&log->take_lock);
+	return rc;
+}
+
 /* Over the limit: older segments go to disk first. If memory cannot be had at all, too: that may be what frees it. */
 static int open_segment(struct log *log, struct log_writer *writer, bool raw, struct error *err)
 {
 	uint32_t segment_idx;
-	int rc = 0;
+	int rc = take_below_limit(log, raw, false, &segment_idx, err);
 
-	while (!rc && atomic_load(&log->segments.ram_n) >= ram_segments_max(log)) {
+	while (rc == -EAGAIN) {
 		rc = log_move_oldest(log, UINT32_MAX, err);
-		if (rc == -ENOENT) /* all are open, or being moved by others */
-			break;
+		if (rc && rc != -ENOENT)
+			return rc;
+		/* -ENOENT: all are open, or being moved by others */
+		rc = take_below_limit(log, raw, rc == -ENOENT, &segment_idx, err);
 	}
-	if (rc && rc != -ENOENT)
-		return rc;
-	rc = take_segment(log, raw, &segment_idx, err);
 	if (rc == -ENOMEM && log->disk && !log_move_oldest(log, UINT32_MAX, err))
 		rc = take_segment(log, raw, &segment_idx, err);
 	if (rc) {

@@ -63,6 +63,7 @@ struct log {
 	struct fills fills;
 	bool compress;
 	struct log_writer writers[LOG_WRITERS];
+	pthread_mutex_t take_lock; /* of the RAM tier's limit */
 
 	uint64_t disk_keep_free_bytes;
 	uint32_t ram_age_s;

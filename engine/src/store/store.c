@@ -212,6 +212,11 @@ void store_drop(struct store *store, const uint64_t *slot_idx, size_t n)
 	}
 }
 
+bool store_slot_is_shared(uint64_t slot_idx)
+{
+	return slot_is_fill(slot_idx);
+}
+
 bool store_trim_step(struct store *store)
 {
 	HELD_MAY_WAIT(WAIT_WRITE);
@@ -231,6 +236,12 @@ void store_settle(struct store *store)
 		log_seal_open(log_of_tier(store->log));
 }
 
+void store_forget_limit(struct store *store)
+{
+	if (store->log)
+		atomic_store(&log_of_tier(store->log)->limited_by, LIMITED_BY_NOTHING);
+}
+
 #define MOVE_AGAIN_S 60
 
 static uint64_t now_s(void)
@@ -241,16 +252,29 @@ static uint64_t now_s(void)
 	return (uint64_t)now.tv_sec;
 }
 
-/* What cannot be moved is as well off where it is, and is tried again later. */
-static bool move_aged(struct store *store, struct log *log)
+static bool is_over_max(struct log *log)
+{
+	uint64_t ram_bytes = atomic_load(&log->segments.ram_n) * SEGMENT_BYTES;
+
+	return ram_bytes > atomic_load(&log->ram_max_bytes);
+}
+
+/* By age, and what is more than the RAM tier may have. What cannot be moved is as well off where it is, and is tried again later. */
+static bool move_some(struct store *store, struct log *log)
 {
 	uint64_t now = now_s();
+	uint32_t born_before_s = UINT32_MAX;
 	struct error why;
 	int rc;
 
-	if (!log->disk || !log->ram_age_s || now < log->ram_age_s || now < store->move_again_s)
+	if (!log->disk || now < store->move_again_s)
 		return false;
-	rc = log_move_oldest(log, (uint32_t)(now - log->ram_age_s), &why);
+	if (!is_over_max(log)) {
+		if (!log->ram_age_s || now < log->ram_age_s)
+			return false;
+		born_before_s = (uint32_t)(now - log->ram_age_s);
+	}
+	rc = log_move_oldest(log, born_before_s, &why);
 	if (rc && rc != -ENOENT)
 		store->move_again_s = now + MOVE_AGAIN_S;
 	return !rc;
@@ -262,13 +286,22 @@ bool store_tend_step(struct store *store, relocate_page relocate, void *context)
 
 	HELD_MAY_WAIT(WAIT_WRITE);
 	return log &&
-	       (log_tidy_step(log) || move_aged(store, log) || log_compact_step(log, relocate, context));
+	       (log_tidy_step(log) || move_some(store, log) || log_compact_step(log, relocate, context));
 }
 
 int store_flush_step(struct store *store, struct error *err)
 {
+	struct log *log = store->log ? log_of_tier(store->log) : NULL;
+	int rc;
+
 	HELD_MAY_WAIT(WAIT_WRITE);
-	return store->log ? log_move_oldest(log_of_tier(store->log), UINT32_MAX, err) : -ENOENT;
+	if (!log)
+		return -ENOENT;
+	rc = log_move_oldest(log, UINT32_MAX, err);
+	if (rc != -ENOENT)
+		return rc;
+	log_seal_open(log);
+	return log_move_oldest(log, UINT32_MAX, err);
 }
 
 void store_set_write_budget(struct store *store, int64_t bytes)

@@ -122,6 +122,9 @@ int store_put(struct store *store, const void *pages, const uint64_t *owner_idx,
  * consecutive slots. 0 or -errno; a short read is -EIO. On error the contents of buf are undefined. */
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf);
 
+/* True if many pages may have the slot: it stands for one word that fills a page. */
+bool store_slot_is_shared(uint64_t slot_idx);
+
 /* Give n slots up, for others to be put there. No I/O: fault threads may call it. The disk space comes
  * back only by store_trim() or store_trim_step(). */
 void store_drop(struct store *store, const uint64_t *slot_idx, size_t n);
@@ -139,6 +142,9 @@ void store_settle(struct store *store);
 /* Says that the owner's page is at to_idx from now on: by one atomic change of what said from_idx. False: the page was not there any
  * more, or somebody has it in hands; nothing changed. The bytes at to_idx are in place when it is called. */
 typedef bool (*relocate_page)(void *context, uint64_t owner_idx, uint64_t from_idx, uint64_t to_idx);
+
+/* limited_by of the account is nothing, until something stops a put or a move again. */
+void store_forget_limit(struct store *store);
 
 /* One step of what the tiers need now and then: memory of dropped pages given back, pages that are old moved to disk, sparse
  * segments compacted. Takes some milliseconds, and waits for the disk. False: there is nothing to do now. One thread at a time, beside

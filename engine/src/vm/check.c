@@ -150,7 +150,7 @@ static int check_slots(struct check *check)
 	if (check->slots_n)
 		qsort(check->slots, check->slots_n, sizeof check->slots[0], by_slot);
 	for (size_t i = 1; i < check->slots_n; i++)
-		if (check->slots[i] == check->slots[i - 1])
+		if (check->slots[i] == check->slots[i - 1] && !store_slot_is_shared(check->slots[i]))
 			return error_set(check->err, EPROTO, "slot %" PRIu64 " is two pages'",
 					 check->slots[i]);
 	store_account(check->vm->store, &account);

@@ -35,7 +35,7 @@ static inline void begins_with(uint64_t word, unsigned states, uint64_t flags)
 static uint64_t word_after(uint64_t word, enum page_state state, uint64_t slot_idx, uint64_t flags)
 {
 	uint64_t generation = (word & ~(PAGE_GENERATION_ONE - 1)) + PAGE_GENERATION_ONE;
-	uint64_t next = generation | flags | ((uint64_t)state << PAGE_STATE_SHIFT) | slot_idx;
+	uint64_t next = generation | flags | ((uint64_t)state << PAGE_STATE_SHIFT) | page_slot_bits(slot_idx);
 
 	MUST_BE(page_word_is_sane(state, slot_idx, flags), "state, slot and flags do not go together", next);
 	return next;
@@ -369,6 +369,24 @@ void page_give_up(struct vm *vm, uint64_t page_idx, uint32_t now_ms)
 	drop_slot(vm, unnamed_slot(seen, to));
 	if (to != seen && is_being_lifted(to))
 		poison_lift_later(vm, page_idx, 1);
+}
+
+/* Whoever claims the page does so by compare-and-swap from the word that it read, and so never with the old slot once this is done;
+ * whoever has it claimed keeps the old one. page_idx comes from a record in RAM, whose bits may have flipped. */
+bool page_relocate(void *context, uint64_t page_idx, uint64_t from_idx, uint64_t to_idx)
+{
+	struct vm *vm = context;
+	uint64_t word;
+	enum page_state state;
+
+	if (page_idx >= atomic_load(&page_map_header(vm->map)->pages_n))
+		return false;
+	word = page_word(vm, page_idx);
+	state = page_state_of(word);
+	return (state == PAGE_STORED || state == PAGE_KEPT) && !(word & PAGE_FLAGS) &&
+	       page_slot_of(word) == from_idx &&
+	       atomic_compare_exchange_strong(page_map_word(vm->map, page_idx), &word,
+					      word_after(word, state, to_idx, 0));
 }
 
 /* The map is new there, and nobody else has it yet. */

@@ -56,6 +56,7 @@
  *   page_recover_out       a predecessor's STORED, POISONED: flags end    no other thread is there yet
  *   page_recover_resident  a predecessor's word -> IN_MEMFD,              no other thread is there yet
  *                          or POISONED without a slot
+ *   page_relocate          STORED, KEPT -> the same with another slot     nothing; the bytes are in both slots
  *
  * The order in which a change takes effect
  * ----------------------------------------
@@ -160,6 +161,10 @@ bool page_drop_copy(struct vm *vm, uint64_t page_idx, uint64_t word);
 
 /* Note that the guest gave the page up. Its hole may come later. */
 void page_give_up(struct vm *vm, uint64_t page_idx, uint32_t now_ms);
+
+/* Change the slot of a page that nobody has claimed: a relocate_page of the store's, with the VM as context. The old slot is the
+ * caller's to drop. */
+bool page_relocate(void *context, uint64_t page_idx, uint64_t from_idx, uint64_t to_idx);
 
 /* Begin the life of a snapshot's page: the slot is its place in the snapshot's file. */
 void page_begin_out(struct vm *vm, uint64_t page_idx, uint64_t slot_idx);

@@ -85,12 +85,14 @@ static int check_header(int fd, struct error *err)
 	if (pread(fd, &header, sizeof header, 0) != (ssize_t)sizeof header ||
 	    memcmp(header.magic, MAGIC, sizeof MAGIC) != 0)
 		return error_set(err, EPROTO, "the file given as page map is not one");
-	if (header.version != PAGE_MAP_VERSION || header.page_shift != PAGE_SHIFT)
+	if (header.version < PAGE_MAP_VERSION || header.version > PAGE_MAP_VERSION_LOG ||
+	    header.page_shift != PAGE_SHIFT)
 		return error_set(
 			err, EPROTO,
-			"the page map has format %u with pages of 2^%u bytes; this program reads format %u with "
+			"the page map has format %u with pages of 2^%u bytes; this program reads formats %u to %u with "
 			"pages of 2^%u: go on with the version of vmmswap that wrote it",
-			header.version, header.page_shift, PAGE_MAP_VERSION, PAGE_SHIFT);
+			header.version, header.page_shift, PAGE_MAP_VERSION, PAGE_MAP_VERSION_LOG,
+			PAGE_SHIFT);
 	return 0;
 }
 
@@ -108,6 +110,11 @@ int page_map_adopt(int fd, struct page_map **out, struct error *err)
 	if (rc)
 		close(own);
 	return rc;
+}
+
+void page_map_may_have_log(struct page_map *map)
+{
+	map->header->version = PAGE_MAP_VERSION_LOG;
 }
 
 void page_map_destroy(struct page_map *map)

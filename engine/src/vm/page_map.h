@@ -54,6 +54,10 @@ enum page_state {
 #define PAGE_GIVEN_UP ((uint64_t)1 << 40)
 
 #define PAGE_STATE_SHIFT 32
+/* A slot has 35 bits: the lower 32 at the bottom of the word, and the upper 3, which version 1 of the format did not use, above the
+ * flags. So each word of version 1 is the same word of version 2. */
+#define PAGE_SLOT_BITS 35
+#define PAGE_SLOT_HIGH_SHIFT 41
 #define PAGE_GENERATION_SHIFT 44
 #define PAGE_GENERATION_ONE ((uint64_t)1 << PAGE_GENERATION_SHIFT)
 
@@ -64,10 +68,15 @@ static inline enum page_state page_state_of(uint64_t word)
 
 static inline uint64_t page_slot_of(uint64_t word)
 {
-	return word & 0xffffffff;
+	return (word & UINT32_MAX) | (word >> PAGE_SLOT_HIGH_SHIFT & 7) << 32;
 }
 
-#define PAGE_SLOT_MASK ((uint64_t)UINT32_MAX)
+static inline uint64_t page_slot_bits(uint64_t slot_idx)
+{
+	return (slot_idx & UINT32_MAX) | (slot_idx >> 32) << PAGE_SLOT_HIGH_SHIFT;
+}
+
+#define PAGE_SLOT_MASK (((uint64_t)1 << PAGE_SLOT_BITS) - 1)
 
 /* True if a word may have these together. In builds with failpoints, page.c aborts on any other. */
 static inline bool page_word_is_sane(enum page_state state, uint64_t slot_idx, uint64_t flags)
@@ -93,7 +102,10 @@ static inline bool page_word_is_sane(enum page_state state, uint64_t slot_idx, u
 	return false;
 }
 
+/* Version 2 may have slots of the log (store/slot_name.h), and is otherwise the same. A map becomes one before the first such slot
+ * is put there, and not earlier: until then the version of vmmswap that wrote it reads it, too. */
 #define PAGE_MAP_VERSION 1
+#define PAGE_MAP_VERSION_LOG 2
 #define PAGE_MAP_MAX_PAGES ((uint64_t)1 << 30) /* 4 TiB of guest memory */
 
 /* What a successor needs to know besides the pages; lives in the memfd's first page. */
@@ -128,6 +140,9 @@ int page_map_create(struct page_map **out, struct error *err);
 /* Take over the map of a process that died. The fd is dup'ed. -EPROTO for another version or no page map at
  * all. */
 int page_map_adopt(int fd, struct page_map **out, struct error *err);
+
+/* From here on there may be slots of the log. */
+void page_map_may_have_log(struct page_map *map);
 
 void page_map_destroy(struct page_map *map);
 
