@@ -93,6 +93,10 @@ def _size(text: str) -> str:
     return text
 
 
+def _is_nothing(size: str) -> bool:
+    return bool(size) and not size.strip("0KMGT%")
+
+
 def _user(text: str) -> str:
     if not _USER.fullmatch(text):
         raise ValueError(f"{text!r} is neither a user's name nor a uid")
@@ -188,6 +192,39 @@ class Config:
         " but what DiskKeepFree= leaves.",
         "",
     )
+    ram_tier_max: str = _key(
+        "RamTierMax",
+        "bytes, with K, M, G, T or %",
+        _size,
+        "How much RAM what is out of one VM may occupy, compressed; a percentage is of the VM's memory."
+        " What is more goes to disk, compressed and encrypted. 0: RAM only on the way to disk. With"
+        " DiskTierMax=0 all stays on RAM, and a swap-out that this limit stops leaves the rest as it is. A VM"
+        " that registers while the key is not set has its pages on disk as they are, and keeps to that. Not"
+        " used for VMs from a snapshot.",
+        "",
+    )
+    ram_tier_age_s: float = _key(
+        "RamTierAgeSec",
+        "seconds",
+        _seconds,
+        "Pages that have been on RAM for so long, compressed, move to disk. Only with RamTierMax=.",
+        600.0,
+    )
+    ram_tier_compression: str = _key(
+        "RamTierCompression",
+        "lz4, none",
+        _one_of("lz4", "none"),
+        "How pages are compressed on RAM and on disk. Only with RamTierMax=.",
+        "lz4",
+    )
+    encryption: str = _key(
+        "Encryption",
+        "yes, no",
+        _one_of("yes", "no"),
+        "Encrypt what goes to disk (AES-256-GCM), with a key that is made for each VM and is nowhere but in"
+        " memory. Only with RamTierMax=; a VM keeps what it registered with.",
+        "yes",
+    )
     disk_keep_free: str = _key(
         "DiskKeepFree",
         "bytes, with K, M, G, T or %",
@@ -264,6 +301,11 @@ class Config:
         " file while a VM is served from it.",
         "",
     )
+
+    @property
+    def has_disk_tier(self) -> bool:
+        """Of a VM with tiers: False if nothing of it goes to disk."""
+        return not _is_nothing(self.disk_tier_max)
 
     @property
     def may_drain(self) -> bool:
@@ -350,7 +392,13 @@ def load_with_origins(name: str, paths: Iterable[Path] | None = None) -> tuple[C
         _read(path, text, name, for_all, for_one)
     found = for_all | for_one
     values = {attribute: value for attribute, (value, _) in found.items() if value is not None}
-    return Config(**values), {attribute: found[attribute][1] for attribute in values}
+    settings = Config(**values)
+    if _is_nothing(settings.ram_tier_max) and not settings.has_disk_tier:
+        where = ", ".join(found[attribute][1] for attribute in ("ram_tier_max", "disk_tier_max"))
+        raise ConfigError(
+            f"{where}: RamTierMax=0 and DiskTierMax=0 leave no place for pages that are out: raise one"
+        )
+    return settings, {attribute: found[attribute][1] for attribute in values}
 
 
 def _read(path: Path, text: str, name: str, for_all: _Section, for_one: _Section) -> None:

@@ -20,7 +20,7 @@ def disk_limits(config: Config, swap_dir: Path) -> tuple[int, int]:
     except OSError:  # a successor's: its store is open, and its directory may be gone
         return 0, 0
     total_bytes = found.f_blocks * found.f_frsize
-    return _in_bytes(config.disk_tier_max, total_bytes), _keep_free_bytes(config.disk_keep_free, total_bytes)
+    return in_bytes(config.disk_tier_max, total_bytes), _keep_free_bytes(config.disk_keep_free, total_bytes)
 
 
 def is_in_reserve(fd: int, disk_keep_free: str) -> bool:
@@ -32,12 +32,12 @@ def is_in_reserve(fd: int, disk_keep_free: str) -> bool:
 
 def _keep_free_bytes(text: str, total_bytes: int) -> int:
     if text:
-        return _in_bytes(text, total_bytes)
+        return in_bytes(text, total_bytes)
     return min(total_bytes * _KEEP_FREE_PERCENT // 100, _KEEP_FREE_AT_MOST_BYTES)
 
 
-def _in_bytes(text: str, total_bytes: int) -> int:
-    """config.SIZE as bytes; a percentage is of total_bytes."""
+def in_bytes(text: str, total_bytes: int) -> int:
+    """A size as vmmswap.conf has it, as bytes; a percentage is of total_bytes."""
     if text.endswith("%"):
         return total_bytes * int(text[:-1]) // 100
     digits = text.rstrip("KMGT")

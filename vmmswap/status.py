@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What Status() says of one VM: the one table of its keys.
 
-A key is added here and nowhere else, but for the code that counts it. The D-Bus properties, dbus/*.xml, the
-table in docs/dbus.md and what vmmswapctl shows follow from it: `make generate` writes the files.
+A key is added here, and counted elsewhere. D-Bus, docs/dbus.md and vmmswapctl follow: `make generate`.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
 
 from vmmswap import __version__
+from vmmswap.status_key import Kind, StatusKey
+from vmmswap.status_key import status_key as _key
 
 
 class State(enum.StrEnum):
@@ -30,57 +30,6 @@ class Operation(enum.StrEnum):
     SWAP_OUT = "swap-out"
     SWAP_IN = "swap-in"
     TRIM = "trim"
-
-
-class Kind(enum.Enum):
-    """How a figure behaves: a counter grows until its restart, which its help names; a gauge does not."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    TEXT = "text"
-
-
-@dataclass(frozen=True, slots=True)
-class StatusKey:
-    """One row of the table.
-
-    attribute: of Status. key, signature: on the bus. signalled: changes raise PropertiesChanged; the others
-    carry EmitsChangedSignal=false, so that proxies do not cache them. unit: pages (of PageSize bytes), bytes,
-    faults, ms, us or "". since: the first version that has it. engine: the field of EngineStats with the
-    value; "": monitor/operations/report.py finds it. title: its name in `vmmswapctl status`; "": it is a
-    part of another row there. shown_if_set: no row while the value is 0, false or empty.
-    """
-
-    attribute: str
-    key: str
-    signature: str
-    kind: Kind
-    unit: str
-    help: str
-    since: str
-    signalled: bool
-    engine: str
-    title: str
-    shown_if_set: bool
-
-
-def _key(  # noqa: PLR0913  one parameter a column
-    default: Any,  # noqa: ANN401  of the field's own type
-    key: str,
-    signature: str = "t",
-    *,
-    help: str,  # noqa: A002  the column's name
-    kind: Kind | None = None,
-    unit: str = "",
-    since: str = "0.1",
-    signalled: bool = False,
-    engine: str = "",
-    title: str = "",
-    shown_if_set: bool = False,
-) -> Any:  # noqa: ANN401  a dataclass field
-    kind = kind or (Kind.GAUGE if signature in "tu" else Kind.TEXT)
-    columns = {key_: value for key_, value in locals().items() if key_ != "default"}
-    return field(default=default, metadata=columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +229,45 @@ class Status:
         title="Written to disk",
         help="Bytes written to disk since the VM registered.",
     )
+    same_filled_pages: int = _key(
+        0,
+        "SameFilledPages",
+        unit="pages",
+        engine="same_filled_pages",
+        since="0.2",
+        title="Stored as one word",
+        shown_if_set=True,
+        help="Pages in the store that repeat one word of 8 bytes, and take no room. Only with RamTierMax=.",
+    )
+    raw_pages: int = _key(
+        0,
+        "RawPages",
+        unit="pages",
+        engine="raw_pages",
+        since="0.2",
+        title="Stored uncompressed",
+        shown_if_set=True,
+        help="Pages in the store's tiers that do not compress, and are kept as they are.",
+    )
+    compressed_bytes: int = _key(
+        0,
+        "CompressedBytes",
+        unit="bytes",
+        engine="record_bytes",
+        since="0.2",
+        title="Compressed to",
+        shown_if_set=True,
+        help="What all pages in the store's tiers take there, on RAM and disk, without slack.",
+    )
+    limited_by: str = _key(
+        "",
+        "LimitedBy",
+        "s",
+        since="0.2",
+        title="Limited by",
+        shown_if_set=True,
+        help="What stopped a swap-out: `ram-tier`, `disk-tier`, `write-budget`, `no-space`, or nothing.",
+    )
     processes: int = _key(
         0,
         "Processes",
@@ -327,9 +315,8 @@ class Status:
         title="Pin check",
         shown_if_set=True,
         help=(
-            "By which of its means the last swap-out kept away from pages that somebody else "
-            "holds: `bpf`, `collapse`, `qmp`, `promise`, `settle` or `none`; [pins.md](pins.md) "
-            "explains them."
+            "By which of its means the last swap-out kept away from pages that somebody else holds: `bpf`, "
+            "`collapse`, `qmp`, `promise`, `settle` or `none`; [pins.md](pins.md) explains them."
         ),
     )
     pinned_pages: int = _key(
@@ -410,10 +397,7 @@ class Status:
         since="0.2",
         title="Log messages dropped",
         shown_if_set=True,
-        help=(
-            "Messages of the log that were dropped, because nobody took them: the monitor never "
-            "waits for the journal. Restarts with the monitor."
-        ),
+        help="Messages of the log that were dropped, because nobody took them. Restarts with the monitor.",
     )
     swap_file_system: str = _key(
         "",

@@ -79,10 +79,11 @@ class Restarted:
 
 
 @contextmanager
-def restarted(bus: PrivateBus) -> Iterator[Restarted]:
+def restarted(bus: PrivateBus, *options: str) -> Iterator[Restarted]:
+    """options: further ones of the program."""
     directory = Path(tempfile.mkdtemp(prefix="vmmswap-"))
     with ServiceManager(directory) as manager:
-        running = Restarted(bus, directory, manager)
+        running = Restarted(bus, directory, manager, *options)
         try:
             yield running
         finally:

@@ -218,3 +218,23 @@ def test_the_listing_has_files_first_and_defaults_last():
         "#MaxPasses=1",
         "# after a restart: MaxPasses=3",
     ]
+
+
+def test_pages_must_have_a_place(tmp_path):
+    file = tmp_path / "one.conf"
+    file.write_text("[Swap]\nRamTierMax=0\nDiskTierMax=0\n")
+    with pytest.raises(ConfigError, match=r"one\.conf:2, .*one\.conf:3: .*leave no place"):
+        load("web", [file])
+    file.write_text("[Swap]\nRamTierMax=0\n")
+    assert load("web", [file]).has_disk_tier
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["RamTierMax=101%", "RamTierMax=-1", "RamTierAgeSec=0", "RamTierCompression=zip", "Encryption=maybe"],
+)
+def test_nonsense_of_the_tiers_is_refused_with_file_and_line(tmp_path, line):
+    file = tmp_path / "one.conf"
+    file.write_text(f"[Swap]\n{line}\n")
+    with pytest.raises(ConfigError, match=r"one\.conf:2: "):
+        load("web", [file])

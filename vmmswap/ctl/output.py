@@ -12,7 +12,8 @@ from typing import Any
 
 from vmmswap import __version__
 from vmmswap.ctl.failure import one_line
-from vmmswap.status import KEYS, Kind, State, StatusKey
+from vmmswap.status import KEYS, State
+from vmmswap.status_key import Kind, StatusKey
 
 StatusKeys = Mapping[str, Any]  # Status() as it came over the bus, variants unwrapped
 Row = Sequence[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmmswap import message_ids
 from vmmswap.config import Config
-from vmmswap.engine import Engine, Job, Range
+from vmmswap.engine import Engine, Job, Range, TierFds
 from vmmswap.errors import InternalError, StorageFailedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
@@ -73,16 +73,25 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     file = ManifestFile(kept[fdstore.MANIFEST])
     manifest = file.read()
     vmm_key = manifest.vmm_key
-    needed = (fdstore.PAGE_MAP, fdstore.STORE, fdstore.uffd_name(vmm_key), fdstore.pidfd_name(vmm_key))
+    has_tiers = fdstore.TIERS[0] in kept
+    stores = fdstore.TIERS[:2] if has_tiers else (fdstore.STORE,)
+    needed = (fdstore.PAGE_MAP, *stores, fdstore.uffd_name(vmm_key), fdstore.pidfd_name(vmm_key))
     missing = [name for name in needed if name not in kept]
     if missing:
         raise StorageFailedError(
             f"the fd store has no {' and no '.join(missing)}: the VM's memory cannot be served"
         )
     engine = Engine(
-        engine_config(config, swap_dir, backing.of_record(manifest)),
+        engine_config(
+            config,
+            swap_dir,
+            backing.of_record(manifest),
+            guest_bytes=sum(region.pages for region in manifest.regions) * PAGE_SIZE,
+            has_tiers=has_tiers,
+        ),
         page_map_fd=kept[fdstore.PAGE_MAP],
-        store_fd=kept[fdstore.STORE],
+        store_fd=kept.get(fdstore.STORE),
+        tier_fds=TierFds(*(kept.get(name, -1) for name in fdstore.TIERS)),
     )
     vm = Vm(engine, manifest, file, store)
     _add_memory(vm, kept)
@@ -241,7 +250,7 @@ def _drop_rest(vm: Vm, kept: dict[str, int]) -> None:
     for process in vm.processes.values():
         used |= {fdstore.uffd_name(process.key), fdstore.pidfd_name(process.key)}
     for name, fd in kept.items():
-        if name in (fdstore.PAGE_MAP, fdstore.STORE):
+        if name in (fdstore.PAGE_MAP, fdstore.STORE, *fdstore.TIERS):
             os.close(fd)
         elif name not in used and name not in (fdstore.MANIFEST, fdstore.CONNECTION):
             with contextlib.suppress(OSError):

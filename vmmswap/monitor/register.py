@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import astuple
 from pathlib import Path
 
 from vmmswap.config import Config
@@ -16,10 +17,14 @@ from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
 from vmmswap.monitor.new_vm import NewVm
 from vmmswap.monitor.on_thread import made_on_thread
+from vmmswap.monitor.tiers import tiers_of
 from vmmswap.monitor.vm import Vm
 
 
-def engine_config(config: Config, swap_dir: Path, backing: Backing) -> EngineConfig:
+def engine_config(
+    config: Config, swap_dir: Path, backing: Backing, *, guest_bytes: int, has_tiers: bool
+) -> EngineConfig:
+    """has_tiers: the VM's pages go to the tiers, which is decided when it registers."""
     return EngineConfig(
         swap_dir,
         config.fault_threads,
@@ -27,6 +32,7 @@ def engine_config(config: Config, swap_dir: Path, backing: Backing) -> EngineCon
         config.workers,
         backing.source_is_store,
         *disk_limits(config, swap_dir),
+        tiers_of(config, guest_bytes) if has_tiers else None,
     )
 
 
@@ -35,8 +41,18 @@ async def create_engine(new: NewVm, config: Config, swap_dir: Path) -> Engine:
     snapshot = None if new.snapshot is None else os.dup(new.snapshot)  # its owner may give up meanwhile
 
     def create() -> Engine:
+        backing = of_new(new)
         try:
-            return Engine(engine_config(config, swap_dir, of_new(new)), store_fd=snapshot)
+            return Engine(
+                engine_config(
+                    config,
+                    swap_dir,
+                    backing,
+                    guest_bytes=sum(region.size_bytes for region in new.vmm.regions),
+                    has_tiers=bool(config.ram_tier_max) and not backing.source_is_store,
+                ),
+                store_fd=snapshot,
+            )
         finally:
             if snapshot is not None:
                 os.close(snapshot)
@@ -75,7 +91,11 @@ def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdSto
         vm.add_regions(new.vmm.regions, mapped_by=None)
         vm.add_process(new.vmm)
         store.add(fdstore.PAGE_MAP, engine.page_map_fd)
-        store.add(fdstore.STORE, engine.store_fd)
+        if engine.store_fd >= 0:
+            store.add(fdstore.STORE, engine.store_fd)
+        for kept, fd in zip(fdstore.TIERS, astuple(engine.tier_fds), strict=True):
+            if fd >= 0:
+                store.add(kept, fd)
         if new.connection is not None:
             store.add(fdstore.CONNECTION, new.connection)
         store.add(fdstore.MANIFEST, file.fd)

@@ -26,6 +26,9 @@ _WEAK_PIN_CHECKS = {
 }
 
 
+_LIMITS = ("", "ram-tier", "disk-tier", "write-budget", "no-space")  # enum limited_by
+
+
 def status_of(machine: Machine, vm: Vm, *, logging: bool, drain_pause_us: int = 0) -> Status:
     """The VM's status now. drain_pause_us: how long the guest was held by QMP."""
     stats = vm.stats()
@@ -45,6 +48,7 @@ def status_of(machine: Machine, vm: Vm, *, logging: bool, drain_pause_us: int = 
         fault_p50_us=_to_us(stats.fault_p50_ns),
         fault_p99_us=_to_us(stats.fault_p99_ns),
         stored_bytes=stats.stored_ram_bytes + stats.stored_disk_bytes,
+        limited_by=_LIMITS[stats.limited_by],
         restarts=vm.manifest.restarts,
         page_fault_logging=logging,
         error="" if error is None else error.message,

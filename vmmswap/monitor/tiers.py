@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the configuration says of the store's tiers."""
+
+from __future__ import annotations
+
+from vmmswap.config import Config
+from vmmswap.disk_limits import in_bytes
+from vmmswap.engine import Tiers
+
+
+def tiers_of(config: Config, guest_bytes: int) -> Tiers:
+    """The tiers of a VM with so much memory, of which RamTierMax= may be a percentage."""
+    return Tiers(
+        ram_max_bytes=in_bytes(config.ram_tier_max or "25%", guest_bytes),
+        ram_age_s=max(1, round(config.ram_tier_age_s)),
+        has_disk=config.has_disk_tier,
+        compress=config.ram_tier_compression == "lz4",
+        encrypt=config.encryption == "yes",
+    )
