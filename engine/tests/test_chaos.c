@@ -60,6 +60,7 @@ static const char *const left_out[] = {
 	"store.compact.copied",
 	"store.compact.relocated",
 	"lost.looked",
+	"unplug.piece",
 };
 static const char *const left_out_without_tiers[] = {
 	"store.freed", "store.move.placed", "store.move.written", "store.ram", "store.sealed",
