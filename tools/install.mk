@@ -35,7 +35,7 @@ SYSTEMD_VERSION ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd
 
 # With their folders, so that links between them lead somewhere.
 DOCUMENTS := README.md NEWS.md CONTRIBUTING.md LICENSE systemd/vmmswap.conf \
-	$(wildcard docs/*.md docs/examples/* dbus/*.xml) engine/src/README.md
+	$(wildcard docs/*.md docs/examples/* dbus/*.xml) engine/src/README.md vmmswap/README.md
 MANPAGES := $(MANDIR)/man1/vmmswapctl.1 $(MANDIR)/man5/vmmswap.conf.5 \
 	$(MANDIR)/man8/vmmswap-monitor.8 $(MANDIR)/man8/vmmswapd.8
 

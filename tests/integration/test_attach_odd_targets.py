@@ -21,7 +21,6 @@ from tests.support.attach import DEADLINE_S, NOBODY, Target
 from tests.support.attach_odd import OddTarget
 from tests.support.monitor import BusError, Monitor
 from tests.support.programs import ROOT
-from vmmswap.attach import attach as attach_module
 from vmmswap.attach import hold, memory
 from vmmswap.attach import plant as plant_module
 from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
@@ -320,7 +319,7 @@ def test_a_target_that_ends_in_mid_attach(monkeypatch: pytest.MonkeyPatch, call:
     module, name = {
         "mappings_of": (memory, "mappings_of"),
         "find_gadgets": (hold, "find_gadgets"),
-        "plant": (attach_module, "plant"),
+        "plant": (plant_module, "plant"),
         "detach": (plant_module, "fd_links"),
     }[call]
     original = getattr(module, name)

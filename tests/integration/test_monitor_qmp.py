@@ -376,8 +376,9 @@ def test_no_socket_at_all(undo, bus, directory):
 
 
 def listens(path):
-    with socket.socket(socket.AF_UNIX) as sock:
-        return sock.connect_ex(path) == 0
+    """Asked without a connection: QEMU serves one at a time, and resets what comes while it ends another."""
+    sockets = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(words[3] == "00010000" and words[-1] == path for words in sockets)  # __SO_ACCEPTCON
 
 
 @pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="no qemu-system-x86_64")
