@@ -18,15 +18,16 @@ SWAP_IN_PAUSE_S = 600
 Figures = dict[str, float]
 
 
-def compile_program(name: str) -> Path:
-    """Compile benchmarks/NAME.c with the engine's sources, as in a release, and return the program."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    program = BUILD / name
-    sources = sorted(str(path) for path in (ROOT / "engine/src").rglob("*.c"))
+def compile_program(name: str, tree: Path = ROOT) -> Path:
+    """Compile a tree's benchmarks/NAME.c with its engine, as in a release, and return the program."""
+    folder = tree / BUILD.relative_to(ROOT)
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / name
+    sources = sorted(str(path) for path in (tree / "engine/src").rglob("*.c"))
     subprocess.run(
         [
             *("gcc", "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-pthread"),
-            *(f"-I{ROOT}/engine/src", str(ROOT / "benchmarks" / f"{name}.c"), *sources),
+            *(f"-I{tree}/engine/src", str(tree / "benchmarks" / f"{name}.c"), *sources),
             *("-lxxhash", "-llz4", "-lcrypto", "-o", str(program)),
         ],
         check=True,
