@@ -23,8 +23,8 @@ void evict_abandon(struct evictor *evictor, const struct window *window)
 	}
 }
 
-/* Only pages with data: a hole would take page tables for its markers, and has nothing to store. A page with flags is being
- * served to a fault right now, so it is in use. */
+/* Only pages with data: a hole would need page tables for its markers, and has nothing to store. A page with
+ * flags is being served to a fault right now, so it is in use. */
 static void select_resident(struct evictor *evictor, const struct window *window, uint64_t *first_idx,
 			    uint64_t *end_idx)
 {
@@ -35,7 +35,7 @@ static void select_resident(struct evictor *evictor, const struct window *window
 		if (!window_has_data(window, idx))
 			continue;
 		word = page_word(evictor->vm, idx);
-		/* PROTECTED: left over from a pass that was turned back; its protection may be gone since. */
+		/* PROTECTED is left over from a cancelled pass; the protection may be gone since. */
 		if ((page_state_of(word) != PAGE_IN_MEMFD && page_state_of(word) != PAGE_PROTECTED) ||
 		    (word & PAGE_FLAGS) || vm_may_be_punched_yet(evictor->vm, idx, word) ||
 		    !page_protect(evictor->vm, idx, word))
@@ -59,7 +59,7 @@ static enum uffd_outcome protect_process(struct evictor *evictor, struct process
 	return outcome;
 }
 
-/* Through every process: one that can write without an event would make the stored copy wrong. */
+/* Protect in every process: one that can write without an event would make the stored copy wrong. */
 static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t page_idx, uint64_t pages)
 {
 	struct vm *vm = evictor->vm;
@@ -90,11 +90,11 @@ static void leave_sealed(struct evictor *evictor, const struct window *window)
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++)
 		if (window_has_data(window, idx))
 			left_add(evictor->left, idx, 1, &why);
-	left_none(evictor->left); /* the next window may be of another one */
+	left_none(evictor->left); /* the next window may be in another memfd */
 }
 
-/* Marking and protecting happen in one passage of the gate, so that a process that forks is either protected here and its
- * child with it, or makes the ioctl fail with EAGAIN because its FORK event is unread. */
+/* Mark and protect in one passage of the gate. So a process that forks is either protected here, and its
+ * child with it, or its unread FORK event makes the ioctl fail with EAGAIN. */
 int evict_protect(struct evictor *evictor, const struct window *window, struct error *err)
 {
 	struct vm *vm = evictor->vm;
@@ -146,7 +146,7 @@ static void collect(struct batch *batch, const struct window *window)
 	}
 }
 
-/* Take page `from` out of the batch, or keep it at place *to. */
+/* Move page `from` of the batch to place *to. */
 static void keep(struct batch *batch, size_t from, size_t *to)
 {
 	batch->idx[*to] = batch->idx[from];
@@ -163,7 +163,7 @@ static void let_all_go(struct batch *batch)
 	batch->n = 0;
 }
 
-/* The batch has lost pages. With folios of several pages that means that none may go. */
+/* The batch has lost pages. If folios have several pages, none of the others may be evicted. */
 static void shrink_to(struct batch *batch, size_t n)
 {
 	bool lost = n < batch->n;
@@ -173,7 +173,7 @@ static void shrink_to(struct batch *batch, size_t n)
 		let_all_go(batch);
 }
 
-/* The slots that this batch took for pages up to n. */
+/* Drop the slots that this batch took for pages up to n. */
 static void drop_slots(struct batch *batch, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
@@ -219,8 +219,9 @@ static int leave_pinned(struct batch *batch, const struct window *window, struct
 	return 0;
 }
 
-/* Folios of several pages go whole or not at all: punching a part of one zeroes that part in place. Without knowing where
- * they lie, that means all resident pages of the chunk, and a chunk that the region only has a part of stays. */
+/* A folio of several pages is evicted as a whole or not at all: punching a part of one zeroes that part in
+ * place. If we do not know where folios lie, all resident pages of the chunk are evicted together, and a
+ * chunk that is only partly in the region stays. */
 static bool may_split_folio(const struct batch *batch, const struct window *window)
 {
 	const struct region *region = &window->region;
@@ -236,7 +237,7 @@ static bool may_split_folio(const struct batch *batch, const struct window *wind
 	return resident_n != batch->n;
 }
 
-/* Page i stays, and is taken out of the batch by leave_failed(). An error once it is one of many in a row. */
+/* Page i stays; leave_failed() removes it from the batch. Returns an error after many failures in a row. */
 static int fail_page(struct batch *batch, size_t i, const struct error *why, struct error *err)
 {
 	struct left *left = batch->evictor->left;
@@ -249,7 +250,7 @@ static int fail_page(struct batch *batch, size_t i, const struct error *why, str
 	return -why->code;
 }
 
-/* Close the gaps of what has failed. with_slots: the others have theirs already. */
+/* Close the gaps that failed pages leave. with_slots: the other pages already have slots. */
 static void leave_failed(struct batch *batch, bool with_slots)
 {
 	char *buffer = batch->evictor->buffer;
@@ -289,7 +290,7 @@ static int read_page(struct batch *batch, size_t i, struct error *err)
 	return fail_page(batch, i, &why, err);
 }
 
-/* Run by run; where that fails, page by page. */
+/* Run by run; if a run fails, page by page. */
 static int read_pages(struct batch *batch, struct error *err)
 {
 	int rc = 0;
@@ -306,9 +307,9 @@ static int read_pages(struct batch *batch, struct error *err)
 	return rc;
 }
 
-/* Write-protection says that a page with a kept copy is unchanged. A write that it cannot see (pwrite() on the memfd, a process
- * that maps it without a userfaultfd) must not be undone by that: the bytes have the last word. One that was punched since it was
- * collected is only a hole; whoever fills that takes the page from us. */
+/* Write-protection says that a page with a kept copy is unchanged. But it cannot see some writes (pwrite() on
+ * the memfd, a process that maps it without a userfaultfd), and those must not be lost: the bytes decide. A
+ * page that was punched since it was collected is only a hole; whoever fills it takes the page from us. */
 static bool is_unchanged(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->evictor->vm;
@@ -325,7 +326,7 @@ static bool is_unchanged(struct batch *batch, size_t i)
 	return false;
 }
 
-/* Zeros need no slot. A trim lets go what would have to be written. */
+/* Zeros need no slot. A trim releases the pages that would have to be written. */
 static void sort_pages(struct batch *batch)
 {
 	struct evictor *evictor = batch->evictor;
@@ -349,7 +350,7 @@ static void sort_pages(struct batch *batch)
 	shrink_to(batch, kept_n);
 }
 
-/* A bad place of the disk costs the page that was to be put there. */
+/* A bad place on the disk fails only the page that was to be put there. */
 static int store_page(struct batch *batch, size_t i, struct error *err)
 {
 	struct evictor *evictor = batch->evictor;
@@ -366,7 +367,7 @@ static int store_page(struct batch *batch, size_t i, struct error *err)
 	return rc;
 }
 
-/* One put for each run of pages that must be stored: in most chunks just one. */
+/* One put for each run of pages that must be stored: most chunks have just one run. */
 static int store_pages(struct batch *batch, struct error *err)
 {
 	struct vm *vm = batch->evictor->vm;

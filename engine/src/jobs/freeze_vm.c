@@ -21,7 +21,8 @@ static size_t files_of(const struct memory *memory, struct mapped_file files[sta
 	return n;
 }
 
-/* How many processes were ever served. Whoever holds the gate alone has all forks handled that were read of. */
+/* The number of processes ever served. If we alone hold the gate, every fork whose event was read has been
+ * handled. */
 static uint32_t processes_ever(struct vm *vm)
 {
 	uint32_t n;
@@ -48,8 +49,8 @@ static int freeze_once(struct swapper *swapper, const struct mapped_file *files,
 	return rc;
 }
 
-/* One that was forked between the look at all
- * processes and the freeze, by a process that has ended since, shows by its fork's event. */
+/* A process may be forked between the look at all processes and the freeze, by a process that has ended
+ * since. The FORK event shows that. */
 int freeze_vm(struct swapper *swapper, struct freeze **freeze)
 {
 	struct mapped_file files[MEMORY_MAX_REGIONS];

@@ -18,7 +18,7 @@ void job_fail(struct swapper *swapper, const struct error *error)
 	pthread_mutex_unlock(&swapper->lock);
 }
 
-/* The guest has stood still for long enough: what is not out yet stays. */
+/* The guest has been stopped long enough: pages that are not out yet stay. */
 static void look_at_freeze(struct swapper *swapper)
 {
 	uint32_t limit_ms = swapper->options.freeze_limit_ms;
@@ -62,7 +62,7 @@ bool job_next_window(struct swapper *swapper, bool data, struct window *out)
 	bool found;
 	int rc;
 
-	/* Not inside the gate: who has the lock of the memfd's inode may wait for a page fault. */
+	/* Not inside the gate: the holder of the memfd's inode lock may be waiting for a page fault. */
 	pthread_mutex_lock(&swapper->lock);
 	found = data ? window_next_data(&swapper->memory, &swapper->cursor, out) :
 		       window_next_used(&swapper->memory, vm->map, &swapper->cursor, out);
@@ -86,7 +86,7 @@ static void put_worker_away(struct worker *worker)
 	gate_part(worker->swapper->vm->gate, worker->lane);
 }
 
-/* 0, or an errno with nothing left of it. */
+/* 0, or an errno after full cleanup. */
 static int start_worker(struct worker *worker, struct swapper *swapper, void *(*run)(void *))
 {
 	pthread_attr_t attr;
@@ -116,7 +116,7 @@ void job_run_workers(struct swapper *swapper, void *(*run)(void *))
 		code = start_worker(&workers[n], swapper, run);
 		n += !code;
 	}
-	if (code && n == 0) { /* with one worker at least, the job only takes longer */
+	if (code && n == 0) { /* with at least one worker, the job only takes longer */
 		struct error error;
 
 		error_set(&error, code, "cannot start a worker thread: %s", strerror(code));

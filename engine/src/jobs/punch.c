@@ -7,7 +7,8 @@
 #include "base/held.h"
 #include "vm/backing.h"
 
-/* From here on the page map says that the store has the page. False if the guest was faster: the page stays. */
+/* From here on the page map says that the store has the page. False if the guest was faster: the page
+ * stays. */
 static bool mark_page(struct batch *batch, size_t i)
 {
 	struct vm *vm = batch->evictor->vm;
@@ -19,7 +20,8 @@ static bool mark_page(struct batch *batch, size_t i)
 	return batch->marked[i];
 }
 
-/* The page may be touched again. `out`: its hole is there. Otherwise it is resident as before, and its slot free. */
+/* The page may be touched again. `out`: its hole is punched. Otherwise it is resident as before, and its slot
+ * is free. */
 static void finish_page(struct batch *batch, size_t i, bool out)
 {
 	struct vm *vm = batch->evictor->vm;
@@ -31,7 +33,7 @@ static void finish_page(struct batch *batch, size_t i, bool out)
 	batch->marked[i] = false;
 }
 
-/* What is marked from `from` to `end`. Waking looks at the processes: in the gate. */
+/* Finish the marked pages in [from, end). Waking needs the list of processes, so this runs in the gate. */
 static void finish(struct batch *batch, size_t from, size_t end, bool out)
 {
 	struct vm *vm = batch->evictor->vm;
@@ -49,7 +51,7 @@ static void finish(struct batch *batch, size_t from, size_t end, bool out)
 	gate_leave(vm->gate, batch->evictor->lane);
 }
 
-/* False if nothing may be punched: a process joined that was not protected, or a large folio would be split. */
+/* False if nothing may be punched: an unprotected process joined, or a large folio would be split. */
 static bool mark(struct batch *batch, size_t from, size_t end, uint64_t joined)
 {
 	struct evictor *evictor = batch->evictor;
@@ -60,7 +62,8 @@ static bool mark(struct batch *batch, size_t from, size_t end, uint64_t joined)
 	gate_pass(vm->gate, evictor->lane);
 	alone = atomic_load(&vm->joined) == joined;
 	for (size_t i = from; i < end; i++) {
-		/* Given up, and not struck off yet: what somebody writes to the file there since must not be struck off with it. */
+		/* Given up, but the map does not show it yet: what somebody writes to the file meanwhile must
+		 * not be dropped with it. */
 		bool stays = !alone || removals_have(&vm->removals, batch->idx[i], 1);
 
 		if (!stays && mark_page(batch, i))
@@ -74,7 +77,7 @@ static bool mark(struct batch *batch, size_t from, size_t end, uint64_t joined)
 	return marked_n && (!batch->whole || marked_n == batch->n);
 }
 
-/* One run: out when this returns, or resident as before. */
+/* Punch one run: when this returns it is out, or resident as before. */
 static int take_run_out(struct batch *batch, struct leaving *leaving, size_t from, size_t n,
 			struct error *err)
 {
@@ -84,7 +87,7 @@ static int take_run_out(struct batch *batch, struct leaving *leaving, size_t fro
 	int rc = batch->region->backing->take_out(evictor->vm, leaving, batch->idx[from], n,
 						  evictor->buffer + from * PAGE_BYTES, stays, &why);
 
-	if (rc) { /* and nothing has happened */
+	if (rc) { /* nothing was changed */
 		finish(batch, from, from + n, false);
 		left_add(evictor->left, batch->idx[from], n, &why);
 		if (!left_too_many(evictor->left))
@@ -100,7 +103,7 @@ static int take_run_out(struct batch *batch, struct leaving *leaving, size_t fro
 	return 0;
 }
 
-/* Pages that go together or not at all, in one run or several. */
+/* Punch pages that go together or not at all, in one run or several. */
 static int punch_group(struct batch *batch, struct leaving *leaving, size_t from, size_t end, uint64_t joined,
 		       struct error *err)
 {
@@ -136,7 +139,7 @@ static int punch_group(struct batch *batch, struct leaving *leaving, size_t from
 	return rc;
 }
 
-/* What was never marked stays. */
+/* Pages that were never marked stay. */
 static void leave_rest(struct batch *batch, size_t from)
 {
 	for (size_t i = from; i < batch->n; i++) {

@@ -23,10 +23,10 @@ static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct erro
 			 rc == -EEXIST ? "another page has too" : "the swap file does not have");
 }
 
-/* Memory that hides its data: a page that the predecessor was putting back when it died is therefore brought
- * in at once, before its REMOVE can be read: if we died between that and the record of it, our own successor would take it
- * for one that never came, and give the guest older contents than it had. False: it stays out; it is not mapped, or an event
- * must pass first. */
+/* For memory that hides its data: bring in at once a page that the predecessor was putting back when it died,
+ * before its REMOVE can be read. If we died after that REMOVE and before recording it, our successor would
+ * think that it never came, and give the guest older contents than it had. False: the page stays out; it is
+ * not mapped, or an event must be read first. */
 static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
 {
 	_Alignas(PAGE_BYTES) char page[PAGE_BYTES];
@@ -44,7 +44,8 @@ static bool put_back_at_once(struct vm *vm, uint64_t page_idx, uint64_t word)
 	return outcome == UFFD_DONE || outcome == UFFD_EXISTS;
 }
 
-/* Of a page that is resident: the predecessor neither was about to punch its hole, nor was putting it back when it died. */
+/* For a resident page: true if the predecessor, when it died, was neither about to punch its hole nor putting
+ * it back. */
 static bool is_lost(uint64_t word)
 {
 	bool was_filled = (word & PAGE_FILLING) && !(word & PAGE_BACKGROUND);
@@ -52,7 +53,7 @@ static bool is_lost(uint64_t word)
 	return page_state_of(word) == PAGE_STORED && !(word & PAGE_PUNCHING) && !was_filled;
 }
 
-/* [page_idx, end_idx) are all resident, or all holes. */
+/* The pages in [page_idx, end_idx) are either all resident or all holes. */
 static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool resident, struct error *err)
 {
 	for (struct used_pages at = used_pages(vm->map, page_idx, end_idx); used_pages_next(&at);) {
@@ -124,11 +125,11 @@ int recover_pages(struct vm *vm, struct error *err)
 		return rc;
 	store_ready(vm->store);
 	FAILPOINT_HERE("recover.mapped");
-	/* until all was in once: a process may have joined that nobody protected */
+	/* until every page was in once: an unprotected process may have joined */
 	atomic_store(&vm->keeps, false);
 	atomic_store(&vm->tracking, atomic_load(&page_map_header(vm->map)->tracking));
-	/* Register again what should be: the predecessor may have died in the middle of it, and a child that it knew as
-	 * forked may be one that it had not registered yet. */
+	/* Register again everything that should be: the predecessor may have died while it registered, and
+	 * may not yet have registered a child that it knew to be forked. */
 	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		if (vm->tracking || atomic_load(&vm->stored_pages))

@@ -11,11 +11,11 @@
 #include "vm/own_mapping.h"
 #include "vm/page.h"
 
-/* So many pages are copied in one passage of the gate: whoever reads events waits for no more than that. */
+/* The number of pages copied in one passage of the gate: readers of events wait no longer than that takes. */
 #define PIECE_PAGES 32
 #define COPY_RETRY_NS 50000
 
-/* The pages of a chunk on their way in; page i's bytes stand at buffer + i * PAGE_BYTES. */
+/* The pages of a chunk while they are swapped in; page i's bytes are at buffer + i * PAGE_BYTES. */
 struct batch {
 	struct restorer *restorer;
 	uint64_t page_idx, pages; /* the window */
@@ -44,7 +44,7 @@ static void give_back_from(struct batch *batch, size_t from)
 	gate_leave(vm->gate, batch->restorer->lane);
 }
 
-/* STORED, or POISONED: that may read well by now. */
+/* STORED or POISONED: a poisoned page may be readable by now. */
 static bool is_wanted(uint64_t word)
 {
 	return (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED) &&
@@ -60,7 +60,7 @@ uint64_t restore_wanted(const struct vm *vm, uint64_t page_idx, uint64_t end_idx
 	return pages;
 }
 
-/* Where it ended: there are no more, or max_pages were claimed. */
+/* Returns where it stopped: there are no more pages, or max_pages are claimed. */
 static uint64_t claim_stored(struct batch *batch, uint64_t max_pages)
 {
 	struct vm *vm = batch->restorer->vm;
@@ -85,8 +85,8 @@ static bool reads_right(struct batch *batch, size_t i)
 			   *page_map_hash(vm->map, batch->idx[i]));
 }
 
-/* All in one go; where that fails, page by page, so that one bad block costs one page. A page that was taken from us
- * meanwhile may hold anything and is not counted. How many were read. */
+/* Read all in one call; if that fails, page by page, so that one bad block fails only one page. A page that
+ * was taken from us meanwhile may hold anything and is not counted. Returns how many were read. */
 static uint64_t fetch(struct batch *batch)
 {
 	struct restorer *restorer = batch->restorer;
@@ -95,7 +95,7 @@ static uint64_t fetch(struct batch *batch)
 	int all = store_get(vm->store, batch->slots, batch->n, restorer->buffer);
 
 	FAILPOINT_HERE("restore.fetched");
-	/* a disk that fails takes its time: every fault would wait for it in the gate */
+	/* a failing disk is slow, and every fault would wait for it in the gate */
 	for (size_t i = 0; i < batch->n; i++) {
 		batch->bad[i] = all || !reads_right(batch, i);
 		if (batch->bad[i])
@@ -116,7 +116,8 @@ static uint64_t fetch(struct batch *batch)
 	return read_pages;
 }
 
-/* From here until the copy is done a demand fault waits instead of taking over. False: it already has, or a REMOVE. */
+/* From here until the copy is done, a demand fault waits instead of taking over the page. False: a demand
+ * fault or a REMOVE has already taken it. */
 static bool harden(struct batch *batch, size_t i)
 {
 	if (!batch->claimed[i] || !page_harden(batch->restorer->vm, batch->idx[i], &batch->claimed[i]))
@@ -132,7 +133,7 @@ static void now_resident(struct batch *batch, size_t from, size_t n)
 	batch->restorer->restored_pages += n;
 }
 
-/* No process has taken the page. refused: one maps it, and the kernel would not. */
+/* No process took the page. refused: a process maps it, but the kernel refused the copy. */
 static int restore_unmapped(struct batch *batch, size_t i, bool refused)
 {
 	struct vm *vm = batch->restorer->vm;
@@ -143,8 +144,8 @@ static int restore_unmapped(struct batch *batch, size_t i, bool refused)
 			0;
 }
 
-/* So many of the n pages at i, copied to the process, are the guest's now. Of those that follow one that is not, each that is goes
- * its way alone. */
+/* Returns how many of the n pages copied at i are now the guest's, counted up to the first that is not. Pages
+ * after that one which did land are set resident one by one. */
 static size_t landed_run(struct batch *batch, const struct process *process, size_t i, size_t n, int *rc)
 {
 	size_t landed = n;
@@ -164,7 +165,7 @@ static size_t landed_run(struct batch *batch, const struct process *process, siz
 	return landed;
 }
 
-/* The kernel says that the process has something at page i. 1 if the page is dealt with. */
+/* The kernel says that the process already has something at page i. 1 if the page is dealt with. */
 static size_t found_there(struct batch *batch, const struct process *process, size_t i, int *rc)
 {
 	struct vm *vm = batch->restorer->vm;
@@ -179,8 +180,8 @@ static size_t found_there(struct batch *batch, const struct process *process, si
 	return *rc ? 0 : 1;
 }
 
-/* Copy the run of n pages at i through the first process that can take it. How many were done: 0 with *rc 0 means that
- * events must pass first. */
+/* Copy the run of n pages at i through the first process that can take it. Returns how many were copied; 0
+ * with *rc 0 means that events must be read first. */
 static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 {
 	struct vm *vm = batch->restorer->vm;
@@ -212,8 +213,9 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 			vm_process_gone(vm, process);
 			continue;
 		default:
-			/* The kernel says the same of a run that crosses from one mapping to the next: mprotect(), madvise()
-			 * and a balloon that maps anew split them where they like. */
+			/* The kernel reports the same for a run that crosses from one mapping to the next:
+			 * mprotect(), madvise() and a balloon that maps memory anew may split mappings
+			 * anywhere. */
 			if (run > 1)
 				return copy_run(batch, i, run / 2, rc);
 			/* this process has unmapped it, or mapped something else there */
@@ -234,7 +236,8 @@ static size_t hardened_run(struct batch *batch, size_t i, size_t end)
 	return n;
 }
 
-/* The opposite of harden(): what was not copied now may wait for a process, and a demand fault need not wait with us. */
+/* The opposite of harden(): pages not copied now may wait for a process, and demand faults need not wait with
+ * us. */
 static void soften(struct batch *batch, size_t from, size_t end)
 {
 	struct vm *vm = batch->restorer->vm;
@@ -245,7 +248,7 @@ static void soften(struct batch *batch, size_t from, size_t end)
 	HELD_DROP(HELD_FILLING);
 }
 
-/* Nothing that the guest gave up is given back to it: removal.h. A demand fault may take over meanwhile. */
+/* Do not give the guest back what it gave up: removal.h. A demand fault may take over meanwhile. */
 static void pass_when_removed(struct batch *batch, size_t from, size_t end)
 {
 	struct vm *vm = batch->restorer->vm;

@@ -11,7 +11,7 @@
 
 #define BUDGET_LOOK_NS 1000000
 
-/* Wait until at least one of these pages may come back. How many may; 0: the job ends. */
+/* Wait until at least one of these pages may be swapped in. Returns how many may; 0: the job ends. */
 static struct budget_share wait_for_budget(struct swapper *swapper, uint64_t pages)
 {
 	struct budget_share taken = budget_take(&swapper->budget, pages);
@@ -24,7 +24,8 @@ static struct budget_share wait_for_budget(struct swapper *swapper, uint64_t pag
 	return taken;
 }
 
-/* Each page is paid for, and no window is waited for as a whole: a page or two come back for a budget of that. */
+/* Each page counts against the budget, and no window waits for its full budget: a budget for one or two pages
+ * brings in one or two. */
 static void restore_window(struct swapper *swapper, struct restorer *restorer, const struct window *window)
 {
 	uint64_t idx = window->page_idx, end_idx = window->page_idx + window->pages, wanted;
@@ -62,8 +63,8 @@ void swap_in(struct swapper *swapper)
 	struct vm *vm = swapper->vm;
 	uint64_t idle_since_ns = 0;
 
-	/* Demand faults bring pages back too, and may give up on one that we then have to try: so until nothing is out. A
-	 * poisoned page may read well by now. */
+	/* Demand faults also bring pages in, and may give up on a page that we must then try, so loop until
+	 * nothing is out. A poisoned page may be readable by now. */
 	while (pages_out(vm) && job_goes_on(swapper)) {
 		uint64_t before = pages_out(vm);
 
@@ -73,7 +74,7 @@ void swap_in(struct swapper *swapper)
 		poison_lift(vm, swapper->lane);
 		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) &&
 		    pages_out(vm) >= before)
-			break; /* else a demand fault has some, and will let go of them */
+			break; /* else demand faults hold some, and will release them */
 		if (pages_out(vm) < before) {
 			idle_since_ns = 0;
 			continue;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Swap-out, and trim, which is one that writes nothing. */
+/* Swap-out, and trim, which is a swap-out that writes nothing. */
 #include <errno.h>
 #include <string.h>
 #include <time.h>
@@ -42,10 +42,11 @@ static struct evictor evictor_of(struct worker *worker)
 	};
 }
 
-/* Everything is protected before anything is evicted. What the guest writes to all the time then takes itself out of the
- * operation by one cheap write-protect fault a page, before its turn comes; protecting just before evicting took such pages
- * out and had to read each back (a thread with 2 % of memory as its hot set got 1.7 % of its speed). And a detector of pins
- * that needs time between the two has it. Each call protects one window, so the guest stops for no longer than that takes. */
+/* Everything is protected before anything is evicted. Pages that the guest writes to all the time then leave
+ * the operation by one cheap write-protect fault each, before their turn comes. Protecting just before
+ * evicting took such pages out and had to read each back (a thread with 2 % of memory as its hot set got 1.7
+ * % of its speed). A detector of pins that needs time between the two steps also gets it. Each call protects
+ * one window, so the guest stops for no longer than that takes. */
 static void *protect_worker(void *argument)
 {
 	struct worker *worker = argument;
@@ -97,7 +98,8 @@ static int choose_mode(struct swapper *swapper, enum swap_mode *mode)
 	return 0;
 }
 
-/* Pins of before the freeze or the protect are visible from then on; the weakest way only waits and hopes. */
+/* Pins made before the freeze or the protection are visible from then on; the weakest detector only waits and
+ * hopes. */
 static int prepare_pin_check(struct swapper *swapper)
 {
 	pins_destroy(swapper->pins);
@@ -112,7 +114,7 @@ static int prepare_pin_check(struct swapper *swapper)
 	return rc;
 }
 
-/* Until swapper_continue(), the time is over (0: without limit), or the job is turned back. */
+/* Wait for swapper_continue(), for the time limit (0: none), or until the job is cancelled. */
 static void pause_job(struct swapper *swapper, uint32_t limit_ms)
 {
 	uint64_t until_ns = limit_ms ? monotonic_ns() + (uint64_t)limit_ms * 1000000 : UINT64_MAX;
@@ -131,9 +133,9 @@ static void pause_job(struct swapper *swapper, uint32_t limit_ms)
 	pthread_mutex_unlock(&swapper->lock);
 }
 
-/* What the guest writes to all the time takes itself out of the operation now, page by page, for as long as many do: each costs
- * some 15 us here, and a read from a disk that is busy with our own writes (half a millisecond) if it is evicted first. An idle
- * guest makes us wait for one look. */
+/* Pages that the guest writes to all the time leave the operation now, page by page, for as long as there are
+ * many: each costs some 15 us here. If it is evicted first, it costs a read from a disk that is busy with our
+ * own writes (half a millisecond). An idle guest makes us wait for one look. */
 #define HOT_LOOK_NS 2000000
 #define HOT_LOOKS_A_GIB 50 /* 2 % of a GiB take 80 ms */
 #define HOT_LOOKS_MAX 500  /* however large the guest is: a second */
@@ -160,8 +162,8 @@ static void let_hot_pages_out(struct swapper *swapper)
 	}
 }
 
-/* I/O into guest memory that was under way before the protect comes to its end: the VMM's block layer is drained by whoever
- * reads our notices, or just given time. Requests made from now on fault. */
+/* Let I/O into guest memory that began before the protection finish: whoever reads our notices drains the
+ * VMM's block layer, or we just wait. Requests made from now on fault. */
 static void let_io_end(struct swapper *swapper)
 {
 	struct notice protected = { .kind = NOTICE_PROTECTED, .job = JOB_SWAP_OUT };
@@ -218,8 +220,8 @@ static void passes_over_memory(struct swapper *swapper)
 	}
 }
 
-/* All passes, until somebody joins. Who joins may not be watched, may lack what the mode needs, and nobody has frozen him: all of
- * that is looked at anew then. */
+/* Make all passes, or stop when a process joins. That process may be unwatched, may lack what the mode needs,
+ * and is not frozen: the next call checks all of this anew. */
 static void swap_out_once(struct swapper *swapper)
 {
 	struct page_map_header *header = page_map_header(swapper->vm->map);
@@ -245,7 +247,7 @@ static void swap_out_once(struct swapper *swapper)
 	freeze_destroy(freeze);
 }
 
-/* So often somebody may join in all, and so often in a row before anything more went out. */
+/* How often processes may join in all, and how often in a row before anything more is swapped out. */
 #define JOINS_MAX 1000
 #define FRUITLESS_JOINS_MAX 20
 
@@ -267,7 +269,7 @@ static void swap_out_until_nobody_joins(struct swapper *swapper)
 		(unsigned long long)atomic_load(&swapper->vm->stored_pages));
 }
 
-/* If nothing could be taken, that is an error. */
+/* Report the pages left behind. It is an error only if nothing could be swapped out. */
 static void tell_left(struct swapper *swapper)
 {
 	struct notice notice = { .kind = NOTICE_PAGES_LEFT };

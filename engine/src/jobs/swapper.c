@@ -30,7 +30,7 @@ static void *run_job(void *argument)
 		trim(swapper);
 		break;
 	}
-	resident_count(swapper->vm); /* whoever hears of the end asks what is left */
+	resident_count(swapper->vm); /* whoever gets the end notice asks how much is left */
 	FAILPOINT_HERE("swapper.done");
 	atomic_store(&header->job, JOB_NONE);
 	done.cancelled = atomic_load(&swapper->cancel);
@@ -163,7 +163,7 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	swapper->started++;
 	atomic_store(&swapper->job, job);
 	pthread_mutex_unlock(&swapper->lock);
-	atomic_store(&header->job, job); /* now: once this has returned, a successor must know of the order */
+	atomic_store(&header->job, job); /* now: once this returns, a successor must know of the job */
 	code = pthread_create(&swapper->thread, NULL, run_job, swapper);
 	if (code) {
 		atomic_store(&header->job, JOB_NONE);

@@ -23,7 +23,7 @@ void track_memory(struct swapper *swapper)
 	gate_release(vm->gate);
 }
 
-/* True once nothing is registered any more, in no process. */
+/* True once nothing is registered in any process. */
 static bool tracks_nothing(struct vm *vm)
 {
 	bool done;
@@ -38,9 +38,10 @@ static bool tracks_nothing(struct vm *vm)
 	return done;
 }
 
-/* Nothing is out. Between two pieces one part of memory is watched and another is not: a write there is not seen, so no copy is kept.
- * Who forks or joins then gets all of memory registered, and is unregistered with all others; a successor registers all anew and
- * goes on with the job. A job that is cancelled leaves all registered. */
+/* Nothing is out. Between two windows one part of memory is watched and another is not. A write to the
+ * unwatched part is not seen, so no copy is kept. A process that forks or joins then gets all of its memory
+ * registered, and is unregistered with all others; a successor registers everything anew and resumes the job.
+ * A cancelled job leaves all of it registered. */
 void untrack_memory(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;

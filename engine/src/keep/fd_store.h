@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The service manager's fd store, for a process that has nothing else to do: every call waits for as long as it takes. */
+/* The service manager's fd store, for a process that has nothing else to do: every call blocks until it is
+ * done. */
 #ifndef VMMSWAP_FD_STORE_H
 #define VMMSWAP_FD_STORE_H
 
@@ -11,7 +12,7 @@ struct fd_store {
 int fd_store_open(struct fd_store *manager, const char *address);
 /* 0 or -errno. */
 int fd_store_add(const struct fd_store *manager, const char *name, int fd);
-/* Until the manager has seen to all that was sent. */
+/* Wait until the manager has handled all that was sent. */
 int fd_store_wait(const struct fd_store *manager);
 
 #endif

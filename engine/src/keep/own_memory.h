@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A copy of a process gives back the memory that it was copied with. */
+/* Lets a copy of a process release the memory that it was copied with. */
 #ifndef VMMSWAP_OWN_MEMORY_H
 #define VMMSWAP_OWN_MEMORY_H
 
@@ -13,9 +13,10 @@ struct span {
 	uintptr_t end;
 };
 
-/* Unmap everything but these spans, OWN_MEMORY_SPANS_MAX at most, this program's or library's own code and data, libc's and the dynamic loader's, the calling
- * thread's control block, and the stack. Afterwards nothing that allocates may be called, nothing but libc, and in libc only what
- * was bound when the program was loaded (-z now). What cannot be read or unmapped stays: it costs memory, and no more. */
+/* Unmap everything except these spans (at most OWN_MEMORY_SPANS_MAX), the code and data of this program or
+ * library, of libc and of the dynamic loader, the calling thread's control block, and the stack. After this,
+ * call nothing that allocates and no library except libc, and in libc only what was bound when the program
+ * was loaded (-z now). Memory that cannot be read or unmapped stays: this costs memory, and nothing else. */
 void own_memory_keep_only(const struct span *spans, size_t spans_n);
 
 #endif

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Text in memory that is there already, by nobody's help: for a process that has neither a heap nor a locale. */
+/* Builds text in memory that already exists, without any library: for a process that has neither a heap nor a
+ * locale. */
 #ifndef VMMSWAP_TEXT_H
 #define VMMSWAP_TEXT_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* Always ends with a zero byte; what has no room is left out. */
+/* Always ends with a zero byte; text that does not fit is left out. */
 struct text {
 	char *at;
 	char *end;
@@ -43,14 +44,14 @@ static inline void text_add_number(struct text *text, uint64_t number)
 	text_add(text, at);
 }
 
-/* Begin another string behind this one. */
+/* Begin another string after this one. */
 static inline void text_next(struct text *text)
 {
 	if (text->at + 1 < text->end)
 		*++text->at = '\0';
 }
 
-/* Digits up to the first that is none. */
+/* The number that the leading digits make; stops at the first character that is not a digit. */
 static inline uint64_t number_of(const char *digits)
 {
 	uint64_t number = 0;

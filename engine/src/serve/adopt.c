@@ -16,7 +16,7 @@ int faults_watch(struct faults *faults, const struct process *process)
 
 	for (size_t i = 0; i < faults->n && !rc; i++)
 		if (epoll_ctl(faults->servers[i].epoll_fd, EPOLL_CTL_ADD, process->uffd, &event) != 0 &&
-		    errno != EEXIST) /* of an earlier try */
+		    errno != EEXIST) /* from an earlier try */
 			rc = -errno;
 	return rc;
 }
@@ -33,7 +33,7 @@ size_t adopt_reserve(struct vm *vm, const struct process *process, size_t n)
 	return address_space_reserve(&vm->spaces, n, process->ranges_n + 2 * n);
 }
 
-/* The child maps what its parent maps, and the kernel carried registrations, protection and markers over. */
+/* The child maps what its parent maps, and the kernel copied registrations, protection and markers to it. */
 void adopt_child(struct faults *faults, const struct process *parent, int uffd)
 {
 	struct vm *vm = faults->vm;
@@ -41,7 +41,7 @@ void adopt_child(struct faults *faults, const struct process *parent, int uffd)
 	struct process *child = address_space_add(&vm->spaces, uffd);
 	int rc;
 
-	process_copy_ranges(child, parent); /* for both there is memory */
+	process_copy_ranges(child, parent); /* there is memory for both */
 	rc = faults_watch(faults, child);
 	if (rc) {
 		child->unpolled = true;
@@ -52,8 +52,8 @@ void adopt_child(struct faults *faults, const struct process *parent, int uffd)
 			    parent->id, strerror(-rc));
 	}
 	notice.process_id = child->id;
-	notices_post(vm->notices, &notice); /* before registering may find it gone */
-	/* what it has written, or writes, is not seen; or it is not watched, and a swap-out that runs must end */
+	notices_post(vm->notices, &notice); /* first: registering may find the process gone */
+	/* its writes so far are not seen; or it is not watched, and a running swap-out must end */
 	if (!register_child(vm, child) || !child->protects || child->unwatched) {
 		vm_protect_punching(vm, child);
 		vm_note_join(vm);

@@ -6,8 +6,8 @@
 #include "base/failpoint.h"
 #include "vm/page.h"
 
-/* By the guest, whose hole may come later, vm.h. A whole chunk of which nothing is known yet is not written to: that would take
- * memory for all that a balloon takes at first. */
+/* The guest gave these pages up; the hole may come later, see vm.h. A whole chunk without any used page is
+ * not written to: that would take memory for everything that a balloon takes at first. */
 static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t pages, uint32_t now_ms)
 {
 	uint64_t end_idx = page_idx + pages, next_idx;
@@ -25,7 +25,7 @@ static void give_up_before_the_hole(struct vm *vm, uint64_t page_idx, uint64_t p
 	}
 }
 
-/* A large one a piece at a time: removal.h. */
+/* A large range is handled in parts: removal.h. */
 static void give_up(struct vm *vm, uint64_t page_idx, uint64_t pages)
 {
 	uint32_t now_ms = vm_now_ms();
@@ -65,7 +65,7 @@ static void give_up_addresses(struct vm *vm, struct process *process, uint64_t s
 	}
 }
 
-/* Whoever follows us must know. */
+/* Our successor must know. */
 static void tell_moved(struct vm *vm, struct process *process)
 {
 	struct notice notice = { .kind = NOTICE_PROCESS_MOVED, .process_id = process->id };

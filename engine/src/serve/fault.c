@@ -50,8 +50,8 @@ static void take_fault(struct server *self, const struct process *process, const
 	};
 }
 
-/* Read what one process has to tell. All but page faults takes effect before anyone else acts on a page again; page faults
- * go to the thread's list. The number of messages, 0: none, or no room for more. */
+/* Read the messages of one process. All but page faults take effect before anyone else acts on a page again;
+ * page faults go to the thread's list. Returns the number of messages; 0: none, or no room for more. */
 static int read_and_apply(struct server *self, uint32_t process_id)
 {
 	struct vm *vm = self->faults->vm;
@@ -81,7 +81,8 @@ static int read_and_apply(struct server *self, uint32_t process_id)
 	return n;
 }
 
-/* The kernel keeps a FORK event that it finds no fd for, and says so at each try. */
+/* If the kernel finds no free fd for a FORK event, the event stays queued, and each read fails the same
+ * way. */
 static int read_events(struct server *self, uint32_t process_id)
 {
 	int n = read_and_apply(self, process_id);
@@ -102,8 +103,8 @@ static int read_events(struct server *self, uint32_t process_id)
 	return 0;
 }
 
-/* Try every fault on the list whose time has come. The earliest time of those left; 0 if some want to be tried soon;
- * UINT64_MAX if none is left. */
+/* Try every fault on the list whose time has come. Returns the earliest time of those left; 0 if some should
+ * be tried soon; UINT64_MAX if none is left. */
 static uint64_t serve_pending(struct server *self)
 {
 	struct vm *vm = self->faults->vm;
@@ -139,8 +140,9 @@ static uint64_t serve_pending(struct server *self)
 	return next_ns;
 }
 
-/* EAGAIN of an ioctl: an event of some process is unread, or was read and the process has not run on since. Which process
- * is not told, so all are read; then whoever must run on gets the CPU, all the more surely the longer it takes. */
+/* EAGAIN from an ioctl: an event of some process is unread, or was read and the process has not run since.
+ * The kernel does not say which process, so all are read; then we yield the CPU to the one that must run, and
+ * sleep if that takes long. */
 static void let_events_pass(struct server *self, unsigned round)
 {
 	struct vm *vm = self->faults->vm;
@@ -148,7 +150,7 @@ static void let_events_pass(struct server *self, unsigned round)
 	size_t n = 0;
 
 	gate_pass(vm->gate, self->lane);
-	/* Of more processes than fit, others each round. */
+	/* If there are more processes than fit, take others each round. */
 	for (size_t i = 0; i < vm->spaces.n && n < sizeof ids / sizeof *ids; i++) {
 		const struct process *process =
 			vm->spaces.processes[(i + round * (sizeof ids / sizeof *ids)) % vm->spaces.n];
@@ -177,11 +179,12 @@ static uint64_t serve_all(struct server *self)
 		next_ns = serve_pending(self);
 	}
 	if (!poison_lift(self->faults->vm, self->lane) && monotonic_ns() + LIFT_RETRY_NS < next_ns)
-		next_ns = monotonic_ns() + LIFT_RETRY_NS; /* the guest must run on first */
+		next_ns = monotonic_ns() + LIFT_RETRY_NS; /* the guest must run first */
 	return next_ns;
 }
 
-/* A blocking uffd polls as an error. The VMM shares the flag and may clear it, by mistake or to harm; it harms itself. */
+/* poll() reports an error for a blocking uffd. The VMM shares the flag and may clear it, by mistake or with
+ * intent; it harms only itself. */
 static void restore_nonblock(struct server *self, uint32_t process_id)
 {
 	struct vm *vm = self->faults->vm;
@@ -199,7 +202,7 @@ static void restore_nonblock(struct server *self, uint32_t process_id)
 				    process_id);
 	}
 	gate_leave(vm->gate, self->lane);
-	/* not at full speed if it does it again and again */
+	/* slow down if it does this again and again */
 	nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 }
 
@@ -207,8 +210,7 @@ static void serve_process(struct server *self, uint32_t process_id, uint32_t eve
 {
 	if (events & EPOLLERR)
 		restore_nonblock(self, process_id);
-	if (self->pending_n ==
-	    PENDING_MAX) /* all of them wait for memory or storage: so do those that come now */
+	if (self->pending_n == PENDING_MAX) /* all of them wait for memory or storage, so new ones wait too */
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	if (read_events(self, process_id) > 0)
 		serve_all(self);
@@ -223,7 +225,7 @@ static int timeout_ms(uint64_t next_ns)
 	return next_ns <= now_ns ? 0 : (int)((next_ns - now_ns) / 1000000 + 1);
 }
 
-/* Processes that epoll has no place for. When to look again; UINT64_MAX: there are none. */
+/* Read processes that epoll has no room for. Returns when to look again; UINT64_MAX: there are none. */
 static uint64_t serve_unpolled(struct server *self)
 {
 	uint32_t ids[64];
@@ -240,7 +242,7 @@ static uint64_t earlier(uint64_t a_ns, uint64_t b_ns)
 	return a_ns < b_ns ? a_ns : b_ns;
 }
 
-/* After an event, the next one often follows at once; looking for it a little while saves a sleep and a wake-up. */
+/* The next event often follows at once: a short look for it saves a sleep and a wake-up. */
 static int wait_for_events(struct server *self, struct epoll_event *ready, bool served, int wait_ms)
 {
 	uint64_t until_ns = served ? monotonic_ns() + (uint64_t)self->faults->spin_us * 1000 : 0;

@@ -11,7 +11,8 @@
 #include "vm/page.h"
 #include "vm/poison.h"
 
-/* A page that cannot be read is tried this often, each time four times as long after the last: 1, 4, 16, 64 ms. */
+/* The number of tries for a page that cannot be read; each waits four times as long as the last: 1, 4, 16, 64
+ * ms. */
 #define READ_TRIES 5
 #define STRAY_TRIES 20
 #define FIRST_RETRY_NS 1000000
@@ -26,7 +27,7 @@ struct attempt {
 	struct process *process; /* valid while the gate is passed */
 	uint64_t page_idx;
 	uint64_t claimed;
-	bool lost; /* the page was found to be lost: so may others around it be */
+	bool lost; /* the page was found to be lost: others around it may be lost too */
 };
 
 /* From here on a demand fault of another thread waits for us. */
@@ -38,7 +39,7 @@ static bool claim(struct attempt *attempt, uint64_t word)
 	return true;
 }
 
-/* The page is as it was: where it was given up, its hole may be to come yet. */
+/* The page is as it was: if it was given up, its hole may still be to come. */
 static void release(struct attempt *attempt)
 {
 	page_release(attempt->vm, attempt->page_idx, attempt->claimed);
@@ -61,7 +62,8 @@ static enum resolved later(struct attempt *attempt, uint64_t delay_ns)
 	return RETRY_LATER;
 }
 
-/* The kernel has no memory for the page. Until there is some, nobody but who reads the notice knows why the guest waits. */
+/* The kernel has no memory for the page. Until it has, only a reader of the notice knows why the guest
+ * waits. */
 static enum resolved starve(struct attempt *attempt)
 {
 	struct notice notice = { .kind = NOTICE_FAULTS_STARVED, .page_idx = attempt->page_idx };
@@ -86,7 +88,8 @@ static enum resolved unfilled(struct attempt *attempt, enum uffd_outcome outcome
 		vm_process_gone(attempt->vm, attempt->process);
 		return RESOLVED;
 	default:
-		/* Unmapped or cut off meanwhile: the thread's next try gets what the kernel has for such an address. */
+		/* Unmapped or truncated meanwhile: the kernel handles the thread's next try as for any such
+		 * address. */
 		wake_own(attempt);
 		return RESOLVED;
 	}
@@ -102,7 +105,7 @@ static enum resolved fill_zero(struct attempt *attempt)
 		outcome = uffd_continue(attempt->process->uffd, attempt->fault->addr);
 	if (outcome == UFFD_DONE)
 		outcome = UFFD_EXISTS;
-	if (outcome == UFFD_BEYOND) /* nothing is there, or no more */
+	if (outcome == UFFD_BEYOND) /* nothing is there, or not any more */
 		outcome = uffd_zeropage(attempt->process->uffd, attempt->fault->addr);
 	if (outcome == UFFD_DONE) /* the hole was there */
 		filled(attempt);
@@ -126,7 +129,8 @@ static enum resolved poison(struct attempt *attempt, int rc)
 	struct notice notice = { .kind = NOTICE_PAGE_POISONED, .page_idx = attempt->page_idx, .code = -rc };
 	bool marked;
 
-	/* The state first: a page of which no process has a marker is then still never taken for a hole. */
+	/* Set the state first: then a page without a marker in any process is still never taken for a
+	 * hole. */
 	page_poison(attempt->vm, attempt->page_idx, attempt->claimed);
 	marked = poison_mark(attempt->vm, attempt->page_idx);
 	snprintf(notice.message, sizeof notice.message, "%s",
@@ -150,8 +154,8 @@ static enum resolved unreadable(struct attempt *attempt, int rc, bool was_poison
 	return poison(attempt, rc);
 }
 
-/* A process has memory of its own in the page's place, which it may use; the guest's page stays out. The claim is held, so that no
- * marker is lifted that a page of the guest's needs. */
+/* A process has memory of its own in the page's place, and may use it; the guest's page stays out. We hold
+ * the claim, so that we lift no marker that a page of the guest needs. */
 static void leave_other_memory(struct attempt *attempt)
 {
 	if (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR)
@@ -162,8 +166,8 @@ static void leave_other_memory(struct attempt *attempt)
 	wake_own(attempt);
 }
 
-/* We hold the claim on a page that is out, and yet it is present. What is there now is the truth from here on; the stored
- * copy would only hide what happened. */
+/* We hold the claim on a page that is out, and yet it is present. From here on the present contents are the
+ * truth; the stored copy would only hide what happened. */
 static enum resolved found_present(struct attempt *attempt)
 {
 	if (!vm_has_page(attempt->vm, attempt->page_idx)) {
@@ -222,8 +226,8 @@ static int fetch(struct attempt *attempt, uint32_t hash)
 	return rc;
 }
 
-/* Reading may take milliseconds, so it happens outside of the gate: a REMOVE can take the page from us meanwhile, and then
- * its slot may hold another page already. So the claim is looked at before the bytes are. */
+/* Reading may take milliseconds, so it happens outside the gate. Meanwhile a REMOVE can take the page from
+ * us, and its slot may then hold another page. So check the claim before using the bytes. */
 static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 {
 	struct vm *vm = attempt->vm;
@@ -256,8 +260,9 @@ static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 	return rc ? unreadable(attempt, rc, was_poisoned) : put_back(attempt, was_poisoned);
 }
 
-/* A minor fault on a page whose punch waits: it is there, and may be read (jobs/punch.h). True if the thread need not wait. If the
- * punch comes at the same time, the kernel takes the entry away with the page. */
+/* A minor fault on a page whose punch waits: the page is there, and may be read (jobs/punch.h). True if the
+ * thread need not wait. If the punch comes at the same time, the kernel removes the entry together with the
+ * page. */
 static bool map_for_reading(struct attempt *attempt, uint64_t word)
 {
 	enum uffd_outcome outcome = UFFD_REFUSED;
@@ -282,23 +287,25 @@ static enum resolved missing(struct attempt *attempt)
 			if (page_ask_for_wake(attempt->vm, attempt->page_idx, word))
 				return RESOLVED;
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
-			/* Poisoned pages are read anew each time that they are needed: a good read heals. */
+			/* A poisoned page is read again each time it is needed: a good read heals it. */
 			if (claim(attempt, word))
 				return fill_stored(attempt, state == PAGE_POISONED);
 		} else if (claim(attempt, word)) {
-			/* Never touched, or given up; also a page in flight that the VMM punched without an event. */
+			/* Never touched, or given up; or a page in flight that the VMM punched without an
+			 * event. */
 			return fill_zero(attempt);
 		}
 	}
 }
 
-/* CONTINUE tells whether the file has the page, and waits for no lock of its inode. In a hole the thread finds that. */
+/* CONTINUE tells whether the file has the page, and waits for no lock of its inode. If there is a hole, the
+ * thread's next try finds it. */
 static enum resolved written_while_out(struct attempt *attempt)
 {
 	enum uffd_outcome outcome = uffd_continue(attempt->process->uffd, attempt->fault->addr);
 	const struct region *region = memory_region_of(&attempt->vm->memory, attempt->page_idx);
 
-	/* EEXIST is also what the kernel says of a page table that somebody else frees just then. */
+	/* The kernel also returns EEXIST for a page table that another thread is just freeing. */
 	if ((outcome == UFFD_DONE || outcome == UFFD_EXISTS) &&
 	    (attempt->process->id != 0 || (region && own_mapping_region_has_page(region, attempt->page_idx))))
 		return found_present(attempt);
@@ -306,8 +313,8 @@ static enum resolved written_while_out(struct attempt *attempt)
 	return unfilled(attempt, outcome);
 }
 
-/* A write to a page that is protected. If the page went out meanwhile, the thread only has to try again: it then finds the
- * hole. */
+/* A write to a protected page. If the page was swapped out meanwhile, the thread only has to try again: it
+ * then finds the hole. */
 static enum resolved written(struct attempt *attempt)
 {
 	struct vm *vm = attempt->vm;
@@ -333,16 +340,17 @@ static enum resolved written(struct attempt *attempt)
 	}
 }
 
-/* A registered page that is none of the guest's: the dummy page, or something that the VMM registered itself. Nothing was
- * ever taken from there, so the kernel may serve it as if there were no userfaultfd. */
+/* A registered page that is not the guest's: the dummy page, or something that the VMM registered itself.
+ * Nothing was ever swapped out from there, so the kernel may serve it as if there were no userfaultfd. */
 static enum resolved stray(struct attempt *attempt)
 {
 	if (attempt->fault->addr != attempt->process->dummy_addr &&
 	    monotonic_ns() - attempt->fault->read_ns < VM_STUCK_NS &&
 	    uffd_is_registered(attempt->process->uffd, attempt->fault->addr) == UFFD_UNKNOWN)
-		/* an event is on its way, which may tell what is there */
+		/* an event that may explain it is on its way */
 		return later(attempt, FIRST_RETRY_NS);
-	/* A fault at a new address is delivered before the REMAP that explains it: read all events, then look again. */
+	/* A fault at a new address arrives before the REMAP that explains it: read all events, then look
+	 * again. */
 	if (attempt->fault->addr != attempt->process->dummy_addr && attempt->fault->strays++ < STRAY_TRIES)
 		return attempt->fault->strays == 1 ? RETRY_SOON : later(attempt, FIRST_RETRY_NS);
 	if (attempt->fault->addr != attempt->process->dummy_addr)

@@ -7,7 +7,8 @@
 #include "base/units.h"
 #include "store/record.h"
 
-/* Unpacked and packed again: a record that is damaged in memory is not copied as if it were right. */
+/* Unpack the record and pack it again: so a record that is damaged in memory is not copied as if it were
+ * intact. */
 static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule, relocate_page relocate,
 			void *context, bool *moved)
 {
@@ -36,7 +37,7 @@ static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule,
 	return true;
 }
 
-/* Also false if what is left there cannot be moved now: who asks again would find the same. */
+/* Also false if the records left there cannot be moved now: another call would find the same. */
 bool log_compact_step(struct log *log, relocate_page relocate, void *context)
 {
 	bool moved = false;

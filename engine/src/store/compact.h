@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Records in use leave a sparse segment in RAM for an open one, so that its memory comes back. For idle moments. */
+/* Compaction: moves the records in use from a sparse segment in RAM to an open one, so that the sparse
+ * segment's memory can be released. For idle moments. */
 #ifndef VMMSWAP_COMPACT_H
 #define VMMSWAP_COMPACT_H
 
@@ -8,7 +9,8 @@
 
 #include "store/log.h"
 
-/* One segment, if one has less than half of its granules in use and all that is worth it. False: no record was moved. */
+/* Compact one segment, if there is one with less than half of its granules in use. False: no record was
+ * moved. */
 bool log_compact_step(struct log *log, relocate_page relocate, void *context);
 
 #endif

@@ -16,7 +16,7 @@ struct disk_tier {
 	struct swap_file file;
 
 	pthread_mutex_t lock; /* of the places */
-	uint64_t *taken;      /* one bit a place */
+	uint64_t *taken;      /* one bit per place */
 	uint32_t places_room;
 	_Atomic uint32_t places_n;
 
@@ -116,7 +116,7 @@ static bool is_taken(const struct disk_tier *disk, uint64_t place_idx)
 	return place_idx < disk->places_room && (disk->taken[place_idx / 64] >> place_idx % 64 & 1);
 }
 
-/* A process that died may have written a segment and not said so. */
+/* The predecessor may have written a segment and died before it recorded the place. */
 void disk_tier_recovered(struct disk_tier *disk)
 {
 	struct stat st;
@@ -135,7 +135,7 @@ void disk_tier_recovered(struct disk_tier *disk)
 			disk_tier_punch(disk, (uint32_t)idx, 0, SEGMENT_BYTES);
 }
 
-/* The lowest: the file stays as short as it can. */
+/* Take the lowest free place: the file stays as short as possible. */
 int disk_tier_take(struct disk_tier *disk, uint32_t *place_idx)
 {
 	uint32_t word = 0;
@@ -169,7 +169,7 @@ void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset
 		atomic_store_explicit(&disk->cannot_punch, true, memory_order_relaxed);
 }
 
-/* Its blocks first: once it is free somebody else may write there. */
+/* Release the blocks first: once the place is free, somebody else may write there. */
 void disk_tier_drop(struct disk_tier *disk, uint32_t place_idx)
 {
 	disk_tier_punch(disk, place_idx, 0, SEGMENT_BYTES);

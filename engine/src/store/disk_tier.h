@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Segments on disk: one unnamed file, in which each stands at a place of 2 MiB. Written whole, in one go; read by the block.
+/* Segments on disk: one unnamed file, divided into places of 2 MiB, one segment in each. A segment is written
+ * whole, in one write, and read in blocks.
  *
- * Nothing is left in the page cache: O_DIRECT, or where the file system refuses that, through the page cache with what was used thrown out
- * again before each call returns. Knows nothing of what the segments hold. */
+ * Nothing is left in the page cache: the file uses O_DIRECT. Where the file system refuses that, it uses the
+ * page cache, and each call drops what it used from the cache before it returns. Knows nothing of what the
+ * segments hold. */
 #ifndef VMMSWAP_DISK_TIER_H
 #define VMMSWAP_DISK_TIER_H
 
@@ -18,41 +20,45 @@
 
 struct disk_tier;
 
-/* A file without a name in dir. -errno with what to do. */
+/* Create a file without a name in dir. On error -errno, with what to do. */
 int disk_tier_create(const char *dir, struct disk_tier **out, struct error *err);
 
-/* The file of a predecessor, dup'ed. Then disk_tier_mark() each place in use. -EINVAL: no regular file open for reading and writing. */
+/* Take over the file of a predecessor; fd is dup'ed. Then call disk_tier_mark() for each place in use.
+ * -EINVAL: fd is not a regular file open for reading and writing. */
 int disk_tier_adopt(int fd, struct disk_tier **out, struct error *err);
-/* -ERANGE: no place can have that number; -EEXIST: marked before; -ENOMEM. */
+/* -ERANGE: no place can have that number; -EEXIST: already marked; -ENOMEM. */
 int disk_tier_mark(struct disk_tier *disk, uint32_t place_idx);
-/* After the last mark: blocks of places that nobody has go. */
+/* Call after the last mark: releases the blocks of all places that are not in use. */
 void disk_tier_recovered(struct disk_tier *disk);
 void disk_tier_destroy(struct disk_tier *disk);
 
 int disk_tier_fd(const struct disk_tier *disk);
 const char *disk_tier_dir(const struct disk_tier *disk); /* for messages */
 
-/* A place that nobody has. -ENOMEM. */
+/* Take a free place. -ENOMEM. */
 int disk_tier_take(struct disk_tier *disk, uint32_t *place_idx);
-/* The place is free. Its blocks go, unless the file system cannot. May take a millisecond: not for threads that serve faults. */
+/* Free the place and release its blocks, if the file system can. May take a millisecond: not for threads that
+ * serve faults. */
 void disk_tier_drop(struct disk_tier *disk, uint32_t place_idx);
-/* The place cannot be written to: it is nobody's, and is given to nobody. */
+/* The place cannot be written to: take it out of use and never hand it out again. */
 void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx);
-/* Blocks inside of a place that are not needed any more go. */
+/* Release blocks inside a place that are no longer needed. */
 void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, uint64_t size_bytes);
 
-/* size_bytes: a multiple of DISK_BLOCK_BYTES; bytes: as aligned. 0 or -errno (-ENOSPC, -EDQUOT, -EFBIG, -EIO, ...). */
+/* size_bytes is a multiple of DISK_BLOCK_BYTES; bytes is aligned to it. 0 or -errno (-ENOSPC, -EDQUOT,
+ * -EFBIG, -EIO, ...). */
 int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes);
-/* Both multiples of DISK_BLOCK_BYTES; bytes: as aligned. 0 or -errno; a short read is -EIO. */
+/* Offset and size are multiples of DISK_BLOCK_BYTES; bytes is aligned to it. 0 or -errno; a short read is
+ * -EIO. */
 int disk_tier_read(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, void *bytes,
 		   uint64_t size_bytes);
 
-/* Puts into words why a write failed. Returns rc. */
+/* Describes in *err why a write failed. Returns rc. */
 int disk_tier_refuse(const struct disk_tier *disk, int rc, struct error *err);
 
 uint64_t disk_tier_bytes(const struct disk_tier *disk); /* as the file system counts */
 uint64_t disk_tier_free_bytes(const struct disk_tier
-				      *disk); /* on its file system; one that does not tell has any */
+				      *disk); /* on its file system; unlimited if that does not report it */
 uint64_t disk_tier_written_bytes(const struct disk_tier *disk); /* since this struct was made */
 uint32_t disk_tier_places(const struct disk_tier *disk);	/* in use */
 

@@ -10,7 +10,7 @@
 #define BUCKETS (2 * FILLS_MAX)
 #define PAGE_WORDS (PAGE_BYTES / sizeof(uint64_t))
 
-/* The bucket of a word, or the free one where it belongs. Half of all buckets at least are free. */
+/* The bucket of a word, or the free bucket where it belongs. At least half of all buckets are free. */
 static uint32_t bucket_of(const struct fills *fills, uint64_t word)
 {
 	uint32_t bucket = (uint32_t)((word * 0x9e3779b97f4a7c15ull) >> 32) % BUCKETS;
@@ -44,12 +44,12 @@ void fills_close(struct fills *fills)
 
 bool page_fill_of(const void *page, uint64_t *word)
 {
-	/* A page is equal to itself shifted by a word only if all its words are alike. */
+	/* A page equals itself shifted by one word only if all its words are equal. */
 	memcpy(word, page, sizeof *word);
 	return memcmp(page, (const char *)page + sizeof *word, PAGE_BYTES - sizeof *word) == 0;
 }
 
-/* Under the lock. The word stands there before its index is to be seen. */
+/* Under the lock. The word is in the table before its index can be seen. */
 static bool add(struct fills *fills, uint64_t word, uint32_t bucket)
 {
 	uint32_t n = atomic_load(&fills->table->n);

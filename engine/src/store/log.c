@@ -23,7 +23,7 @@ static int open_key(struct log *log, const struct log_config *config, struct err
 {
 	if (config->key_fd >= 0)
 		return seal_adopt(config->key_fd, &log->seal, err);
-	if (config->disk_fd >= 0) /* what a predecessor wrote there in clear must be read as that */
+	if (config->disk_fd >= 0) /* a predecessor wrote there unencrypted: read it so */
 		return 0;
 	return config->encrypt && config->disk_max_bytes ? seal_create(&log->seal, err) : 0;
 }
@@ -112,7 +112,8 @@ int log_mark_used(struct log *log, uint64_t slot_idx)
 	return segments_mark(&log->segments, slot_segment(slot_idx), slot_granule(slot_idx));
 }
 
-/* What the table says is truth: a place on disk that no entry names is free, and so is the memory of what is not in RAM. */
+/* The table decides: a place on disk that no entry names is free, and so is the memory of a segment that is
+ * not in RAM. */
 void log_recovered(struct log *log)
 {
 	uint32_t from_idx = 0;
@@ -136,8 +137,8 @@ void log_recovered(struct log *log)
 		;
 }
 
-/* Segments that may hold memory. With nothing allowed there, RAM is the way to the disk: each writer fills a segment of each sort, and
- * one is on its way. */
+/* The number of segments that may hold memory. Even if the RAM tier may hold nothing, RAM is the way to the
+ * disk: each writer fills one segment of each kind, and one more is on its way. */
 static uint32_t ram_segments_max(const struct log *log)
 {
 	uint64_t max = atomic_load(&log->ram_max_bytes) / SEGMENT_BYTES;
@@ -168,7 +169,7 @@ static int take_segment(struct log *log, bool raw, uint32_t *segment_idx, struct
 	return 0;
 }
 
-/* What is left below the limit is looked at and taken in one go, or writers would share it. */
+/* Check the limit and take the segment under one lock, or two writers could both take the last one. */
 static int take_below_limit(struct log *log, bool raw, bool any, uint32_t *segment_idx, struct error *err)
 {
 	int rc = -EAGAIN;
@@ -180,7 +181,8 @@ static int take_below_limit(struct log *log, bool raw, bool any, uint32_t *segme
 	return rc;
 }
 
-/* Over the limit: older segments go to disk first. If memory cannot be had at all, too: that may be what frees it. */
+/* Over the limit, older segments go to disk first. They also do if no memory can be had at all: that may free
+ * some. */
 static int open_segment(struct log *log, struct log_writer *writer, bool raw, struct error *err)
 {
 	uint32_t segment_idx;
@@ -216,7 +218,7 @@ static void seal_writer(struct log *log, struct log_writer *writer, bool raw)
 	FAILPOINT_HERE("store.sealed");
 }
 
-/* Where the next record goes: room for the longest one. */
+/* Where the next record goes: there is room for the longest one. */
 static int room_for_record(struct log *log, struct log_writer *writer, bool raw, char **at, struct error *err)
 {
 	if (writer->open[raw].is_open &&
@@ -242,7 +244,7 @@ static uint64_t take_record(struct log *log, struct log_writer *writer, bool raw
 	return slot_of_record(segment_idx, granule);
 }
 
-/* Pages that do not compress stand apart, so that they can go to disk first. */
+/* Pages that do not compress have segments of their own, so that those can go to disk first. */
 static int put_record(struct log *log, struct log_writer *writer, struct page_to_put *put, struct error *err)
 {
 	bool raw = !log->compress;
@@ -323,8 +325,9 @@ bool log_drop(struct log *log, uint64_t slot_idx)
 	return emptied;
 }
 
-/* On disk the entry says first that the place is nobody's: whoever gets it next may be the one that a successor finds. In RAM the memory
- * goes first: whoever gets the segment's number next has memory at the same place. */
+/* For a segment on disk, clear its entry first: the place's next owner may be the one that a successor should
+ * find. For a segment in RAM, release its memory first: the next owner of the segment's number has its memory
+ * at the same place. */
 static void give_back(struct log *log, uint32_t segment_idx)
 {
 	uint64_t place = atomic_load(&log->segments.entries[segment_idx].place);

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The store proper: a log of records in segments, which begin in RAM and age to disk.
+/* The main part of the store: a log of records in segments, which begin in RAM and age to disk.
  *
- *   put     a writer packs pages into its open segment, in RAM; that is all that a swap-out does as long as there is room there
- *   move    a full segment goes to disk in one write, sealed, and its memory is given back: when the RAM tier is over its limit (the writer
- *           does it itself), by age, or when asked (move.h)
- *   compact records in use leave a sparse segment for an open one, and their pages are told (compact.h)
- *   get     from memory, or by the block from disk
- *   drop    counts; a segment without a record in use gives its memory or its blocks back
+ *   put     a writer packs pages into its open segment, in RAM; a swap-out does no more than that
+ *           while there is room in RAM
+ *   move    a full segment is sealed and written to disk in one write, and its memory is released: when the
+ *           RAM tier is over its limit (the writer does it itself), by age, or on request (move.h)
+ *   compact records in use are copied from a sparse segment to an open one, and the owners of their pages
+ *           get the new names (compact.h)
+ *   get     reads from memory, or in blocks from disk
+ *   drop    counts; a segment without a record in use releases its memory or its blocks
  *
- * Bytes first, then the name: a slot index is valid when log_put() returns, whatever dies from then on. */
+ * The bytes are written before the name is given out: a slot index is valid when log_put() returns, whatever
+ * dies after that. */
 #ifndef VMMSWAP_LOG_H
 #define VMMSWAP_LOG_H
 
@@ -26,14 +29,14 @@
 #include "store/store.h"
 
 #define LOG_WRITERS 8
-#define LOG_COMPACTOR (LOG_WRITERS - 1) /* the writer that compaction has for itself */
+#define LOG_COMPACTOR (LOG_WRITERS - 1) /* the writer reserved for compaction */
 
 struct log_config {
 	const char *dir;			  /* of a new disk tier; NULL: none */
-	int segments_fd, ram_fd, disk_fd, key_fd; /* -1, or a predecessor's */
+	int segments_fd, ram_fd, disk_fd, key_fd; /* -1, or those of a predecessor */
 	bool compress;
 	bool encrypt;
-	uint64_t ram_max_bytes;	 /* 0: RAM only on the way to disk */
+	uint64_t ram_max_bytes;	 /* 0: use RAM only on the way to disk */
 	uint64_t disk_max_bytes; /* 0: no disk tier */
 	uint64_t disk_keep_free_bytes;
 	uint32_t ram_age_s; /* pages that are older move to disk; 0: never */
@@ -68,7 +71,7 @@ struct log {
 	uint64_t disk_keep_free_bytes;
 	uint32_t ram_age_s;
 	_Atomic uint64_t ram_max_bytes, disk_max_bytes;
-	_Atomic int64_t write_budget_bytes; /* what may still be written; INT64_MAX: any amount */
+	_Atomic int64_t write_budget_bytes; /* may still be written; INT64_MAX: no limit */
 	_Atomic uint32_t limited_by;
 	_Atomic uint32_t moving_n; /* disk places that are being filled */
 	_Atomic uint64_t moved_segments, compacted_segments;
@@ -77,30 +80,34 @@ struct log {
 int log_create(const struct log_config *config, struct log **out, struct error *err);
 void log_destroy(struct log *log);
 
-/* Recovery, before anything else: each slot that the page map holds, once; then log_recovered(). -ERANGE, -EEXIST: the page map is damaged. */
+/* Recovery, before anything else: call this once for each slot in the page map, then log_recovered().
+ * -ERANGE, -EEXIST: the page map is damaged. */
 int log_mark_used(struct log *log, uint64_t slot_idx);
-/* Gives back what nobody uses, also what a process that died left half done. */
+/* Releases everything that is not in use, including what a process left unfinished when it died. */
 void log_recovered(struct log *log);
 
-/* Pack n pages. How many were put, in order; fewer than n with *err set: -ENOSPC with log->limited_by, or an error of disk or memory. One
- * writer, one thread at a time. */
+/* Pack n pages. Returns how many were put, in order. If fewer than n, *err is set: -ENOSPC with
+ * log->limited_by, or an error of disk or memory. Only one thread at a time may use a writer. */
 size_t log_put(struct log *log, size_t writer_idx, struct page_to_put *pages, size_t n, struct error *err);
 
-/* One page. 0; -EIO, -EBADMSG, ... . A get that races with the drop of its slot gives -EIO, -EBADMSG, old or foreign bytes: the caller
- * must notice, and throw the result away. No locks, and for a page in RAM no system call. */
+/* Read one page. 0; -EIO, -EBADMSG, ... . A get that races with the drop of its slot gives -EIO, -EBADMSG,
+ * old bytes or another page's bytes: the caller must notice this and discard the result. Takes no locks, and
+ * makes no system call for a page in RAM. */
 int log_get(struct log *log, uint64_t slot_idx, void *page);
 
-/* n pages into buf; errors by page. Reads from disk are sorted, and near ones become one. */
+/* Read n pages into buf; rc[i] is the result for page i. Reads from disk are sorted, and reads that lie near
+ * each other are merged. */
 void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf, int *rc);
 
-/* Any thread; no I/O. A slot that is not in use is a bug of ours that could hand one page's bytes to another: abort(). True if there is something
- * to tidy now. */
+/* Any thread; no I/O. Dropping a slot that is not in use is a bug of ours that could hand one page's bytes to
+ * another: abort(). True if log_tidy_step() has work now. */
 bool log_drop(struct log *log, uint64_t slot_idx);
 
-/* Give back memory and blocks of what was dropped: one segment a call. False: there is nothing. Takes up to some milliseconds. */
+/* Release memory and blocks of dropped records, one segment per call. False: nothing to release. Takes up to
+ * some milliseconds. */
 bool log_tidy_step(struct log *log);
 
-/* No writer appends to what is open now: so that it can be moved. */
+/* Seal all open segments, so that they can be moved: no writer appends to them from now on. */
 void log_seal_open(struct log *log);
 
 struct log_account {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Pages out of the log: from memory, or by the block from disk. */
+/* Reads pages from the log: from memory, or in blocks from disk. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -8,7 +8,7 @@
 #include "store/log.h"
 #include "store/record.h"
 
-/* Reads from disk that lie so near become one. */
+/* Reads from disk no further apart than this are merged. */
 #define GAP_BYTES_MAX ((uint64_t)32 << 10)
 
 static int read_from_ram(struct log *log, uint32_t segment_idx, uint32_t granule, void *page)
@@ -25,7 +25,7 @@ static int read_from_ram(struct log *log, uint32_t segment_idx, uint32_t granule
 	return 0;
 }
 
-/* A record as it stands on disk, of which room bytes at most are there. */
+/* A record on disk, of which at most room bytes are there. */
 static int open_record(struct log *log, uint64_t serial, uint32_t granule, const char *record, uint64_t room,
 		       void *page)
 {
@@ -47,9 +47,9 @@ static int open_record(struct log *log, uint64_t serial, uint32_t granule, const
 	return rc;
 }
 
-/* A record on disk, and the whole blocks that have all of it. */
+/* A record on disk, and the whole blocks that contain it. */
 struct on_disk {
-	size_t i; /* the caller's */
+	size_t i; /* the caller's index */
 	uint32_t segment_idx, granule;
 	uint32_t place_idx;
 	uint64_t offset_bytes, size_bytes; /* in the segment */
@@ -72,7 +72,7 @@ static struct on_disk find_on_disk(const struct log *log, size_t i, uint64_t slo
 	return at;
 }
 
-/* blocks: from at->from_bytes on, or from before. */
+/* blocks begins at at->from_bytes, or earlier. */
 static int open_from_blocks(struct log *log, const struct on_disk *at, const char *blocks,
 			    uint64_t blocks_from_bytes, void *page)
 {
@@ -99,7 +99,7 @@ static bool is_known(const struct log *log, uint64_t slot_idx)
 	       log->segments.pieces[slot_segment(slot_idx) / SEGMENTS_IN_PIECE] != NULL;
 }
 
-/* 0 or an error: the page is there, or cannot be had. 1: it is on disk, at *at. */
+/* 0: the page was read. Negative: it cannot be read. 1: it is on disk, at *at. */
 static int get_from_memory(struct log *log, size_t i, uint64_t slot_idx, void *page, struct on_disk *at)
 {
 	uint32_t segment_idx = slot_segment(slot_idx);
@@ -137,7 +137,7 @@ static int by_place(const void *left, const void *right)
 	return a->from_bytes < b->from_bytes ? -1 : a->from_bytes > b->from_bytes;
 }
 
-/* How many from the first on are read in one go. */
+/* How many records, from the first on, one read covers. */
 static size_t near_run(const struct on_disk *at, size_t n)
 {
 	size_t run = 1;
@@ -148,7 +148,7 @@ static size_t near_run(const struct on_disk *at, size_t n)
 	return run;
 }
 
-/* Where the run cannot be read as one, each page is read by itself: one bad block costs one page. */
+/* If the run cannot be read as one, each page is read by itself: one bad block fails only one page. */
 static void read_run(struct log *log, const struct on_disk *at, size_t n, char *blocks, char *buf, int *rc)
 {
 	uint64_t from_bytes = at->from_bytes, end_bytes = at[n - 1].end_bytes;

@@ -32,7 +32,8 @@ static void ready(struct tier *tier)
 	self->ready = true;
 }
 
-/* Each thread has its writer: as long as there are not more threads than writers, no two wait for each other. */
+/* Each thread has a writer: while there are no more threads than writers, no two threads wait for each
+ * other. */
 static size_t own_writer(void)
 {
 	static _Atomic size_t next;

@@ -33,7 +33,7 @@ static int seal_record(struct log *log, uint64_t serial, uint32_t granule, const
 			  header.payload_bytes, out + RECORD_HEAD_BYTES, out + head_bytes);
 }
 
-/* A record that is damaged in memory is left out: to read it gives an error there as here. */
+/* A record that is damaged in memory is left out: reading it gives an error on disk as it does in memory. */
 static int make_image(struct log *log, uint32_t segment_idx, uint64_t serial, char *image)
 {
 	const char *segment = ram_tier_at(&log->ram, segment_idx);
@@ -133,7 +133,7 @@ static int write_segment(struct log *log, uint32_t segment_idx, char *image, str
 	else
 		rc = write_image(log, place_idx, image, bytes, err);
 	if (rc) {
-		if (rc == -EIO) /* nobody else should be given that place */
+		if (rc == -EIO) /* nobody else should get that place */
 			disk_tier_condemn(log->disk, place_idx);
 		else
 			disk_tier_drop(log->disk, place_idx);
@@ -164,7 +164,7 @@ int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
 			       "the RAM tier is full, and there is no disk tier: raise RamTierMax=");
 	if (!segments_claim_oldest(&log->segments, born_before_s, &segment_idx))
 		return -ENOENT;
-	/* Zeros wherever no record in use is; nothing of it stays with us. */
+	/* Zeros wherever no record in use is. The image is released after the write. */
 	image = mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (image == MAP_FAILED) {
 		segments_unclaim(&log->segments, segment_idx);

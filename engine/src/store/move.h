@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Segments on their way from RAM to disk.
+/* Moves segments from RAM to disk.
  *
- * The image of the segment is made in a buffer: each record in use sealed at its place, zeros elsewhere. It is written in one go; then the
- * segment's entry says where it is, and the memory is given back. Until then pages are read from memory, from then on from disk; nobody waits.
- * If we die in between, the entry decides: a place on disk that no entry names is free, and memory of a segment that is on disk is given back. */
+ * The segment's image is built in a buffer: each record in use is sealed at its place, with zeros elsewhere.
+ * The image is written in one write; then the segment's entry is set to its place on disk, and the memory is
+ * released. Pages are read from memory until the entry changes, and from disk after that; nobody waits. If we
+ * die in between, the entry decides: a place on disk that no entry names is free, and the memory of a segment
+ * that is on disk is released. */
 #ifndef VMMSWAP_MOVE_H
 #define VMMSWAP_MOVE_H
 
@@ -12,8 +14,9 @@
 
 #include "store/log.h"
 
-/* Move the oldest segment that was begun no later than that (CLOCK_BOOTTIME; UINT32_MAX: any). 0; -ENOENT: there is none; -ENOSPC: log->limited_by
- * says which limit; else an error of the disk: the segment stays where it is. */
+/* Move the oldest segment, if it was begun at born_before_s or earlier (CLOCK_BOOTTIME; UINT32_MAX: at any
+ * time). 0; -ENOENT: there is none; -ENOSPC: log->limited_by says which limit; else an error of the disk: the
+ * segment stays where it is. */
 int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err);
 
 #endif

@@ -29,7 +29,7 @@ struct page_file {
 
 	pthread_mutex_t lock; /* of slots; held for microseconds, but see cut_unused_file() */
 	struct slots slots;
-	uint64_t condemned_n; /* taken slots without a page: they could not be written to */
+	uint64_t condemned_n; /* taken slots without a page: a write to them failed */
 
 	atomic_uint_least64_t used_slots;
 	atomic_uint_least64_t written_bytes;
@@ -98,9 +98,10 @@ static void drop(struct tier *tier, const uint64_t *slot_idx, size_t n)
 	atomic_fetch_sub_explicit(&store->used_slots, n, memory_order_relaxed);
 }
 
-#define OVER_MAX EXFULL /* the errno of a put that would go over max_bytes: no system call of ours has it */
+#define OVER_MAX EXFULL /* a put would exceed max_bytes: no system call of ours returns this errno */
 
-/* What the file may occupy once these pages are in it: all of each extent that has had a slot. Under the lock. */
+/* What the file may occupy once these pages are in it: every extent that has ever had a slot counts in full.
+ * Under the lock. */
 static bool is_over_max(const struct page_file *store, size_t more)
 {
 	const struct slots *slots = &store->slots;
@@ -110,7 +111,8 @@ static bool is_over_max(const struct page_file *store, size_t more)
 	       (slots->taken_n + slots->spare_n + extents * EXTENT_SLOTS) * PAGE_BYTES > store->max_bytes;
 }
 
-/* Looked at and taken in one go, or two puts would share what is left below the limit. Spare slots have their blocks. */
+/* Check the limit and take the slots under one lock, or two puts could both take the last ones. Spare slots
+ * already have blocks. */
 static int take(struct page_file *store, size_t n, uint64_t *slot_idx,
 		int (*how)(struct slots *slots, size_t n, uint64_t *slot_idx))
 {
@@ -126,7 +128,7 @@ static int take(struct page_file *store, size_t n, uint64_t *slot_idx,
 	return rc;
 }
 
-/* A slot that cannot be written to stays taken, or the next page would be put there, and fail too. */
+/* A slot that cannot be written to stays taken, or the next page would be put there and fail too. */
 static void condemn(struct page_file *store)
 {
 	atomic_fetch_sub_explicit(&store->used_slots, 1, memory_order_relaxed);
@@ -155,7 +157,8 @@ static bool is_no_space(int rc)
 	return rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG || rc == -OVER_MAX;
 }
 
-/* True if n pages of new disk blocks would come from what is to stay free. A file system that does not tell has no such reserve. */
+/* True if n pages of new disk blocks would use space that must stay free. A file system that does not report
+ * its free space has no such reserve. */
 static bool is_in_reserve(const struct page_file *store, size_t n)
 {
 	struct statvfs fs;
@@ -198,7 +201,7 @@ static int put(struct tier *tier, const void *pages, const uint64_t *owner_idx, 
 	rc = reserve ? -ENOSPC : put_there(store, pages, n, slot_idx, slots_take);
 	if (rc == -EIO && n == 1) /* another place may be better */
 		rc = put_there(store, pages, n, slot_idx, slots_take);
-	/* No new blocks to be had: what was freed inside the file still has its own. */
+	/* There are no new blocks: slots that were freed inside the file still have theirs. */
 	if (is_no_space(rc)) {
 		int again = put_there(store, pages, n, slot_idx, slots_take_spare);
 
@@ -233,8 +236,9 @@ static int get(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf)
 
 #define CUT_EXTENTS 32 /* 64 MiB: some 50 ms on a disk with discard */
 
-/* Once all is punched, or in pieces from the end where that cannot be. It gives back the file's own metadata too. The lock is
- * held meanwhile, so that no put writes what is then cut off; nobody else can want it, as there is nothing to drop. */
+/* Cut the file once all is punched; if it cannot be punched, cut parts from its end. This also releases the
+ * file's own metadata. The lock is held meanwhile, so that no put writes to what is then cut off; nobody else
+ * needs it, as there is nothing to drop. */
 static bool cut_unused_file(struct page_file *store)
 {
 	struct slots *slots = &store->slots;
@@ -250,11 +254,11 @@ static bool cut_unused_file(struct page_file *store)
 	if (FAILPOINT("store.cut") || ftruncate(store->file.fd, (off_t)(left_n * EXTENT_BYTES)) != 0)
 		return false;
 	slots_cut(slots, left_n);
-	store->condemned_n = slots->taken_n; /* other blocks will be there */
+	store->condemned_n = slots->taken_n; /* new blocks will replace the bad ones */
 	return true;
 }
 
-/* The extent is claimed: no slot of it is given away until its blocks are gone. */
+/* The extent is claimed: none of its slots is given out until its blocks are gone. */
 static bool punch_extent(struct page_file *store, size_t extent_idx)
 {
 	const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;

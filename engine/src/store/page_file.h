@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Pages as they are in one unnamed file, 4 KiB a slot: the store of version 0.1. Slots are numbered from 0. */
+/* Uncompressed pages in one unnamed file, 4 KiB per slot: the store of version 0.1. Slots are numbered from
+ * 0. */
 #ifndef VMMSWAP_PAGE_FILE_H
 #define VMMSWAP_PAGE_FILE_H
 
@@ -8,10 +9,10 @@
 
 int page_file_create(const char *dir, struct tier **out, struct error *err);
 
-/* That of a process that died; fd is dup'ed. Then mark what is in use. */
+/* Take over the file of a process that died; fd is dup'ed. Then mark the slots in use. */
 int page_file_adopt(int fd, struct tier **out, struct error *err);
 
-/* As store_limit(). */
+/* See store_limit(). */
 void page_file_limit(struct tier *tier, uint64_t max_bytes, uint64_t keep_free_bytes);
 
 #endif

@@ -46,7 +46,7 @@ int ram_tier_take(struct ram_tier *ram, uint32_t segment_idx)
 
 	if (!rc && fallocate(ram->fd, 0, (off_t)(segment_idx * SEGMENT_BYTES), (off_t)SEGMENT_BYTES))
 		rc = -errno;
-	/* All of it is written soon: one call instead of a page fault for every page. */
+	/* All of it is written soon: one call replaces a page fault for every page. */
 	at = rc ? NULL : ram_tier_at(ram, segment_idx);
 	if (at)
 		madvise(at, SEGMENT_BYTES, MADV_POPULATE_WRITE);

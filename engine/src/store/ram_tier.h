@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Segments in RAM: one memfd, in which each segment stands at its number times 2 MiB, mapped a piece at a time. The fd store keeps
- * the memfd, so that what is in it survives the process.
+/* Segments in RAM: one memfd, in which segment i begins at i times 2 MiB. It is mapped in pieces of 1 GiB.
+ * The fd store holds the memfd, so that its contents survive the process.
  *
- * A segment's memory is taken as a whole before anything is written there, by fallocate(): a shortage is an error of that call, and
- * never a SIGBUS or an OOM kill in the middle of a record. */
+ * fallocate() allocates a segment's memory as a whole before anything is written to it: a shortage is an
+ * error of that call, and never a SIGBUS or an OOM kill in the middle of a record. */
 #ifndef VMMSWAP_RAM_TIER_H
 #define VMMSWAP_RAM_TIER_H
 
@@ -19,24 +19,24 @@
 
 struct ram_tier {
 	int fd;
-	pthread_mutex_t lock; /* of mapping a further piece */
+	pthread_mutex_t lock; /* held while another piece is mapped */
 	char *_Atomic pieces[RAM_PIECES];
 };
 
-/* fd -1: a new one; else that of a predecessor, dup'ed. */
+/* fd -1: create a memfd; else take over a predecessor's, which is dup'ed. */
 int ram_tier_open(struct ram_tier *ram, int fd, struct error *err);
 void ram_tier_close(struct ram_tier *ram);
 
-/* Memory for a segment. -ENOMEM, -ENOSPC. */
+/* Allocate a segment's memory. -ENOMEM, -ENOSPC. */
 int ram_tier_take(struct ram_tier *ram, uint32_t segment_idx);
 
-/* Where a segment that was taken is mapped; NULL: no memory for the mapping. */
+/* The address of a segment that was taken; NULL: no memory for the mapping. */
 void *ram_tier_at(struct ram_tier *ram, uint32_t segment_idx);
 
-/* Give the memory of segments back; none of them may be read any more. */
+/* Release the memory of segments; nobody may read them any more. */
 void ram_tier_drop(struct ram_tier *ram, uint32_t segment_idx, uint32_t segments_n);
 
-/* Give back what is beyond so many bytes of a segment: nothing stands there, and nothing will. */
+/* Release the segment's memory beyond used_bytes: nothing is stored there, and nothing will be. */
 void ram_tier_trim(struct ram_tier *ram, uint32_t segment_idx, uint64_t used_bytes);
 
 /* As the kernel counts. */

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Reading whole pages of a file, and how many slots in a row are read at once. */
+/* Reads whole pages of a file, and counts how many consecutive slots one read can cover. */
 #ifndef VMMSWAP_READ_FILE_H
 #define VMMSWAP_READ_FILE_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* All of it: 0 or -errno; a short read is -EIO. Sizes and offsets are multiples of a page. */
+/* Read all size_bytes: 0 or -errno; a short read is -EIO. Sizes and offsets are multiples of a page. */
 int read_file(int fd, char *bytes, uint64_t size_bytes, uint64_t offset_bytes);
 
 /* How many of the n slots, from the first on, are consecutive. */

@@ -32,7 +32,7 @@ struct key_page {
 	unsigned char key[KEY_BYTES];
 };
 
-/* A context holds the expanded key: making one for each page would cost more than to seal the page. */
+/* A context holds the expanded key: making one for each page would cost more than sealing the page. */
 struct context {
 	_Atomic bool busy;
 	EVP_CIPHER_CTX *cipher;
@@ -165,7 +165,7 @@ int seal_create(struct seal **out, struct error *err)
 	return 0;
 }
 
-/* A secret memfd is on a file system of its own, and knows no seals. */
+/* A secret memfd is on a file system of its own, which does not support seals. */
 static bool is_secret(int fd)
 {
 	return fcntl(fd, F_GET_SEALS) < 0;

@@ -26,7 +26,7 @@ void segments_count_live(struct segments *segments, uint32_t segment_idx, uint32
 		atomic_fetch_add(&segments->raw_n, 1);
 }
 
-/* The first bit that is set at or after `bit`; SEGMENT_GRANULES if there is none. */
+/* The first bit set at or after `bit`; SEGMENT_GRANULES if there is none. */
 static uint32_t next_bit(const _Atomic uint64_t *bits, uint32_t bit)
 {
 	for (uint32_t word = bit / 64; word < SEGMENT_BIT_WORDS; word++) {
@@ -150,7 +150,8 @@ void segments_unclaim(struct segments *segments, uint32_t segment_idx)
 	segments_seal(segments, segment_idx);
 }
 
-/* The last record in use is gone. Whoever has the segment OPEN or MOVING looks when it lets it go. */
+/* The last record in use was dropped. If the segment is OPEN or MOVING, its holder checks for this when it
+ * releases the segment. */
 static bool now_empty(struct segments *segments, uint32_t segment_idx)
 {
 	struct segment *own = own_of(segments, segment_idx);
@@ -194,7 +195,7 @@ static bool is_in_ram(const struct segments *segments, uint32_t segment_idx)
 	return place_tier(atomic_load(&segments->entries[segment_idx].place)) == TIER_RAM;
 }
 
-/* Pages that do not compress gain nothing by staying: older than all others. */
+/* Pages that do not compress gain nothing by staying in RAM: they rank as older than all others. */
 static uint64_t age_rank(const struct segment_entry *entry)
 {
 	return atomic_load(&entry->raw) ? 0 : 1 + (uint64_t)atomic_load(&entry->born_s);
@@ -250,8 +251,8 @@ void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint3
 		     place_of(TIER_DISK, place_idx)); /* sequentially consistent: see segments_enter() */
 }
 
-/* Two orders that must not both be lost: we count ourselves in, then look where it is; who moved it says where it is, then looks
- * for readers. */
+/* A reader counts itself in, then reads the place; the mover sets the place, then looks for readers. So at
+ * least one of the two sees the other. */
 uint64_t segments_enter(struct segments *segments, uint32_t segment_idx)
 {
 	atomic_fetch_add(&own_of(segments, segment_idx)->readers, 1);
@@ -295,7 +296,7 @@ void segments_ram_is_gone(struct segments *segments)
 	atomic_fetch_sub(&segments->ram_n, 1);
 }
 
-/* Who holds a stale name of a record here may still read: the memory stays until they have left. */
+/* A thread with a stale name of a record here may still be reading: the memory stays until it has left. */
 bool segments_take_empty(struct segments *segments, uint32_t *segment_idx)
 {
 	bool found = false;

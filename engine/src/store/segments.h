@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The log's segments: where each is, and which of its records are in use.
  *
- * Two halves. The table lives in a memfd that outlives the process: for each segment one entry that says where it is and under which
- * serial number it is sealed. It is all that a successor needs besides the page map: which records are in use, the page map tells
- * (segments_mark()), and segments that nobody marks are free. The other half is this process's own: state, bits and counts of the
- * segments in use.
+ * There are two halves. The table lives in a memfd that outlives the process: each segment has one entry,
+ * with its place and the serial number it is sealed under. Besides the table, a successor needs only the page
+ * map: that says which records are in use (segments_mark()), and segments without a mark are free. The other
+ * half belongs to this process alone: state, bits and counts of the segments in use.
  *
  *   FREE -> OPEN       segments_take(): one writer appends records
- *   OPEN -> SEALED     segments_seal(): nothing is added any more
- *   SEALED -> MOVING   segments_claim(): somebody copies it to the disk, or its records away; pages are still read from where it was
- *   MOVING -> SEALED   segments_unclaim(): in the other tier, or as before
- *   SEALED -> EMPTY    its last record in use was dropped: on the list of what can be given back
+ *   OPEN -> SEALED     segments_seal(): no more records are added
+ *   SEALED -> MOVING   segments_claim_*(): somebody copies it to disk, or copies its records to another
+ *                      segment; pages are still read from the old place
+ *   MOVING -> SEALED   segments_unclaim(): in the other tier, or unchanged
+ *   SEALED -> EMPTY    its last record in use was dropped: it is on the list of segments to free
  *   EMPTY -> FREE      segments_take_empty() and segments_free()
  *
- * Who reads a segment's memory says so (segments_enter/leave): memory that somebody may be reading is given back later, and nobody ever
- * waits for a reader. */
+ * Readers of a segment's memory call segments_enter() and segments_leave(): memory that somebody may be
+ * reading is released later, and nobody ever waits for a reader. */
 #ifndef VMMSWAP_SEGMENTS_H
 #define VMMSWAP_SEGMENTS_H
 
@@ -32,8 +33,8 @@ enum segment_state { SEGMENT_FREE = 0, SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_MOV
 
 struct segment_entry {			/* in shared memory */
 	_Atomic uint64_t place;		/* tier in the top byte, place on disk below */
-	_Atomic uint64_t serial;	/* of what is on disk; valid before place says so */
-	_Atomic uint32_t used_granules; /* how far it is written */
+	_Atomic uint64_t serial;	/* of the image on disk; set before place */
+	_Atomic uint32_t used_granules; /* end of what is written */
 	_Atomic uint32_t born_s;	/* CLOCK_BOOTTIME, when it was taken */
 	_Atomic uint32_t raw;		/* its records are pages that do not compress */
 	uint32_t reserved;
@@ -46,18 +47,18 @@ struct segment_entry {			/* in shared memory */
 struct segment { /* this process's own */
 	_Atomic uint8_t state;
 	_Atomic bool
-		stale_ram; /* it is on disk, and its memory could not be given back yet: somebody reads there */
+		stale_ram; /* it is on disk, but its memory is not released yet: somebody is reading it */
 	_Atomic uint32_t readers;
 	_Atomic uint32_t live_n;	/* records in use */
 	_Atomic uint32_t live_granules; /* of them */
 };
 
-struct segment_bits {				    /* two pages, given back when the segment is free */
+struct segment_bits {				    /* two pages, released when the segment is free */
 	_Atomic uint64_t starts[SEGMENT_BIT_WORDS]; /* where records begin, in use or not */
 	_Atomic uint64_t live[SEGMENT_BIT_WORDS];   /* where those in use begin */
 };
 
-struct segment_piece; /* 512 of both */
+struct segment_piece; /* the two structs above, for 512 segments */
 
 struct segments {
 	int fd;
@@ -68,15 +69,15 @@ struct segments {
 	struct segment_piece *_Atomic pieces
 		[SEGMENT_PIECES]; /* never unmapped before the end: threads read them without a lock */
 
-	pthread_mutex_t lock;	  /* of states, and of what follows */
-	_Atomic uint32_t known_n; /* segments ever in use; those at and above are FREE */
-	uint32_t free_from_idx;	  /* none below is FREE */
+	pthread_mutex_t lock;	  /* protects the states, and what follows */
+	_Atomic uint32_t known_n; /* number ever in use; all from here on are FREE */
+	uint32_t free_from_idx;	  /* no segment below it is FREE */
 	uint32_t empty_n;
 	_Atomic uint32_t ram_n; /* segments with memory */
 	_Atomic uint64_t live_n, live_granules, raw_n;
 };
 
-/* fd -1: new; else that of a predecessor, dup'ed. -EPROTO: no such table. */
+/* fd -1: create a table; else take over a predecessor's, which is dup'ed. -EPROTO: fd holds no such table. */
 int segments_open(struct segments *segments, int fd, struct error *err);
 void segments_close(struct segments *segments);
 
@@ -90,53 +91,57 @@ static inline uint64_t place_of(enum segment_tier tier, uint32_t place_idx)
 	return (uint64_t)tier << 56 | place_idx;
 }
 
-/* Recovery: the record is in use. -ERANGE: no record can be there; -EEXIST: marked before. */
+/* Recovery: mark the record as in use. -ERANGE: no record can be there; -EEXIST: already marked. */
 int segments_mark(struct segments *segments, uint32_t segment_idx, uint32_t granule);
-/* After the last mark: what has no record in use is EMPTY, all else SEALED. */
+/* Call after the last mark: segments without a record in use become EMPTY, all others SEALED. */
 void segments_recovered(struct segments *segments);
 
-/* A segment that was FREE, now OPEN, without memory yet. -ENOMEM, -EFBIG: all are in use. */
+/* Take a FREE segment; it is now OPEN, without memory yet. -ENOMEM, -EFBIG: all are in use. */
 int segments_take(struct segments *segments, bool raw, uint32_t *segment_idx);
-/* It has memory: from here on a successor knows it. */
+/* The segment has memory now: from here on a successor knows of it. */
 void segments_now_in_ram(struct segments *segments, uint32_t segment_idx);
-/* Of an OPEN one that could get none. */
+/* Give back an OPEN segment that could get no memory. */
 void segments_put_back(struct segments *segments, uint32_t segment_idx);
 
-/* A record was written at granule, so long. By the segment's only writer. */
+/* A record of `granules` granules was written at `granule`. Only the segment's writer calls this. */
 void segments_add(struct segments *segments, uint32_t segment_idx, uint32_t granule, uint32_t granules);
 void segments_seal(struct segments *segments, uint32_t segment_idx);
 
-/* The record is not in use any more. False: it was not, which is a bug. True in *emptied if there is something to give back now. Any thread. */
+/* The record is no longer in use. False: it was not in use, which is a bug. *emptied is true if there is
+ * something to release now. Any thread. */
 bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t granule, bool *emptied);
 
-/* The oldest SEALED one in RAM that is as old as that at least; MOVING from here on. raw ones come first. */
+/* Claim the oldest SEALED segment in RAM that was taken at born_before_s or earlier; it is MOVING from here
+ * on. Raw segments count as older than all others. */
 bool segments_claim_oldest(struct segments *segments, uint32_t born_before_s, uint32_t *segment_idx);
-/* The SEALED one in RAM with the least in use, if that is less than `below_granules`. */
+/* Claim the SEALED segment in RAM with the least in use, if that is less than `below_granules`. */
 bool segments_claim_sparsest(struct segments *segments, uint32_t below_granules, uint32_t *segment_idx);
-/* It is in the other tier now. */
+/* The segment is on disk now. */
 void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint32_t place_idx,
 			  uint64_t serial);
-/* SEALED again, or EMPTY. */
+/* The segment is SEALED again, or EMPTY. */
 void segments_unclaim(struct segments *segments, uint32_t segment_idx);
 
-/* One EMPTY segment that nobody reads; it is the caller's until segments_free(). */
+/* Take an EMPTY segment that nobody is reading; it belongs to the caller until segments_free(). */
 bool segments_take_empty(struct segments *segments, uint32_t *segment_idx);
 void segments_free(struct segments *segments, uint32_t segment_idx);
 
-/* Where the segment is, for somebody who reads there until segments_leave(). */
+/* Returns the segment's place. The caller may read there until segments_leave(). */
 uint64_t segments_enter(struct segments *segments, uint32_t segment_idx);
 void segments_leave(struct segments *segments, uint32_t segment_idx);
 
-/* The memory of one that is on disk now can be given back: nobody reads there. False: later, by segments_take_stale(). */
+/* True if nobody is reading the memory of a segment that is now on disk: the caller may release it. False:
+ * segments_take_stale() returns it later. */
 bool segments_leave_ram(struct segments *segments, uint32_t segment_idx);
-/* One whose memory can be given back now. */
+/* Find a segment on disk whose memory can be released now. */
 bool segments_take_stale(struct segments *segments, uint32_t *segment_idx);
-/* Of one that is the caller's alone: whether its memory is still to be given back. */
+/* True if the memory of a segment that belongs to the caller alone is still to be released. */
 bool segments_clear_stale(struct segments *segments, uint32_t segment_idx);
-/* Its memory is gone. */
+/* A segment's memory was released. */
 void segments_ram_is_gone(struct segments *segments);
 
-/* How many granules there are from a record's begin to the next one's, or to the end of what is written: it is no longer than that. */
+/* The number of granules from the start of a record to the start of the next, or to the end of what is
+ * written: the record is no longer than that. */
 uint32_t segments_extent(const struct segments *segments, uint32_t segment_idx, uint32_t granule);
 /* The first record in use at or after granule; false: none. */
 bool segments_next_live(const struct segments *segments, uint32_t segment_idx, uint32_t *granule);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Segments from the inside: segments.c, and segments_open.c, where they begin. */
+/* Internals shared by segments.c and segments_open.c, which opens the table. */
 #ifndef VMMSWAP_SEGMENTS_INSIDE_H
 #define VMMSWAP_SEGMENTS_INSIDE_H
 
@@ -28,10 +28,10 @@ static inline struct segment_bits *bits_of(const struct segments *segments, uint
 	return &segments->pieces[segment_idx / SEGMENTS_IN_PIECE]->bits[segment_idx % SEGMENTS_IN_PIECE];
 }
 
-/* Room for what this process has of a segment. -ENOMEM. Under the lock, or alone. */
+/* Allocate this process's data on a segment. -ENOMEM. Call it under the lock, or with no other thread. */
 int segments_make_room(struct segments *segments, uint32_t segment_idx);
 
-/* A record is in use now. */
+/* Count one more record in use. */
 void segments_count_live(struct segments *segments, uint32_t segment_idx, uint32_t granules);
 
 #endif

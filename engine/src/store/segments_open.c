@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How segments begin: a new table, or that of a predecessor and what its page map says. */
+/* Opens the segments: a new table, or that of a predecessor with what its page map says. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -105,7 +105,8 @@ int segments_mark(struct segments *segments, uint32_t segment_idx, uint32_t gran
 	return 0;
 }
 
-/* Lengths follow from where the next record in use begins: what was dropped before we came counts for the one before it. */
+/* A record's length follows from where the next record in use begins: records dropped before we started count
+ * towards the one before them. */
 static void count_segment(struct segments *segments, uint32_t segment_idx)
 {
 	for (uint32_t granule = 0; segments_next_live(segments, segment_idx, &granule); granule++)

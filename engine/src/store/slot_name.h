@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What a slot index says. It is the page map's name for where a page is, 35 bits, and names one of three things:
+/* What a slot index means. It is the page map's name for where a page is, has 35 bits, and names one of three
+ * things:
  *
  *   below 2^32            a page of one file: the memory file of a snapshot, or the swap file of version 0.1
- *   2^32 up to 7 * 2^32   a record in the log: its segment, and where it begins there, in granules
+ *   2^32 up to 7 * 2^32   a record in the log: its segment, and the granule at which it begins there
  *   7 * 2^32 and above    a same-filled page: the index of its word in the table of fills
  *
- * A record's name says nothing of its tier: a segment keeps its number when it moves from RAM to disk, and the segment table
- * alone says where it is. So ageing changes no page's word. Only compaction, which copies records, gives new names. */
+ * A record's name does not depend on its tier: a segment keeps its number when it moves from RAM to disk, and
+ * only the segment table says where it is. So ageing changes no page's word. Only compaction, which copies
+ * records, gives new names. */
 #ifndef VMMSWAP_SLOT_NAME_H
 #define VMMSWAP_SLOT_NAME_H
 

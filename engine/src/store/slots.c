@@ -9,7 +9,7 @@
 #define EXTENTS_MAX (STORE_SLOTS_MAX / EXTENT_SLOTS)
 
 /* A search for a run looks at this many extents, then gives up: fault threads wait for the same lock. Each
- * search starts where the last one ended, so all extents are looked at in turn. */
+ * search starts where the last one ended, so all extents are searched in turn. */
 #define SEARCH_EXTENTS_MAX 1024
 
 static bool is_taken(const struct extent *extent, size_t bit)
@@ -114,8 +114,8 @@ int slots_adopt(struct slots *slots, uint64_t slots_n)
 	return rc;
 }
 
-/* Carry a free run of *run slots that ends before this extent on through it. Returns the slot past the
- * first n of a run that is long enough, or 0 with *run free slots at the extent's end. */
+/* Extend a free run of *run slots that ends before this extent through it. Returns the slot after the first n
+ * of a run that is long enough, or 0 with *run free slots at the extent's end. */
 static uint64_t extend_run(const struct extent *extent, uint64_t first_slot_idx, size_t n, size_t *run)
 {
 	if (extent->claimed || extent->taken_n == EXTENT_SLOTS) {

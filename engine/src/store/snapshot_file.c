@@ -32,7 +32,7 @@ static struct snapshot_version version_of(const struct stat *st)
 	};
 }
 
-/* All its pages are there, for all who ask. */
+/* All its pages are there for everybody. */
 static int mark_used(struct tier *tier, uint64_t slot_idx)
 {
 	(void)tier, (void)slot_idx;
@@ -52,9 +52,9 @@ static int put(struct tier *tier, const void *pages, const uint64_t *owner_idx, 
 			 of(tier)->path);
 }
 
-/* Looked at after a read: write() sets the time before it changes a byte, and truncation changes the length. A writer with a
- * shared mapping is not noticed: the kernel sets the time at best when a page becomes writable there, and not when it is
- * written to. */
+/* Checked after a read: write() sets the time before it changes a byte, and truncation changes the length. A
+ * writer with a shared mapping is not noticed: at best the kernel sets the time when a page becomes writable
+ * there, not when it is written to. */
 static bool is_changed(const struct snapshot_file *file)
 {
 	struct snapshot_version now;

@@ -17,9 +17,9 @@
 #include "store/snapshot_file.h"
 
 struct store {
-	struct tier *file;     /* has the names below SLOT_LOG_FIRST; NULL: nothing does */
-	struct tier *log;      /* has all others; NULL: there is none, and pages are put into the file */
-	uint64_t move_again_s; /* no page is moved because of its age before that: it failed */
+	struct tier *file;     /* has the names below SLOT_LOG_FIRST; NULL: no tier has them */
+	struct tier *log;      /* has all others; NULL: there is none, and new pages go to the file */
+	uint64_t move_again_s; /* no page is moved by age before this time: the last move failed */
 };
 
 static int make_store(struct tier *file, struct tier *log, struct store **out, struct error *err)
@@ -96,7 +96,7 @@ static struct tier *tier_of(const struct store *store, uint64_t slot_idx)
 	return slot_idx < SLOT_LOG_FIRST ? store->file : store->log;
 }
 
-/* How many of the n slots, from the first on, are of one tier. */
+/* How many of the n slots, from the first on, belong to one tier. */
 static size_t same_tier(const struct store *store, const uint64_t *slot_idx, size_t n)
 {
 	size_t run = 1;
@@ -259,7 +259,8 @@ static bool is_over_max(struct log *log)
 	return ram_bytes > atomic_load(&log->ram_max_bytes);
 }
 
-/* By age, and what is more than the RAM tier may have. What cannot be moved is as well off where it is, and is tried again later. */
+/* Move one segment, if it is old enough or the RAM tier is over its limit. A segment that cannot be moved
+ * stays in RAM, and is tried again later. */
 static bool move_some(struct store *store, struct log *log)
 {
 	uint64_t now = now_s();

@@ -56,13 +56,14 @@ static int open_unnamed(const char *dir, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
-/* Some devices want O_DIRECT in larger units than our pages, and some file systems find out only at the first write. */
+/* Some devices need O_DIRECT in units larger than our pages, and some file systems report this only at the
+ * first write. */
 static bool takes_direct_pages(int fd)
 {
 	struct statx st;
 
 	if (statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &st) || !(st.stx_mask & STATX_DIOALIGN))
-		return true; /* a kernel before 6.1 does not say */
+		return true; /* kernels before 6.1 do not report it */
 	return st.stx_dio_offset_align && st.stx_dio_offset_align <= PAGE_BYTES &&
 	       st.stx_dio_mem_align <= PAGE_BYTES;
 }
@@ -76,7 +77,7 @@ static enum swap_file_mode find_mode(int fd)
 	return fcntl(fd, F_GETFL) & O_DIRECT ? FILE_DIRECT : FILE_CACHED;
 }
 
-/* Takes dir. */
+/* Takes ownership of dir. */
 static int finish(int fd, char *dir, struct swap_file *out, struct error *err)
 {
 	*out = (struct swap_file){
@@ -109,7 +110,7 @@ int swap_file_create(const char *dir, struct swap_file *out, struct error *err)
 	return fd < 0 ? refuse_dir(dir, -fd, err) : finish(fd, strdup(dir), out, err);
 }
 
-/* The directory in which an unnamed file was made, as the kernel still tells: "/dir/#123 (deleted)". */
+/* The directory in which an unnamed file was made, as the kernel still reports it: "/dir/#123 (deleted)". */
 static char *dir_of(int fd)
 {
 	char link[64], path[4096];
@@ -148,7 +149,8 @@ void swap_file_close(struct swap_file *file)
 	close(file->fd);
 }
 
-/* Write all of it, or say why not. O_DIRECT goes on from a page's begin only, so a page cut short is written again. */
+/* Write all of it, or return an error. O_DIRECT resumes only at the start of a page, so a page that was cut
+ * short is written again. */
 static int write_all(struct swap_file *file, const char *bytes, uint64_t size_bytes, uint64_t offset_bytes,
 		     uint64_t *written_bytes)
 {

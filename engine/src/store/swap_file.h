@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The unnamed file in the swap directory: how it is made, written around the page cache, and read. */
+/* The unnamed file in the swap directory: creates it, writes it without leaving anything in the page cache,
+ * and reads it. */
 #ifndef VMMSWAP_SWAP_FILE_H
 #define VMMSWAP_SWAP_FILE_H
 
@@ -19,25 +20,28 @@ struct swap_file {
 	int fd;
 	enum swap_file_mode mode;
 	char *dir; /* for messages only */
-	/* FILE_CACHED only: one write-back at a time. The kernel reports a failed write-back to whoever asks first, so of two
-	 * concurrent writers the wrong one could be told, and the other's bytes be lost. */
+	/* FILE_CACHED only: one write-back at a time. The kernel reports a failed write-back to whoever asks
+	 * first, so of two concurrent writers the wrong one could get the error, and the other's bytes would
+	 * be lost. */
 	pthread_mutex_t *write_back;
 };
 
-/* Mode 0, cannot be linked, gone when its last fd closes. -errno with what to do: no such directory, no O_TMPFILE there, no permission, ... */
+/* Create the file: mode 0, cannot be linked, gone when its last fd closes. On error -errno, with what to do:
+ * no such directory, no O_TMPFILE there, no permission, ... */
 int swap_file_create(const char *dir, struct swap_file *out, struct error *err);
-/* That of a process that died; fd is dup'ed. -EINVAL: not a regular file open for reading and writing. */
+/* Take over the file of a process that died; fd is dup'ed. -EINVAL: not a regular file open for reading and
+ * writing. */
 int swap_file_adopt(int fd, struct swap_file *out, struct error *err);
 void swap_file_close(struct swap_file *file);
 
-/* Sizes and offsets are multiples of 4096, bytes as aligned. 0 or -errno. *written_bytes: how many were sent, also on error. A process with
- * RLIMIT_FSIZE must ignore SIGXFSZ (Python does). */
+/* Sizes and offsets are multiples of 4096; bytes is aligned to that. 0 or -errno. *written_bytes: how many
+ * were sent, also on error. A process with RLIMIT_FSIZE must ignore SIGXFSZ (Python does). */
 int swap_file_write(struct swap_file *file, const void *bytes, uint64_t size_bytes, uint64_t offset_bytes,
 		    uint64_t *written_bytes);
 /* A short read is -EIO. On error the contents of bytes are undefined. */
 int swap_file_read(struct swap_file *file, void *bytes, uint64_t size_bytes, uint64_t offset_bytes);
 
-/* Puts into words why a write of so many bytes failed. Returns rc. */
+/* Describes in *err why a write of size_bytes failed. Returns rc. */
 int swap_file_refuse(const struct swap_file *file, uint64_t size_bytes, int rc, struct error *err);
 
 #endif

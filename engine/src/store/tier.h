@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What each kind of place for pages offers to the store, which alone knows which kind has which slot.
+/* The operations that each kind of tier offers to the store. Only the store knows which tier has which slot.
  *
- *   page_file      4 KiB a slot of one unnamed file, as it is
+ *   page_file      one unnamed file, 4 KiB per slot, uncompressed
  *   snapshot_file  the memory file of a snapshot, read only
  *   log_tier       compressed records, in RAM and on disk (log.h)
  *
- * The functions mean what those of store.h say; all slots given to one call are of this tier. */
+ * Each function means the same as its namesake in store.h; all slots given to one call belong to this
+ * tier. */
 #ifndef VMMSWAP_TIER_H
 #define VMMSWAP_TIER_H
 
@@ -19,8 +20,8 @@ struct store_account;
 struct tier;
 
 struct tier_ops {
-	const char *file_kind; /* as store_file_kind() */
-	bool checks_bytes;     /* as store_checks_bytes() */
+	const char *file_kind; /* see store_file_kind() */
+	bool checks_bytes;     /* see store_checks_bytes() */
 	int (*mark_used)(struct tier *tier, uint64_t slot_idx);
 	void (*ready)(struct tier *tier);
 	int (*put)(struct tier *tier, const void *pages, const uint64_t *owner_idx, size_t n,
