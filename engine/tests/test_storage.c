@@ -491,25 +491,37 @@ TEST(read_errors)
 	rig_stop(&rig);
 }
 
-/* While one page's fault waits for its next try, others are served without waiting for it. */
-TEST(retries_hold_nobody_up)
+/* Pages that others were given while one page's fault was tried five times, which takes 85 ms. */
+static uint64_t served_during_retries(void)
 {
 	struct hand *waiting;
+	uint64_t served;
 	struct rig rig;
 
 	rig_start(&rig);
 	CHECK_EQ(run_job(&rig, JOB_SWAP_OUT).code, 0);
 	flip_stored_byte(&rig, 20);
-	waiting = begin(&rig, 0, READ, 20); /* five tries in 85 ms */
+	waiting = begin(&rig, 0, READ, 20);
 	for (uint64_t page = 30; page < 60 && waiting->order != NOTHING; page++)
 		check_read(&rig, 1, page, (unsigned)page + 1);
-	CHECK(stats_of(&rig).copied_pages >= 10);
+	served = stats_of(&rig).copied_pages;
 	await(&rig, NOTICE_PAGE_POISONED);
 	check_unreadable(&rig, 0, 20);
 	flip_stored_byte(&rig, 20);
 	CHECK_EQ(run_job(&rig, JOB_SWAP_IN).code, 0);
 	check_healed(&rig, 0, 20, 21);
 	rig_stop(&rig);
+	return served;
+}
+
+/* They do not wait for it. A busy machine may not let them run in that time: then once more. */
+TEST(retries_hold_nobody_up)
+{
+	uint64_t served = 0;
+
+	for (int round = 0; round < 20 && served < 10; round++)
+		served = served_during_retries();
+	CHECK(served >= 10);
 }
 
 /* No memory for a page to come back to: the thread waits until there is, however long. Never poison. */
