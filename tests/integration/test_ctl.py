@@ -353,7 +353,7 @@ async def test_interrupt_says_that_the_operation_goes_on(bus, publish_vm):
     run.process.send_signal(signal.SIGINT)
     code, _, err = await run.end()
     assert code == 130
-    assert "a swap-out of web that has begun goes on: see `vmmswapctl status web`" in err
+    assert "a swap-out of web that has begun continues: see `vmmswapctl status web`" in err
     assert vm.status().operation == Operation.SWAP_OUT
 
 

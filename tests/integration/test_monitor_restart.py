@@ -252,7 +252,7 @@ def test_bad_configuration_with_memory_out_means_the_last_good_one(service, gues
     monitor = service.kill_and_start()
     assert monitor.status()["State"] == "Active"
     assert "'Colour' is not a key; " in monitor.log
-    assert "going on with the last good configuration" in monitor.log
+    assert "using the last good configuration" in monitor.log
     check_all_right(guest)
 
 

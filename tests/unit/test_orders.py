@@ -103,7 +103,7 @@ async def test_disable_turns_a_swap_out_round(vm):
     assert vm.said() == ["record wants_out=False", "engine cancel", "bus InProgress swap-out"]
     vm.tells(done(Job.SWAP_OUT, cancelled=True), **HALF_OUT)
     assert vm.said() == [
-        f"journal swap-out turned back after N ms: 50000 pages resident, 50000 in the store, {PAUSE}",
+        f"journal swap-out cancelled after N ms: 50000 pages resident, 50000 in the store, {PAUSE}",
         "engine start swap-in",
         "journal swap-in begins",
         "bus InProgress swap-in",
@@ -172,7 +172,7 @@ async def test_a_swap_in_that_uses_memory_up_is_held(vm_out):
     assert vm_out.said() == [f"journal {SHORT}", "engine cancel", "bus InProgress swap-in"]
     vm_out.tells(done(Job.SWAP_IN, cancelled=True), **HALF_OUT)
     assert vm_out.said()[:2] == [
-        "journal swap-in turned back after N ms: 50000 pages resident, 50000 in the store",
+        "journal swap-in cancelled after N ms: 50000 pages resident, 50000 in the store",
         f"bus Failed  {SHORT}",
     ]
 
@@ -199,7 +199,7 @@ async def test_an_exit_that_fails_is_called_off(vm_out):
     vm_out.tells(done(Job.SWAP_IN, StorageFailedError("bad disk")), **HALF_OUT)
     assert vm_out.said() == [
         "journal swap-in failed after N ms: bad disk (50000 pages resident, 50000 in the store)",
-        "journal the VM cannot be released: bad disk; the monitor goes on",
+        "journal the VM cannot be released: bad disk; the monitor stays",
         "bus Failed  bad disk",
     ]
     await vm_out.controller.enable()

@@ -234,7 +234,7 @@ class Watch:
         if self._connection.ended.is_set():
             raise CtlError(
                 ExitStatus.NO_DAEMON,
-                f"lost the message bus; the operation on {self.name} goes on: "
+                f"lost the message bus; the operation on {self.name} continues: "
                 f"`vmmswapctl status {self.name}` when the bus is back",
             )
 

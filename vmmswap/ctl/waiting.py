@@ -118,5 +118,5 @@ def goes_on(name: str, operation: str) -> Iterator[None]:
     except asyncio.CancelledError as error:
         raise CtlError(
             ExitStatus.INTERRUPTED,
-            f"interrupted; a {operation} of {name} that has begun goes on: see `vmmswapctl status {name}`",
+            f"interrupted; a {operation} of {name} that has begun continues: see `vmmswapctl status {name}`",
         ) from error

@@ -67,7 +67,7 @@ class Controller:
 
     def changed(self) -> None:
         """Report the status to all who have subscribed."""
-        with guarded("a change of the VM's state is not told of"):
+        with guarded("a change of the VM's state is not reported"):
             status = self.status()
             for listener in list(self._listeners):
                 with guarded("a change of the VM's state is not told to all"):

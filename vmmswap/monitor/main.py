@@ -246,7 +246,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     if not setup.fd_store:
         logging.getLogger("vmmswap").warning(
             "no service manager keeps fds for us: if the monitor is killed, %s",
-            "its keeper goes on in its place" if helper else "the guest hangs where memory is out",
+            "its keeper takes its place" if helper else "the guest hangs where memory is out",
         )
     if options.attach is not None and not has_vm:
         setup.attach = open_target(options.attach)
@@ -308,7 +308,7 @@ def _settings(name: str, path: Path | None, kept: dict[str, int]) -> Settings:
         if not recovery.is_needed(kept):
             raise
         logging.getLogger("vmmswap").error(
-            "%s; going on with the last good configuration",
+            "%s; using the last good configuration",
             error.message,
             extra=log.fields("", message_ids.CONFIGURATION_ERROR),
         )

@@ -223,7 +223,7 @@ class Orders:
                 return  # the VMM would stand still for ever: this is called again when it runs
             self._on_released(self._release_reason)
         elif machine.ending and not self._must_release:
-            _log.error("the VM cannot be released: %s; the monitor goes on", machine.error)
+            _log.error("the VM cannot be released: %s; the monitor stays", machine.error)
             machine.ending = False
             self._release_reason = ""
         if self.jobs.is_short_of_memory:

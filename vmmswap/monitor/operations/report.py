@@ -120,7 +120,7 @@ class OperationLog:
         if event.error is None:
             how, level, message_id = "done", logging.INFO, message_ids.OPERATION_FINISHED
             if event.cancelled:
-                how = "turned back"
+                how = "cancelled"
         else:
             how, level, message_id = "failed", logging.ERROR, message_ids.OPERATION_FAILED
             counts = f"{event.error.message} ({counts})"
