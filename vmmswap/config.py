@@ -15,18 +15,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from vmmswap import config_values as values
 from vmmswap.errors import InvalidNameError, NotSupportedError
 from vmmswap.names import check_name
-from vmmswap.timespan import span_us
 
 FILE = Path("/etc/vmmswap.conf")
 DROP_IN_DIR = Path("/etc/vmmswap.conf.d")
 
 _SECTION = re.compile(r"\[(?P<title>[^\]]*)\]")
-_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}|[0-9]{1,10}")
-_SIZE = re.compile(r"[0-9]{1,15}[KMGT]?|[0-9]{1,2}%|100%")
-_MAX_COUNT = (1 << 32) - 1
-_DAY_US = 86_400_000_000
 
 
 Origins = dict[str, str]  # by attribute of Config: FILE:LINE
@@ -38,69 +34,6 @@ DEFAULT_ORIGIN = "default"
 
 class ConfigError(NotSupportedError):
     """A configuration file says what cannot be: the message begins with FILE:LINE."""
-
-
-def _count(least: int, most: int = _MAX_COUNT) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-            raise ValueError(f"{text!r} is not a whole number from {least} to {most}")
-        return int(text)
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    value_us = span_us(text)
-    if not 0 < value_us <= _DAY_US:
-        raise ValueError(f"{text!r} is not a time span above 0 and up to a day")
-    return value_us / 1e6
-
-
-def _seconds_or_never(text: str) -> float:
-    return 0.0 if text == "infinity" or span_us(text) == 0 else _seconds(text)
-
-
-def _span(unit_us: int, most: int) -> Callable[[str], int]:
-    """A time span, as a whole number of units of so many microseconds."""
-
-    def parse(text: str) -> int:
-        units = round(span_us(text, unit_us) / unit_us)
-        if not 0 <= units <= most:
-            raise ValueError(f"{text!r} is not a time span up to {most * unit_us / 1e6:g} s")
-        return units
-
-    return parse
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise ValueError(f"{text!r} is not one of {', '.join(words)}")
-        return text
-
-    return parse
-
-
-def _absolute_path(text: str) -> str:
-    if not text.startswith("/"):
-        raise ValueError(f"{text!r} is not an absolute path")
-    return text
-
-
-def _size(text: str) -> str:
-    if not _SIZE.fullmatch(text):
-        raise ValueError(f"{text!r} is not a size: give bytes, 512M, 10G or 20%")
-    return text
-
-
-def _is_nothing(size: str) -> bool:
-    return bool(size) and not size.strip("0KMGT%")
-
-
-def _user(text: str) -> str:
-    if not _USER.fullmatch(text):
-        raise ValueError(f"{text!r} is neither a user's name nor a uid")
-    return text
 
 
 def uid_of(user: str) -> int:
@@ -124,7 +57,7 @@ class Config:
     mode: str = _key(
         "Mode",
         "auto, live, freeze",
-        _one_of("auto", "live", "freeze"),
+        values.one_of("auto", "live", "freeze"),
         "How a swap-out keeps the guest from changing what is being stored: live write-protects memory piece"
         " by piece while the guest runs, freeze stops the VM's processes, auto is live where the kernel can.",
         "auto",
@@ -132,45 +65,49 @@ class Config:
     max_passes: int = _key(
         "MaxPasses",
         "count from 1",
-        _count(1, 1000),
+        values.count(1, 1000),
         "How often a swap-out goes over guest memory for pages that were in use the time before.",
         1,
     )
     until_resident_pages: int = _key(
         "UntilResidentPages",
         "pages",
-        _count(0, (1 << 48) - 1),
+        values.count(0, (1 << 48) - 1),
         "Make no further pass once at most so many pages are resident.",
         0,
     )
     fault_threads: int = _key(
         "FaultThreads",
         "count",
-        _count(0, 4),
+        values.count(0, 4),
         "Threads that serve page faults; 0 stands for one on each CPU, at most 4.",
         0,
     )
     spin_us: int = _key(
         "SpinUSec",
         "time span, in microseconds without a unit",
-        _span(1, 1_000_000),
+        values.span(1, 1_000_000),
         "How long a fault thread looks for the next fault before it sleeps: CPU time for latency.",
         0,
     )
     workers: int = _key(
-        "Workers", "count from 1", _count(1, 16), "Threads that do the work of a swap-out or a swap-in.", 3
+        "Workers",
+        "count from 1",
+        values.count(1, 16),
+        "Threads that do the work of a swap-out or a swap-in.",
+        3,
     )
     freeze_timeout_s: float = _key(
         "FreezeTimeoutSec",
         "time span, in seconds without a unit",
-        _seconds,
+        values.seconds,
         "Give a freeze up if not all threads of the VM stand still within this time.",
         10.0,
     )
     freeze_limit_s: float = _key(
         "FreezeLimitSec",
         "time span, in seconds without a unit",
-        _seconds,
+        values.seconds,
         "Let the VM run again once a freeze has lasted this long. What is not out by then stays resident,"
         " State is Failed with that reason, and a further Enable takes the rest.",
         60.0,
@@ -178,7 +115,7 @@ class Config:
     swap_directory: str = _key(
         "SwapDirectory",
         "absolute path",
-        _absolute_path,
+        values.absolute_path,
         "Where the swap file goes, unnamed, so that nothing is to be seen there. The file system must have"
         " O_TMPFILE. --swap-dir comes before it. Default: the unit's state directory, /var/lib/vmmswap/NAME.",
         "",
@@ -186,7 +123,7 @@ class Config:
     disk_tier_max: str = _key(
         "DiskTierMax",
         "bytes, with K, M, G, T or %",
-        _size,
+        values.size,
         "How much of the disk what is out of one VM may occupy; a percentage is of the swap directory's file"
         " system. When it is reached a swap-out fails with NoSpace, and the rest stays on RAM. Default: all"
         " but what DiskKeepFree= leaves.",
@@ -195,7 +132,7 @@ class Config:
     ram_tier_max: str = _key(
         "RamTierMax",
         "bytes, with K, M, G, T or %",
-        _size,
+        values.size,
         "How much RAM what is out of one VM may occupy, compressed; a percentage is of the VM's memory."
         " What is more goes to disk, compressed and encrypted. 0: RAM only on the way to disk. With"
         " DiskTierMax=0 all stays on RAM, and a swap-out that this limit stops leaves the rest as it is. A VM"
@@ -206,21 +143,21 @@ class Config:
     ram_tier_age_s: float = _key(
         "RamTierAgeSec",
         "seconds",
-        _seconds,
+        values.seconds,
         "Pages that have been on RAM for so long, compressed, move to disk. Only with RamTierMax=.",
         600.0,
     )
     ram_tier_compression: str = _key(
         "RamTierCompression",
         "lz4, none",
-        _one_of("lz4", "none"),
+        values.one_of("lz4", "none"),
         "How pages are compressed on RAM and on disk. Only with RamTierMax=.",
         "lz4",
     )
     encryption: str = _key(
         "Encryption",
         "yes, no",
-        _one_of("yes", "no"),
+        values.one_of("yes", "no"),
         "Encrypt what goes to disk (AES-256-GCM), with a key that is made for each VM and is nowhere but in"
         " memory. Only with RamTierMax=; a VM keeps what it registered with.",
         "yes",
@@ -228,7 +165,7 @@ class Config:
     disk_keep_free: str = _key(
         "DiskKeepFree",
         "bytes, with K, M, G, T or %",
-        _size,
+        values.size,
         "How much of the file systems of the swap directory and of page_fault.log stays free for others, as"
         " DiskTierMax= gives sizes. Default: 5%, at most 4G.",
         "",
@@ -236,7 +173,7 @@ class Config:
     page_fault_log: str = _key(
         "PageFaultLog",
         "journal, file, both",
-        _one_of("journal", "file", "both"),
+        values.one_of("journal", "file", "both"),
         "Where page faults are logged to when logging is started. The default is the journal, or the file"
         " page_fault.log in the log directory where the monitor was not started by systemd.",
         "",
@@ -244,7 +181,7 @@ class Config:
     pin_check: str = _key(
         "PinCheck",
         "auto, bpf, collapse, qmp, settle, off",
-        _one_of("auto", "bpf", "collapse", "qmp", "settle", "off"),
+        values.one_of("auto", "bpf", "collapse", "qmp", "settle", "off"),
         "How pages are recognised that a device or the kernel holds for I/O, and that must stay. auto takes"
         " the first that works: bpf, collapse, qmp, the VMM's promise, and settle if PinSettleMSec= is set."
         " qmp stops the VM until its I/O has ended, for VMMs that gave a QMP socket; not with Mode=freeze."
@@ -254,21 +191,21 @@ class Config:
     pin_settle_ms: int = _key(
         "PinSettleMSec",
         "time span, in milliseconds without a unit",
-        _span(1000, 600_000),
+        values.span(1000, 600_000),
         "How long the check settle waits for I/O to end. With PinCheck=auto, 0 means never to rely on that.",
         0,
     )
     handoff_timeout_s: float = _key(
         "HandoffTimeoutSec",
         "time span, in seconds without a unit",
-        _seconds,
+        values.seconds,
         "How long a VMM may take to send its message once it has connected, and to take the reply.",
         10.0,
     )
     idle_exit_s: float = _key(
         "IdleExitSec",
         "time span, in seconds without a unit",
-        _seconds_or_never,
+        values.seconds_or_never,
         "End a monitor whose socket systemd holds, after so long without VM and connection. Whoever"
         " connects starts it again. 0: never.",
         60.0,
@@ -276,7 +213,7 @@ class Config:
     owner: str = _key(
         "Owner",
         "user name or uid",
-        _user,
+        values.user,
         "Whose VM this is. Besides root, only this user may hand it over, prepare its socket or attach under"
         " its name, and he may do with it what the polkit actions for a VM's own user allow. Without it the"
         " name belongs to the user whom its socket was prepared for, or, where the administrator started the"
@@ -286,7 +223,7 @@ class Config:
     max_vms_per_user: int = _key(
         "MaxVMsPerUser",
         "count",
-        _count(0, 100_000),
+        values.count(0, 100_000),
         "How many sockets a user who is not root may have prepared, and VMs attached, at a time. Only what"
         " stands in [Swap] counts.",
         32,
@@ -294,7 +231,7 @@ class Config:
     snapshot_file: str = _key(
         "SnapshotFile",
         "absolute path",
-        _absolute_path,
+        values.absolute_path,
         "The memory file of the snapshot that a Firecracker VM is restored from. Only where it is set is"
         " Firecracker's message accepted. Its contents go to root, to the user whom Owner= names and to the"
         " user who owns the file, and to nobody else. The setting is read at each hand-off. Do not change the"
@@ -305,7 +242,7 @@ class Config:
     @property
     def has_disk_tier(self) -> bool:
         """Of a VM with tiers: False if nothing of it goes to disk."""
-        return not _is_nothing(self.disk_tier_max)
+        return not values.is_nothing(self.disk_tier_max)
 
     @property
     def may_drain(self) -> bool:
@@ -317,10 +254,10 @@ class Config:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Self:
+    def from_json(cls, saved: dict[str, Any]) -> Self:
         """From to_json(), also that of another version: settings unknown here are left out."""
         known = {item.name for item in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
+        return cls(**{name: value for name, value in saved.items() if name in known})
 
 
 # What operations/options.py makes of it: all else is built into what serves a VM when that registers.
@@ -391,14 +328,14 @@ def load_with_origins(name: str, paths: Iterable[Path] | None = None) -> tuple[C
             raise ConfigError(f"{path}: cannot be read: {reason}") from None
         _read(path, text, name, for_all, for_one)
     found = for_all | for_one
-    values = {attribute: value for attribute, (value, _) in found.items() if value is not None}
-    settings = Config(**values)
-    if _is_nothing(settings.ram_tier_max) and not settings.has_disk_tier:
+    given = {attribute: value for attribute, (value, _) in found.items() if value is not None}
+    settings = Config(**given)
+    if values.is_nothing(settings.ram_tier_max) and not settings.has_disk_tier:
         where = ", ".join(found[attribute][1] for attribute in ("ram_tier_max", "disk_tier_max"))
         raise ConfigError(
             f"{where}: RamTierMax=0 and DiskTierMax=0 leave no place for pages that are out: raise one"
         )
-    return settings, {attribute: found[attribute][1] for attribute in values}
+    return settings, {attribute: found[attribute][1] for attribute in given}
 
 
 def _read(path: Path, text: str, name: str, for_all: _Section, for_one: _Section) -> None:

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What Status() says of one VM: the one table of its keys.
 
-A key is added here, and counted elsewhere. D-Bus, docs/dbus.md and vmmswapctl follow: `make generate`.
+A key is added here (of the store: status_store.py), and counted elsewhere. D-Bus, docs/dbus.md and
+vmmswapctl follow: `make generate`.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from vmmswap import __version__
 from vmmswap.status_key import Kind, StatusKey
 from vmmswap.status_key import status_key as _key
+from vmmswap.status_store import StoreStatus
 
 
 class State(enum.StrEnum):
@@ -33,7 +36,7 @@ class Operation(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class Status(StoreStatus):
     """One VM's status: each field's metadata holds the other columns of its StatusKey."""
 
     state: State = _key(
@@ -198,76 +201,6 @@ class Status:
         unit="us",
         help="99 of 100 page faults were answered within this time. Restarts with the monitor.",
     )
-    stored_bytes: int = _key(
-        0,
-        "StoredBytes",
-        unit="bytes",
-        help="What the store occupies, on RAM and disk.",
-    )
-    stored_ram_bytes: int = _key(
-        0,
-        "StoredRamBytes",
-        unit="bytes",
-        engine="stored_ram_bytes",
-        title="Stored on RAM",
-        help="The part on RAM.",
-    )
-    stored_disk_bytes: int = _key(
-        0,
-        "StoredDiskBytes",
-        unit="bytes",
-        engine="stored_disk_bytes",
-        title="Stored on disk",
-        help="The part on disk.",
-    )
-    written_bytes: int = _key(
-        0,
-        "WrittenBytes",
-        unit="bytes",
-        kind=Kind.COUNTER,
-        engine="written_bytes",
-        title="Written to disk",
-        help="Bytes written to disk since the VM registered.",
-    )
-    same_filled_pages: int = _key(
-        0,
-        "SameFilledPages",
-        unit="pages",
-        engine="same_filled_pages",
-        since="0.2",
-        title="Stored as one word",
-        shown_if_set=True,
-        help="Pages in the store that repeat one word of 8 bytes, and take no room. Only with RamTierMax=.",
-    )
-    raw_pages: int = _key(
-        0,
-        "RawPages",
-        unit="pages",
-        engine="raw_pages",
-        since="0.2",
-        title="Stored uncompressed",
-        shown_if_set=True,
-        help="Pages in the store's tiers that do not compress, and are kept as they are.",
-    )
-    compressed_bytes: int = _key(
-        0,
-        "CompressedBytes",
-        unit="bytes",
-        engine="record_bytes",
-        since="0.2",
-        title="Compressed to",
-        shown_if_set=True,
-        help="What all pages in the store's tiers take there, on RAM and disk, without slack.",
-    )
-    limited_by: str = _key(
-        "",
-        "LimitedBy",
-        "s",
-        since="0.2",
-        title="Limited by",
-        shown_if_set=True,
-        help="What stopped a swap-out: `ram-tier`, `disk-tier`, `write-budget`, `no-space`, or nothing.",
-    )
     processes: int = _key(
         0,
         "Processes",
@@ -341,46 +274,6 @@ class Status:
             "of the memory's file. The journal has one entry with the reason and the ranges."
         ),
     )
-    poisoned_pages: int = _key(
-        0,
-        "PoisonedPages",
-        unit="pages",
-        engine="poisoned_pages",
-        title="Poisoned",
-        shown_if_set=True,
-        help=(
-            "Pages whose stored bytes cannot be read. The guest gets a memory error there, never wrong bytes."
-        ),
-    )
-    kept_pages: int = _key(
-        0,
-        "KeptPages",
-        unit="pages",
-        engine="kept_pages",
-        title="Kept",
-        shown_if_set=True,
-        help=(
-            "Pages that came back, are on RAM, and have not been written to since: the copy in "
-            "the store is still good, and they can leave again without being written to disk. Not "
-            "counted in SwapPages; their copies are part of StoredBytes."
-        ),
-    )
-    lost_pages: int = _key(
-        0,
-        "LostPages",
-        unit="pages",
-        kind=Kind.COUNTER,
-        since="0.2",
-        engine="lost_pages",
-        title="Lost",
-        shown_if_set=True,
-        help=(
-            "Pages whose place something other than the monitor filled while they were out: the guest reads "
-            "what that put there, zeros as a rule. One access can lose 512 pages: "
-            "[attach.md](attach.md#what-one-access-from-outside-costs). State is `Failed` from then on, "
-            "whatever is ordered, until the VM ends. Counts since the VM registered."
-        ),
-    )
     error_name: str = _key(
         "",
         "ErrorName",
@@ -399,18 +292,6 @@ class Status:
         shown_if_set=True,
         help="Messages of the log that were dropped, because nobody took them. Restarts with the monitor.",
     )
-    swap_file_system: str = _key(
-        "",
-        "SwapFileSystem",
-        "s",
-        since="0.2",
-        title="Swap file on",
-        shown_if_set=True,
-        help=(
-            "The kind of file system that the swap file is on: `ext4`, `xfs`, ... On `tmpfs` nothing is "
-            "gained: what is stored there is on RAM, and counted in StoredRamBytes."
-        ),
-    )
     version: str = _key(
         __version__,
         "Version",
@@ -424,4 +305,11 @@ class Status:
     )
 
 
-KEYS: tuple[StatusKey, ...] = tuple(StatusKey(item.name, **item.metadata) for item in fields(Status))
+def _keys() -> Iterator[StatusKey]:
+    """What the VM is and does first, and then what its store has, which dataclasses put first."""
+    of_store = {item.name for item in fields(StoreStatus)}
+    for item in sorted(fields(Status), key=lambda item: item.name in of_store):
+        yield StatusKey(item.name, **item.metadata)
+
+
+KEYS: tuple[StatusKey, ...] = tuple(_keys())
