@@ -366,7 +366,7 @@ def test_who_maps_guest_memory_while_it_is_out_has_it_brought_back(monitor, gues
         os.close(memfd)
         status = brought_back(monitor)
         assert f"process {os.getpid()} (pytest) maps guest memory at " in status["Error"]
-        assert "all memory is brought back now" in monitor.log
+        assert "all memory is swapped in now" in monitor.log
         with pytest.raises(BusError, match="maps guest memory at"):
             monitor.call("Enable")
         assert bytes(memory) == memory_of(guest, memory)

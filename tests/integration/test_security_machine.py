@@ -297,7 +297,7 @@ def test_attach_goes_where_its_caller_may_trace_and_gives_what_he_may_have(host:
             host.wait_state("mine", "Failed")
             status = host.status("mine")
             assert "cannot be attached to" in status["Error"], status
-            assert "all memory is brought back now" in host.log("mine")
+            assert "all memory is swapped in now" in host.log("mine")
             assert "cannot be attached to" in host.manage("mallory", "mine", "Enable")
         host.swap_out("mine")
         assert host.manage("mallory", "mine", "Exit") == ""

@@ -15,12 +15,19 @@ from vmmswap.errors import (
     StorageFailedError,
 )
 from vmmswap.monitor.keep.manifest import Manifest
+from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler
 
 DEADLINE_S = 60.0
 OUT = {"swap_pages": TOTAL_PAGES, "resident_pages": 0, "tracking": True}
 HALF_OUT = {"swap_pages": TOTAL_PAGES // 2, "resident_pages": TOTAL_PAGES // 2, "tracking": True}
 IN = {"swap_pages": 0, "resident_pages": TOTAL_PAGES, "tracking": False}
-STRANGER = NotSupportedError("process 7 maps guest memory")
+
+
+def spoiled_by(pid: int, message: str) -> SpoiledError:
+    return SpoiledError(Spoiler(pid, How.MAPS), message)
+
+
+STRANGER = spoiled_by(7, "process 7 maps guest memory")
 SHORT = (
     "not enough memory to swap all in: a limit; what is out is still served, and the rest follows when there"
     " is more"
@@ -231,13 +238,21 @@ async def test_exit_says_which_pages_keep_the_vm_here(vm_with):
 async def test_who_spoils_what_is_out_has_it_brought_back(vm_out):
     vm_out.orders.bring_back(STRANGER)
     vm_out.orders.bring_back(STRANGER)
+    vm_out.orders.bring_back(spoiled_by(7, "it maps more of it by now"))
     vm_out.tells(done(Job.SWAP_IN), **IN)
     assert vm_out.said() == [
-        "journal process 7 maps guest memory: all memory is brought back now",
+        "journal process 7 maps guest memory: all memory is swapped in now",
         *SWAPS_IN,
         "journal swap-in done after N ms: 100000 pages resident, 0 in the store",
         "bus Failed  process 7 maps guest memory",
     ]
+
+
+async def test_a_second_process_that_spoils_what_is_out_is_reported_too(vm_out):
+    vm_out.orders.bring_back(STRANGER)
+    vm_out.orders.bring_back(spoiled_by(8, str(STRANGER)))
+    vm_out.tells(done(Job.SWAP_IN), **IN)
+    assert len([line for line in vm_out.said() if "all memory is swapped in now" in line]) == 2
 
 
 async def test_trim(vm_out):

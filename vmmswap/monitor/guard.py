@@ -21,6 +21,20 @@ def guarded(what: str) -> Iterator[None]:
         log_failure(what, error)
 
 
+class Failures:
+    """Logs what fails at look after look: each kind of error once in a row."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._last: tuple[type[Exception], int | None] | None = None
+
+    def log(self, error: Exception) -> None:
+        kind = (type(error), error.errno if isinstance(error, OSError) else None)
+        if kind != self._last:
+            self._last = kind
+            log_failure(self._what, error)
+
+
 def log_failure(what: str, error: Exception) -> None:
     if isinstance(error, VmmswapError):
         _log.error("%s: %s", what, error.message)

@@ -13,10 +13,11 @@ import logging
 from collections.abc import Callable
 
 from vmmswap.engine import Holder
-from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
-from vmmswap.monitor.guard import log_failure
+from vmmswap.errors import NoSuchVMError, VmmswapError
+from vmmswap.monitor.guard import Failures
 from vmmswap.monitor.looks import SeenTwice, pause_s
 from vmmswap.monitor.mappers import coverage
+from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.holders")
@@ -33,7 +34,7 @@ class Holders:
         self._accepted: set[int] = set()  # pids
         self._has_accepted = False
         self._late = SeenTwice[Holder]()
-        self._last_error = ""
+        self._failures = Failures("cannot look at who has guest memory open")
         self._task = asyncio.get_running_loop().create_task(self._run(), name="holders")
 
     def close(self) -> None:
@@ -75,9 +76,7 @@ class Holders:
             except NoSuchVMError:
                 return
             except Exception as error:  # whatever it is: memory is out, and somebody must go on looking
-                if str(error) != self._last_error:
-                    self._last_error = str(error)
-                    log_failure("cannot look at who has guest memory open", error)
+                self._failures.log(error)
             await asyncio.sleep(pause_s(loop.time() - since_s))
 
     async def _look(self) -> None:
@@ -91,8 +90,9 @@ class Holders:
             self._on_late(_late_error(holder))
 
 
-def _late_error(holder: Holder) -> NotSupportedError:
-    return NotSupportedError(
+def _late_error(holder: Holder) -> SpoiledError:
+    return SpoiledError(
+        Spoiler(holder.pid, How.HAS_IT_OPEN),
         f"process {coverage.name_of(holder.pid)} has opened guest memory (fd {holder.fd}) while it was out,"
-        " and reads zeros there: call Enable again when it has closed it, or if it does not read it"
+        " and reads zeros there. Call Enable again once it has closed the file, or if it does not read it",
     )

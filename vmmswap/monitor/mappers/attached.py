@@ -44,6 +44,7 @@ from vmmswap.monitor.mappers.lookout import Unserved, Watcher
 from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.new_vm import NewProcess, NewVm
 from vmmswap.monitor.process import Process
+from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler
 from vmmswap.monitor.vm import Vm
 from vmmswap.reasons import reason_of
 
@@ -162,8 +163,8 @@ class Watch(Watcher):
         self._on_unserved = on_unserved
         self._unserved = Unserved(on_unserved)
         self._late: set[int] = set()  # pids that were reported
-        self._refusals: dict[int, NotSupportedError] = {}  # by pid: who could not be attached to at this look
-        self._refused = SeenTwice[NotSupportedError]()
+        self._refusals: dict[int, SpoiledError] = {}  # by pid: who could not be attached to at this look
+        self._refused = SeenTwice[SpoiledError]()
         self._is_closed = False
         self._lock = asyncio.Lock()
         self._task = asyncio.get_running_loop().create_task(self._watch(), name="late mappers")
@@ -345,8 +346,9 @@ class Watch(Watcher):
             raise
         except (VmmswapError, OSError) as error:
             what = f"process {coverage.name_of(pid)} cannot be attached to: {reason_of(error)}"
-            self._refusals[pid] = NotSupportedError(
-                f"{what}. It maps guest memory, and where that is out it reads zeros: end it"
+            self._refusals[pid] = SpoiledError(
+                Spoiler(pid, How.CANNOT_BE_ATTACHED_TO),
+                f"{what}. It maps guest memory, and reads zeros where that is out: end it",
             )
             _log.log(logging.ERROR if is_news else logging.DEBUG, "%s", what)
 

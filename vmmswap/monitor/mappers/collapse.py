@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.engine import try_collapse
-from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
+from vmmswap.errors import AccessDeniedError, VmmswapError
 from vmmswap.handoff.maps import flags_of_mappings
 from vmmswap.linux.maps import NO_HUGE_PAGES
 from vmmswap.linux.process import status_of
+from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler
 
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 _FIXED_IN = (6, 4)
@@ -108,13 +109,14 @@ def check(processes: Iterable[Mapped]) -> bool:
     return False
 
 
-def exposed_error(pid: int, addr: int, why_not: str = "") -> NotSupportedError:
+def exposed_error(pid: int, addr: int, why_not: str = "") -> SpoiledError:
     """why_not: why they could not be forbidden from outside."""
     because = why_not and f" ({why_not})"
     kernel = f"this kernel ({os.uname().release})"
-    return NotSupportedError(
+    return SpoiledError(
+        Spoiler(pid, How.ALLOWS_HUGE_PAGES),
         f"process {pid} maps guest memory at {addr:#x} with huge pages allowed{because}, and {kernel} fills"
-        " what is swapped out with zeros when it makes a huge page there: as root, echo deny"
-        f" >{_SETTING}; or have the process call madvise(MADV_NOHUGEPAGE) for its guest"
-        " memory, or prctl(PR_SET_THP_DISABLE); or use Linux 6.4 or newer"
+        " what is swapped out with zeros when it makes a huge page there. Do one of these: as root, echo deny"
+        f" >{_SETTING}; have the process call madvise(MADV_NOHUGEPAGE) for its guest"
+        " memory, or prctl(PR_SET_THP_DISABLE); use Linux 6.4 or newer",
     )

@@ -24,6 +24,7 @@ from vmmswap.linux.maps import REGISTERED_MISSING
 from vmmswap.linux.process import is_same_memory
 from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers.placement import end_of, has_all
+from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler
 from vmmswap.monitor.vm import Vm
 
 
@@ -246,10 +247,11 @@ def name_of(pid: int) -> str:
         return str(pid)
 
 
-def stranger_error(stranger: MappedRange) -> NotSupportedError:
-    return NotSupportedError(
+def stranger_error(stranger: MappedRange) -> SpoiledError:
+    return SpoiledError(
+        Spoiler(stranger.pid, How.MAPS),
         f"process {name_of(stranger.pid)} maps guest memory at {stranger.addr:#x} without a userfaultfd, and"
-        " would read zeros there: have the VMM send add-process for it, or end it"
+        " would read zeros there: have the VMM send add-process for it, or end it",
     )
 
 
@@ -268,11 +270,12 @@ def other_holders(question: Question, manager: int) -> list[Holder]:
     return found
 
 
-def private_error(one: MappedRange) -> NotSupportedError:
-    return NotSupportedError(
-        f"process {name_of(one.pid)} maps guest memory privately (MAP_PRIVATE, as clones of a VM do), at"
-        f" {one.addr:#x}: where memory is out it would read zeros, and the VM's own memory would be zeros"
-        " from then on. End it, or give it a copy of the memory"
+def private_error(one: MappedRange) -> SpoiledError:
+    return SpoiledError(
+        Spoiler(one.pid, How.MAPS_PRIVATELY),
+        f"process {name_of(one.pid)} maps guest memory privately at {one.addr:#x} (MAP_PRIVATE, as clones of"
+        " a VM do). Where memory is out it would read zeros, and the VM's own memory would be zeros from"
+        " then on. End the process, or give it a copy of the memory",
     )
 
 

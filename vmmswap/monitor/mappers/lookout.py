@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from vmmswap.engine import MapperWatch
 from vmmswap.errors import NoSuchVMError, VmmswapError
-from vmmswap.monitor.guard import log_failure
+from vmmswap.monitor.guard import Failures
 from vmmswap.monitor.looks import SeenTwice, pause_s
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import MappedRange
@@ -76,7 +76,7 @@ class Lookout(Watcher):
         self._vm = vm
         self._unserved = Unserved(on_found)
         self._mappers = MapperWatch()
-        self._last_error = ""
+        self._failures = Failures("cannot look at who maps guest memory")
         self._task = asyncio.get_running_loop().create_task(self._run(), name="lookout")
 
     def close(self) -> None:
@@ -92,9 +92,7 @@ class Lookout(Watcher):
             except NoSuchVMError:
                 return
             except Exception as error:  # whatever it is: memory is out, and somebody must go on looking
-                if str(error) != self._last_error:
-                    self._last_error = str(error)
-                    log_failure("cannot look at who maps guest memory", error)
+                self._failures.log(error)
             await asyncio.sleep(pause_s(loop.time() - since_s))
 
     async def _look(self) -> None:

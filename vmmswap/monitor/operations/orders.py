@@ -18,6 +18,7 @@ from vmmswap.monitor.operations.housekeeping import Housekeeping
 from vmmswap.monitor.operations.jobs import NOT_RECORDED, Jobs
 from vmmswap.monitor.operations.machine import Action, Machine
 from vmmswap.monitor.operations.report import starved, status_of
+from vmmswap.monitor.spoiled import spoiler_of
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import State, Status
@@ -150,10 +151,13 @@ class Orders:
         self._order_swap_in()
 
     def bring_back(self, why: VmmswapError, message_id: str = message_ids.LATE_MAPPER) -> None:
-        """Somebody spoils what is out for as long as any is: all in, and State is Failed with the reason."""
-        if str(self.jobs.spoiled) == str(why):
+        """Swap all in, because somebody spoils what is out; State is Failed with the reason. A second call
+        for the same spoiler does nothing.
+        """
+        spoiler = spoiler_of(why)
+        if why is self.jobs.spoiled or (spoiler and spoiler == spoiler_of(self.jobs.spoiled)):
             return
-        _log.error("%s: all memory is brought back now", why, extra=fields("", message_id))
+        _log.error("%s: all memory is swapped in now", why, extra=fields("", message_id))
         self._orders += 1
         self._order_swap_in()
         self.jobs.spoiled = why
