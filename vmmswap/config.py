@@ -58,36 +58,39 @@ class Config:
         "Mode",
         "auto, live, freeze",
         values.one_of("auto", "live", "freeze"),
-        "How a swap-out keeps the guest from changing what is being stored: live write-protects memory piece"
-        " by piece while the guest runs, freeze stops the VM's processes, auto is live where the kernel can.",
+        "How the guest is kept from changing memory while it is being stored. live: memory is"
+        " write-protected window by window while the guest runs. freeze: the VM's processes are stopped."
+        " auto: live where the kernel can, else freeze.",
         "auto",
     )
     max_passes: int = _key(
         "MaxPasses",
         "count from 1",
         values.count(1, 1000),
-        "How often a swap-out goes over guest memory for pages that were in use the time before.",
+        "How many times a swap-out walks over guest memory. Each further pass takes pages that were in use"
+        " before.",
         1,
     )
     until_resident_pages: int = _key(
         "UntilResidentPages",
         "pages",
         values.count(0, (1 << 48) - 1),
-        "Make no further pass once at most so many pages are resident.",
+        "Make no further pass once this many pages or fewer are resident.",
         0,
     )
     fault_threads: int = _key(
         "FaultThreads",
         "count",
         values.count(0, 4),
-        "Threads that serve page faults; 0 stands for one on each CPU, at most 4.",
+        "Threads that serve page faults. 0: one for each CPU, at most 4.",
         0,
     )
     spin_us: int = _key(
         "SpinUSec",
         "time span, in microseconds without a unit",
         values.span(1, 1_000_000),
-        "How long a fault thread looks for the next fault before it sleeps: CPU time for latency.",
+        "How long a fault thread polls for the next fault before it sleeps. This trades CPU time for"
+        " latency.",
         0,
     )
     workers: int = _key(
@@ -101,141 +104,143 @@ class Config:
         "FreezeTimeoutSec",
         "time span, in seconds without a unit",
         values.seconds,
-        "Give a freeze up if not all threads of the VM stand still within this time.",
+        "Abort a freeze unless all threads of the VM stop within this time.",
         10.0,
     )
     freeze_limit_s: float = _key(
         "FreezeLimitSec",
         "time span, in seconds without a unit",
         values.seconds,
-        "Let the VM run again once a freeze has lasted this long. What is not out by then stays resident,"
-        " State is Failed with that reason, and a further Enable takes the rest.",
+        "End a freeze after this time and let the VM run again. Pages that are not out by then stay"
+        " resident, and State is Failed. Call Enable again to take the rest.",
         60.0,
     )
     swap_directory: str = _key(
         "SwapDirectory",
         "absolute path",
         values.absolute_path,
-        "Where the swap file goes, unnamed, so that nothing is to be seen there. The file system must have"
-        " O_TMPFILE. --swap-dir comes before it. Default: the unit's state directory, /var/lib/vmmswap/NAME.",
+        "The directory of the swap file. The file has no name, so nothing shows in the directory. The file"
+        " system must support O_TMPFILE. The option --swap-dir overrides this key. Default: the unit's state"
+        " directory, /var/lib/vmmswap/NAME.",
         "",
     )
     disk_tier_max: str = _key(
         "DiskTierMax",
         "bytes, with K, M, G, T or %",
         values.size,
-        "How much of the disk what is out of one VM may occupy; a percentage is of the swap directory's file"
-        " system. When it is reached a swap-out fails with NoSpace, and the rest stays on RAM. Default: all"
-        " but what DiskKeepFree= leaves.",
+        "The most disk space that one VM's swapped-out memory may take. A percentage is of the swap"
+        " directory's file system. A swap-out that reaches the limit fails with NoSpace, and the rest stays"
+        " on RAM. Default: all but what DiskKeepFree= leaves.",
         "",
     )
     ram_tier_max: str = _key(
         "RamTierMax",
         "bytes, with K, M, G, T or %",
         values.size,
-        "How much RAM what is out of one VM may occupy, compressed; a percentage is of the VM's memory."
-        " What is more goes to disk, compressed and encrypted. 0: RAM only on the way to disk. With"
-        " DiskTierMax=0 all stays on RAM, and a swap-out that this limit stops leaves the rest as it is. A VM"
-        " that registers while the key is not set has its pages on disk as they are, and keeps to that. Not"
-        " used for VMs from a snapshot.",
+        "The most RAM that one VM's swapped-out memory may take, compressed. A percentage is of the VM's"
+        " memory. What exceeds it goes to disk, compressed and encrypted. 0: pages use RAM only on their way"
+        " to disk. With DiskTierMax=0 nothing goes to disk, and a swap-out that reaches this limit leaves"
+        " the rest as it is. If the key is not set when a VM registers, that VM's pages go to disk"
+        " uncompressed for as long as it lives. VMs from a snapshot do not use this key.",
         "",
     )
     ram_tier_age_s: float = _key(
         "RamTierAgeSec",
         "seconds",
         values.seconds,
-        "Pages that have been on RAM for so long, compressed, move to disk. Only with RamTierMax=.",
+        "Compressed pages move from RAM to disk after this time. Only with RamTierMax=.",
         600.0,
     )
     ram_tier_compression: str = _key(
         "RamTierCompression",
         "lz4, none",
         values.one_of("lz4", "none"),
-        "How pages are compressed on RAM and on disk. Only with RamTierMax=.",
+        "How pages are compressed, on RAM and on disk. Only with RamTierMax=.",
         "lz4",
     )
     encryption: str = _key(
         "Encryption",
         "yes, no",
         values.one_of("yes", "no"),
-        "Encrypt what goes to disk (AES-256-GCM), with a key that is made for each VM and is nowhere but in"
-        " memory. Only with RamTierMax=; a VM keeps what it registered with.",
+        "Encrypt what goes to disk (AES-256-GCM). Each VM has a key of its own, which exists only in"
+        " memory. Only with RamTierMax=. A VM keeps the setting that it registered with.",
         "yes",
     )
     disk_keep_free: str = _key(
         "DiskKeepFree",
         "bytes, with K, M, G, T or %",
         values.size,
-        "How much of the file systems of the swap directory and of page_fault.log stays free for others, as"
-        " DiskTierMax= gives sizes. Default: 5%, at most 4G.",
+        "How much of a file system stays free for others: that of the swap directory, and that of"
+        " page_fault.log. Sizes are given as for DiskTierMax=. Default: 5%, at most 4G.",
         "",
     )
     page_fault_log: str = _key(
         "PageFaultLog",
         "journal, file, both",
         values.one_of("journal", "file", "both"),
-        "Where page faults are logged to when logging is started. The default is the journal, or the file"
-        " page_fault.log in the log directory where the monitor was not started by systemd.",
+        "Where page faults are logged. Default: the journal; if systemd did not start the monitor, the file"
+        " page_fault.log in the log directory.",
         "",
     )
     pin_check: str = _key(
         "PinCheck",
         "auto, bpf, collapse, qmp, settle, off",
         values.one_of("auto", "bpf", "collapse", "qmp", "settle", "off"),
-        "How pages are recognised that a device or the kernel holds for I/O, and that must stay. auto takes"
-        " the first that works: bpf, collapse, qmp, the VMM's promise, and settle if PinSettleMSec= is set."
-        " qmp stops the VM until its I/O has ended, for VMMs that gave a QMP socket; not with Mode=freeze."
-        " settle only waits and hopes; off is for guests whose memory nothing can hold.",
+        "How to find pages that a device or the kernel holds for I/O; such pages must stay on RAM. auto"
+        " takes the first of these that works: bpf, collapse, qmp, the VMM's promise, and settle if"
+        " PinSettleMSec= is set. qmp pauses the VM until its I/O has ended; the VMM must have given a QMP"
+        " socket, and Mode=freeze excludes it. settle only waits and hopes. off is for guests whose memory"
+        " nothing can hold.",
         "auto",
     )
     pin_settle_ms: int = _key(
         "PinSettleMSec",
         "time span, in milliseconds without a unit",
         values.span(1000, 600_000),
-        "How long the check settle waits for I/O to end. With PinCheck=auto, 0 means never to rely on that.",
+        "How long the check settle waits for I/O to end. 0: PinCheck=auto never uses settle.",
         0,
     )
     handoff_timeout_s: float = _key(
         "HandoffTimeoutSec",
         "time span, in seconds without a unit",
         values.seconds,
-        "How long a VMM may take to send its message once it has connected, and to take the reply.",
+        "How long a VMM may take after it has connected to send its message, and then to take the reply.",
         10.0,
     )
     idle_exit_s: float = _key(
         "IdleExitSec",
         "time span, in seconds without a unit",
         values.seconds_or_never,
-        "End a monitor whose socket systemd holds, after so long without VM and connection. Whoever"
-        " connects starts it again. 0: never.",
+        "End a monitor that has had neither a VM nor a connection for this long, if systemd holds its"
+        " socket. The next connection starts it again. 0: never.",
         60.0,
     )
     owner: str = _key(
         "Owner",
         "user name or uid",
         values.user,
-        "Whose VM this is. Besides root, only this user may hand it over, prepare its socket or attach under"
-        " its name, and he may do with it what the polkit actions for a VM's own user allow. Without it the"
-        " name belongs to the user whom its socket was prepared for, or, where the administrator started the"
-        " socket, to the member of the group vmmswap who hands a VM over first.",
+        "The user whose VM this is. Only this user and root may hand the VM over, prepare its socket or"
+        " attach under its name. The polkit actions for a VM's own user apply to this user. If the key is"
+        " not set, the name belongs to the user for whom its socket was prepared. If the administrator"
+        " started the socket, it belongs to the first member of the group vmmswap who hands a VM over.",
         "",
     )
     max_vms_per_user: int = _key(
         "MaxVMsPerUser",
         "count",
         values.count(0, 100_000),
-        "How many sockets a user who is not root may have prepared, and VMs attached, at a time. Only what"
-        " stands in [Swap] counts.",
+        "How many sockets and attached VMs a user other than root may have at a time. Only the value in"
+        " [Swap] counts.",
         32,
     )
     snapshot_file: str = _key(
         "SnapshotFile",
         "absolute path",
         values.absolute_path,
-        "The memory file of the snapshot that a Firecracker VM is restored from. Only where it is set is"
-        " Firecracker's message accepted. Its contents go to root, to the user whom Owner= names and to the"
-        " user who owns the file, and to nobody else. The setting is read at each hand-off. Do not change the"
-        " file while a VM is served from it.",
+        "The memory file of the snapshot that a Firecracker VM is restored from. Firecracker's message is"
+        " refused unless this key is set. Only root, the user in Owner= and the user who owns the file may"
+        " read it this way. The key is read at each hand-off. Do not change the file while a VM is served"
+        " from it.",
         "",
     )
 

@@ -45,10 +45,10 @@ class Status(StoreStatus):
         "s",
         signalled=True,
         help=(
-            "`Ready`: all memory is where it belongs. `InProgress`: an operation runs. `Active`: memory "
-            "was swapped out, and what is out (SwapPages) is served on page faults; it stays Active when all "
-            "has come back, until Disable. `Failed`: the last operation failed, and Error says why; what is "
-            "out is served all the same, and Enable or Disable may be tried again."
+            "`Ready`: all memory is where it belongs. `InProgress`: an operation runs. `Active`: memory was"
+            " swapped out, and page faults bring back what is out (SwapPages); the VM stays Active until"
+            " Disable, even when all has come back. `Failed`: the last operation failed, and Error says why;"
+            " page faults are still served, and Enable or Disable may be tried again."
         ),
     )
     swap_time_ms: int = _key(
@@ -56,7 +56,7 @@ class Status(StoreStatus):
         "SwapTimeMs",
         unit="ms",
         engine="swap_time_ms",
-        help="How long the last swap-out or swap-in took, whichever came last.",
+        help="How long the last swap-out or swap-in took, whichever was later.",
     )
     resident_pages: int = _key(
         0,
@@ -65,9 +65,9 @@ class Status(StoreStatus):
         engine="resident_pages",
         title="Resident",
         help=(
-            "Pages of guest memory that are on RAM now, by the kernel's own count. Of a VM from "
-            "Firecracker's snapshot it is counted with what the VMM has taken for itself since: "
-            "[handoff.md](handoff.md#firecracker)."
+            "Pages of guest memory on RAM now, as the kernel counts them. For a VM from Firecracker's"
+            " snapshot this includes memory that the VMM has taken for itself since:"
+            " [handoff.md](handoff.md#firecracker)."
         ),
     )
     copied_pages: int = _key(
@@ -96,8 +96,8 @@ class Status(StoreStatus):
         engine="redundant_pages",
         title="Redundant faults",
         help=(
-            "Page faults on pages that were there already: two processes wanted the same one. "
-            "Restarts at each swap-out."
+            "Page faults on pages that were already there, because two processes wanted the same page."
+            " Restarts at each swap-out."
         ),
     )
     swap_pages: int = _key(
@@ -121,7 +121,7 @@ class Status(StoreStatus):
         since="0.2",
         title="PID",
         shown_if_set=True,
-        help="The VMM's process; 0 while no VMM is there.",
+        help="The VMM's process id; 0 while there is no VMM.",
     )
     owner_uid: int = _key(
         0,
@@ -129,8 +129,9 @@ class Status(StoreStatus):
         "u",
         title="Owner's uid",
         help=(
-            "Whose VM this is: `Owner=` of the configuration, or the user whom its socket was prepared "
-            "for, or else the one who handed it over. This user may change it."
+            "The uid of the user who owns this VM and may change it: the user in `Owner=` of the"
+            " configuration, else the user for whom its socket was prepared, else the user who handed it"
+            " over."
         ),
     )
     origin: str = _key(
@@ -141,8 +142,9 @@ class Status(StoreStatus):
         title="Origin",
         shown_if_set=True,
         help=(
-            "How the VM came here: `hand-off` (the VMM passed its memory over the socket), `attach` (taken "
-            "over while it ran) or `snapshot` (Firecracker's hand-off). Empty while no VMM is there."
+            "How the VM came here: `hand-off` (the VMM passed its memory over the socket), `attach`"
+            " (vmmswap took over a running VMM) or `snapshot` (Firecracker's hand-off). Empty while there is"
+            " no VMM."
         ),
     )
     operation: Operation = _key(
@@ -157,7 +159,7 @@ class Status(StoreStatus):
         "ProgressPages",
         unit="pages",
         engine="progress_pages",
-        help="Pages that the running operation has dealt with.",
+        help="Pages that the running operation has handled.",
     )
     total_pages: int = _key(
         0,
@@ -170,15 +172,15 @@ class Status(StoreStatus):
         4096,
         "PageSize",
         unit="bytes",
-        help="Bytes in a page, for all page counts here.",
+        help="Bytes in a page. All page counts here use it.",
     )
     pause_us: int = _key(
         0,
         "PauseUs",
         unit="us",
         help=(
-            "The longest time that the last swap-out held the guest stopped, for the drain of its "
-            "I/O by QMP too. Restarts at each swap-out."
+            "The longest time for which the last swap-out stopped the guest, to drain its I/O by QMP"
+            " included. Restarts at each swap-out."
         ),
     )
     fault_count: int = _key(
@@ -207,7 +209,7 @@ class Status(StoreStatus):
         "u",
         engine="processes",
         title="Processes",
-        help="Processes of the VM that map its memory and are tracked.",
+        help="Tracked processes of the VM that map its memory.",
     )
     restarts: int = _key(
         0,
@@ -215,14 +217,14 @@ class Status(StoreStatus):
         "u",
         kind=Kind.COUNTER,
         title="Monitor restarts",
-        help="How often the monitor was started again since the VM registered.",
+        help="How often the monitor has restarted since the VM registered.",
     )
     page_fault_logging: bool = _key(
         False,
         "PageFaultLogging",
         "b",
         title="Fault logging",
-        help="Whether page faults are logged.",
+        help="True while page faults are logged.",
     )
     error: str = _key(
         "",
@@ -230,15 +232,14 @@ class Status(StoreStatus):
         "s",
         title="Error",
         shown_if_set=True,
-        help="Why State is `Failed`, and what to do; else empty.",
+        help="Why State is `Failed`, and what to do; otherwise empty.",
     )
     mode: str = _key(
         "",
         "Mode",
         "s",
         help=(
-            "How the last swap-out was done: `live` beside the running guest, or `freeze` with "
-            "the guest stopped."
+            "How the last swap-out was done: `live` while the guest ran, or `freeze` with the guest stopped."
         ),
     )
     pin_check: str = _key(
@@ -248,8 +249,8 @@ class Status(StoreStatus):
         title="Pin check",
         shown_if_set=True,
         help=(
-            "By which of its means the last swap-out kept away from pages that somebody else holds: `bpf`, "
-            "`collapse`, `qmp`, `promise`, `settle` or `none`; [pins.md](pins.md) explains them."
+            "How the last swap-out found pages that somebody else holds: `bpf`, `collapse`, `qmp`,"
+            " `promise`, `settle` or `none`; [pins.md](pins.md) explains them."
         ),
     )
     pinned_pages: int = _key(
@@ -281,7 +282,7 @@ class Status(StoreStatus):
         since="0.2",
         title="Error name",
         shown_if_set=True,
-        help="The name of Error for programs, such as `org.vmmswap.Error.NoSpace`; empty if there is none.",
+        help="The D-Bus name of Error, such as `org.vmmswap.Error.NoSpace`; empty if there is no error.",
     )
     dropped_messages: int = _key(
         0,
@@ -290,7 +291,7 @@ class Status(StoreStatus):
         since="0.2",
         title="Log messages dropped",
         shown_if_set=True,
-        help="Messages of the log that were dropped, because nobody took them. Restarts with the monitor.",
+        help="Log messages that were dropped because nobody took them. Restarts with the monitor.",
     )
     version: str = _key(
         __version__,
@@ -299,8 +300,8 @@ class Status(StoreStatus):
         since="0.2",
         title="Monitor's version",
         help=(
-            "The version of vmmswap that the monitor runs. An upgrade does not change a running monitor: "
-            "`systemctl restart vmmswap@NAME.service` does, and leaves memory out."
+            "The version of vmmswap that the monitor runs. An upgrade does not change a running monitor;"
+            " `systemctl restart vmmswap@NAME.service` does, and leaves memory out."
         ),
     )
 

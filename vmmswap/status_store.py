@@ -17,7 +17,7 @@ class StoreStatus:
         0,
         "StoredBytes",
         unit="bytes",
-        help="What the store occupies, on RAM and disk.",
+        help="Space that the store takes, on RAM and disk.",
     )
     stored_ram_bytes: int = _key(
         0,
@@ -52,7 +52,7 @@ class StoreStatus:
         since="0.2",
         title="Stored as one word",
         shown_if_set=True,
-        help="Pages in the store that repeat one word of 8 bytes, and take no room. Only with RamTierMax=.",
+        help="Pages in the store that repeat one 8-byte word and take no space. Only with RamTierMax=.",
     )
     raw_pages: int = _key(
         0,
@@ -62,7 +62,7 @@ class StoreStatus:
         since="0.2",
         title="Stored uncompressed",
         shown_if_set=True,
-        help="Pages in the store's tiers that do not compress, and are kept as they are.",
+        help="Pages in the store's tiers that do not compress and are stored as they are.",
     )
     compressed_bytes: int = _key(
         0,
@@ -72,7 +72,7 @@ class StoreStatus:
         since="0.2",
         title="Compressed to",
         shown_if_set=True,
-        help="What all pages in the store's tiers take there, on RAM and disk, without slack.",
+        help="Space that the pages in the store's tiers take, on RAM and disk, without slack.",
     )
     limited_by: str = _key(
         "",
@@ -81,7 +81,10 @@ class StoreStatus:
         since="0.2",
         title="Limited by",
         shown_if_set=True,
-        help="What stopped a swap-out: `ram-tier`, `disk-tier`, `write-budget`, `no-space`, or nothing.",
+        help=(
+            "What stopped a swap-out: `ram-tier`, `disk-tier`, `write-budget` or `no-space`; empty if"
+            " nothing did."
+        ),
     )
     poisoned_pages: int = _key(
         0,
@@ -102,9 +105,9 @@ class StoreStatus:
         title="Kept",
         shown_if_set=True,
         help=(
-            "Pages that came back, are on RAM, and have not been written to since: the copy in "
-            "the store is still good, and they can leave again without being written to disk. Not "
-            "counted in SwapPages; their copies are part of StoredBytes."
+            "Pages that came back, are on RAM, and have not been written to since. Their copies in the"
+            " store are still good, so they can leave again without a write to disk. SwapPages does not"
+            " count them; StoredBytes includes their copies."
         ),
     )
     lost_pages: int = _key(
@@ -117,10 +120,10 @@ class StoreStatus:
         title="Lost",
         shown_if_set=True,
         help=(
-            "Pages whose place something other than the monitor filled while they were out: the guest reads "
-            "what that put there, zeros as a rule. One access can lose 512 pages: "
-            "[attach.md](attach.md#what-one-access-from-outside-costs). State is `Failed` from then on, "
-            "whatever is ordered, until the VM ends. Counts since the VM registered."
+            "Pages that were out when something other than the monitor filled their place. The guest reads"
+            " what was put there, zeros as a rule. One access can lose 512 pages:"
+            " [attach.md](attach.md#what-one-access-from-outside-costs). State is `Failed` from then until"
+            " the VM ends, whatever is ordered. Counts since the VM registered."
         ),
     )
     swap_file_system: str = _key(
@@ -131,7 +134,7 @@ class StoreStatus:
         title="Swap file on",
         shown_if_set=True,
         help=(
-            "The kind of file system that the swap file is on: `ext4`, `xfs`, ... On `tmpfs` nothing is "
-            "gained: what is stored there is on RAM, and counted in StoredRamBytes."
+            "The type of the file system that holds the swap file: `ext4`, `xfs`, ... On `tmpfs` no memory"
+            " is gained: what is stored there is on RAM, and StoredRamBytes counts it."
         ),
     )

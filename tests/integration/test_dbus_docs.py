@@ -69,9 +69,11 @@ def check(interface: Interface, live: Described) -> None:
             written(*item) for item in live.signals.items()
         ]
     if live.properties:
-        documented = {row[0]: (row[1], row[2]) for row in rows(section("### Properties", part))}
-        assert documented == {
-            name: (kind, "no" if notes else "yes") for name, (kind, _access, notes) in live.properties.items()
+        items = re.findall(
+            r"^- `(\w+)` \(`(\w+)`(, signalled)?, since ", section("### Properties", part), re.M
+        )
+        assert {name: (kind, bool(signalled)) for name, kind, signalled in items} == {
+            name: (kind, not notes) for name, (kind, _access, notes) in live.properties.items()
         }
 
 
