@@ -2,7 +2,8 @@
 """For tests: VMMSWAP_PYTHON_FAILPOINTS="STEP=ACTION[@SKIP][;...]" ends this process at a step, or the step.
 
 The engine's syntax (engine/src/base/failpoint.h), of which this is a part. ACTION: `kill`, an errno such as
-`EIO` (every time), or `once:EIO`. SKIP times the step passes first.
+`EIO` (every time), `once:EIO`, or `until:PATH`, which waits for that file to be there. SKIP times the step
+passes first.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
+from pathlib import Path
 
 VARIABLE = "VMMSWAP_PYTHON_FAILPOINTS"
 
@@ -29,6 +32,7 @@ STEPS = (
     "initialised",
 )
 DEVICE_STEP = "device"  # open in a VMM that may not open it itself
+_LOOK_AGAIN_S = 0.005
 _reached: dict[str, int] = {}
 
 
@@ -44,7 +48,11 @@ def _act(step: str, action: str, skip: str) -> None:
     _reached[step] = _reached.get(step, 0) + 1
     turn = _reached[step] - int(skip or 0)
     once, _, code = action.rpartition(":")
-    if turn < 1 or (once and turn > 1):
+    if turn < 1 or (once == "once" and turn > 1):
+        return
+    if once == "until":
+        while not Path(code).exists():
+            time.sleep(_LOOK_AGAIN_S)
         return
     if code == "kill":
         os.kill(os.getpid(), signal.SIGKILL)

@@ -208,6 +208,49 @@ def test_told_to_stop_memory_comes_back_and_the_stop_is_given_time(service, gues
     check_all_right(guest)
 
 
+@pytest.fixture
+def recovering(service, guest):  # noqa: ARG001 - it has handed its memory over
+    """A successor that has not taken over yet; it goes on once the path exists."""
+    service.monitor.enable()
+    service.monitor.kill()
+    go = service.directory / "go"
+    service.manager.forget_lines()
+    env = {"WATCHDOG_USEC": "300000", "VMMSWAP_PYTHON_FAILPOINTS": f"recovery.pages=until:{go}"}
+    service.start(wait=False, env=env)
+    service.manager.wait_lines("WATCHDOG=1", 3)  # its event loop runs
+    service.manager.wait_line("EXTEND_TIMEOUT_USEC=")
+    assert not any("READY=1" in line for line in service.manager.lines)
+    return go
+
+
+def test_told_to_stop_while_it_takes_over(service, guest, recovering):
+    """The stop waits until the VM is served, and brings all of its memory in."""
+    service.manager.forget_lines()
+    service.monitor.process.send_signal(signal.SIGTERM)
+    service.manager.wait_lines("EXTEND_TIMEOUT_USEC=", 2)
+    assert service.monitor.process.poll() is None
+    recovering.touch()
+    assert service.monitor.wait_exit() == 0
+    service.monitor.until(lambda: not service.manager.kept, "the store to be empty")
+    check_all_right(guest)
+
+
+def test_told_to_restart_while_it_takes_over(service, guest, recovering):
+    service.monitor.process.send_signal(signal.SIGUSR2)
+    recovering.touch()
+    assert service.monitor.wait_exit() == 75
+    status = service.start().status()
+    assert (status["State"], status["Restarts"]) == ("Active", 2)
+    check_all_right(guest)
+
+
+@pytest.mark.usefixtures("recovering")
+def test_killed_while_it_takes_over(service, guest):
+    monitor = service.kill_and_start()
+    assert (monitor.status()["State"], monitor.status()["Restarts"]) == ("Active", 1)
+    check_all_right(guest)
+
+
 def test_the_connection_goes_on_with_the_successor(service, guest):
     monitor = service.kill_and_start()
     guest.backend(1)

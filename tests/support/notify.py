@@ -90,10 +90,13 @@ class ServiceManager:
         assert ended, "nobody reads the notify socket any more"
 
     def wait_line(self, text: str, deadline_s: float = DEADLINE_S) -> None:
+        self.wait_lines(text, 1, deadline_s)
+
+    def wait_lines(self, text: str, count: int, deadline_s: float = DEADLINE_S) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: any(text in line for line in self.lines), deadline_s), (
-                f"waited in vain for {text!r} among {self.lines}"
-            )
+            assert self._changed.wait_for(
+                lambda: sum(text in line for line in self.lines) >= count, deadline_s
+            ), f"waited in vain for {text!r} among {self.lines}"
 
     def forget_lines(self) -> None:
         with self._changed:

@@ -2,6 +2,7 @@
 """vmmswap/failpoint.py: the steps of Python code that tests fail."""
 
 import errno
+import threading
 
 import pytest
 
@@ -38,3 +39,12 @@ def outcome(step):
 def test_a_step_fails_as_the_text_says(fresh, text, outcomes):
     fresh.setenv(VARIABLE, text)
     assert [outcome("step") for _ in outcomes] == outcomes
+
+
+def test_a_step_waits_for_a_file(fresh, tmp_path):
+    fresh.setenv(VARIABLE, f"step=until:{tmp_path / 'go'}")
+    waiting = threading.Thread(target=reach, args=["step"])
+    waiting.start()
+    assert waiting.is_alive()
+    (tmp_path / "go").touch()
+    waiting.join()

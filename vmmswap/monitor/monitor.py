@@ -20,6 +20,7 @@ from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.ownership import Ownership
+from vmmswap.monitor.postponed import Postponed
 from vmmswap.monitor.registration import Registration
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup
@@ -45,7 +46,8 @@ class Monitor:
         self._controller = Controller(setup.name, setup.settings, self._exit_without_vm)
         self._controller.subscribe(lambda _status: self._say_status())
         self._ownership = Ownership(setup.name, setup.config.owner, setup.listener)
-        self._registration = Registration(setup, self._ownership, self._store, self)
+        self._postponed = Postponed()
+        self._registration = Registration(setup, self._ownership, self._store, self, self._postponed)
         self._around = Surroundings(
             setup.settings,
             PageFaultLog(sink_kinds(setup.config.page_fault_log, journal=setup.journal), setup.log_dir),
@@ -87,14 +89,14 @@ class Monitor:
         )
         if not has_vm:
             self._oom_victim.first()
-        if self._setup.starts_on_demand and self._setup.config.idle_exit_s:
-            tasks.append(loop.create_task(self._exit_when_idle(server), name="idle exit"))
         if recovered:
-            await self._recover(server)
+            await self._take_over(server)
         elif self._setup.attach is not None:
             await self._registration.attach_to(
                 self._setup.attach, self._setup.attach_options, qmp=self._setup.attach_qmp
             )
+        if self._setup.starts_on_demand and self._setup.config.idle_exit_s:
+            tasks.append(loop.create_task(self._exit_when_idle(server), name="idle exit"))
         connection: Connection | None = None
         try:
             if self._closed.done() and not self._ended.done():
@@ -160,8 +162,20 @@ class Monitor:
             self._controller.changed()
         return self._closed
 
+    async def _take_over(self, server: HandoffServer) -> None:
+        """Serve what a predecessor left, however long that takes to read."""
+        starting = asyncio.get_running_loop().create_task(service.extend_time(), name="start")
+        try:
+            with self._postponed.until_served():
+                await self._recover(server)
+        finally:
+            starting.cancel()
+            service.ask_for_time()  # for the bus
+
     async def _recover(self, server: HandoffServer) -> None:
-        found = recovery.recover(self._setup.kept, self._store, self._setup.config, self._setup.swap_dir)
+        found = await recovery.recover(
+            self._setup.kept, self._store, self._setup.config, self._setup.swap_dir
+        )
         served = self.serve(found.vm, error=found.error)
         is_alive = await served.processes.is_vmm_alive()
         if self._controller.served is not served:
@@ -212,10 +226,10 @@ class Monitor:
 
     def _stop(self) -> None:
         """All in first: a stop never takes memory away from a guest."""
-        if self._registration.put_off(self._stop, is_first=True) or self._stopping is not None:
-            return
         service.ask_for_time()  # first of all: the limit may be short, and the loop busy
-        self._stopping = asyncio.get_running_loop().create_task(service.extend_stop(), name="stop")
+        if self._postponed.postpone(self._stop, is_first=True) or self._stopping is not None:
+            return
+        self._stopping = asyncio.get_running_loop().create_task(service.extend_time(), name="stop")
         if self.served is None:
             self._end(0)
             return
@@ -224,7 +238,7 @@ class Monitor:
         self.served.orders.release("the monitor was told to stop", must=True)
 
     def _restart(self) -> None:
-        if self._registration.put_off(self._restart, is_first=False):
+        if self._postponed.postpone(self._restart, is_first=False):
             return
         if not self._store.available:
             _log.warning(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -12,8 +13,9 @@ from pathlib import Path
 
 from vmmswap import message_ids
 from vmmswap.config import Config
-from vmmswap.engine import Engine, Job, Range, TierFds
+from vmmswap.engine import Engine, Job, Range, Recovered, TierFds
 from vmmswap.errors import InternalError, StorageFailedError, VmmswapError
+from vmmswap.failpoint import reach
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
 from vmmswap.linux import closing
@@ -32,6 +34,7 @@ from vmmswap.monitor.vm import Vm
 _log = logging.getLogger("vmmswap.recovery")
 
 _MAX_INTERRUPTED = 3
+_OF_THE_ENGINE = {fdstore.PAGE_MAP, fdstore.STORE, *fdstore.TIERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,17 @@ class Found:
     connection: socket.socket | None
     last_job: Job
     error: VmmswapError | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Orphan:
+    """A child whose FORK event was the last thing that the predecessor read. name: in the fd store, for now.
+    parent: None if it is none of the VM's.
+    """
+
+    name: str
+    uffd: int
+    parent: ProcessRecord | None
 
 
 def is_needed(kept: dict[str, int]) -> bool:
@@ -62,14 +76,52 @@ def peek(kept: dict[str, int]) -> Manifest:
     return ManifestFile(kept[fdstore.MANIFEST]).read()
 
 
-def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path) -> Found:
+async def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path) -> Found:
     """Serve the VM again. Raises VmmswapError with nothing lost: the fds stay in the store.
 
-    kept: fds by name, ours from here on; those of no use are closed, and taken out of the store.
+    kept: fds by name, ours from here on; those of no use are closed, and taken out of the store. What takes
+    the longer the larger the VM is, or can wait for its processes or the disk, is done on threads.
     """
     for name, fd in kept.items():
         store.adopt(name, fd)
     saved = keeper.take_orphans(kept)
+    vm, children = await asyncio.to_thread(_rebuild, kept, saved, store, config, swap_dir)
+    for orphan in children:
+        if orphan.parent is None:
+            kept[orphan.name] = orphan.uffd  # of no use
+        else:
+            _enter(vm, orphan, orphan.parent)
+    found = await asyncio.to_thread(_serve, vm.engine, kept)
+    interrupted = vm.manifest.interrupted + 1 if found.last_job is not Job.NONE else 0
+    vm.change(restarts=vm.manifest.restarts + 1, interrupted=interrupted, config=config.to_json())
+    connection = _connection(kept)
+    _drop_rest(vm, kept)
+    vm.drop_unused_memfds()
+    job = found.last_job.name.lower().replace("_", "-")
+    _log.warning(
+        "taken over from a monitor that ended: %d pages are out, %d processes, %s was under way",
+        found.out_pages,
+        len(vm.processes),
+        "nothing" if found.last_job is Job.NONE else f"a {job}",
+        extra=fields(
+            "", message_ids.MONITOR_RESTARTED, out_pages=found.out_pages, restarts=vm.manifest.restarts
+        ),
+    )
+    error = None
+    if interrupted >= _MAX_INTERRUPTED:
+        error = InternalError(
+            f"{interrupted} monitors in a row died in a {job}: what is out is served, and nothing else is"
+            " tried; see the journal, then call Enable or Disable"
+        )
+    return Found(vm, connection, found.last_job, error)
+
+
+def _rebuild(
+    kept: dict[str, int], saved: dict[str, int], store: FdStore, config: Config, swap_dir: Path
+) -> tuple[Vm, list[_Orphan]]:
+    """The VM with its memory and its processes, and the children that are still to be entered. Leaves the fd
+    store alone, which is the event loop's.
+    """
     file = ManifestFile(kept[fdstore.MANIFEST])
     manifest = file.read()
     vmm_key = manifest.vmm_key
@@ -98,32 +150,17 @@ def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path
     mapped = _mapped_now(vm)
     for record in manifest.processes:
         _add_process(vm, record, kept, mapped)
-    for name, uffd in saved.items():
-        _add_orphan(vm, name, uffd)
+    return vm, [_orphan(vm, name, uffd) for name, uffd in saved.items()]
+
+
+def _serve(engine: Engine, kept: dict[str, int]) -> Recovered:
+    """Take the pages over, and serve page faults from here on."""
+    reach("recovery.pages")
     found = engine.recover()
     engine.start()
-    interrupted = manifest.interrupted + 1 if found.last_job is not Job.NONE else 0
-    vm.change(restarts=manifest.restarts + 1, interrupted=interrupted, config=config.to_json())
-    vm.drop_unused_memfds()
-    connection = _connection(kept)
-    _drop_rest(vm, kept)
-    job = found.last_job.name.lower().replace("_", "-")
-    _log.warning(
-        "taken over from a monitor that ended: %d pages are out, %d processes, %s was under way",
-        found.out_pages,
-        len(vm.processes),
-        "nothing" if found.last_job is Job.NONE else f"a {job}",
-        extra=fields(
-            "", message_ids.MONITOR_RESTARTED, out_pages=found.out_pages, restarts=vm.manifest.restarts
-        ),
-    )
-    error = None
-    if interrupted >= _MAX_INTERRUPTED:
-        error = InternalError(
-            f"{interrupted} monitors in a row died in a {job}: what is out is served, and nothing else is"
-            " tried; see the journal, then call Enable or Disable"
-        )
-    return Found(vm, connection, found.last_job, error)
+    for name in _OF_THE_ENGINE & kept.keys():
+        os.close(kept.pop(name))  # the engine has its own; close() may wait for the disk
+    return found
 
 
 def memory_of(vm: Vm) -> Memory:
@@ -220,21 +257,22 @@ def _is_in_a_region(vm: Vm, page_idx: int) -> bool:
     return any(0 <= page_idx - item.page_idx < item.pages for item in vm.manifest.regions)
 
 
-def _add_orphan(vm: Vm, name: str, uffd: int) -> None:
-    """A child whose FORK event was the last thing that the predecessor read. systemd stores no file twice, so
-    the old name goes first; until the new one is there, our keeper has it.
-    """
-    vm.store.remove(name)
+def _orphan(vm: Vm, name: str, uffd: int) -> _Orphan:
     known = {item.key: item for item in vm.manifest.processes}
     known |= {item.key: item.record for item in vm.processes.values()}
     parent = orphans.parent_of(uffd, known.values(), vmm_registers=vm.backing.vmm_registers)
-    if parent is None:
-        os.close(uffd)
-        return
+    return _Orphan(name, uffd, parent)
+
+
+def _enter(vm: Vm, orphan: _Orphan, parent: ProcessRecord) -> None:
+    """systemd stores no file twice, so the old name goes first; until the new one is there, our keeper has
+    it.
+    """
+    vm.store.remove(orphan.name)
     _log.warning(
         "a child that process %s forked when the monitor died is served", parent.pid or "(of unknown pid)"
     )
-    vm.add_orphan(uffd, parent)
+    vm.add_orphan(orphan.uffd, parent)
 
 
 def _connection(kept: dict[str, int]) -> socket.socket | None:
@@ -243,16 +281,19 @@ def _connection(kept: dict[str, int]) -> socket.socket | None:
 
 
 def _drop_rest(vm: Vm, kept: dict[str, int]) -> None:
-    """Close what the engine has dup'ed and what belongs to nothing: processes and memfds that were on their
-    way out.
+    """Close what belongs to nothing: processes and memfds that were on their way out. On a thread: with the
+    last fd of a userfaultfd the kernel unregisters its memory, and waits for the process.
     """
-    used = {fdstore.memfd_name(number) for number in vm.memfds}
+    used = {fdstore.memfd_name(number) for number in vm.memfds} | {fdstore.MANIFEST, fdstore.CONNECTION}
     for process in vm.processes.values():
         used |= {fdstore.uffd_name(process.key), fdstore.pidfd_name(process.key)}
-    for name, fd in kept.items():
-        if name in (fdstore.PAGE_MAP, fdstore.STORE, *fdstore.TIERS):
+    rest = kept.keys() - used
+    for name in rest:
+        vm.store.remove(name)
+    asyncio.get_running_loop().run_in_executor(None, _close_all, [kept[name] for name in rest])
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
             os.close(fd)
-        elif name not in used and name not in (fdstore.MANIFEST, fdstore.CONNECTION):
-            with contextlib.suppress(OSError):
-                closing.close(fd)
-            vm.store.remove(name)

@@ -33,6 +33,7 @@ from vmmswap.monitor.mappers import attached, coverage
 from vmmswap.monitor.new_vm import NewProcess, NewVm
 from vmmswap.monitor.on_thread import made_on_thread
 from vmmswap.monitor.ownership import Ownership
+from vmmswap.monitor.postponed import Postponed
 from vmmswap.monitor.qmp import Qmp
 from vmmswap.monitor.register import create_engine, register
 from vmmswap.monitor.served import ServedVm
@@ -63,14 +64,15 @@ class Place(Protocol):
 class Registration:
     """A HandoffHandler."""
 
-    def __init__(self, setup: Setup, ownership: Ownership, store: FdStore, place: Place) -> None:
+    def __init__(
+        self, setup: Setup, ownership: Ownership, store: FdStore, place: Place, postponed: Postponed
+    ) -> None:
         self.name = setup.name
         self._setup = setup
         self._ownership = ownership
         self._store = store
         self._place = place
-        self._is_keeping = False  # a message that is sent only once, while its VM registers
-        self._put_off: Callable[[], None] | None = None  # until that has registered
+        self._postponed = postponed
 
     def occupant(self) -> str:
         served = self._place.served
@@ -153,31 +155,18 @@ class Registration:
     @contextlib.asynccontextmanager
     async def keeping(self, frame: Frame) -> AsyncIterator[None]:
         """If cancelled we are ending: the message is left to a successor."""
-        self._is_keeping = True
-        pending.keep(frame, self._store)
-        try:
-            await self._store.try_barrier()
-            yield
-        except asyncio.CancelledError:
-            raise
-        except BaseException:
-            pending.drop(self._store, has_vm=False)
-            raise
-        else:
-            pending.drop(self._store, has_vm=self._place.served is not None)
-        finally:
-            self._is_keeping = False
-            put_off, self._put_off = self._put_off, None
-            if put_off is not None:
-                put_off()
-
-    def put_off(self, action: Callable[[], None], *, is_first: bool) -> bool:
-        """True if a kept message's VM registers right now: then the action is done when that has ended.
-        is_first: instead of one that was put off before; else that one stands.
-        """
-        if self._is_keeping and (is_first or self._put_off is None):
-            self._put_off = action
-        return self._is_keeping
+        with self._postponed.until_served():
+            pending.keep(frame, self._store)
+            try:
+                await self._store.try_barrier()
+                yield
+            except asyncio.CancelledError:
+                raise
+            except BaseException:
+                pending.drop(self._store, has_vm=False)
+                raise
+            else:
+                pending.drop(self._store, has_vm=self._place.served is not None)
 
     async def register_kept(self, kept: dict[str, int]) -> None:
         """Of what a predecessor left that died while a VM registered, only a kept message is of use."""

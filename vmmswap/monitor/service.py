@@ -40,11 +40,11 @@ def status(text: str) -> None:
 
 
 def ask_for_time() -> None:
-    """A stop may take as long as memory is out."""
+    """A stop may take as long as memory is out; a start, as long as there is a large page map to read."""
     notify(f"EXTEND_TIMEOUT_USEC={round(_EXTEND_S * 1e6)}", latest="EXTEND")
 
 
-async def extend_stop() -> None:
+async def extend_time() -> None:
     """For ever."""
     while True:
         ask_for_time()
