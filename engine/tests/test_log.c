@@ -5,6 +5,7 @@
 #include "store/compact.h"
 #include "store/log.h"
 #include "store/move.h"
+#include "store/page_read.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -187,6 +188,43 @@ TEST(pages_come_back_from_disk)
 	check_many(log, MIXED, 1, N, slots);
 	drop(log, slots, N);
 	CHECK_EQ(account(log).disk_bytes, 0);
+	log_destroy(log);
+}
+
+/* As a caller does that reads by itself. True if it had to read. */
+static bool is_read_apart(struct log *log, uint64_t slot_idx, uint64_t seed)
+{
+	static _Alignas(4096) char bytes[PAGE_READ_BYTES_MAX], page[PAGE_BYTES], wanted[PAGE_BYTES];
+	struct page_read read;
+	int begun = log_begin_read(log, slot_idx, page, &read);
+
+	make_page(wanted, MIXED, seed);
+	CHECK(begun == 0 || begun == 1);
+	if (begun == 1) {
+		CHECK(read.size_bytes <= PAGE_READ_BYTES_MAX);
+		CHECK_EQ(pread(read.fd, bytes, read.size_bytes, (off_t)read.offset_bytes), read.size_bytes);
+		CHECK_EQ(log_end_read(log, &read, -EIO, bytes, page), -EIO);
+		CHECK_OK(log_end_read(log, &read, 0, bytes, page));
+	}
+	CHECK(memcmp(page, wanted, PAGE_BYTES) == 0);
+	memset(bytes, 0x5a, sizeof bytes);
+	if (begun == 1)
+		CHECK_EQ(log_end_read(log, &read, 0, bytes, page), -EBADMSG);
+	return begun == 1;
+}
+
+TEST(a_read_is_begun_and_ended_apart)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[N];
+
+	put(log, MIXED, 1, N, slots);
+	for (size_t i = 0; i < N; i++)
+		CHECK(!is_read_apart(log, slots[i], 1 + i));
+	move_all(log);
+	for (size_t i = 0; i < N; i++)
+		CHECK_EQ(is_read_apart(log, slots[i], 1 + i), (1 + i) % 3 != FILL);
 	log_destroy(log);
 }
 

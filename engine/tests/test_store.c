@@ -2,6 +2,7 @@
 #include "base/failpoint.h"
 #include "base/units.h"
 #include "harness.h"
+#include "store/page_read.h"
 #include "store/store.h"
 
 #include <fcntl.h>
@@ -356,6 +357,52 @@ TEST(read_errors_and_short_reads)
 	check_get(store, 2, 1, a);
 	CHECK_EQ(store_get(store, &beyond, 1, page), -EIO);
 	store_destroy(store);
+}
+
+/* As a caller does that reads by itself. */
+static void *read_apart(struct store *store, uint64_t slot_idx, char *bytes, char *room, int result)
+{
+	struct page_read read;
+	void *page = room;
+	int rc = store_begin_read(store, slot_idx, room, &read);
+
+	CHECK(rc == 0 || rc == 1);
+	if (rc == 1) {
+		CHECK(read.size_bytes <= PAGE_READ_BYTES_MAX);
+		CHECK_EQ(pread(read.fd, bytes, read.size_bytes, (off_t)read.offset_bytes), read.size_bytes);
+		CHECK_EQ(store_end_read(store, &read, result, bytes, room, &page), result);
+	}
+	return page;
+}
+
+static void check_read_apart(const char *dir, int begun)
+{
+	struct store *store = open_store(dir);
+	char *buffers = test_pages(PAGE_READ_BYTES_MAX / PAGE_BYTES + 1),
+	     *room = buffers + PAGE_READ_BYTES_MAX;
+	struct page_read read;
+	uint64_t a[N];
+
+	put(store, N, 1, a);
+	CHECK_EQ(store_begin_read(store, a[2], room, &read), begun);
+	for (size_t i = 0; i < N; i++)
+		CHECK(test_page_is(read_apart(store, a[i], buffers, room, 0), 1 + i));
+	if (begun)
+		read_apart(store, a[0], buffers, room, -EIO);
+	CHECK_OK(failpoint_arm("store.read.corrupt=once:EIO"));
+	CHECK(!test_page_is(read_apart(store, a[0], buffers, room, 0), 1));
+	store_destroy(store);
+}
+
+TEST(a_read_is_begun_and_ended_apart)
+{
+	check_read_apart(test_dir(), 1);
+}
+
+TEST(a_read_of_tmpfs_ends_where_it_begins)
+{
+	mount_tmpfs("size=64m");
+	check_read_apart(test_dir(), 0);
 }
 
 TEST(trim_punches_whole_extents_only)

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "store/page_read.h"
 #include "store/swap_file.h"
 
 struct disk_tier {
@@ -198,6 +199,18 @@ int disk_tier_read(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_b
 		   uint64_t size_bytes)
 {
 	return swap_file_read(&disk->file, bytes, size_bytes, place_idx * SEGMENT_BYTES + offset_bytes);
+}
+
+void disk_tier_locate(const struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes,
+		      struct page_read *read)
+{
+	read->fd = disk->file.fd;
+	read->offset_bytes = place_idx * SEGMENT_BYTES + offset_bytes;
+}
+
+void disk_tier_was_read(const struct disk_tier *disk, const struct page_read *read)
+{
+	swap_file_was_read(&disk->file, read->size_bytes, read->offset_bytes);
 }
 
 int disk_tier_refuse(const struct disk_tier *disk, int rc, struct error *err)

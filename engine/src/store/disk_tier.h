@@ -19,6 +19,7 @@
 #define DISK_BLOCK_BYTES ((uint64_t)4096)
 
 struct disk_tier;
+struct page_read;
 
 /* Create a file without a name in dir. On error -errno, with what to do. */
 int disk_tier_create(const char *dir, struct disk_tier **out, struct error *err);
@@ -52,6 +53,11 @@ int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *byte
  * -EIO. */
 int disk_tier_read(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, void *bytes,
 		   uint64_t size_bytes);
+
+/* For a caller that reads by itself: where offset_bytes of the place is in the file; and that it was read. */
+void disk_tier_locate(const struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes,
+		      struct page_read *read);
+void disk_tier_was_read(const struct disk_tier *disk, const struct page_read *read);
 
 /* Describes in *err why a write failed. Returns rc. */
 int disk_tier_refuse(const struct disk_tier *disk, int rc, struct error *err);

@@ -42,6 +42,8 @@ struct log_config {
 	uint32_t ram_age_s; /* pages that are older move to disk; 0: never */
 };
 
+struct page_read;
+
 struct page_to_put {
 	const void *page;
 	uint64_t owner;	   /* for log_compact(); below 2^40 */
@@ -94,6 +96,10 @@ size_t log_put(struct log *log, size_t writer_idx, struct page_to_put *pages, si
  * old bytes or another page's bytes: the caller must notice this and discard the result. Takes no locks, and
  * makes no system call for a page in RAM. */
 int log_get(struct log *log, uint64_t slot_idx, void *page);
+
+/* The same, begun and ended apart: as store_begin_read() and store_end_read(), with the page in *page. */
+int log_begin_read(struct log *log, uint64_t slot_idx, void *page, struct page_read *read);
+int log_end_read(struct log *log, const struct page_read *read, int result, const void *bytes, void *page);
 
 /* Read n pages into buf; rc[i] is the result for page i. Reads from disk are sorted, and reads that lie near
  * each other are merged. */

@@ -6,6 +6,7 @@
 
 #include "base/units.h"
 #include "store/log.h"
+#include "store/page_read.h"
 #include "store/record.h"
 
 /* Reads from disk no further apart than this are merged. */
@@ -126,6 +127,35 @@ int log_get(struct log *log, uint64_t slot_idx, void *page)
 	int rc = get_from_memory(log, 0, slot_idx, page, &at);
 
 	return rc == 1 ? read_from_disk(log, &at, page) : rc;
+}
+
+int log_begin_read(struct log *log, uint64_t slot_idx, void *page, struct page_read *read)
+{
+	struct on_disk at;
+	int rc = get_from_memory(log, 0, slot_idx, page, &at);
+
+	if (rc != 1)
+		return rc;
+	if (!log->disk)
+		return -EIO;
+	*read = (struct page_read){
+		.slot_idx = slot_idx,
+		.size_bytes = at.end_bytes - at.from_bytes,
+		.record_bytes = at.size_bytes,
+	};
+	disk_tier_locate(log->disk, at.place_idx, at.from_bytes, read);
+	return 1;
+}
+
+int log_end_read(struct log *log, const struct page_read *read, int result, const void *bytes, void *page)
+{
+	uint32_t segment_idx = slot_segment(read->slot_idx), granule = slot_granule(read->slot_idx);
+	uint64_t in_block_bytes = ((uint64_t)granule << GRANULE_SHIFT) & (DISK_BLOCK_BYTES - 1);
+
+	disk_tier_was_read(log->disk, read);
+	return result ? result :
+			open_record(log, atomic_load(&log->segments.entries[segment_idx].serial), granule,
+				    (const char *)bytes + in_block_bytes, read->record_bytes, page);
 }
 
 static int by_place(const void *left, const void *right)

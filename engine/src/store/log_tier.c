@@ -89,6 +89,18 @@ static int get(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf)
 	return rc;
 }
 
+static int begin_read(struct tier *tier, uint64_t slot_idx, void *page, struct page_read *read)
+{
+	return log_begin_read(log_of_tier(tier), slot_idx, page, read);
+}
+
+static int end_read(struct tier *tier, const struct page_read *read, int result, char *bytes, char *room,
+		    char **page)
+{
+	*page = room;
+	return log_end_read(log_of_tier(tier), read, result, bytes, room);
+}
+
 static void drop(struct tier *tier, const uint64_t *slot_idx, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
@@ -134,6 +146,8 @@ static const struct tier_ops ops = {
 	.ready = ready,
 	.put = put,
 	.get = get,
+	.begin_read = begin_read,
+	.end_read = end_read,
 	.drop = drop,
 	.trim_step = trim_step,
 	.account = account,

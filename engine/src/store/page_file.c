@@ -15,6 +15,7 @@
 #include "base/failpoint.h"
 #include "base/held.h"
 #include "base/units.h"
+#include "store/page_read.h"
 #include "store/read_file.h"
 #include "store/slots.h"
 #include "store/swap_file.h"
@@ -234,6 +235,29 @@ static int get(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf)
 	return rc;
 }
 
+/* On tmpfs, a read is a copy. */
+static int begin_read(struct tier *tier, uint64_t slot_idx, void *page, struct page_read *read)
+{
+	struct page_file *store = of(tier);
+
+	if (store->file.mode == FILE_MEMORY)
+		return get(tier, &slot_idx, 1, page);
+	*read = (struct page_read){ .slot_idx = slot_idx,
+				    .fd = store->file.fd,
+				    .offset_bytes = bytes_of_pages(slot_idx),
+				    .size_bytes = PAGE_BYTES };
+	return 1;
+}
+
+static int end_read(struct tier *tier, const struct page_read *read, int result, char *bytes, char *room,
+		    char **page)
+{
+	(void)room;
+	swap_file_was_read(&of(tier)->file, read->size_bytes, read->offset_bytes);
+	*page = bytes;
+	return result;
+}
+
 #define CUT_EXTENTS 32 /* 64 MiB: some 50 ms on a disk with discard */
 
 /* Cut the file once all is punched; if it cannot be punched, cut parts from its end. This also releases the
@@ -317,6 +341,8 @@ static const struct tier_ops ops = {
 	.ready = ready,
 	.put = put,
 	.get = get,
+	.begin_read = begin_read,
+	.end_read = end_read,
 	.drop = drop,
 	.trim_step = trim_step,
 	.account = account,

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/failpoint.h"
@@ -30,4 +31,14 @@ int read_file(int fd, char *bytes, uint64_t size_bytes, uint64_t offset_bytes)
 		done += (uint64_t)got & PAGE_MASK;
 	}
 	return 0;
+}
+
+int read_file_cached(int fd, char *page, uint64_t offset_bytes)
+{
+	struct iovec iov = { .iov_base = page, .iov_len = PAGE_BYTES };
+	int rc = FAILPOINT("store.read");
+
+	if (rc && rc != -EINTR)
+		return rc;
+	return preadv2(fd, &iov, 1, (off_t)offset_bytes, RWF_NOWAIT) == (ssize_t)PAGE_BYTES ? 0 : -EAGAIN;
 }

@@ -9,6 +9,9 @@
 /* Read all size_bytes: 0 or -errno; a short read is -EIO. Sizes and offsets are multiples of a page. */
 int read_file(int fd, char *bytes, uint64_t size_bytes, uint64_t offset_bytes);
 
+/* Read a page if the page cache has it: 0. -EAGAIN: it does not, or the file cannot tell. Other errors as above. */
+int read_file_cached(int fd, char *page, uint64_t offset_bytes);
+
 /* How many of the n slots, from the first on, are consecutive. */
 static inline size_t slot_run_length(const uint64_t *slot_idx, size_t n)
 {

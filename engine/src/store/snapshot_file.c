@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/units.h"
+#include "store/page_read.h"
 #include "store/read_file.h"
 
 struct snapshot_file {
@@ -80,6 +81,28 @@ static int get(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf)
 	return !rc && is_changed(file) ? -EBADMSG : rc;
 }
 
+static int begin_read(struct tier *tier, uint64_t slot_idx, void *page, struct page_read *read)
+{
+	struct snapshot_file *file = of(tier);
+	int rc = read_file_cached(file->fd, page, bytes_of_pages(slot_idx));
+
+	if (rc != -EAGAIN)
+		return !rc && is_changed(file) ? -EBADMSG : rc;
+	*read = (struct page_read){ .slot_idx = slot_idx,
+				    .fd = file->fd,
+				    .offset_bytes = bytes_of_pages(slot_idx),
+				    .size_bytes = PAGE_BYTES };
+	return 1;
+}
+
+static int end_read(struct tier *tier, const struct page_read *read, int result, char *bytes, char *room,
+		    char **page)
+{
+	(void)read, (void)room;
+	*page = bytes;
+	return !result && is_changed(of(tier)) ? -EBADMSG : result;
+}
+
 static void drop(struct tier *tier, const uint64_t *slot_idx, size_t n)
 {
 	(void)tier, (void)slot_idx, (void)n;
@@ -115,6 +138,8 @@ static const struct tier_ops ops = {
 	.ready = ready,
 	.put = put,
 	.get = get,
+	.begin_read = begin_read,
+	.end_read = end_read,
 	.drop = drop,
 	.trim_step = trim_step,
 	.account = account,

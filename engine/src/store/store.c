@@ -13,6 +13,7 @@
 #include "store/log_tier.h"
 #include "store/move.h"
 #include "store/page_file.h"
+#include "store/page_read.h"
 #include "store/slot_name.h"
 #include "store/snapshot_file.h"
 
@@ -169,6 +170,13 @@ int store_put(struct store *store, const void *pages, const uint64_t *owner_idx,
 	return n ? tier->ops->put(tier, pages, owner_idx, n, slot_idx, err) : 0;
 }
 
+static int corrupt(int rc, char *page)
+{
+	if (!rc && FAILPOINT("store.read.corrupt"))
+		page[0] ^= 1;
+	return rc;
+}
+
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf)
 {
 	char *pages = buf;
@@ -182,9 +190,25 @@ int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf
 		run_rc = tier ? tier->ops->get(tier, slot_idx + i, run, pages + bytes_of_pages(i)) : -EIO;
 		rc = rc ? rc : run_rc;
 	}
-	if (!rc && n && FAILPOINT("store.read.corrupt"))
-		pages[0] ^= 1;
-	return rc;
+	return n ? corrupt(rc, pages) : rc;
+}
+
+int store_begin_read(struct store *store, uint64_t slot_idx, void *page, struct page_read *read)
+{
+	struct tier *tier = tier_of(store, slot_idx);
+
+	return tier ? corrupt(tier->ops->begin_read(tier, slot_idx, page, read), page) : -EIO;
+}
+
+int store_end_read(struct store *store, const struct page_read *read, int result, void *bytes, void *room,
+		   void **page)
+{
+	struct tier *tier = tier_of(store, read->slot_idx);
+	char *found = bytes;
+	int rc = tier->ops->end_read(tier, read, result, bytes, room, &found);
+
+	*page = found;
+	return corrupt(rc, found);
 }
 
 bool store_next_data(struct store *store, uint64_t slot_idx, uint64_t *start_idx, uint64_t *end_idx)

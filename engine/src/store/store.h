@@ -29,6 +29,7 @@
  * of pages. */
 #define STORE_SLOTS_MAX ((uint64_t)UINT32_MAX)
 
+struct page_read;
 struct store;
 
 /* What stopped a put, or will stop the next one. */
@@ -123,6 +124,17 @@ int store_put(struct store *store, const void *pages, const uint64_t *owner_idx,
 /* Read n slots into buf (page aligned, n pages), slot_idx[i] into page i; one read for each run of
  * consecutive slots. 0 or -errno; a short read is -EIO. On error the contents of buf are undefined. */
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf);
+
+/* Begin to read one slot (page_read.h). 0: no device was needed, and the page is in *page. 1: read read->size_bytes
+ * at read->offset_bytes of read->fd, then call store_end_read(). -errno. It waits for no device: what is in RAM, or
+ * in a file on tmpfs, it reads itself. page: page aligned. */
+int store_begin_read(struct store *store, uint64_t slot_idx, void *page, struct page_read *read);
+
+/* End a read that store_begin_read() began. result: 0 if all of it was read, else -errno. bytes: what was read, page
+ * aligned; room: one page, page aligned, that does not overlap it. *page: the page, in one of the two. 0 or -errno;
+ * what is said above of a get that races with the drop of its slot is true until here. */
+int store_end_read(struct store *store, const struct page_read *read, int result, void *bytes, void *room,
+		   void **page);
 
 /* True if many pages may share the slot: it stands for one word that fills a page. */
 bool store_slot_is_shared(uint64_t slot_idx);

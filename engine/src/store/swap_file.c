@@ -177,7 +177,7 @@ static int write_all(struct swap_file *file, const char *bytes, uint64_t size_by
 	return 0;
 }
 
-static void drop_from_cache(struct swap_file *file, uint64_t size_bytes, uint64_t offset_bytes)
+static void drop_from_cache(const struct swap_file *file, uint64_t size_bytes, uint64_t offset_bytes)
 {
 	posix_fadvise(file->fd, (off_t)offset_bytes, (off_t)size_bytes, POSIX_FADV_DONTNEED);
 }
@@ -210,9 +210,14 @@ int swap_file_read(struct swap_file *file, void *bytes, uint64_t size_bytes, uin
 {
 	int rc = read_file(file->fd, bytes, size_bytes, offset_bytes);
 
+	swap_file_was_read(file, size_bytes, offset_bytes);
+	return rc;
+}
+
+void swap_file_was_read(const struct swap_file *file, uint64_t size_bytes, uint64_t offset_bytes)
+{
 	if (file->mode == FILE_CACHED)
 		drop_from_cache(file, size_bytes, offset_bytes);
-	return rc;
 }
 
 int swap_file_refuse(const struct swap_file *file, uint64_t size_bytes, int rc, struct error *err)

@@ -41,6 +41,9 @@ int swap_file_write(struct swap_file *file, const void *bytes, uint64_t size_byt
 /* A short read is -EIO. On error the contents of bytes are undefined. */
 int swap_file_read(struct swap_file *file, void *bytes, uint64_t size_bytes, uint64_t offset_bytes);
 
+/* What swap_file_read() does after it has read, for a caller that read by itself. */
+void swap_file_was_read(const struct swap_file *file, uint64_t size_bytes, uint64_t offset_bytes);
+
 /* Describes in *err why a write of size_bytes failed. Returns rc. */
 int swap_file_refuse(const struct swap_file *file, uint64_t size_bytes, int rc, struct error *err);
 

@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 
+struct page_read;
 struct store_account;
 struct tier;
 
@@ -27,6 +28,10 @@ struct tier_ops {
 	int (*put)(struct tier *tier, const void *pages, const uint64_t *owner_idx, size_t n,
 		   uint64_t *slot_idx, struct error *err);
 	int (*get)(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf);
+	int (*begin_read)(struct tier *tier, uint64_t slot_idx, void *page, struct page_read *read);
+	/* Called for each read that was begun, whatever became of it: 0, or -errno. */
+	int (*end_read)(struct tier *tier, const struct page_read *read, int result, char *bytes, char *room,
+			char **page);
 	void (*drop)(struct tier *tier, const uint64_t *slot_idx, size_t n);
 	bool (*trim_step)(struct tier *tier);
 	void (*account)(struct tier *tier, struct store_account *out); /* adds to it */
