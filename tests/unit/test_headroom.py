@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Iterable
+
 import pytest
 
 from vmmswap.monitor.operations import headroom
@@ -43,3 +47,50 @@ def test_nothing_is_granted_where_there_is_no_room(monkeypatch: pytest.MonkeyPat
 def test_with_nothing_out_no_room_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     room, _ = watch(monkeypatch, out_pages=0, room_bytes=-MIB)
     assert room.has_room()
+
+
+def test_what_looks_at_all_processes_is_no_work_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a swap-in starts some are looked at, which allows for one window; then all, on a thread."""
+    looked: list[tuple[int, bool]] = []
+    granted: list[int] = []
+    pids = list(range(1, 1001))
+
+    def look(those: Iterable[int], _mounts: object) -> Headroom:
+        looked.append((len(list(those)), threading.current_thread() is threading.main_thread()))
+        return Headroom(4 << 30 if len(looked) < 3 else -MIB, "a limit")
+
+    async def run() -> None:
+        is_short = asyncio.Event()
+        room = RoomWatch(lambda: pids, lambda: 1 << 30, granted.append, is_short.set)
+        assert room.has_room()
+        room.start()
+        await asyncio.wait_for(is_short.wait(), 60)
+
+    monkeypatch.setattr(headroom, "look", look)
+    asyncio.run(run())
+    assert looked == [(headroom.AT_ONCE, True), (1000, False), (1000, False)]
+    assert granted == [2 * MIB // PAGE, (2 << 30) // PAGE, 0]
+
+
+def test_who_stopped_is_granted_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a look that was under way."""
+    granted: list[int] = []
+    looking, goes_on = threading.Event(), threading.Event()
+
+    def look(_pids: object, _mounts: object) -> Headroom:
+        if threading.current_thread() is not threading.main_thread():
+            looking.set()
+            assert goes_on.wait(60)
+        return Headroom(4 * MIB, "a limit")
+
+    async def run() -> None:
+        room = RoomWatch(list, lambda: 100_000, granted.append, lambda: None)
+        assert room.has_room()
+        room.start()
+        assert await asyncio.to_thread(looking.wait, 60)
+        room.stop()
+        goes_on.set()
+
+    monkeypatch.setattr(headroom, "look", look)
+    asyncio.run(run())
+    assert len(granted) == 1

@@ -31,6 +31,8 @@ _WINDOW_BYTES = 2 * _MIB  # what a worker of a swap-in takes at a time, at most
 _FASTEST_SWAP_IN_BYTES_S = 4 << 30
 _SHORTEST_S, _LONGEST_S = 0.005, 0.5  # time between two looks
 
+AT_ONCE = 64  # processes to look at on the event loop: a look at one reads a file of /proc
+
 
 @dataclass(frozen=True, slots=True)
 class Headroom:
@@ -131,7 +133,8 @@ class RoomWatch:
         self._on_short = on_short
         self._hierarchies = find_hierarchies()
         self._room = Headroom(0, "")
-        self._timer: asyncio.TimerHandle | None = None
+        self._is_whole = True  # all processes were looked at
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def message(self) -> str:
@@ -142,41 +145,56 @@ class RoomWatch:
         )
 
     def has_room(self) -> bool:
-        """Look, and grant what may be used until the next look: not nothing, where this is True."""
-        out_bytes = self._out_pages() * PAGE_SIZE
-        if out_bytes == 0:  # nothing to bring in: what is left is to stop tracking
-            self._room = Headroom(0, "")
-            return True
-        self._room = look(self._pids(), self._hierarchies)
-        if self._room.bytes < 2 * min(out_bytes, _WINDOW_BYTES):
-            self._grant(0)
-            return False
-        self._grant(self._room.bytes // 2 // PAGE_SIZE)
-        return True
+        """Look before a swap-in starts, and grant what may be used until the next look: not nothing, where
+        this is True. Where there are very many processes, only some are looked at, and only one window is
+        granted: the next look, on a thread, follows at once.
+        """
+        pids = self._pids() if self._out_pages() else []
+        return self._take(look(pids[:AT_ONCE], self._hierarchies), is_whole=len(pids) <= AT_ONCE)
 
     def start(self) -> None:
-        """After has_room(). Looks again before the fastest swap-in could have used half of what there is, so
-        that it never has to wait for that.
-        """
-        enough = self._room.bytes // 2 >= self._out_pages() * PAGE_SIZE
-        delay_s = _LONGEST_S if enough else self._room.bytes / 2 / _FASTEST_SWAP_IN_BYTES_S
-        delay_s = min(_LONGEST_S, max(_SHORTEST_S, delay_s))
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._look_again)
+        """After has_room()."""
+        self._watching = asyncio.get_running_loop().create_task(self._watch(), name="headroom")
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
 
-    def _look_again(self) -> None:
-        try:
-            has_room = self.has_room()
-        except OSError as error:  # no fd left, say: the swap-in waits for what it is granted, so look again
-            _log.warning("cannot look how much memory there is: %s; trying again", error.strerror)
-            self._timer = asyncio.get_running_loop().call_later(_LONGEST_S, self._look_again)
-            return
-        if has_room:
-            self.start()
-        else:
-            self._timer = None
-            self._on_short()
+    def _take(self, room: Headroom, *, is_whole: bool = True) -> bool:
+        self._room, self._is_whole = room, is_whole
+        out_bytes = self._out_pages() * PAGE_SIZE
+        if out_bytes == 0:  # nothing to bring in: what is left is to stop tracking
+            return True
+        if room.bytes < 2 * min(out_bytes, _WINDOW_BYTES):
+            self._grant(0)
+            return False
+        half_bytes = room.bytes // 2
+        self._grant((half_bytes if is_whole else min(half_bytes, _WINDOW_BYTES)) // PAGE_SIZE)
+        return True
+
+    def _delay_s(self) -> float:
+        """Until the next look: before the fastest swap-in could have used half of what there is, so that it
+        never has to wait for that.
+        """
+        if not self._is_whole:
+            return 0.0
+        enough = self._room.bytes // 2 >= self._out_pages() * PAGE_SIZE
+        delay_s = _LONGEST_S if enough else self._room.bytes / 2 / _FASTEST_SWAP_IN_BYTES_S
+        return min(_LONGEST_S, max(_SHORTEST_S, delay_s))
+
+    async def _watch(self) -> None:
+        delay_s = self._delay_s()
+        while True:
+            await asyncio.sleep(delay_s)
+            try:
+                room = await asyncio.to_thread(look, self._pids(), self._hierarchies)
+            except OSError as error:  # no fd left, say: the swap-in waits for what it is granted: look again
+                _log.warning("cannot look how much memory there is: %s; trying again", error.strerror)
+                delay_s = _LONGEST_S
+                continue
+            if not self._take(room):
+                break
+            delay_s = self._delay_s()
+        self._watching = None
+        self._on_short()

@@ -17,7 +17,7 @@ from vmmswap import message_ids
 from vmmswap.errors import NoSpaceError
 from vmmswap.linux.mounts import read_mounts
 from vmmswap.log import fields
-from vmmswap.monitor.operations.headroom import find_hierarchies, look
+from vmmswap.monitor.operations.headroom import AT_ONCE, find_hierarchies, look
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.starvation")
@@ -89,7 +89,7 @@ class Starvation:
         ]
         if full := full_file_system(memfds, self._vm.vmm.pid):
             return full
-        limit = look(self._pids(), self._hierarchies).limit
+        limit = look(self._pids()[:AT_ONCE], self._hierarchies).limit
         return (
             "the kernel has none for a page that it touched; the tightest limit is that"
             f" {limit}: free memory there, or raise it"
