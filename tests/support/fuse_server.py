@@ -14,7 +14,7 @@ import struct
 import sys
 import threading
 
-LOOKUP, FORGET, GETATTR, OPEN, INIT = 1, 2, 3, 14, 26
+LOOKUP, FORGET, GETATTR, OPEN, STATFS, INIT = 1, 2, 3, 14, 17, 26
 NAMES = {3: "getattr", 15: "read", 17: "statfs", 18: "release", 25: "flush", 36: "interrupt"}
 _IN = struct.Struct("<IIQQIIIHH")  # length, opcode, unique, node, uid, gid, pid, extensions, padding
 _OUT = struct.Struct("<IiQ")  # length, error, unique
@@ -37,6 +37,8 @@ def answer_of(opcode: int, node: int) -> bytes:
         return struct.pack("<4Q2I", _FILE, 0, 0, 0, 0, 0) + attributes(_FILE)
     if opcode == GETATTR:
         return struct.pack("<QII", 0, 0, 0) + attributes(node)
+    if opcode == STATFS:
+        return bytes(80)
     return struct.pack("<QII", 0, 0, 0) if opcode == OPEN else b""
 
 

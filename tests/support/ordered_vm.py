@@ -51,6 +51,7 @@ class FakeEngine:
     pin_check = ""
 
     store_fd = -1
+    store_file_system = ""
 
     def __init__(self, say):
         self._say = say

@@ -38,6 +38,7 @@ from vmmswap.engine.types import (
     TraceRecord,
 )
 from vmmswap.errors import NoSpaceError, NoSuchVMError, VmmswapError, from_errno
+from vmmswap.file_system import kind_of
 
 _NO_PAGE = 2**64 - 1
 _COUNTERS = tuple(name for name in EngineStats.__slots__ if name not in ("mode", "job", "tracking"))
@@ -94,6 +95,7 @@ class Engine:
         self._counting = threading.Lock()
         self._keeping_house = threading.Lock()
         self._walking = threading.Lock()  # over the page map, or guest memory
+        self.store_file_system = kind_of(self.store_fd)  # here, because a file system may take its time
         self._trace_buffer = ffi.NULL
         self._trace_room = 0
 

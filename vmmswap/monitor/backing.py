@@ -54,7 +54,7 @@ class Backing(ABC):
 
     @abstractmethod
     def resident(self, pid: int, ranges: Sequence[Range], /) -> snapshot.Resident | None:
-        """What counts the resident pages of the VMM, where the engine cannot. May walk over all of them."""
+        """What counts the resident pages of the VMM, where the engine cannot."""
 
     @abstractmethod
     def file_of(self, number: int, /) -> str:

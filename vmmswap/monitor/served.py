@@ -9,7 +9,6 @@ import logging
 
 from vmmswap import message_ids
 from vmmswap.errors import NotSupportedError, VmmswapError
-from vmmswap.file_system import kind_of
 from vmmswap.log import fields
 from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.guard import guarded
@@ -32,7 +31,7 @@ class ServedVm:
     def __init__(self, vm: Vm, around: Surroundings, *, error: VmmswapError | None = None) -> None:
         self.vm = vm
         self._around = around
-        self._swap_file_system = "" if vm.backing.source_is_store else kind_of(vm.engine.store_fd)
+        self._swap_file_system = "" if vm.backing.source_is_store else vm.engine.store_file_system
         self._detaching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         with contextlib.ExitStack() as parts:  # closed in the opposite order

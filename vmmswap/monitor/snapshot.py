@@ -84,13 +84,21 @@ class Resident:
     """
 
     def __init__(self, pid: int, ranges: Sequence[Range]) -> None:
-        """Walks over all that is resident: a successor does that when page faults are served."""
         self._pid = pid
+        self._ranges = ranges
         self._total_pages = sum(item.pages for item in ranges)
-        self._besides_kib = _anonymous_kib(pid) - _anonymous_kib_of(pid, ranges)
+        self._besides_kib = 0
+        self.needs_look = True
+
+    def look(self) -> None:
+        """Walk over all that is resident, and wait for the process's mmap lock: on a thread."""
+        self._besides_kib = _anonymous_kib(self._pid) - _anonymous_kib_of(self._pid, self._ranges)
+        self.needs_look = False
 
     def pages(self) -> int:
-        """0 once the process has ended. Before Linux 6.16 the kernel's sum is some pages off for each CPU."""
+        """0 once the process has ended. Before look() has ended, what the VMM has besides its guest's memory
+        is counted too. Before Linux 6.16 the kernel's sum is some pages off for each CPU.
+        """
         pages = (_anonymous_kib(self._pid) - self._besides_kib) * 1024 // PAGE_SIZE
         return max(0, min(pages, self._total_pages))
 

@@ -168,6 +168,7 @@ void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset
 		rc = -errno;
 	if (rc == -EOPNOTSUPP || rc == -ENOSYS)
 		atomic_store_explicit(&disk->cannot_punch, true, memory_order_relaxed);
+	swap_file_measure(&disk->file);
 }
 
 /* Release the blocks first: once the place is free, somebody else may write there. */
@@ -220,9 +221,7 @@ int disk_tier_refuse(const struct disk_tier *disk, int rc, struct error *err)
 
 uint64_t disk_tier_bytes(const struct disk_tier *disk)
 {
-	struct stat st;
-
-	return fstat(disk->file.fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+	return swap_file_disk_bytes(&disk->file);
 }
 
 uint64_t disk_tier_free_bytes(const struct disk_tier *disk)

@@ -277,6 +277,7 @@ static bool cut_unused_file(struct page_file *store)
 	}
 	if (FAILPOINT("store.cut") || ftruncate(store->file.fd, (off_t)(left_n * EXTENT_BYTES)) != 0)
 		return false;
+	swap_file_measure(&store->file);
 	slots_cut(slots, left_n);
 	store->condemned_n = slots->taken_n; /* new blocks will replace the bad ones */
 	return true;
@@ -292,6 +293,7 @@ static bool punch_extent(struct page_file *store, size_t extent_idx)
 		rc = -errno;
 	if (rc == -EOPNOTSUPP || rc == -ENOSYS)
 		atomic_store_explicit(&store->cannot_punch, true, memory_order_relaxed);
+	swap_file_measure(&store->file);
 	return rc == 0;
 }
 
@@ -321,12 +323,10 @@ static bool trim_step(struct tier *tier)
 static void account(struct tier *tier, struct store_account *out)
 {
 	struct page_file *store = of(tier);
-	struct stat st;
 
 	out->used_slots += atomic_load_explicit(&store->used_slots, memory_order_relaxed);
 	out->written_bytes += atomic_load_explicit(&store->written_bytes, memory_order_relaxed);
-	if (fstat(store->file.fd, &st) == 0)
-		out->disk_bytes += (uint64_t)st.st_blocks * 512;
+	out->disk_bytes += swap_file_disk_bytes(&store->file);
 }
 
 static int fd_of(const struct tier *tier)

@@ -77,11 +77,41 @@ static enum swap_file_mode find_mode(int fd)
 	return fcntl(fd, F_GETFL) & O_DIRECT ? FILE_DIRECT : FILE_CACHED;
 }
 
+/* These keep an inode's size in memory while it is open (generic_fillattr() of what they have). */
+static bool stats_may_wait(int fd)
+{
+	struct statfs fs;
+
+	if (fstatfs(fd, &fs) != 0)
+		return true;
+	switch ((unsigned long)fs.f_type & 0xFFFFFFFF) {
+	case EXT4_SUPER_MAGIC:
+	case XFS_SUPER_MAGIC:
+	case BTRFS_SUPER_MAGIC:
+	case F2FS_SUPER_MAGIC:
+	case TMPFS_MAGIC:
+		return false;
+	default:
+		return true;
+	}
+}
+
+static uint64_t measured_bytes(const struct swap_file *file)
+{
+	struct stat st;
+
+	return fstat(file->fd, &st) ? 0 : (uint64_t)st.st_blocks * 512;
+}
+
 /* Takes ownership of dir. */
 static int finish(int fd, char *dir, struct swap_file *out, struct error *err)
 {
 	*out = (struct swap_file){
-		.fd = fd, .dir = dir, .mode = find_mode(fd), .write_back = malloc(sizeof *out->write_back)
+		.fd = fd,
+		.dir = dir,
+		.mode = find_mode(fd),
+		.write_back = malloc(sizeof *out->write_back),
+		.stats_may_wait = stats_may_wait(fd),
 	};
 	if (!dir || !out->write_back) {
 		free(out->write_back);
@@ -90,6 +120,7 @@ static int finish(int fd, char *dir, struct swap_file *out, struct error *err)
 		return error_set(err, ENOMEM, "no memory for the swap file");
 	}
 	pthread_mutex_init(out->write_back, NULL);
+	swap_file_measure(out);
 	if (out->mode == FILE_CACHED)
 		posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); /* no read-ahead into the cache */
 	return 0;
@@ -201,9 +232,23 @@ static int write_cached(struct swap_file *file, const void *bytes, uint64_t size
 int swap_file_write(struct swap_file *file, const void *bytes, uint64_t size_bytes, uint64_t offset_bytes,
 		    uint64_t *written_bytes)
 {
-	return file->mode == FILE_CACHED ?
-		       write_cached(file, bytes, size_bytes, offset_bytes, written_bytes) :
-		       write_all(file, bytes, size_bytes, offset_bytes, written_bytes);
+	int rc = file->mode == FILE_CACHED ?
+			 write_cached(file, bytes, size_bytes, offset_bytes, written_bytes) :
+			 write_all(file, bytes, size_bytes, offset_bytes, written_bytes);
+
+	swap_file_measure(file);
+	return rc;
+}
+
+uint64_t swap_file_disk_bytes(const struct swap_file *file)
+{
+	return file->stats_may_wait ? atomic_load(&file->disk_bytes) : measured_bytes(file);
+}
+
+void swap_file_measure(struct swap_file *file)
+{
+	if (file->stats_may_wait)
+		atomic_store(&file->disk_bytes, measured_bytes(file));
 }
 
 int swap_file_read(struct swap_file *file, void *bytes, uint64_t size_bytes, uint64_t offset_bytes)

@@ -5,6 +5,8 @@
 #define VMMSWAP_SWAP_FILE_H
 
 #include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -24,6 +26,8 @@ struct swap_file {
 	 * first, so of two concurrent writers the wrong one could get the error, and the other's bytes would
 	 * be lost. */
 	pthread_mutex_t *write_back;
+	bool stats_may_wait; /* fstat() asks somebody: FUSE, a network, or a kind not known here */
+	atomic_uint_least64_t disk_bytes; /* where stats_may_wait: as of the last swap_file_measure() */
 };
 
 /* Create the file: mode 0, cannot be linked, gone when its last fd closes. On error -errno, with what to do:
@@ -43,6 +47,11 @@ int swap_file_read(struct swap_file *file, void *bytes, uint64_t size_bytes, uin
 
 /* What swap_file_read() does after it has read, for a caller that read by itself. */
 void swap_file_was_read(const struct swap_file *file, uint64_t size_bytes, uint64_t offset_bytes);
+
+/* How much of the disk the file takes. Never waits for the file system. */
+uint64_t swap_file_disk_bytes(const struct swap_file *file);
+/* After the file has become smaller. May wait for the disk, as a write does, which includes this. */
+void swap_file_measure(struct swap_file *file);
 
 /* Describes in *err why a write of size_bytes failed. Returns rc. */
 int swap_file_refuse(const struct swap_file *file, uint64_t size_bytes, int rc, struct error *err);

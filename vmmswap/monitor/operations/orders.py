@@ -100,7 +100,7 @@ class Orders:
         return starved(status, self.jobs.starvation.error)
 
     async def refresh(self) -> None:
-        await self._counting.refresh(self._vm.engine)
+        await self._counting.refresh(self._vm)
 
     async def enable(self) -> None:
         self._vm.check_may_go_out()
