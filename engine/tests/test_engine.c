@@ -268,6 +268,23 @@ TEST(the_wait_for_hot_pages_has_a_bound)
 	rig_stop(&rig);
 }
 
+/* Every eighth page is zeros, and is not written. What lies between them goes out in one write a window. */
+TEST(a_window_of_mixed_memory_takes_one_write)
+{
+	const uint64_t windows =
+		(PAGES_0 + CHUNK_PAGES - 1) / CHUNK_PAGES + (PAGES_1 + CHUNK_PAGES - 1) / CHUNK_PAGES;
+	struct rig rig;
+
+	rig_start(&rig, 2);
+	CHECK_OK(failpoint_arm("store.write=count;store.read=count"));
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK(failpoint_hits("store.write") <= windows);
+	run_job(&rig, JOB_SWAP_IN, MODE_NONE);
+	CHECK(failpoint_hits("store.read") <= windows);
+	check_bytes(&rig);
+	rig_stop(&rig);
+}
+
 TEST(turn_round)
 {
 	struct swap_out_options options = { .mode = MODE_LIVE, .max_passes = 1 };

@@ -40,7 +40,7 @@ static uint64_t put(void)
 	uint64_t slot_idx;
 
 	HELD_DROP(HELD_GATE_ALONE);
-	CHECK_OK(store_put(vm.store, bytes, NULL, 1, &slot_idx, &err));
+	CHECK_OK(store_put(vm.store, &(const void *){ bytes }, NULL, 1, &slot_idx, &err));
 	HELD_TAKE(HELD_GATE_ALONE);
 	return slot_idx;
 }

@@ -489,13 +489,16 @@ TEST(pages_put_together_are_read_one_by_one)
 	struct error err = { 0 };
 	struct store *store;
 	char *pages = test_pages(3), *page = test_pages(1);
+	const void *each[3];
 	uint64_t slots[3];
 
 	CHECK_OK(store_create(test_dir(), &store, &err));
-	for (uint64_t i = 0; i < 3; i++)
+	for (uint64_t i = 0; i < 3; i++) {
+		each[i] = pages + i * PAGE_BYTES;
 		test_fill_page(pages + i * PAGE_BYTES, i + 1);
-	CHECK_OK(store_put(store, pages, NULL, 1, slots, &err));
-	CHECK_OK(store_put(store, pages + PAGE_BYTES, NULL, 2, slots + 1, &err));
+	}
+	CHECK_OK(store_put(store, each, NULL, 1, slots, &err));
+	CHECK_OK(store_put(store, each + 1, NULL, 2, slots + 1, &err));
 	for (uint64_t i = 0; i < 3; i++) {
 		CHECK_OK(store_get(store, &slots[i], 1, page));
 		CHECK(test_page_is(page, i + 1));

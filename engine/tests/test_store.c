@@ -30,6 +30,18 @@ static void fill(char *pages, size_t n, uint64_t first_seed)
 		test_fill_page(pages + bytes_of_pages(i), first_seed + i);
 }
 
+/* store_put() of n adjacent pages. */
+static int put_adjacent(struct store *store, const char *pages, size_t n, uint64_t *slot_idx,
+			struct error *err)
+{
+	const void *page[2 * N];
+
+	CHECK(n <= 2 * N);
+	for (size_t i = 0; i < n; i++)
+		page[i] = pages + bytes_of_pages(i);
+	return store_put(store, page, NULL, n, slot_idx, err);
+}
+
 /* n pages, with the seeds from first_seed on. */
 static void put(struct store *store, size_t n, uint64_t first_seed, uint64_t *slot_idx)
 {
@@ -37,7 +49,7 @@ static void put(struct store *store, size_t n, uint64_t first_seed, uint64_t *sl
 	struct error err = { 0 };
 
 	fill(pages, n, first_seed);
-	if (store_put(store, pages, NULL, n, slot_idx, &err))
+	if (put_adjacent(store, pages, n, slot_idx, &err))
 		test_fail(__FILE__, __LINE__, "%s", err.message);
 	munmap(pages, bytes_of_pages(n));
 }
@@ -45,7 +57,7 @@ static void put(struct store *store, size_t n, uint64_t first_seed, uint64_t *sl
 static int try_put(struct store *store, size_t n, uint64_t *slot_idx, struct error *err)
 {
 	char *pages = test_pages(n);
-	int rc = store_put(store, pages, NULL, n, slot_idx, err);
+	int rc = put_adjacent(store, pages, n, slot_idx, err);
 
 	munmap(pages, bytes_of_pages(n));
 	return rc;
@@ -109,9 +121,64 @@ TEST(what_was_put_comes_back)
 	CHECK(test_page_is(pages, 1009) && test_page_is(pages + PAGE_BYTES, 5001));
 	CHECK(test_page_is(pages + 2 * PAGE_BYTES, 1010));
 	CHECK_OK(store_get(store, scattered, 0, pages));
-	CHECK_OK(store_put(store, pages, NULL, 0, scattered, NULL));
+	CHECK_OK(store_put(store, NULL, NULL, 0, scattered, NULL));
 	store_destroy(store);
 	store_destroy(NULL);
+}
+
+/* Every second page of the memory is put, the last one first. */
+TEST(pages_from_anywhere_are_written_at_once)
+{
+	struct store *store = open_store(test_dir());
+	char *pages = test_pages(2 * N);
+	struct error err = { 0 };
+	const void *page[N];
+	uint64_t slot_idx[N];
+
+	for (size_t i = 0; i < N; i++) {
+		page[i] = pages + bytes_of_pages(2 * (N - 1 - i));
+		test_fill_page((char *)page[i], 100 + i);
+	}
+	CHECK_OK(failpoint_arm("store.write=count"));
+	CHECK_OK(store_put(store, page, NULL, N, slot_idx, &err));
+	CHECK_EQ(failpoint_hits("store.write"), 1);
+	check_get(store, N, 100, slot_idx);
+	munmap(pages, bytes_of_pages(2 * N));
+	store_destroy(store);
+}
+
+static uint64_t reads_of(struct store *store, const uint64_t *slot_idx, size_t n, char *pages)
+{
+	uint64_t before;
+
+	CHECK_OK(failpoint_arm("store.read=count"));
+	before = failpoint_hits("store.read");
+	CHECK_OK(store_get(store, slot_idx, n, pages));
+	return failpoint_hits("store.read") - before;
+}
+
+/* As after a second swap-out that found half the pages unchanged: slots in two places, in turns. */
+TEST(scattered_slots_are_read_in_their_order_in_the_file)
+{
+	struct store *store = open_store(test_dir());
+	uint64_t far[N], near[N], between[N], wanted[N];
+	char *pages = test_pages(N);
+
+	put(store, N, 1, far);
+	put(store, N, 10000, between);
+	put(store, N, 3000, near);
+	for (size_t i = 0; i < N; i++) /* backwards, of each every second page */
+		wanted[i] = i % 2 ? far[N - i] : near[N - 1 - i];
+	CHECK_EQ(reads_of(store, wanted, N, pages), 2);
+	for (size_t i = 0; i < N; i++)
+		CHECK(test_page_is(pages + bytes_of_pages(i), i % 2 ? 1 + N - i : 3000 + N - 1 - i));
+	for (size_t i = 0; i < 4; i++)
+		wanted[i] = far[i * N / 4];
+	CHECK_EQ(reads_of(store, wanted, 4, pages), 4); /* what lies between would take longer */
+	for (size_t i = 0; i < 4; i++)
+		CHECK(test_page_is(pages + bytes_of_pages(i), 1 + i * N / 4));
+	munmap(pages, bytes_of_pages(N));
+	store_destroy(store);
 }
 
 TEST(account_counts)
@@ -239,7 +306,7 @@ static size_t put_all(struct store *store, uint64_t slot_idx[][N], size_t most, 
 		int rc;
 
 		fill(pages, N, i * N);
-		rc = store_put(store, pages, NULL, N, slot_idx[i], err);
+		rc = put_adjacent(store, pages, N, slot_idx[i], err);
 		munmap(pages, bytes_of_pages(N));
 		if (rc) {
 			CHECK_EQ(rc, -ENOSPC);

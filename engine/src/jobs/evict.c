@@ -350,52 +350,75 @@ static void sort_pages(struct batch *batch)
 	shrink_to(batch, kept_n);
 }
 
+/* Pages of a batch that must be stored, gathered for one put. */
+struct gathered {
+	size_t n;
+	size_t i[CHUNK_PAGES]; /* in the batch */
+	const void *page[CHUNK_PAGES];
+	uint64_t idx[CHUNK_PAGES];
+	uint64_t slots[CHUNK_PAGES];
+};
+
 /* A bad place on the disk fails only the page that was to be put there. */
-static int store_page(struct batch *batch, size_t i, struct error *err)
+static int store_page(struct batch *batch, const struct gathered *all, size_t k, struct error *err)
 {
 	struct evictor *evictor = batch->evictor;
 	struct error why;
-	int rc = store_put(evictor->vm->store, evictor->buffer + i * PAGE_BYTES, &batch->idx[i], 1,
-			   &batch->slots[i], &why);
+	int rc =
+		store_put(evictor->vm->store, &all->page[k], &all->idx[k], 1, &batch->slots[all->i[k]], &why);
 
 	if (!rc)
 		left_none(evictor->left);
 	else if (rc == -EIO)
-		rc = fail_page(batch, i, &why, err);
+		rc = fail_page(batch, all->i[k], &why, err);
 	else
 		*err = why;
 	return rc;
 }
 
-/* One put for each run of pages that must be stored: most chunks have just one run. */
+static int store_one_by_one(struct batch *batch, const struct gathered *all, struct error *err)
+{
+	for (size_t k = 0; k < all->n; k++) {
+		int rc = store_page(batch, all, k, err);
+
+		if (rc) { /* this one has no slot */
+			drop_slots(batch, all->i[k]);
+			return rc;
+		}
+	}
+	return 0;
+}
+
+static void gather(const struct batch *batch, struct gathered *all)
+{
+	all->n = 0;
+	for (size_t i = 0; i < batch->n; i++) {
+		if (!batch_must_store(batch, i))
+			continue;
+		all->i[all->n] = i;
+		all->page[all->n] = batch->evictor->buffer + i * PAGE_BYTES;
+		all->idx[all->n++] = batch->idx[i];
+	}
+}
+
+/* One put for all that must be stored, whatever lies between: a disk takes nearly as long for a page as for
+ * 32. */
 static int store_pages(struct batch *batch, struct error *err)
 {
 	struct vm *vm = batch->evictor->vm;
-	size_t i = 0, n;
-	int rc = 0;
+	struct gathered all;
+	int rc;
 
-	for (; i < batch->n && !rc; i += n) {
-		const char *pages = batch->evictor->buffer + i * PAGE_BYTES;
-		size_t done = 0;
-
-		n = 1;
-		if (!batch_must_store(batch, i))
-			continue;
-		while (i + n < batch->n && batch_must_store(batch, i + n))
-			n++;
-		rc = store_put(vm->store, pages, &batch->idx[i], n, &batch->slots[i], err);
-		if (rc == -EIO)
-			for (rc = 0; done < n && !rc; done++)
-				rc = store_page(batch, i + done, err);
-		if (rc) {
-			/* the last one that was tried has no slot */
-			drop_slots(batch, i + (done ? done - 1 : 0));
-			return rc;
-		}
-		for (size_t k = i; k < i + n; k++)
-			*page_map_hash(vm->map, batch->idx[k]) =
-				page_hash(batch->evictor->buffer + k * PAGE_BYTES);
-	}
+	gather(batch, &all);
+	rc = store_put(vm->store, all.page, all.idx, all.n, all.slots, err);
+	for (size_t k = 0; k < all.n && !rc; k++)
+		batch->slots[all.i[k]] = all.slots[k];
+	if (rc == -EIO)
+		rc = store_one_by_one(batch, &all, err);
+	if (rc)
+		return rc;
+	for (size_t k = 0; k < all.n; k++)
+		*page_map_hash(vm->map, all.idx[k]) = page_hash(all.page[k]);
 	leave_failed(batch, true);
 	return 0;
 }

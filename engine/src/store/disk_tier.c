@@ -190,8 +190,11 @@ void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx)
 int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes)
 {
 	uint64_t written_bytes = 0;
-	int rc = swap_file_write(&disk->file, bytes, size_bytes, place_idx * SEGMENT_BYTES, &written_bytes);
+	struct pieces pieces;
+	int rc;
 
+	pieces_of_one(&pieces, (void *)bytes, size_bytes);
+	rc = swap_file_write(&disk->file, &pieces, place_idx * SEGMENT_BYTES, &written_bytes);
 	atomic_fetch_add_explicit(&disk->written_bytes, written_bytes, memory_order_relaxed);
 	return rc;
 }
@@ -199,7 +202,10 @@ int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *byte
 int disk_tier_read(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, void *bytes,
 		   uint64_t size_bytes)
 {
-	return swap_file_read(&disk->file, bytes, size_bytes, place_idx * SEGMENT_BYTES + offset_bytes);
+	struct pieces pieces;
+
+	pieces_of_one(&pieces, bytes, size_bytes);
+	return swap_file_read(&disk->file, &pieces, place_idx * SEGMENT_BYTES + offset_bytes);
 }
 
 void disk_tier_locate(const struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes,

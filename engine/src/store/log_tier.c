@@ -46,8 +46,8 @@ static size_t own_writer(void)
 
 #define PIECE_PAGES ((size_t)64)
 
-static int put(struct tier *tier, const void *pages, const uint64_t *owner_idx, size_t n, uint64_t *slot_idx,
-	       struct error *err)
+static int put(struct tier *tier, const void *const *page, const uint64_t *owner_idx, size_t n,
+	       uint64_t *slot_idx, struct error *err)
 {
 	struct log_tier *self = (struct log_tier *)tier;
 	struct page_to_put puts[PIECE_PAGES];
@@ -60,7 +60,7 @@ static int put(struct tier *tier, const void *pages, const uint64_t *owner_idx, 
 		piece = n - done < PIECE_PAGES ? n - done : PIECE_PAGES;
 		for (size_t i = 0; i < piece; i++)
 			puts[i] = (struct page_to_put){
-				.page = (const char *)pages + bytes_of_pages(done + i),
+				.page = page[done + i],
 				.owner = owner_idx ? owner_idx[done + i] : 0,
 			};
 		put_n = log_put(self->log, own_writer(), puts, piece, err);

@@ -16,8 +16,8 @@
 #include "base/held.h"
 #include "base/units.h"
 #include "store/page_read.h"
-#include "store/read_file.h"
 #include "store/slots.h"
+#include "store/sorted_read.h"
 #include "store/swap_file.h"
 
 struct page_file {
@@ -69,15 +69,18 @@ static void destroy(struct tier *tier)
 	free(store);
 }
 
-static int write_slots(struct page_file *store, const char *pages, size_t n, const uint64_t *slot_idx)
+static int write_slots(struct page_file *store, const void *const *page, size_t n, const uint64_t *slot_idx)
 {
 	uint64_t written_bytes = 0;
+	struct pieces pieces;
 	int rc = 0;
 
 	for (size_t i = 0, run; i < n && !rc; i += run) {
-		run = slot_run_length(slot_idx + i, n - i);
-		rc = swap_file_write(&store->file, pages + bytes_of_pages(i), bytes_of_pages(run),
-				     bytes_of_pages(slot_idx[i]), &written_bytes);
+		pieces_begin(&pieces);
+		for (run = 0; i + run < n && slot_idx[i + run] == slot_idx[i] + run; run++)
+			if (!pieces_add(&pieces, (void *)page[i + run], PAGE_BYTES))
+				break;
+		rc = swap_file_write(&store->file, &pieces, bytes_of_pages(slot_idx[i]), &written_bytes);
 	}
 	atomic_fetch_add_explicit(&store->written_bytes, written_bytes, memory_order_relaxed);
 	return rc;
@@ -138,14 +141,14 @@ static void condemn(struct page_file *store)
 	pthread_mutex_unlock(&store->lock);
 }
 
-static int put_there(struct page_file *store, const char *pages, size_t n, uint64_t *slot_idx,
+static int put_there(struct page_file *store, const void *const *page, size_t n, uint64_t *slot_idx,
 		     int (*how)(struct slots *slots, size_t n, uint64_t *slot_idx))
 {
 	int rc = take(store, n, slot_idx, how);
 
 	if (rc)
 		return rc;
-	rc = write_slots(store, pages, n, slot_idx);
+	rc = write_slots(store, page, n, slot_idx);
 	if (rc == -EIO && n == 1)
 		condemn(store);
 	else if (rc)
@@ -185,8 +188,8 @@ static int refuse_reserve(const struct page_file *store, struct error *err)
 
 static bool trim_step(struct tier *tier);
 
-static int put(struct tier *tier, const void *pages, const uint64_t *owner_idx, size_t n, uint64_t *slot_idx,
-	       struct error *err)
+static int put(struct tier *tier, const void *const *page, const uint64_t *owner_idx, size_t n,
+	       uint64_t *slot_idx, struct error *err)
 {
 	struct page_file *store = of(tier);
 	bool reserve;
@@ -199,12 +202,12 @@ static int put(struct tier *tier, const void *pages, const uint64_t *owner_idx, 
 				 "its used slots are still being marked",
 				 store->file.dir);
 	reserve = is_in_reserve(store, n);
-	rc = reserve ? -ENOSPC : put_there(store, pages, n, slot_idx, slots_take);
+	rc = reserve ? -ENOSPC : put_there(store, page, n, slot_idx, slots_take);
 	if (rc == -EIO && n == 1) /* another place may be better */
-		rc = put_there(store, pages, n, slot_idx, slots_take);
+		rc = put_there(store, page, n, slot_idx, slots_take);
 	/* There are no new blocks: slots that were freed inside the file still have theirs. */
 	if (is_no_space(rc)) {
-		int again = put_there(store, pages, n, slot_idx, slots_take_spare);
+		int again = put_there(store, page, n, slot_idx, slots_take_spare);
 
 		if (!again || !is_no_space(again))
 			rc = again;
@@ -224,13 +227,16 @@ static int put(struct tier *tier, const void *pages, const uint64_t *owner_idx, 
 static int get(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf)
 {
 	struct page_file *store = of(tier);
-	char *pages = buf;
+	struct pieces one;
 	int rc = 0;
 
-	for (size_t i = 0, run; i < n && !rc; i += run) {
-		run = slot_run_length(slot_idx + i, n - i);
-		rc = swap_file_read(&store->file, pages + bytes_of_pages(i), bytes_of_pages(run),
-				    bytes_of_pages(slot_idx[i]));
+	if (n == 1) { /* a page fault */
+		pieces_of_one(&one, buf, PAGE_BYTES);
+		return swap_file_read(&store->file, &one, bytes_of_pages(slot_idx[0]));
+	}
+	for (size_t i = 0, part; i < n && !rc; i += part) {
+		part = n - i < CHUNK_PAGES ? n - i : CHUNK_PAGES;
+		rc = sorted_read(&store->file, slot_idx + i, part, (char *)buf + bytes_of_pages(i));
 	}
 	return rc;
 }

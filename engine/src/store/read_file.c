@@ -10,16 +10,17 @@
 #include "base/held.h"
 #include "base/units.h"
 
-int read_file(int fd, char *bytes, uint64_t size_bytes, uint64_t offset_bytes)
+int read_file(int fd, struct pieces *pieces, uint64_t offset_bytes)
 {
-	uint64_t done = 0;
+	struct iovec *at = pieces->at;
+	size_t n = pieces->n;
 
 	HELD_MAY_WAIT(WAIT_READ);
-	while (done < size_bytes) {
+	while (n) {
 		ssize_t got = FAILPOINT("store.read");
 
 		if (!got)
-			got = pread(fd, bytes + done, size_bytes - done, (off_t)(offset_bytes + done));
+			got = preadv(fd, at, (int)n, (off_t)offset_bytes);
 		else
 			errno = (int)-got;
 		if (got < 0 && errno == EINTR)
@@ -28,7 +29,8 @@ int read_file(int fd, char *bytes, uint64_t size_bytes, uint64_t offset_bytes)
 			return -errno;
 		if ((uint64_t)got < PAGE_BYTES)
 			return -EIO;
-		done += (uint64_t)got & PAGE_MASK;
+		at = pieces_skip(at, &n, (uint64_t)got & PAGE_MASK);
+		offset_bytes += (uint64_t)got & PAGE_MASK;
 	}
 	return 0;
 }

@@ -6,8 +6,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Read all size_bytes: 0 or -errno; a short read is -EIO. Sizes and offsets are multiples of a page. */
-int read_file(int fd, char *bytes, uint64_t size_bytes, uint64_t offset_bytes);
+#include "store/pieces.h"
+
+/* Fill all pieces, and change *pieces: 0 or -errno; a short read is -EIO. Sizes and offsets are multiples of
+ * a page. */
+int read_file(int fd, struct pieces *pieces, uint64_t offset_bytes);
 
 /* Read a page if the page cache has it: 0. -EAGAIN: it does not, or the file cannot tell. Other errors as above. */
 int read_file_cached(int fd, char *page, uint64_t offset_bytes);

@@ -45,10 +45,10 @@ static void ready(struct tier *tier)
 	(void)tier;
 }
 
-static int put(struct tier *tier, const void *pages, const uint64_t *owner_idx, size_t n, uint64_t *slot_idx,
-	       struct error *err)
+static int put(struct tier *tier, const void *const *page, const uint64_t *owner_idx, size_t n,
+	       uint64_t *slot_idx, struct error *err)
 {
-	(void)pages, (void)owner_idx, (void)n, (void)slot_idx;
+	(void)page, (void)owner_idx, (void)n, (void)slot_idx;
 	return error_set(err, EROFS, "%s is a snapshot's memory file: nothing is written there",
 			 of(tier)->path);
 }
@@ -74,9 +74,11 @@ static int get(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf)
 	int rc = 0;
 
 	for (size_t i = 0, run; i < n && !rc; i += run) {
+		struct pieces pieces;
+
 		run = slot_run_length(slot_idx + i, n - i);
-		rc = read_file(file->fd, pages + bytes_of_pages(i), bytes_of_pages(run),
-			       bytes_of_pages(slot_idx[i]));
+		pieces_of_one(&pieces, pages + bytes_of_pages(i), bytes_of_pages(run));
+		rc = read_file(file->fd, &pieces, bytes_of_pages(slot_idx[i]));
 	}
 	return !rc && is_changed(file) ? -EBADMSG : rc;
 }

@@ -162,12 +162,12 @@ struct store_fds store_tier_fds(const struct store *store)
 	return fds;
 }
 
-int store_put(struct store *store, const void *pages, const uint64_t *owner_idx, size_t n, uint64_t *slot_idx,
-	      struct error *err)
+int store_put(struct store *store, const void *const *page, const uint64_t *owner_idx, size_t n,
+	      uint64_t *slot_idx, struct error *err)
 {
 	struct tier *tier = store->log ? store->log : store->file;
 
-	return n ? tier->ops->put(tier, pages, owner_idx, n, slot_idx, err) : 0;
+	return n ? tier->ops->put(tier, page, owner_idx, n, slot_idx, err) : 0;
 }
 
 static int corrupt(int rc, char *page)

@@ -109,20 +109,20 @@ struct store_fds {
 };
 struct store_fds store_tier_fds(const struct store *store);
 
-/* Store n contiguous pages; page i gets slot_idx[i]. pages is page aligned. owner_idx[i], below 2^40, is the
- * name of page i in calls from store_tend_step(); NULL if the pages are never relocated. All or nothing: on
- * error no slot is taken. It makes as few writes as the free slots allow, and one if they are contiguous: 2
- * MiB at a time is fastest. -ENOSPC, -EDQUOT, -EFBIG, -EIO, ...: *err names the directory and says what to
+/* Store n pages; page[i], page aligned, gets slot_idx[i]. owner_idx[i], below 2^40, is the name of page i in
+ * calls from store_tend_step(); NULL if the pages are never relocated. All or nothing: on error no slot is
+ * taken. However the pages lie in memory, it makes as few writes as the free slots allow, and one if they are
+ * contiguous: 2 MiB at a time is fastest. -ENOSPC, -EDQUOT, -EFBIG, -EIO, ...: *err names the directory and says what to
  * do. Pages stored before stay readable. A process with RLIMIT_FSIZE must ignore SIGXFSZ (Python does).
  *
  * If a single page cannot be written (EIO), the put tries another place, and the bad place is not used again
  * until the file is emptied. So if a put of several pages fails, a caller that puts them one by one loses
  * only those that cannot be written. */
-int store_put(struct store *store, const void *pages, const uint64_t *owner_idx, size_t n, uint64_t *slot_idx,
-	      struct error *err);
+int store_put(struct store *store, const void *const *page, const uint64_t *owner_idx, size_t n,
+	      uint64_t *slot_idx, struct error *err);
 
-/* Read n slots into buf (page aligned, n pages), slot_idx[i] into page i; one read for each run of
- * consecutive slots. 0 or -errno; a short read is -EIO. On error the contents of buf are undefined. */
+/* Read n slots into buf (page aligned, n pages), slot_idx[i] into page i. Reads from disk are sorted, and
+ * those that lie near each other are merged. 0 or -errno; a short read is -EIO. On error the contents of buf are undefined. */
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf);
 
 /* Begin to read one slot (page_read.h). 0: no device was needed, and the page is in *page. 1: read read->size_bytes

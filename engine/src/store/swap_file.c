@@ -182,18 +182,19 @@ void swap_file_close(struct swap_file *file)
 
 /* Write all of it, or return an error. O_DIRECT resumes only at the start of a page, so a page that was cut
  * short is written again. */
-static int write_all(struct swap_file *file, const char *bytes, uint64_t size_bytes, uint64_t offset_bytes,
+static int write_all(struct swap_file *file, struct pieces *pieces, uint64_t offset_bytes,
 		     uint64_t *written_bytes)
 {
-	uint64_t done = 0;
+	struct iovec *at = pieces->at;
+	size_t n = pieces->n;
 
 	HELD_MAY_WAIT(WAIT_WRITE);
-	while (done < size_bytes) {
+	while (n) {
 		ssize_t wrote = FAILPOINT("store.write");
+		uint64_t whole_bytes;
 
 		if (!wrote)
-			wrote = pwrite(file->fd, bytes + done, size_bytes - done,
-				       (off_t)(offset_bytes + done));
+			wrote = pwritev(file->fd, at, (int)n, (off_t)offset_bytes);
 		else
 			errno = (int)-wrote;
 		if (wrote < 0 && errno == EINTR)
@@ -202,8 +203,10 @@ static int write_all(struct swap_file *file, const char *bytes, uint64_t size_by
 			return -errno;
 		if ((uint64_t)wrote < PAGE_BYTES)
 			return -EIO;
-		done += (uint64_t)wrote & PAGE_MASK;
-		*written_bytes += (uint64_t)wrote & PAGE_MASK;
+		whole_bytes = (uint64_t)wrote & PAGE_MASK;
+		at = pieces_skip(at, &n, whole_bytes);
+		offset_bytes += whole_bytes;
+		*written_bytes += whole_bytes;
 	}
 	return 0;
 }
@@ -213,7 +216,7 @@ static void drop_from_cache(const struct swap_file *file, uint64_t size_bytes, u
 	posix_fadvise(file->fd, (off_t)offset_bytes, (off_t)size_bytes, POSIX_FADV_DONTNEED);
 }
 
-static int write_cached(struct swap_file *file, const void *bytes, uint64_t size_bytes, uint64_t offset_bytes,
+static int write_cached(struct swap_file *file, struct pieces *pieces, uint64_t offset_bytes,
 			uint64_t *written_bytes)
 {
 	const unsigned flags =
@@ -221,20 +224,19 @@ static int write_cached(struct swap_file *file, const void *bytes, uint64_t size
 	int rc;
 
 	pthread_mutex_lock(file->write_back);
-	rc = write_all(file, bytes, size_bytes, offset_bytes, written_bytes);
-	if (!rc && sync_file_range(file->fd, (off_t)offset_bytes, (off_t)size_bytes, flags))
+	rc = write_all(file, pieces, offset_bytes, written_bytes);
+	if (!rc && sync_file_range(file->fd, (off_t)offset_bytes, (off_t)pieces->bytes, flags))
 		rc = -errno;
-	drop_from_cache(file, size_bytes, offset_bytes);
+	drop_from_cache(file, pieces->bytes, offset_bytes);
 	pthread_mutex_unlock(file->write_back);
 	return rc;
 }
 
-int swap_file_write(struct swap_file *file, const void *bytes, uint64_t size_bytes, uint64_t offset_bytes,
+int swap_file_write(struct swap_file *file, struct pieces *pieces, uint64_t offset_bytes,
 		    uint64_t *written_bytes)
 {
-	int rc = file->mode == FILE_CACHED ?
-			 write_cached(file, bytes, size_bytes, offset_bytes, written_bytes) :
-			 write_all(file, bytes, size_bytes, offset_bytes, written_bytes);
+	int rc = file->mode == FILE_CACHED ? write_cached(file, pieces, offset_bytes, written_bytes) :
+					     write_all(file, pieces, offset_bytes, written_bytes);
 
 	swap_file_measure(file);
 	return rc;
@@ -251,11 +253,11 @@ void swap_file_measure(struct swap_file *file)
 		atomic_store(&file->disk_bytes, measured_bytes(file));
 }
 
-int swap_file_read(struct swap_file *file, void *bytes, uint64_t size_bytes, uint64_t offset_bytes)
+int swap_file_read(struct swap_file *file, struct pieces *pieces, uint64_t offset_bytes)
 {
-	int rc = read_file(file->fd, bytes, size_bytes, offset_bytes);
+	int rc = read_file(file->fd, pieces, offset_bytes);
 
-	swap_file_was_read(file, size_bytes, offset_bytes);
+	swap_file_was_read(file, pieces->bytes, offset_bytes);
 	return rc;
 }
 

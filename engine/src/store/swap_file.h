@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "store/pieces.h"
 
 /* How its bytes are kept out of the page cache. */
 enum swap_file_mode {
@@ -38,12 +39,13 @@ int swap_file_create(const char *dir, struct swap_file *out, struct error *err);
 int swap_file_adopt(int fd, struct swap_file *out, struct error *err);
 void swap_file_close(struct swap_file *file);
 
-/* Sizes and offsets are multiples of 4096; bytes is aligned to that. 0 or -errno. *written_bytes: how many
- * were sent, also on error. A process with RLIMIT_FSIZE must ignore SIGXFSZ (Python does). */
-int swap_file_write(struct swap_file *file, const void *bytes, uint64_t size_bytes, uint64_t offset_bytes,
+/* Write all pieces in one call, and change *pieces. Sizes and offsets are multiples of 4096; the memory is
+ * aligned to that. 0 or -errno. *written_bytes: how many were sent, also on error. A process with
+ * RLIMIT_FSIZE must ignore SIGXFSZ (Python does). */
+int swap_file_write(struct swap_file *file, struct pieces *pieces, uint64_t offset_bytes,
 		    uint64_t *written_bytes);
-/* A short read is -EIO. On error the contents of bytes are undefined. */
-int swap_file_read(struct swap_file *file, void *bytes, uint64_t size_bytes, uint64_t offset_bytes);
+/* The same for a read. A short read is -EIO. On error the contents of the memory are undefined. */
+int swap_file_read(struct swap_file *file, struct pieces *pieces, uint64_t offset_bytes);
 
 /* What swap_file_read() does after it has read, for a caller that read by itself. */
 void swap_file_was_read(const struct swap_file *file, uint64_t size_bytes, uint64_t offset_bytes);

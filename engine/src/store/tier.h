@@ -25,7 +25,7 @@ struct tier_ops {
 	bool checks_bytes;     /* see store_checks_bytes() */
 	int (*mark_used)(struct tier *tier, uint64_t slot_idx);
 	void (*ready)(struct tier *tier);
-	int (*put)(struct tier *tier, const void *pages, const uint64_t *owner_idx, size_t n,
+	int (*put)(struct tier *tier, const void *const *page, const uint64_t *owner_idx, size_t n,
 		   uint64_t *slot_idx, struct error *err);
 	int (*get)(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf);
 	int (*begin_read)(struct tier *tier, uint64_t slot_idx, void *page, struct page_read *read);
