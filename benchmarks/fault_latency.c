@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* How long a guest thread waits for one page, under the engine and under the smallest handlers that could do the same.
  *
- *	fault_latency HANDLER PAGES seq|rnd SWAP_DIR
+ *	fault_latency HANDLER PAGES seq|rnd SWAP_DIR [CONTENTS]
  *
- * HANDLER: `engine`; `poll`: one thread in another process, poll() then read(), on whatever CPU; `samecpu`: the same,
+ * HANDLER: `engine`; `engine-ram`, with the RAM tier instead of a file; `poll`: one thread in another process, poll() then read(), on whatever CPU; `samecpu`: the same,
  * bound to the CPU of the faulting thread, so that no wake-up crosses CPUs: the floor. The small handlers read the page
- * with pread() from a file in SWAP_DIR and hash it, as the engine does. Each page is touched once; what is printed are
+ * with pread() from a file in SWAP_DIR and hash it, as the engine does; `samecpu-lz4` decompresses it from its own memory
+ * instead. Each page is touched once; what is printed are
  * microseconds as the touching thread sees them: p50 p90 p99 mean, one line of JSON. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <lz4.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -26,6 +28,7 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "contents.h"
 #include "engine.h"
 
 #define PAGE 4096ul
@@ -86,7 +89,8 @@ static void touch_all(struct shared *shared, volatile char *guest, size_t pages,
 }
 
 /* The guest: its pages hold data, its uffd watches them. It touches all of them once it is told to go. */
-static void be_guest(struct shared *shared, int memfd, size_t pages, bool random, bool bound)
+static void be_guest(struct shared *shared, int memfd, size_t pages, bool random, bool bound,
+		     const char *contents)
 {
 	struct uffdio_api api = { .api = UFFD_API,
 				  .features = UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP |
@@ -96,7 +100,9 @@ static void be_guest(struct shared *shared, int memfd, size_t pages, bool random
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	need(guest != MAP_FAILED && uffd >= 0 && ioctl(uffd, UFFDIO_API, &api) == 0, "guest");
-	for (size_t i = 0; i < pages * PAGE / sizeof(uint64_t); i++)
+	if (contents)
+		fill_contents(guest, pages, contents);
+	for (size_t i = 0; i < pages * PAGE / sizeof(uint64_t) && !contents; i++)
 		((uint64_t *)guest)[i] = i * 0x9e3779b97f4a7c15;
 	shared->uffd = uffd;
 	shared->guest_addr = (uintptr_t)guest;
@@ -120,8 +126,27 @@ static int fetch_uffd(struct shared *shared, pid_t pid)
 	return uffd;
 }
 
-/* The smallest handler. The file holds the guest's pages at their own offsets. */
-static void serve(int uffd, int file, uint64_t guest_addr, size_t pages)
+/* Where a small handler has the guest's pages: in a file, each at its own offset, or packed by LZ4. */
+struct source {
+	int file;
+	char **packed; /* NULL: they are in the file. */
+	int *packed_bytes;
+};
+
+static void fetch_page(const struct source *source, uint64_t offset, char *page)
+{
+	uint64_t i = offset / PAGE;
+
+	if (!source->packed)
+		need(pread(source->file, page, PAGE, (off_t)offset) == (ssize_t)PAGE, "pread");
+	else
+		need(LZ4_decompress_safe(source->packed[i], page, source->packed_bytes[i], (int)PAGE) ==
+			     (int)PAGE,
+		     "LZ4");
+}
+
+/* The smallest handler. */
+static void serve(int uffd, const struct source *source, uint64_t guest_addr, size_t pages)
 {
 	struct pollfd waiting = { uffd, POLLIN, 0 };
 	char *page =
@@ -136,7 +161,7 @@ static void serve(int uffd, int file, uint64_t guest_addr, size_t pages)
 			uint64_t addr = msg.arg.pagefault.address & ~(PAGE - 1);
 			struct uffdio_copy copy = { .dst = addr, .src = (uintptr_t)page, .len = PAGE };
 
-			need(pread(file, page, PAGE, (off_t)(addr - guest_addr)) == (ssize_t)PAGE, "pread");
+			fetch_page(source, addr - guest_addr, page);
 			sum += page_hash(page);
 			need(ioctl(uffd, UFFDIO_COPY, &copy) == 0, "UFFDIO_COPY");
 			served++;
@@ -145,27 +170,55 @@ static void serve(int uffd, int file, uint64_t guest_addr, size_t pages)
 	fprintf(stderr, "%s", sum == 1 ? "" : ""); /* keeps the hash from being optimised away */
 }
 
+static void pack_pages(struct source *source, int memfd, size_t pages)
+{
+	char page[PAGE], packed[LZ4_COMPRESSBOUND(4096)];
+
+	source->packed = calloc(pages, sizeof *source->packed);
+	source->packed_bytes = calloc(pages, sizeof *source->packed_bytes);
+	need(source->packed && source->packed_bytes, "memory");
+	for (size_t i = 0; i < pages; i++) {
+		need(pread(memfd, page, PAGE, (off_t)(i * PAGE)) == (ssize_t)PAGE, "pread");
+		source->packed_bytes[i] = LZ4_compress_default(page, packed, (int)PAGE, (int)sizeof packed);
+		source->packed[i] = malloc((size_t)source->packed_bytes[i]);
+		need(source->packed[i] != NULL, "memory");
+		memcpy(source->packed[i], packed, (size_t)source->packed_bytes[i]);
+	}
+}
+
+static void copy_pages(struct source *source, int memfd, size_t pages, const char *dir)
+{
+	char *block = malloc(1 << 20);
+
+	source->file = open(dir, O_TMPFILE | O_RDWR, 0600);
+	need(source->file >= 0 && block, "swap file");
+	for (size_t done = 0; done < pages * PAGE; done += 1 << 20)
+		need(pread(memfd, block, 1 << 20, (off_t)done) > 0 &&
+			     pwrite(source->file, block, 1 << 20, (off_t)done) > 0,
+		     "copy to the swap file");
+	free(block);
+}
+
+/* dir NULL: the pages are packed instead. */
 static void run_small_handler(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir,
 			      bool bound)
 {
-	int uffd = fetch_uffd(shared, pid), file = open(dir, O_TMPFILE | O_RDWR, 0600);
+	int uffd = fetch_uffd(shared, pid);
 	struct uffdio_register registration = { .range = { shared->guest_addr, pages * PAGE },
 						.mode = UFFDIO_REGISTER_MODE_MISSING };
-	char *block = malloc(1 << 20);
+	struct source source = { .file = -1 };
 
-	need(file >= 0 && block, "swap file");
-	for (size_t done = 0; done < pages * PAGE; done += 1 << 20)
-		need(pread(memfd, block, 1 << 20, (off_t)done) > 0 &&
-			     pwrite(file, block, 1 << 20, (off_t)done) > 0,
-		     "copy to the swap file");
+	if (dir)
+		copy_pages(&source, memfd, pages, dir);
+	else
+		pack_pages(&source, memfd, pages);
 	need(ioctl(uffd, UFFDIO_REGISTER, &registration) == 0, "UFFDIO_REGISTER");
 	need(fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(pages * PAGE)) == 0,
 	     "punch");
 	if (bound)
 		bind_to_cpu(0);
 	shared->go = true;
-	serve(uffd, file, shared->guest_addr, pages);
-	free(block);
+	serve(uffd, &source, shared->guest_addr, pages);
 }
 
 static void wait_job(struct engine *engine)
@@ -187,6 +240,7 @@ static void wait_job(struct engine *engine)
 	}
 }
 
+/* dir NULL: the RAM tier. */
 static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir)
 {
 	const char *spin = getenv("SPIN_US"), *threads = getenv("FAULT_THREADS");
@@ -194,6 +248,13 @@ static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages
 					.workers = 2,
 					.page_map_fd = -1,
 					.store_fd = -1,
+					.tiers = !dir,
+					.segments_fd = -1,
+					.ram_fd = -1,
+					.disk_fd = -1,
+					.key_fd = -1,
+					.ram_max_bytes = UINT64_MAX,
+					.compress = true,
 					.spin_us = spin ? (uint32_t)atoi(spin) : ENGINE_DEFAULT_SPIN_US,
 					.fault_threads = threads ? (uint32_t)atoi(threads) : 0 };
 	struct swap_out_options options = { .mode = MODE_LIVE, .max_passes = 1 };
@@ -244,18 +305,20 @@ static void report(double *latency_us, size_t pages)
 
 int main(int argc, char **argv)
 {
-	size_t pages = argc == 5 ? strtoul(argv[2], NULL, 10) : 0;
+	size_t pages = argc == 5 || argc == 6 ? strtoul(argv[2], NULL, 10) : 0;
+	bool bound, random, in_memory;
 	struct shared *shared;
-	bool bound, random;
 	int memfd, status;
 	pid_t pid;
 
 	if (!pages || pages % 256) {
 		fprintf(stderr,
-			"usage: fault_latency engine|poll|samecpu PAGES seq|rnd SWAP_DIR (PAGES: a multiple of 256)\n");
+			"usage: fault_latency engine|engine-ram|poll|samecpu|samecpu-lz4 PAGES seq|rnd SWAP_DIR [CONTENTS]"
+			" (PAGES: a multiple of 256)\n");
 		return 2;
 	}
-	bound = strcmp(argv[1], "samecpu") == 0;
+	bound = strncmp(argv[1], "samecpu", strlen("samecpu")) == 0;
+	in_memory = strcmp(argv[1], "samecpu-lz4") == 0 || strcmp(argv[1], "engine-ram") == 0;
 	random = strcmp(argv[3], "rnd") == 0;
 	shared = mmap(NULL, sizeof *shared + pages * sizeof(double), PROT_READ | PROT_WRITE,
 		      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -264,11 +327,11 @@ int main(int argc, char **argv)
 	pid = fork();
 	need(pid >= 0, "fork");
 	if (pid == 0)
-		be_guest(shared, memfd, pages, random, bound);
-	if (strcmp(argv[1], "engine") == 0)
-		run_engine(shared, pid, memfd, pages, argv[4]);
+		be_guest(shared, memfd, pages, random, bound, argv[5]);
+	if (strncmp(argv[1], "engine", strlen("engine")) == 0)
+		run_engine(shared, pid, memfd, pages, in_memory ? NULL : argv[4]);
 	else
-		run_small_handler(shared, pid, memfd, pages, argv[4], bound);
+		run_small_handler(shared, pid, memfd, pages, in_memory ? NULL : argv[4], bound);
 	need(waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0,
 	     "the guest's end");
 	report(shared->latency_us, pages);

@@ -74,24 +74,31 @@ static inline int fetch_fd(pid_t pid, int fd)
 }
 
 /* An engine that serves one process's mapping of all of memfd. */
-static inline struct engine *engine_for(int memfd, size_t pages, int uffd, uint64_t addr,
-					const char *swap_dir)
+static inline struct engine *engine_with(const struct engine_config *config, int memfd, size_t pages,
+					 int uffd, uint64_t addr)
 {
-	struct engine_config config = {
-		.swap_dir = swap_dir, .workers = 3, .page_map_fd = -1, .store_fd = -1
-	};
 	struct range range = { .addr = addr, .pages = pages };
 	struct engine *engine;
 	struct error err;
 	uint32_t id;
 
-	if (engine_create(&config, &engine, &err) ||
+	if (engine_create(config, &engine, &err) ||
 	    engine_add_region(engine, memfd, 0, pages * PAGE, &range.page_idx, &err) ||
 	    engine_add_process(engine, uffd, &range, 1, &id, &err) || engine_start(engine, &err)) {
 		fprintf(stderr, "engine: %s\n", err.message);
 		exit(1);
 	}
 	return engine;
+}
+
+static inline struct engine *engine_for(int memfd, size_t pages, int uffd, uint64_t addr,
+					const char *swap_dir)
+{
+	struct engine_config config = {
+		.swap_dir = swap_dir, .workers = 3, .page_map_fd = -1, .store_fd = -1
+	};
+
+	return engine_with(&config, memfd, pages, uffd, addr);
 }
 
 /* Run a job to its end; its duration in microseconds. */

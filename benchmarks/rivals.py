@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import statistics
@@ -16,18 +17,28 @@ BUILD = ROOT / "build" / "benchmarks"
 SWAP_IN_PAUSE_S = 600
 
 Figures = dict[str, float]
+Runs = dict[str, list[Figures]]
 
 
+@functools.cache
 def compile_program(name: str, tree: Path = ROOT) -> Path:
     """Compile a tree's benchmarks/NAME.c with its engine, as in a release, and return the program."""
     folder = tree / BUILD.relative_to(ROOT)
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / name
     sources = sorted(str(path) for path in (tree / "engine/src").rglob("*.c"))
+    sources += [
+        str(path) for path in (tree / "benchmarks/contents.c", tree / "guest/content.c") if path.exists()
+    ]
     subprocess.run(
         [
             *("gcc", "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-pthread"),
-            *(f"-I{tree}/engine/src", str(tree / "benchmarks" / f"{name}.c"), *sources),
+            *(
+                f"-I{tree}/engine/src",
+                f"-iquote{tree}/guest",
+                str(tree / "benchmarks" / f"{name}.c"),
+                *sources,
+            ),
             *("-lxxhash", "-llz4", "-lcrypto", "-o", str(program)),
         ],
         check=True,
@@ -66,16 +77,36 @@ def dd(folder: Path, mib: int) -> Figures:
     return seconds
 
 
-def interleaved(rivals: dict[str, Callable[[], Figures]], rounds: int) -> dict[str, Figures]:
-    """Medians over `rounds` of each rival's figures, one run of each rival after the other in each round."""
-    runs: dict[str, list[Figures]] = {name: [] for name in rivals}
+def in_turns(rivals: dict[str, Callable[[], Figures]], rounds: int) -> Runs:
+    """All figures of each rival, one run of each rival after the other in each round."""
+    runs: Runs = {name: [] for name in rivals}
     for _ in range(rounds):
         for name, rival in rivals.items():
             runs[name].append(rival())
+    return runs
+
+
+def medians(runs: Runs) -> dict[str, Figures]:
+    """The median over all rounds of each figure."""
     return {
         name: {key: statistics.median(run[key] for run in found) for key in found[0]}
         for name, found in runs.items()
     }
+
+
+def interleaved(rivals: dict[str, Callable[[], Figures]], rounds: int) -> dict[str, Figures]:
+    """The medians of rivals that ran in turns."""
+    return medians(in_turns(rivals, rounds))
+
+
+def paired(runs: Runs, over: tuple[str, str], under: tuple[str, str]) -> float:
+    """The median over all rounds of one (rival, figure) divided by another of the same round.
+
+    What slows a whole round down hits both.
+    """
+    return statistics.median(
+        left[over[1]] / right[under[1]] for left, right in zip(runs[over[0]], runs[under[0]], strict=True)
+    )
 
 
 def table(title: str, rows: dict[str, Figures]) -> None:
