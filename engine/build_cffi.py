@@ -101,6 +101,7 @@ void engine_continue_job(struct engine *);
 void engine_forget_job(struct engine *);
 bool engine_housekeep(struct engine *);
 bool engine_tend(struct engine *);
+void engine_host_is_short(struct engine *, bool);
 int engine_notices_fd(const struct engine *);
 int engine_take_notice(struct engine *, struct notice *);
 uint64_t engine_left_pages(struct engine *, struct lost_incident *);

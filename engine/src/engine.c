@@ -9,6 +9,7 @@
 
 #include "engine_inside.h"
 #include "jobs/recover.h"
+#include "jobs/tender.h"
 #include "store/log.h"
 #include "vm/check.h"
 #include "vm/owner.h"
@@ -214,6 +215,8 @@ int engine_start(struct engine *engine, struct error *err)
 	pthread_sigmask(SIG_BLOCK, &all, &before);
 	rc = faults_start(engine->faults, err);
 	engine->started = !rc;
+	if (!rc)
+		rc = tender_start(&engine->vm, &engine->tender, err);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return rc;
 }
@@ -223,6 +226,8 @@ void engine_stop(struct engine *engine)
 	atomic_store(&engine->vm.stopping, true);
 	if (engine->swapper)
 		swapper_stop(engine->swapper);
+	tender_stop(engine->tender);
+	engine->tender = NULL;
 	if (engine->faults)
 		faults_stop(engine->faults);
 	if (engine->started && !engine->stopped)
@@ -279,6 +284,11 @@ bool engine_housekeep(struct engine *engine)
 bool engine_tend(struct engine *engine)
 {
 	return store_tend_step(engine->vm.store, page_relocate, &engine->vm);
+}
+
+void engine_host_is_short(struct engine *engine, bool is_short)
+{
+	store_host_is_short(engine->vm.store, is_short);
 }
 
 int engine_flush_step(struct engine *engine, struct error *err)

@@ -170,8 +170,12 @@ void engine_continue_job(struct engine *engine);
  * while there is more to give back. For idle moments. */
 bool engine_housekeep(struct engine *engine);
 
-/* What the tiers need now and then, store_tend_step(): true while there is more. Also beside a job; on any thread, one at a time. */
+/* What the tiers need now and then, store_tend_step(): true while there is more. After engine_start() a thread of
+ * the engine does that, beside all jobs; who cannot wait for it may call this on any thread. */
 bool engine_tend(struct engine *engine);
+
+/* The host is short of memory, or no longer: while it is, all that can move from RAM to disk does. */
+void engine_host_is_short(struct engine *engine, bool is_short);
 
 /* Move one segment from RAM to disk. 1: done, 0: there is none, -errno: why not. As engine_tend(). */
 int engine_flush_step(struct engine *engine, struct error *err);

@@ -11,8 +11,9 @@ struct engine {
 	struct vm vm;
 	struct faults *faults;
 	struct swapper *swapper;
-	struct lane *lane; /* of whoever calls us, one at a time */
-	bool unsettled;	   /* the page map is a predecessor's, and was not recovered yet */
+	struct tender *tender; /* NULL: not started, or there are no tiers */
+	struct lane *lane;     /* of whoever calls us, one at a time */
+	bool unsettled;	       /* the page map is a predecessor's, and was not recovered yet */
 	bool started, stopped;
 };
 

@@ -6,6 +6,7 @@
 #include "store/log.h"
 #include "store/move.h"
 #include "store/page_read.h"
+#include "store/tend.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -551,6 +552,111 @@ TEST(a_slot_that_is_dropped_twice_ends_the_process)
 	}
 	waitpid(pid, &status, 0);
 	CHECK(!(WIFEXITED(status) && WEXITSTATUS(status) == 0));
+	log_destroy(log);
+}
+
+/* --- when the tender has to come back */
+
+static bool nobody(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
+{
+	(void)context, (void)owner, (void)from_idx, (void)to_idx;
+	return false;
+}
+
+static void tend(struct log *log)
+{
+	while (log_tend_step(log, nobody, NULL))
+		;
+}
+
+TEST(nobody_wakes_up_while_nothing_is_pending)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[N];
+	struct log *log;
+
+	one.ram_age_s = 600;
+	log = make(&one);
+	tend(log);
+	CHECK_EQ(log_tend_wait_ms(log), -1); /* nothing is stored */
+	put(log, TEXT, 1, N, slots);
+	log_seal_open(log);
+	tend(log);
+	CHECK(log_tend_wait_ms(log) > 300000 && log_tend_wait_ms(log) <= 600000);
+	CHECK_EQ(account(log).disk_bytes, 0);
+	log->ram_age_s = 0; /* never */
+	CHECK_EQ(log_tend_wait_ms(log), -1);
+	log_host_is_short(log, true);
+	CHECK(log_tend_wait_ms(log) < 1000);
+	tend(log);
+	CHECK_EQ(account(log).ram_bytes, 0);
+	CHECK_EQ(log_tend_wait_ms(log), -1); /* all is on disk */
+	check(log, TEXT, 1, N, slots);
+	drop(log, slots, N);
+	log_destroy(log);
+}
+
+TEST(a_move_that_fails_is_tried_again_later)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[N];
+	struct log *log;
+
+	log = make(&one);
+	put(log, TEXT, 1, N, slots);
+	log_seal_open(log);
+	log_host_is_short(log, true);
+	CHECK_OK(failpoint_arm("store.write=ENOSPC"));
+	tend(log);
+	CHECK(log_tend_wait_ms(log) > 30000 && log_tend_wait_ms(log) <= 60000);
+	CHECK_EQ(log->limited_by, LIMITED_BY_NO_SPACE);
+	check(log, TEXT, 1, N, slots);
+	CHECK_OK(failpoint_arm("store.write=off"));
+	log->move_again_s = 0;
+	tend(log);
+	CHECK_EQ(account(log).ram_bytes, 0);
+	check(log, TEXT, 1, N, slots);
+	log_destroy(log);
+}
+
+TEST(pages_that_do_not_compress_go_to_disk_at_once)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[2 * N];
+	struct log *log;
+
+	log = make(&one);
+	put(log, TEXT, 1, N, slots);
+	put(log, NOISE, 1, N, slots + N);
+	log_seal_open(log);
+	CHECK(log_tend_wait_ms(log) < 1000);
+	tend(log);
+	CHECK_EQ(log_tend_wait_ms(log), -1);
+	CHECK(account(log).disk_bytes >= N * PAGE_BYTES);
+	CHECK(account(log).ram_bytes > 0);
+	check(log, TEXT, 1, N, slots);
+	check(log, NOISE, 1, N, slots + N);
+	log_destroy(log);
+}
+
+/* Without a compactor's bound, a small segment would be copied into another one for ever. */
+TEST(small_segments_are_merged_once)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[400];
+	struct log *log;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	for (size_t i = 0; i < 400; i += 50) {
+		put(log, TEXT, 1 + i, 50, slots + i);
+		log_seal_open(log);
+	}
+	for (size_t steps = 0; log_tend_step(log, relocate, slots); steps++)
+		CHECK(steps < 100);
+	CHECK_EQ(log->segments.ram_n, 1);
+	CHECK(!log_tend_step(log, relocate, slots));
+	check(log, TEXT, 1, 400, slots);
 	log_destroy(log);
 }
 

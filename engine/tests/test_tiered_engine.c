@@ -94,7 +94,6 @@ TEST(all_that_is_out_goes_from_ram_to_disk_and_comes_back_from_there)
 
 	rig_start(&rig, 2);
 	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
-	CHECK_EQ(stats_of(&rig).stored_disk_bytes, 0);
 	flush(&rig);
 	CHECK_EQ(stats_of(&rig).stored_ram_bytes, 0);
 	CHECK(stats_of(&rig).stored_disk_bytes > 0);
@@ -156,12 +155,125 @@ TEST(a_spent_write_budget_leaves_pages_in_ram)
 	struct rig rig;
 
 	rig_start(&rig, 2);
-	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
 	engine_set_write_budget(rig.engine, 0);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
 	CHECK_EQ(engine_flush_step(rig.engine, &err), -ENOSPC);
 	CHECK_CONTAINS(err.message, "WriteBudgetPerDay=");
 	CHECK_EQ(stats_of(&rig).limited_by, LIMITED_BY_WRITE_BUDGET);
 	CHECK_EQ(stats_of(&rig).written_bytes, 0);
 	check_bytes(&rig);
+	rig_stop(&rig);
+}
+
+/* --- beside all jobs: the tender */
+
+/* Pages are not compressed, so that all of them stay in RAM until something moves them. */
+static void start_uncompressed(struct rig *rig, uint32_t ram_age_s)
+{
+	struct engine_config config = new_engine;
+
+	memset(rig, 0, sizeof *rig);
+	vmm_start(&rig->vmm, PAGES_0, PAGES_1, 2);
+	test_use_tiers(&config);
+	config.compress = false;
+	config.ram_age_s = ram_age_s;
+	attach_engine(rig, &config);
+}
+
+static void wait_until_all_is_on_disk(struct rig *rig)
+{
+	uint64_t until_ns = monotonic_ns() + 60000000000u;
+
+	while (stats_of(rig).stored_ram_bytes) {
+		if (monotonic_ns() > until_ns)
+			FAIL("%llu bytes are still in RAM after a minute",
+			     (unsigned long long)stats_of(rig).stored_ram_bytes);
+		usleep(1000);
+	}
+	CHECK(stats_of(rig).stored_disk_bytes > 0);
+}
+
+/* Memory and blocks of pages that came back are released without any call of ours. */
+static void wait_for_release(struct rig *rig)
+{
+	uint64_t until_ns = monotonic_ns() + 60000000000u;
+
+	while (stats_of(rig).stored_ram_bytes || stats_of(rig).stored_disk_bytes) {
+		if (monotonic_ns() > until_ns)
+			FAIL("%llu bytes of RAM and %llu of disk are still taken after a minute",
+			     (unsigned long long)stats_of(rig).stored_ram_bytes,
+			     (unsigned long long)stats_of(rig).stored_disk_bytes);
+		usleep(1000);
+	}
+}
+
+TEST(pages_age_to_disk_by_themselves)
+{
+	struct rig rig;
+
+	start_uncompressed(&rig, 1);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	wait_until_all_is_on_disk(&rig);
+	check_bytes(&rig);
+	rig_stop(&rig);
+}
+
+TEST(pages_go_to_disk_once_the_host_is_short_of_memory)
+{
+	struct rig rig;
+
+	start_uncompressed(&rig, 3600);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK_EQ(stats_of(&rig).stored_disk_bytes, 0);
+	engine_host_is_short(rig.engine, true);
+	wait_until_all_is_on_disk(&rig);
+	engine_host_is_short(rig.engine, false);
+	check_bytes(&rig);
+	write_some(&rig);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK(stats_of(&rig).stored_ram_bytes > 0);
+	rig_stop(&rig);
+}
+
+TEST(pages_age_while_a_swap_out_is_under_way)
+{
+	struct swap_out_options options = { .mode = MODE_LIVE, .max_passes = 1 };
+	struct error err = { 0 };
+	struct rig rig;
+
+	start_uncompressed(&rig, 3600);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	write_some(&rig);
+	CHECK_OK(failpoint_arm("evict.protected=stall"));
+	CHECK_OK(engine_start_job(rig.engine, JOB_SWAP_OUT, &options, &err));
+	while (!failpoint_hits("evict.protected"))
+		usleep(1000);
+	engine_host_is_short(rig.engine, true);
+	wait_until_all_is_on_disk(&rig);
+	CHECK_EQ(stats_of(&rig).job, JOB_SWAP_OUT);
+	CHECK_OK(failpoint_arm("evict.protected=off"));
+	CHECK_EQ(wait_job(&rig).code, 0);
+	check_bytes(&rig);
+	rig_stop(&rig);
+}
+
+/* The image of a segment is written, and its pages are read before anybody knows of it. */
+TEST(pages_whose_segment_is_on_its_way_to_disk_are_served)
+{
+	uint64_t hits = failpoint_hits("store.move.written");
+	struct rig rig;
+
+	start_uncompressed(&rig, 3600);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK_OK(failpoint_arm("store.move.written=stall"));
+	engine_host_is_short(rig.engine, true);
+	while (failpoint_hits("store.move.written") == hits)
+		usleep(1000);
+	check_bytes(&rig);
+	CHECK_EQ(stats_of(&rig).swap_pages, 0);
+	CHECK_OK(failpoint_arm("store.move.written=off"));
+	run_job(&rig, JOB_SWAP_IN, MODE_NONE);
+	check_bytes(&rig);
+	wait_for_release(&rig);
 	rig_stop(&rig);
 }

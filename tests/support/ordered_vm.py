@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from vmmswap.bus.interface import STATUS_CHANGED
 from vmmswap.bus.manager import ManagerObject
 from vmmswap.config import Config
-from vmmswap.engine import EngineStats, Job, JobDone, Mode
+from vmmswap.engine import EngineStats, Job, JobDone, Mode, TierFds
 from vmmswap.errors import NoSuchVMError
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.events import EventHandler, EventPump
@@ -52,6 +52,7 @@ class FakeEngine:
 
     store_fd = -1
     store_file_system = ""
+    tier_fds = TierFds()
 
     def __init__(self, say):
         self._say = say

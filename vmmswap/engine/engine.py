@@ -276,12 +276,9 @@ class Engine:
         with self._keeping_house:
             return bool(self._handle) and bool(lib.engine_housekeep(self._handle))
 
-    def tend(self) -> bool:
-        """Move pages that are old or too many on RAM to disk, and compact what is sparse, a little at a time;
-        True while there is more. As housekeep(), and also while a job runs.
-        """
-        with self._keeping_house:
-            return bool(self._handle) and bool(lib.engine_tend(self._handle))
+    def host_is_short(self, is_short: bool) -> None:
+        """Whether the host is short of memory: while it is, all that can move from RAM to disk does."""
+        lib.engine_host_is_short(self._engine, is_short)
 
     @property
     def needs_count(self) -> bool:

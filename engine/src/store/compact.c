@@ -26,6 +26,7 @@ static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule,
 	put.owner = header.owner;
 	if (log_put(log, LOG_COMPACTOR, &put, 1, &err) != 1)
 		return false;
+	segments_inherit_age(&log->segments, slot_segment(put.slot_idx), segment_idx);
 	FAILPOINT_HERE("store.compact.copied");
 	if (!relocate(context, header.owner, from_idx, put.slot_idx)) {
 		log_drop(log, put.slot_idx);
@@ -37,14 +38,10 @@ static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule,
 	return true;
 }
 
-/* Also false if the records left there cannot be moved now: another call would find the same. */
-bool log_compact_step(struct log *log, relocate_page relocate, void *context)
+static bool compact(struct log *log, uint32_t segment_idx, relocate_page relocate, void *context)
 {
 	bool moved = false;
-	uint32_t segment_idx;
 
-	if (!segments_claim_sparsest(&log->segments, SEGMENT_GRANULES / 2, &segment_idx))
-		return false;
 	for (uint32_t granule = 0; segments_next_live(&log->segments, segment_idx, &granule); granule++)
 		if (!move_record(log, segment_idx, granule, relocate, context, &moved))
 			break;
@@ -52,4 +49,20 @@ bool log_compact_step(struct log *log, relocate_page relocate, void *context)
 	if (moved)
 		atomic_fetch_add(&log->compacted_segments, 1);
 	return moved;
+}
+
+/* Records whose pages somebody is working on, or which are damaged, cannot be moved: then the next segment may
+ * do. */
+bool log_compact_step(struct log *log, relocate_page relocate, void *context)
+{
+	const struct log_writer *writer = &log->writers[LOG_COMPACTOR];
+	const bool has_target[2] = { writer->open[0].is_open, writer->open[1].is_open };
+	uint32_t from_idx = 0, segment_idx;
+
+	while (segments_claim_sparse(&log->segments, from_idx, has_target, &segment_idx)) {
+		if (compact(log, segment_idx, relocate, context))
+			return true;
+		from_idx = segment_idx + 1;
+	}
+	return false;
 }

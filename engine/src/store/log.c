@@ -5,12 +5,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/failpoint.h"
 #include "base/units.h"
 #include "store/move.h"
 #include "store/record.h"
+#include "store/tend.h"
 
 #define RECORD_GRANULES_MAX ((RECORD_BYTES_MAX + (1u << GRANULE_SHIFT) - 1) >> GRANULE_SHIFT)
 
@@ -69,17 +72,22 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 	log->disk_keep_free_bytes = config->disk_keep_free_bytes;
 	log->ram_age_s = config->ram_age_s;
 	log->write_budget_bytes = INT64_MAX;
-	rc = segments_open(&log->segments, config->segments_fd, err);
+	log->tend_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	rc = log->tend_fd < 0 ? error_set(err, errno, "cannot make an eventfd: %s", strerror(errno)) :
+				segments_open(&log->segments, config->segments_fd, err);
 	if (!rc) {
 		rc = open_tiers(log, config, err);
 		if (rc)
 			segments_close(&log->segments);
 	}
 	if (rc) {
+		if (log->tend_fd >= 0)
+			close(log->tend_fd);
 		free(log);
 		return rc;
 	}
 	pthread_mutex_init(&log->take_lock, NULL);
+	pthread_mutex_init(&log->tend_lock, NULL);
 	for (size_t i = 0; i < LOG_WRITERS; i++)
 		pthread_mutex_init(&log->writers[i].lock, NULL);
 	*out = log;
@@ -91,6 +99,8 @@ void log_destroy(struct log *log)
 	if (!log)
 		return;
 	pthread_mutex_destroy(&log->take_lock);
+	pthread_mutex_destroy(&log->tend_lock);
+	close(log->tend_fd);
 	for (size_t i = 0; i < LOG_WRITERS; i++)
 		pthread_mutex_destroy(&log->writers[i].lock);
 	seal_destroy(log->seal);
@@ -149,7 +159,8 @@ static uint32_t ram_segments_max(const struct log *log)
 
 static int take_segment(struct log *log, bool raw, uint32_t *segment_idx, struct error *err)
 {
-	int rc = segments_take(&log->segments, raw, segment_idx);
+	enum segment_pages pages = !raw ? PAGES_COMPRESSED : log->compress ? PAGES_INCOMPRESSIBLE : PAGES_RAW;
+	int rc = segments_take(&log->segments, pages, segment_idx);
 
 	if (rc)
 		return error_set(err, -rc, "no further segment can be had in the store: %s", strerror(-rc));
@@ -215,6 +226,7 @@ static void seal_writer(struct log *log, struct log_writer *writer, bool raw)
 	ram_tier_trim(&log->ram, writer->open[raw].segment_idx,
 		      (uint64_t)writer->open[raw].next_granule << GRANULE_SHIFT);
 	segments_seal(&log->segments, writer->open[raw].segment_idx);
+	log_wake_tender(log);
 	FAILPOINT_HERE("store.sealed");
 }
 
@@ -292,16 +304,20 @@ size_t log_put(struct log *log, size_t writer_idx, struct page_to_put *pages, si
 	return done;
 }
 
+void log_seal_writer(struct log *log, size_t writer_idx)
+{
+	struct log_writer *writer = &log->writers[writer_idx];
+
+	pthread_mutex_lock(&writer->lock);
+	seal_writer(log, writer, false);
+	seal_writer(log, writer, true);
+	pthread_mutex_unlock(&writer->lock);
+}
+
 void log_seal_open(struct log *log)
 {
-	for (size_t i = 0; i < LOG_WRITERS; i++) {
-		struct log_writer *writer = &log->writers[i];
-
-		pthread_mutex_lock(&writer->lock);
-		seal_writer(log, writer, false);
-		seal_writer(log, writer, true);
-		pthread_mutex_unlock(&writer->lock);
-	}
+	for (size_t i = 0; i < LOG_WRITERS; i++)
+		log_seal_writer(log, i);
 }
 
 static _Noreturn void drop_of_unused(uint64_t slot_idx)
@@ -311,18 +327,19 @@ static _Noreturn void drop_of_unused(uint64_t slot_idx)
 	abort();
 }
 
-bool log_drop(struct log *log, uint64_t slot_idx)
+void log_drop(struct log *log, uint64_t slot_idx)
 {
-	bool emptied = false;
+	bool is_work = false;
 
 	if (slot_is_fill(slot_idx)) {
 		if (!atomic_load(&log->fills.pages))
 			drop_of_unused(slot_idx);
 		atomic_fetch_sub(&log->fills.pages, 1);
-	} else if (!segments_drop(&log->segments, slot_segment(slot_idx), slot_granule(slot_idx), &emptied)) {
+	} else if (!segments_drop(&log->segments, slot_segment(slot_idx), slot_granule(slot_idx), &is_work)) {
 		drop_of_unused(slot_idx);
 	}
-	return emptied;
+	if (is_work)
+		log_wake_tender(log);
 }
 
 /* For a segment on disk, clear its entry first: the place's next owner may be the one that a successor should

@@ -77,6 +77,11 @@ struct log {
 	_Atomic uint32_t limited_by;
 	_Atomic uint32_t moving_n; /* disk places that are being filled */
 	_Atomic uint64_t moved_segments, compacted_segments;
+
+	int tend_fd; /* eventfd: see tend.h */
+	pthread_mutex_t tend_lock;
+	_Atomic bool host_is_short;
+	_Atomic uint64_t move_again_s; /* nothing is moved before this time: the last move failed */
 };
 
 int log_create(const struct log_config *config, struct log **out, struct error *err);
@@ -106,8 +111,8 @@ int log_end_read(struct log *log, const struct page_read *read, int result, cons
 void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf, int *rc);
 
 /* Any thread; no I/O. Dropping a slot that is not in use is a bug of ours that could hand one page's bytes to
- * another: abort(). True if log_tidy_step() has work now. */
-bool log_drop(struct log *log, uint64_t slot_idx);
+ * another: abort(). It wakes the tender (tend.h) if there is work for it now. */
+void log_drop(struct log *log, uint64_t slot_idx);
 
 /* Release memory and blocks of dropped records, one segment per call. False: nothing to release. Takes up to
  * some milliseconds. */
@@ -115,6 +120,8 @@ bool log_tidy_step(struct log *log);
 
 /* Seal all open segments, so that they can be moved: no writer appends to them from now on. */
 void log_seal_open(struct log *log);
+/* The same for one writer's. */
+void log_seal_writer(struct log *log, size_t writer_idx);
 
 struct log_account {
 	uint64_t ram_bytes, disk_bytes; /* as kernel and file system count */

@@ -7,6 +7,7 @@
 
 #include "base/failpoint.h"
 #include "store/record.h"
+#include "store/tend.h"
 
 /* The image's length in whole blocks. */
 static uint64_t image_bytes(const struct log *log, uint32_t segment_idx)
@@ -181,5 +182,6 @@ int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
 		atomic_fetch_add(&log->moved_segments, 1);
 	}
 	segments_unclaim(&log->segments, segment_idx);
+	log_wake_tender(log); /* it may have been emptied meanwhile, or there are more */
 	return rc;
 }

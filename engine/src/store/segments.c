@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#define SPARSE_GRANULES (SEGMENT_GRANULES / 2)
+
 static uint32_t now_s(void)
 {
 	struct timespec now;
@@ -22,7 +24,7 @@ void segments_count_live(struct segments *segments, uint32_t segment_idx, uint32
 	atomic_fetch_add(&own->live_granules, granules);
 	atomic_fetch_add(&segments->live_n, 1);
 	atomic_fetch_add(&segments->live_granules, granules);
-	if (atomic_load(&segments->entries[segment_idx].raw))
+	if (atomic_load(&segments->entries[segment_idx].pages) != PAGES_COMPRESSED)
 		atomic_fetch_add(&segments->raw_n, 1);
 }
 
@@ -67,7 +69,7 @@ static bool find_free(struct segments *segments, uint32_t *segment_idx)
 	return idx < SEGMENTS_MAX;
 }
 
-int segments_take(struct segments *segments, bool raw, uint32_t *segment_idx)
+int segments_take(struct segments *segments, enum segment_pages pages, uint32_t *segment_idx)
 {
 	struct segment_entry *entry;
 	int rc = 0;
@@ -82,7 +84,7 @@ int segments_take(struct segments *segments, bool raw, uint32_t *segment_idx)
 		own_of(segments, *segment_idx)->state = SEGMENT_OPEN;
 		atomic_store(&entry->used_granules, 0);
 		atomic_store(&entry->born_s, now_s());
-		atomic_store(&entry->raw, raw);
+		atomic_store(&entry->pages, pages);
 		if (*segment_idx >= segments->known_n) {
 			segments->known_n = *segment_idx + 1;
 			atomic_store(&segments->table->known_n, segments->known_n);
@@ -167,13 +169,13 @@ static bool now_empty(struct segments *segments, uint32_t segment_idx)
 	return emptied;
 }
 
-bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t granule, bool *emptied)
+bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t granule, bool *is_work)
 {
 	uint64_t bit = (uint64_t)1 << granule % 64;
 	struct segment *own;
-	uint32_t granules;
+	uint32_t granules, before;
 
-	*emptied = false;
+	*is_work = false;
 	if (segment_idx >= SEGMENTS_MAX || !segments->pieces[segment_idx / SEGMENTS_IN_PIECE])
 		return false;
 	own = own_of(segments, segment_idx);
@@ -182,11 +184,12 @@ bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t gra
 		return false;
 	atomic_fetch_sub(&segments->live_n, 1);
 	atomic_fetch_sub(&segments->live_granules, granules);
-	if (atomic_load(&segments->entries[segment_idx].raw))
+	if (atomic_load(&segments->entries[segment_idx].pages) != PAGES_COMPRESSED)
 		atomic_fetch_sub(&segments->raw_n, 1);
-	atomic_fetch_sub(&own->live_granules, granules);
+	before = atomic_fetch_sub(&own->live_granules, granules);
+	*is_work = before >= SPARSE_GRANULES && before - granules < SPARSE_GRANULES;
 	if (atomic_fetch_sub(&own->live_n, 1) == 1)
-		*emptied = now_empty(segments, segment_idx);
+		*is_work = now_empty(segments, segment_idx);
 	return true;
 }
 
@@ -195,10 +198,17 @@ static bool is_in_ram(const struct segments *segments, uint32_t segment_idx)
 	return place_tier(atomic_load(&segments->entries[segment_idx].place)) == TIER_RAM;
 }
 
+/* Under the lock. */
+static bool is_sealed_in_ram(struct segments *segments, uint32_t segment_idx)
+{
+	return own_of(segments, segment_idx)->state == SEGMENT_SEALED && is_in_ram(segments, segment_idx);
+}
+
 /* Pages that do not compress gain nothing by staying in RAM: they rank as older than all others. */
 static uint64_t age_rank(const struct segment_entry *entry)
 {
-	return atomic_load(&entry->raw) ? 0 : 1 + (uint64_t)atomic_load(&entry->born_s);
+	return atomic_load(&entry->pages) == PAGES_INCOMPRESSIBLE ? 0 :
+								    1 + (uint64_t)atomic_load(&entry->born_s);
 }
 
 bool segments_claim_oldest(struct segments *segments, uint32_t born_before_s, uint32_t *segment_idx)
@@ -209,8 +219,7 @@ bool segments_claim_oldest(struct segments *segments, uint32_t born_before_s, ui
 	for (uint32_t idx = 0; idx < segments->known_n; idx++) {
 		uint64_t rank = age_rank(&segments->entries[idx]);
 
-		if (rank < oldest && rank <= 1 + (uint64_t)born_before_s &&
-		    own_of(segments, idx)->state == SEGMENT_SEALED && is_in_ram(segments, idx)) {
+		if (rank < oldest && rank <= 1 + (uint64_t)born_before_s && is_sealed_in_ram(segments, idx)) {
 			oldest = rank;
 			*segment_idx = idx;
 		}
@@ -221,24 +230,82 @@ bool segments_claim_oldest(struct segments *segments, uint32_t born_before_s, ui
 	return oldest != UINT64_MAX;
 }
 
-bool segments_claim_sparsest(struct segments *segments, uint32_t below_granules, uint32_t *segment_idx)
+bool segments_oldest_s(struct segments *segments, uint32_t *born_s)
 {
-	uint32_t least = below_granules;
+	uint64_t oldest = UINT64_MAX;
 
 	pthread_mutex_lock(&segments->lock);
 	for (uint32_t idx = 0; idx < segments->known_n; idx++) {
-		struct segment *own = own_of(segments, idx);
+		uint64_t rank = age_rank(&segments->entries[idx]);
 
-		if (own->state == SEGMENT_SEALED && is_in_ram(segments, idx) &&
-		    atomic_load(&own->live_granules) < least) {
-			least = atomic_load(&own->live_granules);
-			*segment_idx = idx;
-		}
+		if (rank < oldest && is_sealed_in_ram(segments, idx))
+			oldest = rank;
 	}
-	if (least < below_granules)
+	pthread_mutex_unlock(&segments->lock);
+	if (oldest == UINT64_MAX)
+		return false;
+	*born_s = oldest ? (uint32_t)(oldest - 1) : 0;
+	return true;
+}
+
+static bool is_sparse(struct segments *segments, uint32_t segment_idx)
+{
+	return is_sealed_in_ram(segments, segment_idx) &&
+	       atomic_load(&own_of(segments, segment_idx)->live_granules) < SPARSE_GRANULES;
+}
+
+/* Compressed pages are never packed beside others. */
+static bool kind_of(struct segments *segments, uint32_t segment_idx)
+{
+	return atomic_load(&segments->entries[segment_idx].pages) != PAGES_COMPRESSED;
+}
+
+/* Without this a small segment would be copied again and again, each time into another small one. */
+static bool gains(struct segments *segments, uint32_t segment_idx, const size_t targets_n[2])
+{
+	return targets_n[kind_of(segments, segment_idx)] > 1 ||
+	       atomic_load(&own_of(segments, segment_idx)->live_granules) <
+		       atomic_load(&segments->entries[segment_idx].used_granules) / 2;
+}
+
+bool segments_claim_sparse(struct segments *segments, uint32_t from_idx, const bool has_target[2],
+			   uint32_t *segment_idx)
+{
+	size_t targets_n[2] = { has_target[0], has_target[1] };
+	bool found = false;
+
+	pthread_mutex_lock(&segments->lock);
+	for (uint32_t idx = 0; idx < segments->known_n; idx++)
+		if (is_sparse(segments, idx))
+			targets_n[kind_of(segments, idx)]++;
+	for (uint32_t idx = from_idx; idx < segments->known_n && !found; idx++) {
+		found = is_sparse(segments, idx) && gains(segments, idx, targets_n);
+		*segment_idx = idx;
+	}
+	if (found)
 		own_of(segments, *segment_idx)->state = SEGMENT_MOVING;
 	pthread_mutex_unlock(&segments->lock);
-	return least < below_granules;
+	return found;
+}
+
+void segments_inherit_age(struct segments *segments, uint32_t to_idx, uint32_t from_idx)
+{
+	uint32_t born_s = atomic_load(&segments->entries[from_idx].born_s);
+
+	if (born_s < atomic_load(&segments->entries[to_idx].born_s))
+		atomic_store(&segments->entries[to_idx].born_s, born_s);
+}
+
+bool segments_has_leftovers(struct segments *segments)
+{
+	bool found;
+
+	pthread_mutex_lock(&segments->lock);
+	found = segments->empty_n;
+	for (uint32_t idx = 0; idx < segments->known_n && !found; idx++)
+		found = atomic_load(&own_of(segments, idx)->stale_ram);
+	pthread_mutex_unlock(&segments->lock);
+	return found;
 }
 
 void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint32_t place_idx,

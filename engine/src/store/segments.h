@@ -29,6 +29,7 @@
 #include "store/slot_name.h"
 
 enum segment_tier { TIER_NONE = 0, TIER_RAM = 1, TIER_DISK = 2 };
+enum segment_pages { PAGES_COMPRESSED = 0, PAGES_RAW = 1, PAGES_INCOMPRESSIBLE = 2 };
 enum segment_state { SEGMENT_FREE = 0, SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_MOVING, SEGMENT_EMPTY };
 
 struct segment_entry {			/* in shared memory */
@@ -36,7 +37,7 @@ struct segment_entry {			/* in shared memory */
 	_Atomic uint64_t serial;	/* of the image on disk; set before place */
 	_Atomic uint32_t used_granules; /* end of what is written */
 	_Atomic uint32_t born_s;	/* CLOCK_BOOTTIME, when it was taken */
-	_Atomic uint32_t raw;		/* its records are pages that do not compress */
+	_Atomic uint32_t pages;		/* enum segment_pages: what its records hold */
 	uint32_t reserved;
 };
 
@@ -97,7 +98,7 @@ int segments_mark(struct segments *segments, uint32_t segment_idx, uint32_t gran
 void segments_recovered(struct segments *segments);
 
 /* Take a FREE segment; it is now OPEN, without memory yet. -ENOMEM, -EFBIG: all are in use. */
-int segments_take(struct segments *segments, bool raw, uint32_t *segment_idx);
+int segments_take(struct segments *segments, enum segment_pages pages, uint32_t *segment_idx);
 /* The segment has memory now: from here on a successor knows of it. */
 void segments_now_in_ram(struct segments *segments, uint32_t segment_idx);
 /* Give back an OPEN segment that could get no memory. */
@@ -107,15 +108,24 @@ void segments_put_back(struct segments *segments, uint32_t segment_idx);
 void segments_add(struct segments *segments, uint32_t segment_idx, uint32_t granule, uint32_t granules);
 void segments_seal(struct segments *segments, uint32_t segment_idx);
 
-/* The record is no longer in use. False: it was not in use, which is a bug. *emptied is true if there is
- * something to release now. Any thread. */
-bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t granule, bool *emptied);
+/* The record is no longer in use. False: it was not in use, which is a bug. *is_work is true if the segment
+ * has become empty, or sparse. Any thread. */
+bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t granule, bool *is_work);
 
 /* Claim the oldest SEALED segment in RAM that was taken at born_before_s or earlier; it is MOVING from here
- * on. Raw segments count as older than all others. */
+ * on. Segments of incompressible pages count as older than all others. */
 bool segments_claim_oldest(struct segments *segments, uint32_t born_before_s, uint32_t *segment_idx);
-/* Claim the SEALED segment in RAM with the least in use, if that is less than `below_granules`. */
-bool segments_claim_sparsest(struct segments *segments, uint32_t below_granules, uint32_t *segment_idx);
+/* When the oldest SEALED segment in RAM began; 0: it holds incompressible pages. False: there is none. */
+bool segments_oldest_s(struct segments *segments, uint32_t *born_s);
+/* Claim the first sparse segment at or after from_idx whose compaction can release memory. It is SEALED and in
+ * RAM, and less than half of it is in use; and some of what is written there is not, or the records of two such
+ * segments fit into one. has_target: there is an open segment for the records of that kind. */
+bool segments_claim_sparse(struct segments *segments, uint32_t from_idx, const bool has_target[2],
+			   uint32_t *segment_idx);
+/* Records of `from_idx` were copied to to_idx: that is as old as both. */
+void segments_inherit_age(struct segments *segments, uint32_t to_idx, uint32_t from_idx);
+/* True if some memory or a segment could not be released yet, because somebody is reading it. */
+bool segments_has_leftovers(struct segments *segments);
 /* The segment is on disk now. */
 void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint32_t place_idx,
 			  uint64_t serial);

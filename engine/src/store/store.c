@@ -3,24 +3,22 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/failpoint.h"
 #include "base/held.h"
 #include "base/units.h"
-#include "store/compact.h"
 #include "store/log_tier.h"
 #include "store/move.h"
 #include "store/page_file.h"
 #include "store/page_read.h"
 #include "store/slot_name.h"
 #include "store/snapshot_file.h"
+#include "store/tend.h"
 
 struct store {
-	struct tier *file;     /* has the names below SLOT_LOG_FIRST; NULL: no tier has them */
-	struct tier *log;      /* has all others; NULL: there is none, and new pages go to the file */
-	uint64_t move_again_s; /* no page is moved by age before this time: the last move failed */
+	struct tier *file; /* has the names below SLOT_LOG_FIRST; NULL: no tier has them */
+	struct tier *log;  /* has all others; NULL: there is none, and new pages go to the file */
 };
 
 static int make_store(struct tier *file, struct tier *log, struct store **out, struct error *err)
@@ -266,52 +264,26 @@ void store_forget_limit(struct store *store)
 		atomic_store(&log_of_tier(store->log)->limited_by, LIMITED_BY_NOTHING);
 }
 
-#define MOVE_AGAIN_S 60
-
-static uint64_t now_s(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	return (uint64_t)now.tv_sec;
-}
-
-static bool is_over_max(struct log *log)
-{
-	uint64_t ram_bytes = atomic_load(&log->segments.ram_n) * SEGMENT_BYTES;
-
-	return ram_bytes > atomic_load(&log->ram_max_bytes);
-}
-
-/* Move one segment, if it is old enough or the RAM tier is over its limit. A segment that cannot be moved
- * stays in RAM, and is tried again later. */
-static bool move_some(struct store *store, struct log *log)
-{
-	uint64_t now = now_s();
-	uint32_t born_before_s = UINT32_MAX;
-	struct error why;
-	int rc;
-
-	if (!log->disk || now < store->move_again_s)
-		return false;
-	if (!is_over_max(log)) {
-		if (!log->ram_age_s || now < log->ram_age_s)
-			return false;
-		born_before_s = (uint32_t)(now - log->ram_age_s);
-	}
-	rc = log_move_oldest(log, born_before_s, &why);
-	if (rc && rc != -ENOENT)
-		store->move_again_s = now + MOVE_AGAIN_S;
-	return !rc;
-}
-
 bool store_tend_step(struct store *store, relocate_page relocate, void *context)
 {
-	struct log *log = store->log ? log_of_tier(store->log) : NULL;
-
 	HELD_MAY_WAIT(WAIT_WRITE);
-	return log &&
-	       (log_tidy_step(log) || move_some(store, log) || log_compact_step(log, relocate, context));
+	return store->log && log_tend_step(log_of_tier(store->log), relocate, context);
+}
+
+int store_tend_fd(const struct store *store)
+{
+	return store->log ? log_of_tier(store->log)->tend_fd : -1;
+}
+
+int64_t store_tend_wait_ms(struct store *store)
+{
+	return store->log ? log_tend_wait_ms(log_of_tier(store->log)) : -1;
+}
+
+void store_host_is_short(struct store *store, bool is_short)
+{
+	if (store->log)
+		log_host_is_short(log_of_tier(store->log), is_short);
 }
 
 int store_flush_step(struct store *store, struct error *err)
@@ -331,8 +303,13 @@ int store_flush_step(struct store *store, struct error *err)
 
 void store_set_write_budget(struct store *store, int64_t bytes)
 {
-	if (store->log)
-		atomic_store(&log_of_tier(store->log)->write_budget_bytes, bytes);
+	struct log *log = store->log ? log_of_tier(store->log) : NULL;
+
+	if (!log)
+		return;
+	atomic_store(&log->write_budget_bytes, bytes);
+	atomic_store(&log->move_again_s, 0);
+	log_wake_tender(log);
 }
 
 void store_account(const struct store *store, struct store_account *out)

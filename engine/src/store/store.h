@@ -163,10 +163,18 @@ typedef bool (*relocate_page)(void *context, uint64_t owner_idx, uint64_t from_i
 /* Reset limited_by of the account to nothing, until a limit stops a put or a move again. */
 void store_forget_limit(struct store *store);
 
-/* One step of the tiers' maintenance: release memory of dropped pages, move old pages to disk, compact sparse
- * segments. Takes some milliseconds, and waits for the disk. False: there is nothing to do now. Only one
- * thread at a time may call this; other threads may make any other call meanwhile. */
+/* One step of the tiers' maintenance (tend.h): release memory of dropped pages, move pages to disk, compact
+ * sparse segments. Takes some milliseconds, and waits for the disk. False: there is nothing to do now. Beside
+ * any other call. */
 bool store_tend_step(struct store *store, relocate_page relocate, void *context);
+
+/* How long there will be nothing to do for store_tend_step(), unless store_tend_fd() becomes readable before;
+ * -1: until it does. store_tend_fd() is -1 if the store has no tiers. */
+int64_t store_tend_wait_ms(struct store *store);
+int store_tend_fd(const struct store *store);
+
+/* The host is short of memory, or no longer: while it is, all that can move goes to disk. */
+void store_host_is_short(struct store *store, bool is_short);
 
 /* Move one segment from RAM to disk. 0; -ENOENT: there is none; -ENOSPC and others: it could not be moved. */
 int store_flush_step(struct store *store, struct error *err);

@@ -2,7 +2,7 @@
 """Gives the disk space of pages that came back, one by one, to the file system again.
 
 A swap-in and a trim do that at their ends. A guest that wakes by its faults alone never gets to such an end.
-It waits for the disk, and so is done on a thread. So is what the store's tiers need now and then.
+It waits for the disk, and so is done on a thread. What the store's tiers need, the engine does by itself.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Housekeeping:
 
 def _steps(engine: Engine) -> bool:
     end_ns = time.monotonic_ns() + _STEPS_NS
-    while is_more := engine.housekeep() or engine.tend():
+    while is_more := engine.housekeep():
         if time.monotonic_ns() > end_ns:
             break
     return is_more

@@ -54,9 +54,9 @@ class Jobs:
         self.is_short_of_memory = False  # a swap-in waits for memory
         self.spoiled: VmmswapError | None = None  # why all is brought back without an order
         self._operation_log = OperationLog()
-        self._room = RoomWatch(self._pids, self._out_pages, vm.engine.set_budget, self._memory_is_short)
+        self._room = RoomWatch(self.pids, self._out_pages, vm.engine.set_budget, self._memory_is_short)
         self._drain_error = ""
-        self.starvation = Starvation(vm, self._pids, on_change)
+        self.starvation = Starvation(vm, self.pids, on_change)
         self.drain = Drain(vm, config, vm.engine.resume, self._drain_failed, self._drain_idle)
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class Jobs:
         )
         return JobDone(event.job, error, event.cancelled)
 
-    def _pids(self) -> list[int]:
+    def pids(self) -> list[int]:
         """Whose cgroups pay for pages that come back: ours, if the VM's processes have all gone."""
         living = [process for process in self._vm.processes.values() if not process.has_gone]
         return [process.pid for process in living if process.pid] if living else [os.getpid()]

@@ -17,6 +17,7 @@ from vmmswap.monitor.operations.counting import Counting
 from vmmswap.monitor.operations.housekeeping import Housekeeping
 from vmmswap.monitor.operations.jobs import NOT_RECORDED, Jobs
 from vmmswap.monitor.operations.machine import Action, Machine
+from vmmswap.monitor.operations.pressure import PressureWatch
 from vmmswap.monitor.operations.report import starved, status_of
 from vmmswap.monitor.spoiled import spoiler_of
 from vmmswap.monitor.surroundings import Surroundings
@@ -70,11 +71,14 @@ class Orders:
         )
         self._housekeeping = Housekeeping(self._idle_engine)
         self._housekeeping.start()
+        self._pressure = PressureWatch(vm.engine, self.jobs.pids)
+        self._pressure.look_on()
 
     def close(self) -> None:
         """The VM is gone: do nothing more for it."""
         self._is_closed = True
         self._housekeeping.stop()
+        self._pressure.stop()
         self._cancel_retry()
         self.jobs.close()
         for waiting in self._waiting:
@@ -276,4 +280,6 @@ class Orders:
         if self.machine.state is not State.IN_PROGRESS:
             for waiting in self._waiting:
                 waiting.set()
+        if self.is_busy:
+            self._pressure.look_on()
         self._on_change()

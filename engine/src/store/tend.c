@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include "store/tend.h"
+
+#include <errno.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "store/compact.h"
+#include "store/move.h"
+
+#define MOVE_AGAIN_S 60 /* after a move that failed */
+#define READER_MS 20	/* memory that somebody is reading is looked at again */
+
+static uint64_t now_s(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return (uint64_t)now.tv_sec;
+}
+
+/* Segments that began at this time or earlier move now. */
+static uint32_t moves_if_born_by_s(struct log *log, uint64_t now)
+{
+	uint64_t ram_bytes = atomic_load(&log->segments.ram_n) * SEGMENT_BYTES;
+
+	if (atomic_load(&log->host_is_short) || ram_bytes > atomic_load(&log->ram_max_bytes))
+		return UINT32_MAX;
+	return log->ram_age_s && now > log->ram_age_s ? (uint32_t)(now - log->ram_age_s) : 0;
+}
+
+/* A segment that cannot be moved stays in RAM, and is tried again later. */
+static bool move_some(struct log *log)
+{
+	uint64_t now = now_s();
+	struct error why;
+	int rc;
+
+	if (!log->disk || now < atomic_load(&log->move_again_s))
+		return false;
+	rc = log_move_oldest(log, moves_if_born_by_s(log, now), &why);
+	if (rc && rc != -ENOENT)
+		atomic_store(&log->move_again_s, now + MOVE_AGAIN_S);
+	return !rc;
+}
+
+bool log_tend_step(struct log *log, relocate_page relocate, void *context)
+{
+	bool is_more;
+
+	pthread_mutex_lock(&log->tend_lock);
+	is_more = log_tidy_step(log) || move_some(log) || log_compact_step(log, relocate, context);
+	if (!is_more) /* what compaction filled can age, too */
+		log_seal_writer(log, LOG_COMPACTOR);
+	pthread_mutex_unlock(&log->tend_lock);
+	return is_more;
+}
+
+int64_t log_tend_wait_ms(struct log *log)
+{
+	uint64_t now = now_s(), again_s = atomic_load(&log->move_again_s), due_s;
+	uint32_t oldest_s;
+
+	if (segments_has_leftovers(&log->segments))
+		return READER_MS;
+	if (!log->disk || !segments_oldest_s(&log->segments, &oldest_s))
+		return -1;
+	due_s = oldest_s;
+	if (oldest_s > moves_if_born_by_s(log, now)) {
+		if (!log->ram_age_s)
+			return -1;
+		due_s = (uint64_t)oldest_s + log->ram_age_s;
+	}
+	if (due_s < again_s)
+		due_s = again_s;
+	return due_s > now ? (int64_t)(due_s - now) * 1000 : READER_MS;
+}
+
+void log_wake_tender(struct log *log)
+{
+	uint64_t one = 1;
+
+	/* EAGAIN: it is readable already. */
+	if (write(log->tend_fd, &one, sizeof one) < 0)
+		return;
+}
+
+void log_host_is_short(struct log *log, bool is_short)
+{
+	if (atomic_exchange(&log->host_is_short, is_short) != is_short && is_short)
+		log_wake_tender(log);
+}

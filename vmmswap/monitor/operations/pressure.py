@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tells the engine when the host is short of memory: then what is out moves from the RAM tier to disk.
+
+Two signs, each enough. Less memory is free than the reserve that a swap-in leaves (headroom.py): on the
+host, or below a limit of a cgroup around the processes of the VM or around us, who pay for the RAM tier.
+Tasks of the host or of such a cgroup waited for memory for a tenth of the last ten seconds: PSI, of cgroups
+only of version 2.
+
+Nobody looks while no job runs and nothing is in RAM that could go to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from vmmswap.engine import Engine, Job
+from vmmswap.linux.cgroup import Hierarchy, groups_of
+from vmmswap.monitor.guard import guarded
+from vmmswap.monitor.operations.headroom import find_hierarchies, look
+
+_log = logging.getLogger("vmmswap.pressure")
+
+_LOOK_S = 2.0
+_HOST = Path("/proc/pressure/memory")
+_STALLED_PERCENT = 10.0
+_SOME = re.compile(r"^some avg10=(?P<percent>[0-9.]+) ", re.MULTILINE)
+
+
+def why_short(pids: Iterable[int], hierarchies: Sequence[Hierarchy], host: Path = _HOST) -> str:
+    """Why memory is short for these processes, for people; empty: it is not."""
+    known = [*pids, os.getpid()]
+    room = look(known, hierarchies)
+    if room.bytes < 0:
+        return room.limit
+    groups = {
+        group / "memory.pressure"
+        for pid in known
+        for hierarchy in hierarchies
+        if hierarchy.is_unified
+        for group in _groups(pid, hierarchy)
+    }
+    for path in (host, *sorted(groups)):
+        if (percent := _stalled_percent(path)) >= _STALLED_PERCENT:
+            return f"tasks waited for memory for {percent:g}% of the last ten seconds, says {path}"
+    return ""
+
+
+def _groups(pid: int, hierarchy: Hierarchy) -> list[Path]:
+    try:
+        return groups_of(pid, hierarchy)
+    except OSError:  # it has ended
+        return []
+
+
+def _stalled_percent(path: Path) -> float:
+    """0 where the kernel does not count it."""
+    try:
+        found = _SOME.search(path.read_text(encoding="ascii"))
+    except OSError:
+        return 0.0
+    return float(found["percent"]) if found else 0.0
+
+
+class PressureWatch:
+    """Of one VM. pids: of its processes."""
+
+    def __init__(self, engine: Engine, pids: Callable[[], list[int]]) -> None:
+        self._engine = engine
+        self._pids = pids
+        self._hierarchies = find_hierarchies()
+        self._has_tiers = engine.tier_fds.ram >= 0 and engine.tier_fds.disk >= 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._why = ""
+
+    @property
+    def is_looking(self) -> bool:
+        """True if a look is to come."""
+        return self._timer is not None
+
+    def look_on(self) -> None:
+        """A job may have begun: look from now on."""
+        if self._has_tiers and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._has_tiers = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        stats = self._engine.stats()
+        if stats.job is Job.NONE and not stats.stored_ram_bytes:
+            self._tell("")
+            return
+        with guarded("cannot look how much memory the host has"):
+            self._tell(why_short(self._pids(), self._hierarchies))
+        self.look_on()
+
+    def _tell(self, why: str) -> None:
+        if bool(why) == bool(self._why):
+            return
+        self._why = why
+        self._engine.host_is_short(bool(why))
+        if why:
+            _log.warning("memory is short: %s; what is out moves from RAM to disk", why)
+        else:
+            _log.info("memory is no longer short")
