@@ -12,7 +12,7 @@ from tests.fixtures.make_page_map import PAGE, contents, dump, load, wait_job
 from tests.support.bus import PrivateBus, missing
 from tests.support.guest import Guest
 from tests.support.restarts import restarted
-from vmmswap.engine import Engine, EngineConfig
+from vmmswap.engine import Engine, EngineConfig, TierFds, Tiers
 from vmmswap.errors import VmmswapError
 
 FIXTURES = sorted((Path(__file__).parents[1] / "fixtures").glob("page_map_v*.json"))
@@ -28,20 +28,31 @@ class Left:
         store = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
         self.store = load(self.record["store"]["data"], self.record["store"]["size"], store)
         self.memfds = [self._load("guest", memfd) for memfd in self.record["memfds"]]
+        self.tiers = {}
+        if self.record["version"] > 1:
+            disk = os.open(directory, os.O_TMPFILE | os.O_RDWR, 0o600)
+            self.tiers = {name: self._load(name, self.record[name]) for name in ("segments", "ram", "key")}
+            self.tiers["disk"] = load(self.record["disk"]["data"], self.record["disk"]["size"], disk)
 
     @staticmethod
     def _load(name: str, record: dict) -> int:
         return load(record["data"], record["size"], os.memfd_create(name))
 
     def engine(self, directory: Path) -> Engine:
-        config = EngineConfig(directory, fault_threads=1, workers=1)
-        return Engine(config, page_map_fd=self.page_map, store_fd=self.store)
+        tiers = Tiers(1 << 30) if self.tiers else None
+        config = EngineConfig(directory, fault_threads=1, workers=1, tiers=tiers)
+        tier_fds = TierFds(**self.tiers)
+        return Engine(config, page_map_fd=self.page_map, store_fd=self.store, tier_fds=tier_fds)
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return (self.page_map, self.store, *self.tiers.values(), *self.memfds)
 
     def dumps(self) -> list:
-        return [dump(fd) for fd in (self.page_map, self.store, *self.memfds)]
+        return [dump(fd) for fd in self.fds]
 
     def close(self) -> None:
-        for fd in (self.page_map, self.store, *self.memfds):
+        for fd in self.fds:
             os.close(fd)
 
 
@@ -68,7 +79,10 @@ def check_taken_over(left, directory):
     memory = b"".join(
         os.pread(fd, pages * PAGE, 0) for fd, pages in zip(left.memfds, left.record["regions"], strict=True)
     )
-    wrong = [page for page in range(len(memory) // PAGE) if memory[page * PAGE :][:PAGE] != contents(page)]
+    version = left.record["version"]
+    wrong = [
+        page for page in range(len(memory) // PAGE) if memory[page * PAGE :][:PAGE] != contents(page, version)
+    ]
     assert wrong == []
 
 
@@ -77,6 +91,12 @@ def test_there_is_a_fixture_of_todays_format(tmp_path):
     (version,) = struct.unpack("<I", os.pread(engine.page_map_fd, 4, VERSION_OFFSET))
     engine.close()
     assert f"page_map_v{version}" in [path.stem for path in FIXTURES]
+
+
+def test_pages_of_version_2_are_in_all_places(tmp_path):
+    left = Left(next(path for path in FIXTURES if path.stem == "page_map_v2"), tmp_path)
+    assert all(left.record[name]["data"] for name in ("store", "segments", "ram", "disk", "key"))
+    left.close()
 
 
 def test_a_released_format_is_read(left, tmp_path):
