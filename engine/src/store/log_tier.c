@@ -109,7 +109,16 @@ static void drop(struct tier *tier, const uint64_t *slot_idx, size_t n)
 
 static bool trim_step(struct tier *tier)
 {
-	return ((struct log_tier *)tier)->ready && log_tidy_step(log_of_tier(tier));
+	struct log *log = log_of_tier(tier);
+	bool is_more;
+
+	if (!((struct log_tier *)tier)->ready)
+		return false;
+	/* What the tender has in its hands now is released when it is done. */
+	pthread_mutex_lock(&log->tend_lock);
+	is_more = log_tidy_step(log);
+	pthread_mutex_unlock(&log->tend_lock);
+	return is_more;
 }
 
 static void account(struct tier *tier, struct store_account *out)
