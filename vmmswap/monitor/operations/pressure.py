@@ -74,35 +74,35 @@ class PressureWatch:
         self._pids = pids
         self._hierarchies = find_hierarchies()
         self._has_tiers = engine.tier_fds.ram >= 0 and engine.tier_fds.disk >= 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
         self._why = ""
 
     @property
     def is_looking(self) -> bool:
         """True if a look is to come."""
-        return self._timer is not None
+        return self._task is not None and not self._task.done()
 
     def look_on(self) -> None:
         """A job may have begun: look from now on."""
-        if self._has_tiers and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+        if self._has_tiers and not self.is_looking:
+            self._task = asyncio.get_running_loop().create_task(self._work(), name="pressure")
 
     def stop(self) -> None:
         """Look no more."""
         self._has_tiers = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
 
-    def _look(self) -> None:
-        self._timer = None
-        stats = self._engine.stats()
-        if stats.job is Job.NONE and not stats.stored_ram_bytes:
-            self._tell("")
-            return
-        with guarded("cannot look how much memory the host has"):
-            self._tell(why_short(self._pids(), self._hierarchies))
-        self.look_on()
+    async def _work(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            stats = self._engine.stats()
+            if stats.job is Job.NONE and not stats.stored_ram_bytes:
+                self._tell("")
+                return
+            with guarded("cannot look how much memory the host has"):
+                self._tell(await asyncio.to_thread(why_short, self._pids(), self._hierarchies))
 
     def _tell(self, why: str) -> None:
         if bool(why) == bool(self._why):
