@@ -2,6 +2,8 @@
 /* Guest memory is walked over window by window: all of it, each page once, and never over a large folio's bounds. */
 #include "vm/window.h"
 
+#include <sys/syscall.h>
+
 #include "base/failpoint.h"
 #include "harness.h"
 #include "vm/backing.h"
@@ -19,6 +21,14 @@ static const struct {
 #define END_IDX (4 * CHUNK_PAGES)
 
 static bool has_data[END_IDX];
+static uint64_t mincore_calls;
+
+/* In place of the C library's. */
+int mincore(void *at, size_t bytes, unsigned char *found)
+{
+	mincore_calls++;
+	return (int)syscall(SYS_mincore, at, bytes, found);
+}
 
 static void write_page(int memfd, size_t region, uint64_t page)
 {
@@ -83,6 +93,42 @@ TEST(data_is_seen_once)
 	CHECK_OK(cursor.error);
 	for (uint64_t idx = 0; idx < END_IDX; idx++)
 		CHECK(seen[idx] || !has_data[idx]);
+	memory_destroy(&memory);
+}
+
+/* Else memory of which every second page is a hole takes longer to walk over than to read. */
+TEST(a_window_with_many_holes_is_looked_at_once)
+{
+	static struct memory memory;
+	struct window_cursor cursor = { 0 };
+	uint64_t windows = 0;
+	struct window window;
+
+	make_memory(&memory);
+	for (mincore_calls = 0; window_next_data(&memory, &cursor, &window);)
+		windows++;
+	CHECK(windows >= 4 && mincore_calls <= 5 * windows); /* with those that ask whether we may ask */
+	memory_destroy(&memory);
+}
+
+/* Where mincore() says nothing, run by run. */
+TEST(data_is_seen_without_mincore)
+{
+	static struct memory memory;
+	struct window_cursor cursor = { 0 };
+	struct window window;
+	uint64_t pages = 0;
+
+	make_memory(&memory);
+	CHECK_OK(failpoint_arm("incore.find=EIO"));
+	while (window_next_data(&memory, &cursor, &window))
+		for (uint64_t idx = window.page_idx; idx < window.page_idx + window.pages; idx++) {
+			CHECK_EQ(window_has_data(&window, idx), has_data[idx]);
+			pages += has_data[idx];
+		}
+	for (uint64_t idx = 0; idx < END_IDX; idx++)
+		pages -= has_data[idx];
+	CHECK_EQ(pages, 0);
 	memory_destroy(&memory);
 }
 

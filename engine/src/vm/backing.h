@@ -50,6 +50,11 @@ struct backing {
 	bool (*next_data)(const struct region *region, uint64_t page_idx, uint64_t *start_idx,
 			  uint64_t *end_idx, int *rc);
 
+	/* The same for the pages of a window, at most CHUNK_PAGES, which are looked at all at once: set bit
+	 * i of data for each that is resident. 0 or -errno. NULL: only next_data() can tell. */
+	int (*find_data)(const struct region *region, uint64_t page_idx, uint64_t pages,
+			 uint64_t data[CHUNK_PAGES / 64]);
+
 	/* True if there is no page. Waits for the inode's lock. */
 	bool (*is_hole)(const struct region *region, uint64_t page_idx);
 

@@ -72,46 +72,82 @@ const struct backing *backing_of(const struct memory *memory, uint64_t page_idx)
 	return region ? region->backing : &backing_memfd;
 }
 
+#define FIRST_LOOK_PAGES 32
+
 /* How many pages from this one on have data; this one has. SEEK_HOLE would walk to the next hole, 20 ms a
- * GiB, while it holds the inode's lock. This looks only at the 2 MiB of the file that the page is in,
- * without the lock. A page in the host's swap is not seen here, and is a run of its own. */
+ * GiB, while it holds the inode's lock. This looks only at the 2 MiB of the file that the page is in, without
+ * the lock, and only as far as the run may reach: twice as far each time. A page in the host's swap is not
+ * seen here, and is a run of its own. */
 static uint64_t run_length(const struct region *region, uint64_t page_idx, uint64_t pages_max)
 {
-	uint64_t into_chunk = pages_of_bytes(region_offset_of(region, page_idx) % CHUNK_BYTES), n = 1;
+	uint64_t into_chunk = pages_of_bytes(region_offset_of(region, page_idx) % CHUNK_BYTES);
 	uint64_t pages = CHUNK_PAGES - into_chunk < pages_max ? CHUNK_PAGES - into_chunk : pages_max;
+	uint64_t n = 0, look = FIRST_LOOK_PAGES, end = 0;
 	unsigned char found[CHUNK_PAGES];
 	struct incore incore;
+	int rc = incore_open(&incore, region, page_idx, pages);
 
-	found[0] = 0;
-	if (incore_open(&incore, region, page_idx, pages) == 0 &&
-	    incore_find(&incore, page_idx, pages, found) < 0)
-		found[0] = 0;
+	for (; !rc && n == end && n < pages; look *= 2) {
+		end = n + look < pages ? n + look : pages;
+		if (incore_find(&incore, page_idx + n, end - n, found) < 0)
+			break;
+		for (uint64_t from = n; n < end && (found[n - from] & 1);)
+			n++;
+	}
 	incore_close(&incore);
-	while ((found[0] & 1) && n < pages && (found[n] & 1))
-		n++;
-	return n;
+	return n ? n : 1;
+}
+
+/* The first page with data at or after this one. -ENXIO: there is none in the region. */
+static int seek_data(const struct region *region, uint64_t page_idx, uint64_t *data_idx)
+{
+	uint64_t region_end_idx = region->page_idx + region->pages;
+	int rc = FAILPOINT("memory.seek");
+	off_t data;
+
+	HELD_MAY_WAIT(WAIT_INODE);
+	if (page_idx >= region_end_idx || rc)
+		return rc ? rc : -ENXIO;
+	data = lseek(region->fd, (off_t)region_offset_of(region, page_idx), SEEK_DATA);
+	if (data < 0)
+		return -errno;
+	*data_idx = region->page_idx + pages_of_bytes((uint64_t)data - region->offset_bytes);
+	return *data_idx < region_end_idx ? 0 : -ENXIO;
 }
 
 static bool next_data(const struct region *region, uint64_t page_idx, uint64_t *start_idx, uint64_t *end_idx,
 		      int *rc)
 {
-	uint64_t region_end_idx = region->page_idx + region->pages;
-	off_t data;
-
-	HELD_MAY_WAIT(WAIT_INODE);
-	*rc = FAILPOINT("memory.seek");
-	if (page_idx >= region_end_idx || *rc)
-		return false;
-	data = lseek(region->fd, (off_t)region_offset_of(region, page_idx), SEEK_DATA);
-	if (data < 0) {
-		*rc = errno == ENXIO ? 0 : -errno;
+	*rc = seek_data(region, page_idx, start_idx);
+	if (*rc) {
+		*rc = *rc == -ENXIO ? 0 : *rc;
 		return false;
 	}
-	*start_idx = region->page_idx + pages_of_bytes((uint64_t)data - region->offset_bytes);
-	if (*start_idx >= region_end_idx)
-		return false;
-	*end_idx = *start_idx + run_length(region, *start_idx, region_end_idx - *start_idx);
+	*end_idx = *start_idx + run_length(region, *start_idx, region->page_idx + region->pages - *start_idx);
 	return true;
+}
+
+/* mincore() does not see pages in the host's swap, so each gap is asked about by lseek(). */
+static int find_data(const struct region *region, uint64_t page_idx, uint64_t pages,
+		     uint64_t data[CHUNK_PAGES / 64])
+{
+	unsigned char found[CHUNK_PAGES];
+	struct incore incore;
+	int rc = incore_open(&incore, region, page_idx, pages);
+
+	if (!rc && incore_find(&incore, page_idx, pages, found) < 0)
+		rc = -EAGAIN;
+	incore_close(&incore);
+	for (uint64_t i = 0, data_idx; !rc && i < pages; i++) {
+		if (!(found[i] & 1)) {
+			rc = seek_data(region, page_idx + i, &data_idx);
+			if (rc || data_idx >= page_idx + pages)
+				break;
+			i = data_idx - page_idx;
+		}
+		data[i / 64] |= (uint64_t)1 << i % 64;
+	}
+	return rc == -ENXIO ? 0 : rc;
 }
 
 static bool is_hole(const struct region *region, uint64_t page_idx)
@@ -307,6 +343,7 @@ static enum uffd_outcome unregister_inherited(const struct process *child, const
 
 const struct backing backing_memfd = {
 	.next_data = next_data,
+	.find_data = find_data,
 	.is_hole = is_hole,
 	.has_page = own_mapping_region_has_page,
 	.has_landed = has_landed,

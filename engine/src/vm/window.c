@@ -39,11 +39,10 @@ static void set_bits(struct window *window, uint64_t from_idx, uint64_t end_idx)
 		window->data[(idx - window->page_idx) / 64] |= (uint64_t)1 << ((idx - window->page_idx) % 64);
 }
 
-static void fill_data(struct window_cursor *cursor, struct window *window)
+static void fill_by_runs(struct window_cursor *cursor, struct window *window)
 {
 	uint64_t end_idx = window->page_idx + window->pages, at_idx = window->page_idx;
 
-	memset(window->data, 0, sizeof window->data);
 	while (at_idx < end_idx && find_run(&window->region, cursor, at_idx) && cursor->run_idx < end_idx) {
 		uint64_t from_idx = cursor->run_idx > at_idx ? cursor->run_idx : at_idx;
 		uint64_t to_idx = cursor->run_end_idx < end_idx ? cursor->run_end_idx : end_idx;
@@ -51,6 +50,17 @@ static void fill_data(struct window_cursor *cursor, struct window *window)
 		set_bits(window, from_idx, to_idx);
 		at_idx = to_idx;
 	}
+}
+
+/* The runs of a window with many holes are short, and each run costs several system calls. */
+static void fill_data(struct window_cursor *cursor, struct window *window)
+{
+	const struct backing *backing = window->region.backing;
+
+	memset(window->data, 0, sizeof window->data);
+	if (!backing->find_data ||
+	    backing->find_data(&window->region, window->page_idx, window->pages, window->data))
+		fill_by_runs(cursor, window);
 }
 
 /* The region that the cursor is in, or the next one; NULL at the end. */
