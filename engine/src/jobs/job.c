@@ -3,8 +3,8 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "base/big_buffer.h"
 #include "freeze/freeze.h"
 
 #define STACK_BYTES ((size_t)256 << 10)
@@ -81,8 +81,7 @@ void job_rewind(struct swapper *swapper)
 
 static void put_worker_away(struct worker *worker)
 {
-	if (worker->buffer != MAP_FAILED)
-		munmap(worker->buffer, CHUNK_BYTES);
+	big_buffer_free(worker->buffer);
 	gate_part(worker->swapper->vm->gate, worker->lane);
 }
 
@@ -93,9 +92,8 @@ static int start_worker(struct worker *worker, struct swapper *swapper, void *(*
 	int code = ENOMEM;
 
 	*worker = (struct worker){ .swapper = swapper };
-	worker->buffer = mmap(NULL, CHUNK_BYTES, PROT_READ | PROT_WRITE,
-			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (worker->buffer != MAP_FAILED && gate_join(swapper->vm->gate, &worker->lane) == 0) {
+	worker->buffer = big_buffer_new();
+	if (worker->buffer && gate_join(swapper->vm->gate, &worker->lane) == 0) {
 		pthread_attr_init(&attr);
 		pthread_attr_setstacksize(&attr, STACK_BYTES);
 		code = pthread_create(&worker->thread, &attr, run, worker);

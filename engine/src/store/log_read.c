@@ -2,8 +2,8 @@
 /* Reads pages from the log: from memory, or in blocks from disk. */
 #include <errno.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 
+#include "base/big_buffer.h"
 #include "base/units.h"
 #include "store/log.h"
 #include "store/page_read.h"
@@ -210,15 +210,12 @@ void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf
 	}
 	if (on_disk_n > 1) {
 		qsort(at, on_disk_n, sizeof *at, by_place);
-		blocks =
-			mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		blocks = blocks == MAP_FAILED ? NULL : blocks;
+		blocks = big_buffer_new();
 	}
 	for (size_t i = 0, run; i < on_disk_n; i += run) {
 		run = near_run(at + i, on_disk_n - i);
 		read_run(log, at + i, run, blocks, pages, rc);
 	}
-	if (blocks)
-		munmap(blocks, SEGMENT_BYTES);
+	big_buffer_free(blocks);
 	free(at);
 }

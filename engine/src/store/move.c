@@ -3,8 +3,8 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "base/big_buffer.h"
 #include "base/failpoint.h"
 #include "store/record.h"
 #include "store/tend.h"
@@ -166,8 +166,8 @@ int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
 	if (!segments_claim_oldest(&log->segments, born_before_s, &segment_idx))
 		return -ENOENT;
 	/* Zeros wherever no record in use is. The image is released after the write. */
-	image = mmap(NULL, SEGMENT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (image == MAP_FAILED) {
+	image = big_buffer_new();
+	if (!image) {
 		segments_unclaim(&log->segments, segment_idx);
 		return error_set(err, ENOMEM, "no memory to make a segment ready for the disk");
 	}
@@ -176,7 +176,7 @@ int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
 		memset(image, 0, SEGMENT_BYTES);
 		rc = write_segment(log, segment_idx, image, err);
 	}
-	munmap(image, SEGMENT_BYTES);
+	big_buffer_free(image);
 	if (!rc) {
 		give_memory_back(log, segment_idx);
 		atomic_fetch_add(&log->moved_segments, 1);
