@@ -15,6 +15,8 @@
 #include "store/record.h"
 #include "store/tend.h"
 
+_Static_assert(SEGMENT_RAW_GRANULES == (RECORD_BYTES_MAX + (1u << GRANULE_SHIFT) - 1) >> GRANULE_SHIFT,
+	       "the length of a record that is not compressed");
 #define RECORD_GRANULES_MAX ((RECORD_BYTES_MAX + (1u << GRANULE_SHIFT) - 1) >> GRANULE_SHIFT)
 
 static uint32_t granules_of(size_t bytes)

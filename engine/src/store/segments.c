@@ -16,6 +16,12 @@ static uint32_t now_s(void)
 	return (uint32_t)now.tv_sec;
 }
 
+/* Compressed pages are never packed beside others. */
+static bool is_raw(const struct segments *segments, uint32_t segment_idx)
+{
+	return atomic_load(&segments->entries[segment_idx].pages) != PAGES_COMPRESSED;
+}
+
 void segments_count_live(struct segments *segments, uint32_t segment_idx, uint32_t granules)
 {
 	struct segment *own = own_of(segments, segment_idx);
@@ -24,7 +30,7 @@ void segments_count_live(struct segments *segments, uint32_t segment_idx, uint32
 	atomic_fetch_add(&own->live_granules, granules);
 	atomic_fetch_add(&segments->live_n, 1);
 	atomic_fetch_add(&segments->live_granules, granules);
-	if (atomic_load(&segments->entries[segment_idx].pages) != PAGES_COMPRESSED)
+	if (is_raw(segments, segment_idx))
 		atomic_fetch_add(&segments->raw_n, 1);
 }
 
@@ -44,7 +50,9 @@ static uint32_t next_bit(const _Atomic uint64_t *bits, uint32_t bit)
 
 uint32_t segments_extent(const struct segments *segments, uint32_t segment_idx, uint32_t granule)
 {
-	uint32_t next = next_bit(bits_of(segments, segment_idx)->starts, granule + 1);
+	uint32_t next = is_raw(segments, segment_idx) ?
+				granule + SEGMENT_RAW_GRANULES :
+				next_bit(bits_of(segments, segment_idx)->starts, granule + 1);
 	uint32_t used = atomic_load(&segments->entries[segment_idx].used_granules);
 
 	if (next > used)
@@ -121,7 +129,8 @@ void segments_add(struct segments *segments, uint32_t segment_idx, uint32_t gran
 {
 	struct segment_bits *bits = bits_of(segments, segment_idx);
 
-	atomic_fetch_or(&bits->starts[granule / 64], (uint64_t)1 << granule % 64);
+	if (!is_raw(segments, segment_idx))
+		atomic_fetch_or(&bits->starts[granule / 64], (uint64_t)1 << granule % 64);
 	atomic_fetch_or(&bits->live[granule / 64], (uint64_t)1 << granule % 64);
 	segments_count_live(segments, segment_idx, granules);
 	atomic_store_explicit(&segments->entries[segment_idx].used_granules, granule + granules,
@@ -184,7 +193,7 @@ bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t gra
 		return false;
 	atomic_fetch_sub(&segments->live_n, 1);
 	atomic_fetch_sub(&segments->live_granules, granules);
-	if (atomic_load(&segments->entries[segment_idx].pages) != PAGES_COMPRESSED)
+	if (is_raw(segments, segment_idx))
 		atomic_fetch_sub(&segments->raw_n, 1);
 	before = atomic_fetch_sub(&own->live_granules, granules);
 	*is_work = before >= SPARSE_GRANULES && before - granules < SPARSE_GRANULES;
@@ -254,16 +263,10 @@ static bool is_sparse(struct segments *segments, uint32_t segment_idx)
 	       atomic_load(&own_of(segments, segment_idx)->live_granules) < SPARSE_GRANULES;
 }
 
-/* Compressed pages are never packed beside others. */
-static bool kind_of(struct segments *segments, uint32_t segment_idx)
-{
-	return atomic_load(&segments->entries[segment_idx].pages) != PAGES_COMPRESSED;
-}
-
 /* Without this a small segment would be copied again and again, each time into another small one. */
 static bool gains(struct segments *segments, uint32_t segment_idx, const size_t targets_n[2])
 {
-	return targets_n[kind_of(segments, segment_idx)] > 1 ||
+	return targets_n[is_raw(segments, segment_idx)] > 1 ||
 	       atomic_load(&own_of(segments, segment_idx)->live_granules) <
 		       atomic_load(&segments->entries[segment_idx].used_granules) / 2;
 }
@@ -277,7 +280,7 @@ bool segments_claim_sparse(struct segments *segments, uint32_t from_idx, const b
 	pthread_mutex_lock(&segments->lock);
 	for (uint32_t idx = 0; idx < segments->known_n; idx++)
 		if (is_sparse(segments, idx))
-			targets_n[kind_of(segments, idx)]++;
+			targets_n[is_raw(segments, idx)]++;
 	for (uint32_t idx = from_idx; idx < segments->known_n && !found; idx++) {
 		found = is_sparse(segments, idx) && gains(segments, idx, targets_n);
 		*segment_idx = idx;

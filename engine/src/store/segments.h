@@ -54,9 +54,12 @@ struct segment { /* this process's own */
 	_Atomic uint32_t live_granules; /* of them */
 };
 
-struct segment_bits {				    /* two pages, released when the segment is free */
-	_Atomic uint64_t starts[SEGMENT_BIT_WORDS]; /* where records begin, in use or not */
-	_Atomic uint64_t live[SEGMENT_BIT_WORDS];   /* where those in use begin */
+/* Two pages, released when the segment is free. A page that was never written to costs no memory. */
+struct segment_bits {
+	/* Where records begin, in use or not. Unused for pages that do not compress: all their records are
+	 * SEGMENT_RAW_GRANULES long. */
+	_Atomic uint64_t starts[SEGMENT_BIT_WORDS];
+	_Atomic uint64_t live[SEGMENT_BIT_WORDS]; /* where those in use begin */
 };
 
 struct segment_piece; /* the two structs above, for 512 segments */

@@ -100,7 +100,8 @@ int segments_mark(struct segments *segments, uint32_t segment_idx, uint32_t gran
 	bits = bits_of(segments, segment_idx);
 	if (test_bit(bits->live, granule))
 		return -EEXIST;
-	bits->starts[granule / 64] |= (uint64_t)1 << granule % 64;
+	if (atomic_load(&segments->entries[segment_idx].pages) == PAGES_COMPRESSED)
+		bits->starts[granule / 64] |= (uint64_t)1 << granule % 64;
 	bits->live[granule / 64] |= (uint64_t)1 << granule % 64;
 	return 0;
 }

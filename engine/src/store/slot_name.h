@@ -19,6 +19,7 @@
 #define SEGMENT_BYTES ((uint64_t)1 << SEGMENT_SHIFT)
 #define GRANULE_SHIFT 6 /* records begin at multiples of 64 bytes */
 #define SEGMENT_GRANULES ((uint32_t)(SEGMENT_BYTES >> GRANULE_SHIFT))
+#define SEGMENT_RAW_GRANULES 65u /* of a record that is not compressed */
 #define SEGMENT_GRANULE_BITS (SEGMENT_SHIFT - GRANULE_SHIFT)
 
 #define SLOT_LOG_FIRST ((uint64_t)1 << 32)
