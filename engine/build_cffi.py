@@ -23,6 +23,7 @@ HEADERS = (
     "linux/holders.h",
     "linux/mapper_watch.h",
     "linux/mappers.h",
+    "linux/page_there.h",
     "linux/probe_read.h",
     "linux/uring_buffers.h",
     "pins/pins.h",
@@ -144,6 +145,8 @@ struct uring_found { pid_t pid; int fd; uint64_t addr; uint64_t size_bytes; ...;
 int uring_buffers_find(const struct uring_range *, size_t, struct uring_found *, struct error *);
 
 pid_t probe_read_start(pid_t, uint64_t, int);
+
+int page_is_there(pid_t, uint64_t);
 
 enum collapse_holes { COLLAPSE_SPARES_HOLES, COLLAPSE_FILLS_HOLES, COLLAPSE_UNKNOWN, ... };
 int collapse_try_holes(struct error *);

@@ -6,10 +6,11 @@ alice and bob own VMs and are in the group vmmswap, eve is in no group; root is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 
 from tests.support import installation
 from tests.support.attach import SOURCE
+from tests.support.foreign_back_end import bytes_of_guest
 from tests.support.guest import GuestError
 from tests.support.machine import Machine
 from tests.support.programs import built
@@ -27,6 +29,7 @@ from vmmswap.names import HOST_INTERFACE, HOST_PATH, MANAGER_INTERFACE, object_p
 HOST = ("org.vmmswap", HOST_PATH, HOST_INTERFACE)
 SUPPORT = Path(__file__).parents[1] / "support"
 HOSTILE = "/usr/local/lib/hostile.py"
+BACK_END = "/usr/local/lib/foreign_back_end.py"
 RULES = "/etc/polkit-1/rules.d/10-vmmswap-test.rules"
 CONFIG = "/etc/vmmswap.conf.d/security.conf"
 FIRECRACKERS = '[{"base_host_virt_addr":4096,"size":4096,"offset":0,"page_size":4096}]'
@@ -229,6 +232,44 @@ def test_a_file_whose_close_waits_stops_its_connection_only(host: Host) -> None:
         assert guest.verify().wrong_bytes == 0
         assert host.wait_unit("bobs", "active")["NRestarts"] == "0"
         host.machine.run("systemctl", "stop", "linger.service")
+    host.wait_unit("bobs", "inactive")
+    host.end("bobs")
+
+
+@contextmanager
+def printing(host: Host, unit: str, user: str, *arguments: str) -> Iterator[Callable[[str], None]]:
+    """A part of foreign_back_end.py, that may have a userfaultfd; what is yielded waits for a line of it."""
+    machine = host.machine
+    command = shlex.join(["env", "PYTHONPATH=/usr/lib/vmmswap", "python3", BACK_END, *arguments])
+    machine.spawn(command, unit=unit, user=user, properties=("SupplementaryGroups=vmmswap",))
+
+    def wait(line: str) -> None:
+        def lines() -> list[str]:
+            return [str(entry["MESSAGE"]) for entry in machine.journal(f"--unit={unit}")]
+
+        machine.wait_for(f"{line!r} of {unit}: {lines()}", lambda: line in lines())
+
+    try:
+        yield wait
+    finally:
+        machine.run("systemctl", "stop", unit)
+
+
+def test_another_users_back_end_is_added_by_the_userfaultfd_that_it_gave(host: Host) -> None:
+    """Its page map may not be opened in the unit's sandbox; its dummy page tells all the same."""
+    host.configure("[VM bobs]\nOwner=bob\n")
+    host.machine.sh(f"cp {SUPPORT}/foreign_back_end.py {BACK_END} && chmod 755 {BACK_END}")
+    assert host.host("bob", "Prepare", "string:bobs") == ""
+    expected = f"read {hashlib.sha256(bytes_of_guest()).hexdigest()}"
+    with printing(host, "vmm-of-bob.service", "bob", "vmm", "/run/vmmswap/bobs.sock", "/tmp/bobs") as vmm:
+        vmm("registered")
+        with printing(host, "eves-back-end.service", "eve", "back-end", "/tmp/bobs") as back_end:
+            vmm("added")
+            assert host.status("bobs")["Processes"] == 2
+            host.swap_out("bobs")
+            host.machine.run("systemctl", "kill", "--signal=USR1", "eves-back-end.service")
+            back_end(expected)
+            assert host.status("bobs")["CopiedPages"] > 0
     host.wait_unit("bobs", "inactive")
     host.end("bobs")
 

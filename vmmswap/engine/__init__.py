@@ -14,6 +14,7 @@ from vmmswap.engine.failpoints import (
     failpoint_names,
 )
 from vmmswap.engine.kernel import (
+    is_page_there,
     registered_buffer_in,
     start_probe_read,
     try_collapse,
@@ -87,6 +88,7 @@ __all__ = [
     "failpoint_hits",
     "failpoint_names",
     "holders_of",
+    "is_page_there",
     "mappers_of",
     "registered_buffer_in",
     "start_probe_read",

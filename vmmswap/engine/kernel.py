@@ -38,6 +38,16 @@ def start_probe_read(pid: int, addr: int, go_fd: int) -> int:
     return child
 
 
+def is_page_there(pid: int, addr: int) -> bool:
+    """True if a process has a page on RAM at that address. Fills nothing, and needs no right to open the
+    process's page map. OSError.
+    """
+    there = int(lib.page_is_there(pid, addr))
+    if there < 0:
+        raise OSError(-there, f"cannot ask what process {pid} has on RAM: {os.strerror(-there)}")
+    return bool(there)
+
+
 def try_collapse() -> bool | None:
     """True if this kernel fills holes of shared memory with zeros where a userfaultfd is registered, when it
     makes a huge page of what surrounds them; tried on memory of our own. None: nothing can be collapsed now.

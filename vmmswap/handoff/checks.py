@@ -86,7 +86,8 @@ def add_process(
             process = _check_process(sent, message, memory, path_of)
     else:
         _check_owns(sent, message, frame.peer)
-        process = _check_process(sent, message, memory, None)
+        with _unseen(frame.peer, pid):
+            process = _check_process(sent, message, memory, None)
     return AddProcessRequest(_all_fds(frame), frame.peer, process)
 
 

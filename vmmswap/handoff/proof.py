@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from vmmswap.engine import is_page_there
 from vmmswap.errors import InvalidRegionError, NotSupportedError
 from vmmswap.handoff import maps
 from vmmswap.handoff.messages import PAGE_SIZE, Region
@@ -64,7 +65,7 @@ def owns(uffd: int, pid: int, dummy_page: int) -> bool:
     """Whether the uffd is this process's, which the peer may know nothing else about: whatever is at that
     address, a no takes the same steps and says the same. A page that has contents is not read.
     """
-    read_addr = dummy_page if _is_populated(pid, dummy_page) is False else _NOWHERE
+    read_addr = _NOWHERE if _may_have_contents(pid, dummy_page) else dummy_page
     return probe(uffd, pid, dummy_page, "dummy_page", read_addr=read_addr) is Verdict.KERNEL_FAULTS
 
 
@@ -99,6 +100,17 @@ def _is_populated(pid: int, addr: int) -> bool | None:
     except OSError:
         return True
     return entry >> 62 != 0
+
+
+def _may_have_contents(pid: int, addr: int) -> bool:
+    """The same as far as it can be told of any user's process: a page that is swapped out may not be seen."""
+    populated = _is_populated(pid, addr)
+    if populated is not None:
+        return populated
+    try:
+        return is_page_there(pid, addr)
+    except OSError:
+        return True
 
 
 def _find_hole(region: Region, path_of: PathOf) -> int | None:
