@@ -6,13 +6,18 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from vmmswap.monitor.mappers import liveness
+from vmmswap.errors import NoSuchVMError
+from vmmswap.monitor.mappers import liveness, processes
 from vmmswap.monitor.mappers.liveness import Liveness
+from vmmswap.monitor.mappers.processes import Processes
+from vmmswap.monitor.new_vm import NewProcess
 from vmmswap.monitor.process import Process
 
+NO_TRACKING = SimpleNamespace(tracking=False)
 MONITOR = Path(liveness.__file__).parents[1]
 MAY_WAIT = {
     "is_gone",
@@ -91,3 +96,29 @@ def test_a_process_that_does_not_answer_is_there(holding: threading.Event) -> No
             await asyncio.sleep(0)
 
     asyncio.run(ask())
+
+
+def test_what_is_left_of_a_refused_process_is_released_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the one that comes again: add_process() finds nothing left, and so does not wait."""
+    calls: list[tuple[str, bool]] = []
+
+    def say(name: str) -> None:
+        calls.append((name, threading.current_thread() is threading.main_thread()))
+
+    def add_process(_new: object) -> None:
+        say("add_process")
+        raise NoSuchVMError("the test ends here")
+
+    async def run() -> None:
+        engine = SimpleNamespace(release_rest=lambda: say("release_rest"), stats=lambda: NO_TRACKING)
+        vm = SimpleNamespace(engine=engine, processes={}, vmm=None, add_process=add_process)
+        watch = Processes(vm, lambda: None, lambda _: None, lambda _: None)  # type: ignore[arg-type]
+        try:
+            await watch.add(NewProcess(0, -1, -1, ()))
+        finally:
+            watch.close()
+
+    monkeypatch.setattr(processes, "Holders", lambda *_: SimpleNamespace(close=lambda: None))
+    with pytest.raises(NoSuchVMError, match="the test ends here"):
+        asyncio.run(run())
+    assert calls == [("release_rest", False), ("add_process", True)]

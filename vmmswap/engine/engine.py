@@ -188,9 +188,12 @@ class Engine:
             self._release_rest()
 
     def _release_rest(self) -> None:
-        threading.Thread(target=self._release_rest_here, name="unregister", daemon=True).start()
+        threading.Thread(target=self.release_rest, name="unregister", daemon=True).start()
 
-    def _release_rest_here(self) -> None:
+    def release_rest(self) -> None:
+        """Return once all processes that were removed or refused are unregistered, which add_process() does
+        first: one may come again. On a thread of its own, as remove_region().
+        """
         with self._walking, contextlib.suppress(NoSuchVMError, NoSpaceError):
             _checked(lib.engine_release_rest, self._engine_unless_stopped)
 

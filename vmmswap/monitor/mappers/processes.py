@@ -89,6 +89,8 @@ class Processes:
         """One more process, or further memory of one that is known, with its userfaultfd or another one."""
         others = (item for item in self._vm.processes.values() if item is not self._vm.vmm)
         await self._forget_gone([item for item in others if item.pid == new.pid])  # that has called exec
+        if not self._is_closed:
+            await asyncio.to_thread(self._vm.engine.release_rest)
         if self._is_closed:
             raise NoSuchVMError("the VM has ended")
         self._check_not_served(new)
