@@ -88,6 +88,7 @@ void engine_register_again(struct engine *, uint32_t);
 bool engine_is_out(struct engine *, uint64_t, uint64_t);
 size_t engine_ranges_of(struct engine *, uint32_t, struct range *, size_t);
 int engine_remove_process(struct engine *, uint32_t, struct error *);
+int engine_release_rest(struct engine *, struct error *);
 int engine_register_dummy(struct engine *, uint32_t, uint64_t, struct error *);
 int engine_recover(struct engine *, uint64_t *, uint32_t *, struct error *);
 int engine_start(struct engine *, struct error *);

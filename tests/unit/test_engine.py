@@ -4,13 +4,16 @@
 import dataclasses
 import mmap
 import os
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from vmmswap._engine import ffi
+from vmmswap import engine
+from vmmswap._engine import ffi, lib
 from vmmswap.engine import Engine, EngineConfig, EngineStats, MapperWatch, mappers_of
 from vmmswap.errors import NoSuchVMError
 
@@ -51,3 +54,14 @@ def test_mappings_of_some_processes_only() -> None:
         for process in both:
             process.communicate(b"\n")
     os.close(memfd)
+
+
+def test_all_that_python_calls_is_declared() -> None:
+    """cffi finds out only when it is called, which may be seldom."""
+    called = {
+        name
+        for path in Path(engine.__file__).parent.glob("*.py")
+        for name in re.findall(r"\blib\.(\w+)", path.read_text())
+    }
+    assert len(called) > 50
+    assert {name for name in called if not hasattr(lib, name)} == set()
