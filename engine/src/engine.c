@@ -277,8 +277,10 @@ void engine_continue_job(struct engine *engine)
 
 bool engine_housekeep(struct engine *engine)
 {
+	bool more = release_children(engine);
+
 	vm_drop_stale_copies(&engine->vm);
-	return store_trim_step(engine->vm.store);
+	return store_trim_step(engine->vm.store) || more;
 }
 
 bool engine_tend(struct engine *engine)

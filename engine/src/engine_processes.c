@@ -47,7 +47,7 @@ static bool has_more(const struct process *process)
 static bool let_process_go(struct engine *engine, struct process *process)
 {
 	struct vm *vm = &engine->vm;
-	bool more = vm->tracking;
+	bool more = vm->tracking || process->releasing;
 
 	if (process->dummy_addr && !process->gone)
 		uffd_unregister(process->uffd, process->dummy_addr, PAGE_BYTES);
@@ -63,15 +63,24 @@ static bool let_process_go(struct engine *engine, struct process *process)
 	return false;
 }
 
-static struct process *find_leaving(const struct vm *vm)
+static struct process *find_left(const struct vm *vm)
 {
 	for (size_t i = 0; i < vm->spaces.n; i++)
-		if (vm->spaces.processes[i]->leaving)
+		if (vm->spaces.processes[i]->leaving || vm->spaces.processes[i]->releasing)
 			return vm->spaces.processes[i];
 	return NULL;
 }
 
-/* One more piece of a process that was given up. False: there is none. */
+/* It may have got more to unregister meanwhile: its memory was moved, or mapped again. */
+static void end_release(struct engine *engine, struct process *process)
+{
+	if (process->leaving)
+		let_process_go(engine, process);
+	else
+		process->releasing = !process->gone && has_more(process);
+}
+
+/* One more piece of a process that was given up, or of a child that is `releasing`. False: there is none. */
 static bool release_piece(struct engine *engine, struct lane *lane)
 {
 	struct vm *vm = &engine->vm;
@@ -80,17 +89,32 @@ static bool release_piece(struct engine *engine, struct lane *lane)
 
 	FAILPOINT_HERE("leave.piece");
 	gate_pass(vm->gate, lane);
-	process = find_leaving(vm);
-	found = process && registration_release_process(vm, process, true);
+	process = find_left(vm);
+	found = process && registration_release_process(vm, process, process->leaving);
+	if (!process)
+		atomic_store(&vm->release_wanted, false);
 	gate_leave(vm->gate, lane);
 	if (found || !process)
 		return found;
 	gate_hold_alone(vm->gate);
-	process = find_leaving(vm);
+	process = find_left(vm);
 	if (process)
-		let_process_go(engine, process);
+		end_release(engine, process);
 	gate_release(vm->gate);
 	return process;
+}
+
+bool release_children(struct engine *engine)
+{
+	struct vm *vm = &engine->vm;
+	struct lane *lane;
+	bool more;
+
+	if (!atomic_load(&vm->release_wanted) || gate_join(vm->gate, &lane) != 0)
+		return false;
+	more = release_piece(engine, lane);
+	gate_part(vm->gate, lane);
+	return more;
 }
 
 int engine_release_rest(struct engine *engine, struct error *err)

@@ -66,7 +66,7 @@ static void unregister_in_pieces(struct unplug *unplug)
 	gate_release(vm->gate);
 	while (more && !atomic_load(&vm->stopping)) {
 		gate_pass(vm->gate, unplug->lane);
-		more = vm->tracking && unregister_piece(unplug, &id, &page_idx);
+		more = registration_may_be(vm) && unregister_piece(unplug, &id, &page_idx);
 		gate_leave(vm->gate, unplug->lane);
 		FAILPOINT_HERE("unplug.piece");
 	}
@@ -82,7 +82,7 @@ static bool part(struct unplug *unplug, bool must)
 
 	gate_hold_alone(vm->gate);
 	done = must || unplug->registrations == vm->registrations;
-	while (must && vm->tracking && unregister_piece(unplug, &id, &page_idx))
+	while (must && registration_may_be(vm) && unregister_piece(unplug, &id, &page_idx))
 		;
 	for (size_t i = 0; done && i < vm->spaces.n; i++)
 		process_forget_pages(vm->spaces.processes[i], unplug->page_idx, pages);

@@ -431,6 +431,7 @@ TEST(ranges_that_cannot_be_are_refused_and_nothing_is_changed)
 	struct error err = { 0 };
 	struct range all, half, found[2];
 	struct rig rig;
+	uint64_t hits;
 	uint32_t id;
 
 	rig_start(&rig, &layout);
@@ -455,7 +456,11 @@ TEST(ranges_that_cannot_be_are_refused_and_nothing_is_changed)
 	rig_run_job(&rig, JOB_SWAP_OUT);
 	CHECK_OK(engine_set_ranges(rig.engine, id, &half, 1, &err));
 	all.pages = PAGES - 1;
+	CHECK_OK(failpoint_arm("uffd.minor=count"));
+	hits = failpoint_hits("uffd.minor");
 	refuse_ranges(&rig, all, (struct range){ 0x10000, PAGES - 1, 1 }, "0x10000 cannot be registered");
+	/* nothing was registered for write-protection, which is what takes time to undo */
+	CHECK_EQ(failpoint_hits("uffd.minor"), hits);
 	for (uint64_t page = 0; page < PAGES / 2; page += 7)
 		CHECK_EQ(puppet_do(&rig, PUPPET_STRANGER, 0,
 				   (struct puppet_order){ .kind = ORDER_CHECK, .page = page }),

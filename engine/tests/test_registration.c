@@ -492,6 +492,79 @@ TEST(unregistered_in_pieces_while_a_child_is_forked)
 	rig_stop(&rig);
 }
 
+/* Its event is read only when nothing is tracked any more. What it has inherited is unregistered in pieces by housekeeping, and
+ * served until then. */
+TEST(a_child_that_is_seen_when_all_is_unregistered)
+{
+	struct notice forked;
+	uint64_t pieces = 0;
+	struct rig rig;
+	int child;
+
+	rig_start(&rig, &large);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_check_all(&rig, 0);
+	rig_start_job_until(&rig, JOB_SWAP_IN, "swapper.unregistered");
+	rig_arm(&rig, "fault.reading", "stall");
+	tell_to_fork(&rig, 0, 1);
+	rig_await_point(&rig, "fault.reading");
+	rig_disarm("swapper.unregistered");
+	CHECK(!rig_await_notice(&rig, NOTICE_JOB_DONE).code);
+	CHECK_EQ(rig_stats(&rig).tracking, 0);
+	rig_disarm("fault.reading");
+	forked = rig_await_fork(&rig);
+	puppet_await(&rig, 0, 0);
+	child = (int)CHECK_SYS(fcntl(forked.fd, F_DUPFD_CLOEXEC, 3));
+	CHECK_EQ(uffd_is_registered(child, (uint64_t)(uintptr_t)puppet_at(&rig, 1, 8191)), UFFD_YES);
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_PUNCH, .page = 8000 });
+	puppet_do(&rig, 1, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = 8000 });
+	while (engine_housekeep(rig.engine))
+		pieces++;
+	CHECK(pieces >= 1);
+	check_registered(&rig, 1, child, UFFD_NO);
+	puppet_check_all(&rig, 1);
+	puppet_check_all(&rig, 0);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	check_registered(&rig, 1, child, UFFD_YES);
+	CHECK(!engine_housekeep(rig.engine));
+	puppet_check_all(&rig, 1);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	check_registered(&rig, 1, child, UFFD_NO);
+	puppet_check_all(&rig, 0);
+	CHECK_EQ(rig.odd, 0);
+	close(child);
+	rig_stop(&rig);
+}
+
+/* All is swapped out again before it is unregistered: then it stays registered. */
+TEST(a_child_that_is_seen_late_and_a_swap_out)
+{
+	struct notice forked;
+	struct rig rig;
+	int child;
+
+	rig_start(&rig, &large);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_start_job_until(&rig, JOB_SWAP_IN, "swapper.unregistered");
+	rig_arm(&rig, "fault.reading", "stall");
+	tell_to_fork(&rig, 0, 1);
+	rig_await_point(&rig, "fault.reading");
+	rig_disarm("swapper.unregistered");
+	CHECK(!rig_await_notice(&rig, NOTICE_JOB_DONE).code);
+	rig_disarm("fault.reading");
+	forked = rig_await_fork(&rig);
+	puppet_await(&rig, 0, 0);
+	child = (int)CHECK_SYS(fcntl(forked.fd, F_DUPFD_CLOEXEC, 3));
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK(rig_stats(&rig).swap_pages > 0);
+	engine_housekeep(rig.engine);
+	check_registered(&rig, 1, child, UFFD_YES);
+	puppet_check_all(&rig, 1);
+	puppet_check_all(&rig, 0);
+	close(child);
+	rig_stop(&rig);
+}
+
 TEST(cancelled_while_it_is_unregistered)
 {
 	struct rig rig;

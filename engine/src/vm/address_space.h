@@ -30,7 +30,9 @@ struct process {
 	bool unwatched;
 	/* a swap-out does not protect it: it is still being added, or was given up and is being unregistered */
 	bool outside;
-	bool leaving;		/* it was given up */
+	bool leaving; /* it was given up */
+	/* a child that inherited registrations when nothing was tracked any more: unregistered in pieces */
+	bool releasing;
 	bool unpolled;		/* epoll has no place for its uffd: serve/adopt.h */
 	bool protects;		/* its uffd can write-protect */
 	uint64_t released_addr; /* below it nothing is registered: see registration_release_piece() */

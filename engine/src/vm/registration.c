@@ -21,7 +21,7 @@ void register_process(struct vm *vm, struct process *process)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);
 	vm->registrations++;
-	process->unwatched = false;
+	process->unwatched = process->releasing = false;
 	process->released_addr = 0;
 	for (size_t i = 0; i < process->ranges_n && !process->gone; i++) {
 		const struct range *range = &process->ranges[i];
@@ -114,6 +114,16 @@ bool registration_release_process(struct vm *vm, struct process *process, bool o
 	return found;
 }
 
+bool registration_may_be(const struct vm *vm)
+{
+	bool found = vm->tracking;
+
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
+	for (size_t i = 0; i < vm->spaces.n && !found; i++)
+		found = vm->spaces.processes[i]->releasing;
+	return found;
+}
+
 bool registration_release_pages(struct vm *vm, struct process *process, uint64_t *page_idx, uint64_t end_idx)
 {
 	const struct range *first = NULL;
@@ -183,33 +193,57 @@ int register_or_refuse(struct vm *vm, struct process *process, struct error *err
 		"or another userfaultfd watches it");
 }
 
-/* Unregister what lies in the range and in none of those that the process has had. */
+/* A part of a range that lies in none of those that the process has had: from *addr on, and past it afterwards. False: there is
+ * none. */
+static bool next_new_part(const struct process *process, uint64_t *addr, uint64_t end_addr,
+			  uint64_t *part_addr, uint64_t *part_end_addr)
+{
+	for (size_t i = 0; i <= process->ranges_n && *addr < end_addr; i++) {
+		const struct range *had = i < process->ranges_n ? &process->ranges[i] : NULL; /* by address */
+		uint64_t had_end_addr = had ? had->addr + bytes_of_pages(had->pages) : end_addr;
+
+		if (had && had_end_addr <= *addr)
+			continue;
+		*part_addr = *addr;
+		*part_end_addr = had && had->addr < end_addr ? had->addr : end_addr;
+		*addr = had_end_addr;
+		if (*part_addr < *part_end_addr)
+			return true;
+	}
+	return false;
+}
+
 static void unregister_new(const struct process *process, const struct range *range)
 {
-	uint64_t addr = range->addr, end_addr = range->addr + bytes_of_pages(range->pages);
+	uint64_t addr = range->addr, from, to;
 
-	for (size_t i = 0; i <= process->ranges_n && addr < end_addr; i++) {
-		const struct range *had = i < process->ranges_n ? &process->ranges[i] : NULL; /* by address */
-		uint64_t until = had && had->addr < end_addr ? had->addr : end_addr;
+	while (next_new_part(process, &addr, range->addr + bytes_of_pages(range->pages), &from, &to))
+		uffd_unregister(process->uffd, from, to - from);
+}
 
-		if (addr < until)
-			uffd_unregister(process->uffd, addr, until - addr);
-		if (had && had->addr + bytes_of_pages(had->pages) > addr)
-			addr = had->addr + bytes_of_pages(had->pages);
-	}
+/* For missing pages alone, which is undone without a walk over page tables (fs/userfaultfd.c, userfaultfd_unregister()). */
+static enum uffd_outcome try_new(const struct process *process, const struct range *range)
+{
+	uint64_t addr = range->addr, from, to;
+	enum uffd_outcome outcome = UFFD_DONE;
+
+	while (outcome == UFFD_DONE &&
+	       next_new_part(process, &addr, range->addr + bytes_of_pages(range->pages), &from, &to))
+		outcome = uffd_register_more(process->uffd, from, to - from, false);
+	return outcome;
 }
 
 /* What is registered already, by this userfaultfd, stays so, whatever comes of it. What is as it was is left alone: it may be
  * unmapped by now, and something else be there. */
-int register_new_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
+static int register_or_undo(struct vm *vm, struct process *process, struct process *next, bool only_try,
+			    struct error *err)
 {
-	vm->registrations++;
 	for (size_t i = 0; i < next->ranges_n && !process->gone; i++) {
-		uint64_t addr = next->ranges[i].addr;
+		const struct range *range = &next->ranges[i];
 		enum uffd_outcome outcome = UFFD_DONE;
 
-		if (!process_has_range(process, &next->ranges[i]))
-			outcome = register_range(vm, next, &next->ranges[i]);
+		if (!process_has_range(process, range))
+			outcome = only_try ? try_new(process, range) : register_range(vm, next, range);
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 		if (outcome == UFFD_GONE || outcome == UFFD_DONE)
@@ -220,9 +254,19 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 			err, EINVAL,
 			"the range at %#llx cannot be registered with the userfaultfd: it is not mapped there, or another "
 			"userfaultfd watches it",
-			(unsigned long long)addr);
+			(unsigned long long)range->addr);
 	}
 	return 0;
+}
+
+/* A refusal undoes what was registered, with the gate held alone. Later and in pieces would be wrong: the process may by then have
+ * moved guest memory there, whose event is not read yet. So all is tried first in a way that is undone at once. */
+int register_new_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
+{
+	int rc = register_or_undo(vm, process, next, true, err);
+
+	vm->registrations++;
+	return rc ? rc : register_or_undo(vm, process, next, false, err);
 }
 
 /* A child that has its parent's registrations has them as the parent had when it forked: in the middle of being registered, too, or of
@@ -247,9 +291,13 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 	enum uffd_answer answer;
 	enum uffd_outcome outcome;
 
-	if (!vm->tracking)
-		return backing_of(&vm->memory, range->page_idx)->unregister_inherited(child, range);
 	answer = is_registered(child, range, &registered_idx);
+	if (!vm->tracking && answer == UFFD_NO)
+		return backing_of(&vm->memory, range->page_idx)->unregister_inherited(child, range);
+	if (!vm->tracking) {
+		child->releasing = true;
+		return UFFD_DONE;
+	}
 	if (vmm_registers(vm, range))
 		return answer == UFFD_NO ? UFFD_REFUSED : UFFD_DONE;
 	if (answer == UFFD_NO) {
@@ -287,5 +335,7 @@ bool register_child(struct vm *vm, struct process *child)
 			i++;
 		}
 	}
+	if (child->releasing)
+		atomic_store(&vm->release_wanted, true);
 	return inherited_all || child->gone; /* who is dead writes nothing */
 }

@@ -35,6 +35,9 @@ bool registration_release_process(struct vm *vm, struct process *process, bool o
  * come. False: there was nothing left. */
 bool registration_release_pages(struct vm *vm, struct process *process, uint64_t *page_idx, uint64_t end_idx);
 
+/* True if guest memory may be registered in some process. With the gate passed or held alone. */
+bool registration_may_be(const struct vm *vm);
+
 /* Register a process that joins while memory may be out, or refuse it: unregistered, it would read zeros. */
 int register_or_refuse(struct vm *vm, struct process *process, struct error *err);
 
@@ -44,7 +47,10 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 
 /* Bring the registrations of a forked child, which has its parent's ranges, up to date: catch up with what
  * was registered or unregistered before the event was read, and forget ranges that it did not inherit.
- * Inherited memory stays protected. True if the child has no other guest memory. */
+ * Inherited memory stays protected. True if the child has no other guest memory.
+ *
+ * If nothing is tracked any more, what it has inherited is many pages of page tables to unregister at once. It is
+ * `releasing` then, is served as before, and engine_housekeep() unregisters it in pieces. */
 bool register_child(struct vm *vm, struct process *child);
 
 #endif

@@ -106,6 +106,7 @@ struct vm {
 	_Atomic uint64_t joined;
 	uint64_t registrations; /* so often memory of a process was registered; with the gate held alone */
 	pthread_mutex_t release_lock; /* unregistering a piece */
+	_Atomic bool release_wanted;  /* some process may be `releasing` */
 	pthread_mutex_t punching_lock;
 	struct punching *punching; /* under the lock */
 };
