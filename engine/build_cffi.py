@@ -42,7 +42,7 @@ struct range { uint64_t addr; uint64_t page_idx; uint64_t pages; ...; };
 enum notice_kind {
     NOTICE_PROCESS_FORKED, NOTICE_PROCESS_GONE, NOTICE_PROCESS_MOVED, NOTICE_JOB_DONE,
     NOTICE_PAGE_POISONED, NOTICE_PAGE_HEALED, NOTICE_PAGES_LEFT, NOTICE_PAGES_LOST,
-    NOTICE_FAULTS_STARVED, NOTICE_PROTECTED, NOTICE_ODD, ...
+    NOTICE_FAULTS_STARVED, NOTICE_WAKING, NOTICE_REPLAY_DONE, NOTICE_PROTECTED, NOTICE_ODD, ...
 };
 struct notice {
     uint32_t kind; uint32_t process_id; uint32_t parent_id; int32_t fd; uint32_t job; int32_t code;
@@ -69,7 +69,7 @@ struct swap_out_options {
 
 struct engine_config {
     const char *swap_dir; uint32_t fault_threads; uint32_t spin_us; uint32_t workers;
-    int page_map_fd; int store_fd; uint64_t store_max_bytes; uint64_t store_keep_free_bytes;
+    int page_map_fd; int store_fd; int wake_fd; uint64_t store_max_bytes; uint64_t store_keep_free_bytes;
     bool snapshot; bool tiers; int segments_fd; int ram_fd; int disk_fd; int key_fd; uint64_t ram_max_bytes;
     bool has_disk; bool compress; bool encrypt; uint32_t ram_age_s; ...;
 };
@@ -104,6 +104,12 @@ void engine_forget_job(struct engine *);
 bool engine_housekeep(struct engine *);
 bool engine_tend(struct engine *);
 void engine_host_is_short(struct engine *, bool);
+int engine_wake(struct engine *, bool, struct error *);
+void engine_cancel_wake(struct engine *);
+void engine_set_wake_budget(struct engine *, uint64_t);
+bool engine_settle_wake(struct engine *);
+bool engine_was_replaying(const struct engine *);
+int engine_wake_fd(const struct engine *);
 int engine_notices_fd(const struct engine *);
 int engine_take_notice(struct engine *, struct notice *);
 uint64_t engine_left_pages(struct engine *, struct lost_incident *);

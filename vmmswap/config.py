@@ -200,6 +200,14 @@ class Config:
         "How long the check settle waits for I/O to end. 0: PinCheck=auto never uses settle.",
         0,
     )
+    wake_prefetch: str = _key(
+        "WakePrefetch",
+        "yes, no",
+        values.one_of("yes", "no"),
+        "When page faults say that the guest wakes up, bring back what earlier wake-ups touched, ahead of"
+        " further faults. no: only Wake() does.",
+        "yes",
+    )
     handoff_timeout_s: float = _key(
         "HandoffTimeoutSec",
         "time span, in seconds without a unit",
@@ -265,7 +273,7 @@ class Config:
         return cls(**{name: value for name, value in saved.items() if name in known})
 
 
-# What operations/options.py makes of it: all else is built into what serves a VM when that registers.
+# What operations/options.py and wake_ups.py use: all else is built into what serves a VM when that registers.
 _RELOADED = frozenset(
     {
         "mode",
@@ -275,6 +283,7 @@ _RELOADED = frozenset(
         "freeze_limit_s",
         "pin_check",
         "pin_settle_ms",
+        "wake_prefetch",
     }
 )
 

@@ -44,6 +44,9 @@ class VmControl(Protocol):
     async def trim(self) -> None:
         """Swap out again what costs no write: unchanged pages that came back, and zeros."""
 
+    async def wake(self) -> None:
+        """Bring back what earlier wake-ups touched; the VM stays Active."""
+
     async def start_page_fault_logging(self) -> None:
         """Log page faults from now on; no effect if already started."""
 

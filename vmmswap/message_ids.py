@@ -25,6 +25,7 @@ LOW_MEMORY: Final = "d3208d3ec2f548dcb49dee40ac5191bd"
 PAGES_LOST: Final = "4d14e0b105bc4dee9cf8328b885b0ec8"
 HUGE_PAGES: Final = "abbd2b156f8843fd9c2b54a96c03a7d3"
 GUEST_WAITS: Final = "04652bbdf0904d3798bca5e61f80d891"
+WOKE_UP: Final = "744b75c1997e4e599293cb3021d92573"
 PAGES_LEFT: Final = "42f42b6648184d889a17e1ca38faae43"
 
 ALL: Final[dict[str, str]] = {

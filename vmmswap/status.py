@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What Status() says of one VM: the one table of its keys.
 
-A key is added here (of the store: status_store.py), and counted elsewhere. D-Bus, docs/dbus.md and
-vmmswapctl follow: `make generate`.
+A key is added here (of the store: status_store.py, of wake-ups: status_wake.py), and counted elsewhere.
+D-Bus, docs/dbus.md and vmmswapctl follow: `make generate`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from vmmswap import __version__
 from vmmswap.status_key import Kind, StatusKey
 from vmmswap.status_key import status_key as _key
-from vmmswap.status_store import StoreStatus
+from vmmswap.status_wake import WakeStatus
 
 
 class State(enum.StrEnum):
@@ -36,7 +36,7 @@ class Operation(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Status(StoreStatus):
+class Status(WakeStatus):
     """One VM's status: each field's metadata holds the other columns of its StatusKey."""
 
     state: State = _key(
@@ -307,9 +307,9 @@ class Status(StoreStatus):
 
 
 def _keys() -> Iterator[StatusKey]:
-    """What the VM is and does first, and then what its store has, which dataclasses put first."""
-    of_store = {item.name for item in fields(StoreStatus)}
-    for item in sorted(fields(Status), key=lambda item: item.name in of_store):
+    """What the VM is and does first, and then the figures of its parts, which dataclasses put first."""
+    of_parts = {item.name for item in fields(WakeStatus)}
+    for item in sorted(fields(Status), key=lambda item: item.name in of_parts):
         yield StatusKey(item.name, **item.metadata)
 
 

@@ -9,6 +9,7 @@
 
 #include "engine_inside.h"
 #include "jobs/recover.h"
+#include "jobs/replay.h"
 #include "jobs/tender.h"
 #include "store/log.h"
 #include "vm/check.h"
@@ -76,6 +77,14 @@ static int open_store(struct vm *vm, const struct engine_config *config, struct 
 	return rc;
 }
 
+static int create_wake(struct engine *engine, const struct engine_config *config, struct error *err)
+{
+	int rc = config->wake_fd < 0 ? wake_record_create(&engine->vm.wake, err) :
+				       wake_record_adopt(config->wake_fd, &engine->vm.wake, err);
+
+	return rc ? rc : replay_create(&engine->vm, &engine->replay, err);
+}
+
 static int create_rooms(struct engine *engine, const struct engine_config *config, struct error *err)
 {
 	struct vm *vm = &engine->vm;
@@ -111,6 +120,8 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 		rc = faults_create(vm, vm->fault_threads_n == cpus, config->spin_us, &engine->faults, err);
 	if (!rc)
 		rc = swapper_create(vm, &engine->swapper, err);
+	if (!rc)
+		rc = create_wake(engine, config, err);
 	return rc;
 }
 
@@ -143,8 +154,10 @@ void engine_destroy(struct engine *engine)
 	vm = &engine->vm;
 	engine_stop(engine);
 	engine_release_memory(engine);
+	replay_destroy(engine->replay);
 	swapper_destroy(engine->swapper);
 	faults_destroy(engine->faults);
+	wake_record_destroy(vm->wake);
 	address_spaces_destroy(&vm->spaces);
 	store_destroy(vm->store);
 	page_map_destroy(vm->map);
@@ -224,6 +237,8 @@ int engine_start(struct engine *engine, struct error *err)
 void engine_stop(struct engine *engine)
 {
 	atomic_store(&engine->vm.stopping, true);
+	if (engine->replay)
+		replay_stop(engine->replay);
 	if (engine->swapper)
 		swapper_stop(engine->swapper);
 	tender_stop(engine->tender);
@@ -248,6 +263,7 @@ int engine_start_job(struct engine *engine, uint32_t job, const struct swap_out_
 	sigset_t all, before;
 	int rc;
 
+	replay_cancel(engine->replay);
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &before);
 	rc = swapper_start(engine->swapper, (enum job_kind)job, options, err);
@@ -341,7 +357,9 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	struct page_map_header *header = page_map_header(vm->map);
 	struct latency_summary latency;
 	struct store_account account;
+	struct wake_stats wake;
 
+	wake_record_stats(vm->wake, &wake);
 	store_account(vm->store, &account);
 	latency_summarise(vm->latencies, vm->fault_threads_n, &latency);
 	*out = (struct engine_stats){
@@ -359,6 +377,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->swap_time_ms = atomic_load(&header->swap_time_ms);
 	out->pause_us = atomic_load(&header->pause_us);
 	out->fault_count = latency.count;
+	out->faults_per_second = latency.last_second_n;
 	out->fault_p50_ns = latency.p50_ns;
 	out->fault_p99_ns = latency.p99_ns;
 	out->stored_ram_bytes = account.ram_bytes;
@@ -368,6 +387,12 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->raw_pages = account.raw_pages;
 	out->record_bytes = account.record_bytes;
 	out->limited_by = account.limited_by;
+	out->wake_set_pages = wake.set_pages;
+	out->prefetched_pages = wake.prefetched_pages;
+	out->wasted_pages = wake.wasted_pages;
+	out->wake_ms = wake.wake_ms;
+	out->touched_pages = wake.touched_pages;
+	out->waking = wake.is_waking;
 	out->poisoned_pages = atomic_load(&vm->poisoned_pages);
 	out->left_pages = atomic_load(&header->left_pages);
 	out->lost_pages = atomic_load(&header->lost_pages);

@@ -31,6 +31,7 @@ struct engine_config {
 	/* -1: a new VM. Otherwise a predecessor's: the same regions must be added again, in the same order */
 	int page_map_fd;
 	int store_fd;					 /* -1: a new store */
+	int wake_fd;					 /* of the record of wake-ups; -1: a new one */
 	uint64_t store_max_bytes, store_keep_free_bytes; /* see store_limit(); 0: no limit */
 	/* New pages go to the tiers, log.h, and what store_fd has stays there until it is dropped. Their fds: -1, or a
 	 * predecessor's. */
@@ -63,6 +64,13 @@ struct engine_stats {
 	uint32_t job;	    /* enum job_kind running now */
 	uint32_t tracking;
 	uint32_t limited_by; /* enum limited_by: what stopped the last put */
+	uint64_t wake_set_pages;
+	uint64_t prefetched_pages,
+		wasted_pages;	    /* since the VM registered; wasted: up to the last swap-out */
+	uint64_t wake_ms;	    /* of the last wake-up */
+	uint64_t faults_per_second; /* in the last whole second */
+	uint64_t touched_pages;	    /* that were noted since the last swap-out */
+	uint32_t waking;	    /* a wake-up is under way */
 };
 
 struct engine;
@@ -183,6 +191,20 @@ int engine_flush_step(struct engine *engine, struct error *err);
 /* How many bytes may be written to disk from now on; INT64_MAX: any. */
 void engine_set_write_budget(struct engine *engine, int64_t bytes);
 
+/* Bring back what earlier wake-ups touched; NOTICE_REPLAY_DONE follows. is_ordered: a caller knows that the guest wakes up.
+ * -EBUSY: a job runs, or the last replay is just ending. */
+int engine_wake(struct engine *engine, bool is_ordered, struct error *err);
+void engine_cancel_wake(struct engine *engine);
+
+/* Set how many pages a replay may bring back from now on, as engine_set_budget(). */
+void engine_set_wake_budget(struct engine *engine, uint64_t pages);
+
+/* The guest touches little any more: the wake-up is over. False: it was none. */
+bool engine_settle_wake(struct engine *engine);
+
+/* True if a predecessor was killed while a replay ran. */
+bool engine_was_replaying(const struct engine *engine);
+
 int engine_notices_fd(const struct engine *engine);
 int engine_take_notice(struct engine *engine, struct notice *out);
 
@@ -214,6 +236,7 @@ int engine_set_trace(struct engine *engine, bool on, struct error *err);
 size_t engine_drain_trace(struct engine *engine, struct trace_record *out, size_t room);
 
 int engine_page_map_fd(const struct engine *engine);
+int engine_wake_fd(const struct engine *engine);
 /* -1: there is none. */
 int engine_store_fd(const struct engine *engine);
 struct store_fds engine_tier_fds(const struct engine *engine);

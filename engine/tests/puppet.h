@@ -115,7 +115,7 @@ struct rig {
 	uint64_t first_idx[PUPPET_REGIONS];
 	struct engine *engine;
 	uint64_t version;
-	unsigned forked, gone, odd, incidents;
+	unsigned forked, gone, odd, incidents, replayed;
 	uint64_t hits; /* of the point that was armed last, before that */
 	struct swap_out_options options;
 };
@@ -494,6 +494,7 @@ static inline void rig_note(struct rig *rig, const struct notice *notice)
 	rig->forked += notice->kind == NOTICE_PROCESS_FORKED;
 	rig->gone += notice->kind == NOTICE_PROCESS_GONE;
 	rig->incidents += notice->kind == NOTICE_PAGES_LOST;
+	rig->replayed += notice->kind == NOTICE_REPLAY_DONE;
 	if (notice->kind == NOTICE_ODD) {
 		rig->odd++;
 		fprintf(stderr, "odd: page %lld: %s\n", (long long)notice->page_idx, notice->message);

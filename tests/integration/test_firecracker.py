@@ -187,7 +187,7 @@ def service(bus, directory, snapshot):
 def test_a_successor_goes_on_from_the_page_map(service, directory, snapshot):
     expected = bytearray(snapshot)
     with served(service.monitor) as vmm:
-        kept = {"manifest", "page-map", "store", "uffd-0", "pidfd-0"}
+        kept = {"manifest", "page-map", "store", "wake-record", "uffd-0", "pidfd-0"}
         service.monitor.until(lambda: set(service.manager.kept) == kept, "the message to be taken out")
         vmm.sum(0, 50)
         assert vmm.ask("write 10 5 68") == "ok"
@@ -272,7 +272,9 @@ def test_killed_while_the_vm_registers(service, directory, snapshot, names):
         assert int(vmm.answer()) == sum_of(snapshot[60 * PAGE : 61 * PAGE])
         monitor.wait_on_bus()
         assert monitor.status()["State"] == "Active"
-        assert set(service.manager.kept) == {"manifest", "page-map", "store", "uffd-0", "pidfd-0"}
+        assert set(service.manager.kept) == {
+            *("manifest", "page-map", "store", "wake-record", "uffd-0", "pidfd-0")
+        }
         check_all_right(vmm, snapshot, directory)
         with Firecracker(monitor.socket, SIZES_MIB):
             monitor.wait_log("is taken by process")

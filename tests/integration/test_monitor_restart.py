@@ -84,7 +84,17 @@ def check_all_right(guest):
 
 
 def test_what_is_kept_is_what_a_successor_needs_and_nothing_stays_behind(service, guest):
-    names = {"manifest", "page-map", "store", "connection", "memfd-0", "memfd-1", "uffd-0", "pidfd-0"}
+    names = {
+        "manifest",
+        "page-map",
+        "store",
+        "wake-record",
+        "connection",
+        "memfd-0",
+        "memfd-1",
+        "uffd-0",
+        "pidfd-0",
+    }
     assert set(service.manager.kept) == names
     (child,) = guest.fork(1)
     service.manager.wait_line("FDNAME=pidfd-1")
@@ -101,7 +111,7 @@ def test_what_is_kept_is_what_a_successor_needs_and_nothing_stays_behind(service
 @pytest.fixture
 def room_for_one_child(monkeypatch):
     """Beside what every VM needs, and the reserve for memory."""
-    monkeypatch.setattr(ServiceManager, "room", 8 + 2 + fdstore._RESERVE)
+    monkeypatch.setattr(ServiceManager, "room", 9 + 2 + fdstore._RESERVE)
 
 
 @pytest.mark.usefixtures("room_for_one_child")  # before the others

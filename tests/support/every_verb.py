@@ -43,6 +43,7 @@ VERBS = (
     "enable web --no-wait",
     "enable nobody",
     "trim web",
+    "wake web",
     "disable web --json",
     "exit nobody",
     "detach nobody",

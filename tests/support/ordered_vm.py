@@ -108,6 +108,25 @@ class FakeEngine:
     def set_budget(self, _pages):
         self._called()
 
+    wake_fd = -1
+    was_replaying = False
+
+    def wake(self, *, is_ordered):
+        self._called()
+        self._say(f"engine wake{' by an order' if is_ordered else ''}")
+
+    def cancel_wake(self):
+        self._called()
+        self._say("engine cancel the replay")
+
+    def set_wake_budget(self, _pages):
+        self._called()
+
+    def settle_wake(self):
+        self._called()
+        self._say("engine settle")
+        return True
+
     def housekeep(self):
         return False
 

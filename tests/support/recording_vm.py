@@ -53,6 +53,9 @@ class RecordingVm:
         await self._take("trim")
         raise NotSupportedError(f"trim: {self.name} is Ready, so nothing is stored; enable it first")
 
+    async def wake(self) -> None:
+        await self._take("wake")
+
     async def start_page_fault_logging(self) -> None:
         self.orders.append("log start")
         self.change(page_fault_logging=True)

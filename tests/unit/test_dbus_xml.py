@@ -38,7 +38,17 @@ def test_manager_properties_are_the_status_keys() -> None:
 def test_manager_and_host_have_the_members_of_the_contract() -> None:
     manager = shipped("org.vmmswap.Manager.xml")["org.vmmswap.Manager"]
     nothing: dict[str, tuple[str, ...]] = dict.fromkeys(
-        ["Enable", "Disable", "Trim", "StartPageFaultLogging", "StopPageFaultLogging", "Exit", "Detach"], ()
+        [
+            "Enable",
+            "Disable",
+            "Trim",
+            "Wake",
+            "StartPageFaultLogging",
+            "StopPageFaultLogging",
+            "Exit",
+            "Detach",
+        ],
+        (),
     )
     assert {name: tuple(args) for name, args in manager.methods.items()} == {
         **nothing,

@@ -60,6 +60,8 @@ class ManagerObject:
                 await self._control.disable()
             case "Trim":
                 await self._control.trim()
+            case "Wake":
+                await self._control.wake()
             case "StartPageFaultLogging":
                 await self._control.start_page_fault_logging()
             case "StopPageFaultLogging":

@@ -200,6 +200,15 @@ def _add_operations(verbs: Verbs) -> None:
         if name not in {"exit", "detach"}:
             _add_json(verb, "one JSON object, what Status() says at the end")
 
+    verb = _bus_verb(
+        verbs,
+        "wake",
+        "bring back now what a VM needed when it woke up before",
+        details="The VM stays Active. Returns at once; without a wake-up that was recorded, nothing happens.",
+        example="vmmswapctl wake web",
+    )
+    verb.add_argument("name", metavar="NAME")
+
 
 def _add_host_verbs(verbs: Verbs) -> None:
     verb = _bus_verb(

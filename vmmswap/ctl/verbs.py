@@ -172,6 +172,11 @@ async def log(client: Client, args: argparse.Namespace) -> None:
     await client.order(args.name, method)
 
 
+async def wake(client: Client, args: argparse.Namespace) -> None:
+    """`wake`: bring back what the guest needed when it woke up before."""
+    await client.order(args.name, "Wake")
+
+
 async def prepare(client: Client, args: argparse.Namespace) -> None:
     """`prepare`: have vmmswapd listen for a VMM, print where."""
     path = str((await client.call_host("Prepare", "s", [args.name]))[0])
@@ -219,6 +224,7 @@ VERBS: dict[str, Verb] = {
     "wait": wait,
     "monitor": follow,
     "log": log,
+    "wake": wake,
     "prepare": prepare,
     "unprepare": unprepare,
     "attach": attach,

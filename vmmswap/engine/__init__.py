@@ -48,10 +48,12 @@ from vmmswap.engine.types import (
     Protected,
     Range,
     Recovered,
+    ReplayDone,
     SwapOutOptions,
     TierFds,
     Tiers,
     TraceRecord,
+    Waking,
 )
 
 __all__ = [
@@ -80,10 +82,12 @@ __all__ = [
     "Protected",
     "Range",
     "Recovered",
+    "ReplayDone",
     "SwapOutOptions",
     "TierFds",
     "Tiers",
     "TraceRecord",
+    "Waking",
     "arm_failpoints",
     "failpoint_hits",
     "failpoint_names",

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from vmmswap.engine.native import checked as _checked
 from vmmswap.engine.native import ffi, lib, text_of
 from vmmswap.engine.types import (
     EngineConfig,
@@ -37,6 +38,7 @@ from vmmswap.engine.types import (
     Tiers,
     TraceRecord,
 )
+from vmmswap.engine.waking import WakeCalls, wake_event_of
 from vmmswap.errors import NoSpaceError, NoSuchVMError, VmmswapError, from_errno
 from vmmswap.file_system import kind_of
 
@@ -44,7 +46,7 @@ _NO_PAGE = 2**64 - 1
 _COUNTERS = tuple(name for name in EngineStats.__slots__ if name not in ("mode", "job", "tracking"))
 
 
-class Engine:
+class Engine(WakeCalls):
     """The engine of one VM. Use from one thread at a time, but for what says otherwise. Once closed, its
     calls raise NoSuchVMError.
     """
@@ -55,12 +57,14 @@ class Engine:
         *,
         page_map_fd: int | None = None,
         store_fd: int | None = None,
+        wake_fd: int = -1,
         tier_fds: TierFds = TierFds(),  # noqa: B008 - frozen
     ) -> None:
         """Make a new engine, or with the two fds of one that died its successor: then add the same regions in
         the same order and all processes, and call recover(). The fds stay the caller's, as do all fds given
         later. config.snapshot: store_fd is the snapshot's memory file, also of a new engine. tier_fds: of a
-        predecessor with tiers, which may have a store_fd besides.
+        predecessor with tiers, which may have a store_fd besides. wake_fd: a predecessor's record of
+        wake-ups, if it had one.
         """
         swap_dir = ffi.new("char[]", os.fsencode(config.swap_dir))
         tiers = config.tiers or Tiers(0)
@@ -73,6 +77,7 @@ class Engine:
                 "workers": config.workers,
                 "page_map_fd": -1 if page_map_fd is None else page_map_fd,
                 "store_fd": -1 if store_fd is None else store_fd,
+                "wake_fd": wake_fd,
                 "snapshot": config.snapshot,
                 "store_max_bytes": config.store_max_bytes,
                 "store_keep_free_bytes": config.store_keep_free_bytes,
@@ -397,15 +402,6 @@ class Engine:
         lib.engine_destroy(engine)
 
 
-def _checked(function: Any, *arguments: Any) -> int:  # noqa: ANN401 - cffi's objects have no static types
-    """Call it; its error as what it is. Each call has its own: some come from other threads."""
-    error = ffi.new("struct error *")
-    rc = function(*arguments, error)
-    if rc < 0:
-        raise from_errno(-rc, text_of(error.message))
-    return int(rc)
-
-
 def _pages_of(incident: Any) -> Pages:  # noqa: ANN401 - cffi's objects have no static types
     ranges = incident.ranges[0 : incident.ranges_n]
     return Pages(
@@ -439,6 +435,8 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
             event = PagesLost()
         case lib.NOTICE_FAULTS_STARVED:
             event = FaultsStarved(page_idx)
+        case lib.NOTICE_WAKING | lib.NOTICE_REPLAY_DONE:
+            event = wake_event_of(notice)
         case lib.NOTICE_PROTECTED:
             event = Protected()
         case _:

@@ -188,6 +188,19 @@ class FaultsStarved:
 
 
 @dataclass(frozen=True, slots=True)
+class Waking:
+    """The guest touches what it touched at earlier wake-ups. Told once for each wake-up."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayDone:
+    """A replay has ended. error: why before its end. cancelled: it was cancelled, and has done a part."""
+
+    error: VmmswapError | None
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Protected:
     """A swap-out with pins.qmp_drained has protected all and waits for resume()."""
 
@@ -210,6 +223,8 @@ EngineEvent = (
     | PagesLeft
     | PagesLost
     | FaultsStarved
+    | Waking
+    | ReplayDone
     | Protected
     | Notice
 )
@@ -258,6 +273,13 @@ class EngineStats:
     job: Job
     tracking: bool
     limited_by: int
+    wake_set_pages: int
+    prefetched_pages: int
+    wasted_pages: int
+    wake_ms: int
+    faults_per_second: int
+    touched_pages: int
+    waking: int
 
 
 @dataclass(frozen=True, slots=True)

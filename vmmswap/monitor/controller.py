@@ -49,6 +49,9 @@ class Controller:
     async def trim(self) -> None:
         await self._registered().orders.trim()
 
+    async def wake(self) -> None:
+        self._registered().orders.wake()
+
     async def start_page_fault_logging(self) -> None:
         await self._registered().start_page_fault_logging()
 

@@ -28,6 +28,8 @@ from vmmswap.engine import (
     ProcessGone,
     ProcessMoved,
     Protected,
+    ReplayDone,
+    Waking,
 )
 from vmmswap.errors import NoSuchVMError
 from vmmswap.handoff.messages import PAGE_SIZE
@@ -116,6 +118,7 @@ class EventHandler:
         self._vm = vm
         self._processes = processes
         self._jobs = orders.jobs
+        self._wake_ups = orders.wake_ups
         self._lost = LostReport(
             vm.engine,
             where=lambda page_idx: _where(vm, page_idx),
@@ -135,6 +138,8 @@ class EventHandler:
                 self._processes.gone(event.process_id)
             case ProcessMoved():
                 self._vm.note_ranges(event.process_id)
+            case Waking() | ReplayDone():
+                self._wake_ups.take(event)
             case Protected():
                 self._jobs.protected()
             case JobDone():

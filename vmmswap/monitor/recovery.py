@@ -34,7 +34,7 @@ from vmmswap.monitor.vm import Vm
 _log = logging.getLogger("vmmswap.recovery")
 
 _MAX_INTERRUPTED = 3
-_OF_THE_ENGINE = {fdstore.PAGE_MAP, fdstore.STORE, *fdstore.TIERS}
+_OF_THE_ENGINE = {fdstore.PAGE_MAP, fdstore.STORE, fdstore.WAKE, *fdstore.TIERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ async def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir
         store.adopt(name, fd)
     saved = keeper.take_orphans(kept)
     vm, children = await asyncio.to_thread(_rebuild, kept, saved, store, config, swap_dir)
+    _keep_wake_record(vm, kept)
     for orphan in children:
         if orphan.parent is None:
             kept[orphan.name] = orphan.uffd  # of no use
@@ -143,6 +144,7 @@ def _rebuild(
         ),
         page_map_fd=kept[fdstore.PAGE_MAP],
         store_fd=kept.get(fdstore.STORE),
+        wake_fd=kept.get(fdstore.WAKE, -1),
         tier_fds=TierFds(*(kept.get(name, -1) for name in fdstore.TIERS)),
     )
     vm = Vm(engine, manifest, file, store)
@@ -161,6 +163,16 @@ def _serve(engine: Engine, kept: dict[str, int]) -> Recovered:
     for name in _OF_THE_ENGINE & kept.keys():
         os.close(kept.pop(name))  # the engine has its own; close() may wait for the disk
     return found
+
+
+def _keep_wake_record(vm: Vm, kept: dict[str, int]) -> None:
+    """An older predecessor had none, and one that is damaged was replaced."""
+    known = kept.get(fdstore.WAKE)
+    if known is not None and file_id(known) == file_id(vm.engine.wake_fd):
+        return
+    if known is not None:
+        vm.store.remove(fdstore.WAKE)
+    vm.store.add(fdstore.WAKE, vm.engine.wake_fd)
 
 
 def memory_of(vm: Vm) -> Memory:

@@ -91,6 +91,7 @@ def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdSto
         vm.add_regions(new.vmm.regions, mapped_by=None)
         vm.add_process(new.vmm)
         store.add(fdstore.PAGE_MAP, engine.page_map_fd)
+        store.add(fdstore.WAKE, engine.wake_fd)
         if engine.store_fd >= 0:
             store.add(fdstore.STORE, engine.store_fd)
         for kept, fd in zip(fdstore.TIERS, astuple(engine.tier_fds), strict=True):

@@ -20,6 +20,9 @@
 /* clang-format off */
 static const char *const names[] = {
 	"adopt.watch",
+	"ahead.claimed",
+	"ahead.copied",
+	"ahead.fetched",
 	"event.piece",
 	"event.read",
 	"evict.checked",
@@ -47,6 +50,8 @@ static const char *const names[] = {
 	"pins.blind",
 	"poison.lifted",
 	"recover.mapped",
+	"replay.begins",
+	"replay.step",
 	"resident.cachestat",
 	"resolve.claimed",
 	"resolve.copied",
@@ -82,6 +87,7 @@ static const char *const names[] = {
 	"uffd.protect",
 	"uffd.zeropage",
 	"unplug.piece",
+	"wake.folded",
 };
 /* clang-format on */
 

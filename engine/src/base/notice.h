@@ -22,7 +22,9 @@ enum notice_kind {
 	/* page_idx: a page fault waits because there is no memory; posted once until
 	 * engine_end_starvation() */
 	NOTICE_FAULTS_STARVED,
-	NOTICE_PROTECTED, /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
+	NOTICE_WAKING,	    /* the guest touches what it touched at earlier wake-ups; once for each wake-up */
+	NOTICE_REPLAY_DONE, /* code, cancelled, message */
+	NOTICE_PROTECTED,   /* a swap-out with pins.qmp_drained waits for engine_continue_job() */
 	/* message, page_idx: something odd that the VMM or another process did, for people to know */
 	NOTICE_ODD,
 };

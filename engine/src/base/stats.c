@@ -2,6 +2,7 @@
 #include "base/stats.h"
 
 #include <string.h>
+#include <time.h>
 
 static size_t bucket_of(uint64_t value)
 {
@@ -24,12 +25,49 @@ static uint64_t upper_edge_of(size_t bucket)
 	return ((uint64_t)1 << power) + (((bucket - 16) % 8 + 1) << (power - 3)) - 1;
 }
 
-void latency_add(struct latency *latency, uint64_t duration_ns)
+static uint64_t now_s(void)
 {
-	_Atomic uint64_t *count = &latency->counts[bucket_of(duration_ns)];
+	struct timespec now;
 
+	clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+	return (uint64_t)now.tv_sec;
+}
+
+/* There is one writer. */
+static void add_one(_Atomic uint64_t *count)
+{
 	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + 1,
 			      memory_order_relaxed);
+}
+
+static void count_in_second(struct latency *latency)
+{
+	uint64_t at_s = now_s(), second_s = atomic_load_explicit(&latency->second_s, memory_order_relaxed);
+
+	if (at_s != second_s) {
+		uint64_t n = atomic_load_explicit(&latency->in_second_n, memory_order_relaxed);
+
+		atomic_store_explicit(&latency->in_last_n, at_s == second_s + 1 ? n : 0,
+				      memory_order_relaxed);
+		atomic_store_explicit(&latency->in_second_n, 0, memory_order_relaxed);
+		atomic_store_explicit(&latency->second_s, at_s, memory_order_relaxed);
+	}
+	add_one(&latency->in_second_n);
+}
+
+void latency_add(struct latency *latency, uint64_t duration_ns)
+{
+	add_one(&latency->counts[bucket_of(duration_ns)]);
+	count_in_second(latency);
+}
+
+static uint64_t last_second(const struct latency *latency, uint64_t at_s)
+{
+	uint64_t second_s = atomic_load_explicit(&latency->second_s, memory_order_relaxed);
+
+	if (second_s == at_s)
+		return atomic_load_explicit(&latency->in_last_n, memory_order_relaxed);
+	return second_s + 1 == at_s ? atomic_load_explicit(&latency->in_second_n, memory_order_relaxed) : 0;
 }
 
 static uint64_t percentile(const uint64_t *counts, uint64_t total, unsigned percent)
@@ -49,6 +87,8 @@ void latency_summarise(const struct latency *all, size_t n, struct latency_summa
 	uint64_t counts[LATENCY_BUCKETS] = { 0 };
 
 	memset(out, 0, sizeof *out);
+	for (size_t i = 0; i < n; i++)
+		out->last_second_n += last_second(&all[i], now_s());
 	for (size_t i = 0; i < n; i++)
 		for (size_t bucket = 0; bucket < LATENCY_BUCKETS; bucket++)
 			counts[bucket] += atomic_load_explicit(&all[i].counts[bucket], memory_order_relaxed);

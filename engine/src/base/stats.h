@@ -12,12 +12,15 @@
 
 struct latency {
 	_Atomic uint64_t counts[LATENCY_BUCKETS]; /* one writer each; relaxed */
+	/* how many there were in this second of the clock, and in the one before it */
+	_Atomic uint64_t second_s, in_second_n, in_last_n;
 };
 
 void latency_add(struct latency *latency, uint64_t duration_ns);
 
 struct latency_summary {
 	uint64_t count;
+	uint64_t last_second_n;	 /* in the last whole second */
 	uint64_t p50_ns, p99_ns; /* upper edge of the bucket; 0 where count is 0 */
 };
 

@@ -63,6 +63,7 @@ void swap_in(struct swapper *swapper)
 	struct vm *vm = swapper->vm;
 	uint64_t idle_since_ns = 0;
 
+	wake_record_spoil(vm->wake);
 	/* Demand faults also bring pages in, and may give up on a page that we must then try, so loop until
 	 * nothing is out. A poisoned page may be readable by now. */
 	while (pages_out(vm) && job_goes_on(swapper)) {

@@ -308,7 +308,9 @@ void swap_out(struct swapper *swapper)
 	atomic_store(&header->pause_us, 0);
 	left_begin(&swapper->left);
 	store_forget_limit(swapper->vm->store);
+	wake_record_fold(swapper->vm->wake);
 	swap_out_until_nobody_joins(swapper);
+	wake_record_begin(swapper->vm->wake);
 	store_settle(swapper->vm->store);
 	atomic_store(&header->pinned_pages, swapper->counts.pinned_pages);
 	tell_left(swapper);

@@ -208,6 +208,7 @@ static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 		else
 			filled(attempt);
 		atomic_fetch_add(&page_map_header(vm->map)->copied_pages, 1);
+		vm_touched(vm, attempt->page_idx, true, attempt->fault->flags & UFFD_PAGEFAULT_FLAG_WRITE);
 		return RESOLVED;
 	}
 	if (outcome == UFFD_EXISTS)
@@ -284,8 +285,12 @@ static enum resolved missing(struct attempt *attempt)
 		if (map_for_reading(attempt, word)) {
 			return RESOLVED;
 		} else if (page_is_held(word) || is_being_lifted(word)) {
-			if (page_ask_for_wake(attempt->vm, attempt->page_idx, word))
-				return RESOLVED;
+			if (!page_ask_for_wake(attempt->vm, attempt->page_idx, word))
+				continue;
+			if (state == PAGE_STORED) /* somebody is bringing it back */
+				vm_touched(attempt->vm, attempt->page_idx, true,
+					   attempt->fault->flags & UFFD_PAGEFAULT_FLAG_WRITE);
+			return RESOLVED;
 		} else if (state == PAGE_STORED || state == PAGE_POISONED) {
 			/* A poisoned page is read again each time it is needed: a good read heals it. */
 			if (claim(attempt, word))
@@ -334,6 +339,8 @@ static enum resolved written(struct attempt *attempt)
 				uffd_unprotect(attempt->process->uffd, attempt->fault->addr, PAGE_BYTES);
 
 			release(attempt);
+			if (state == PAGE_KEPT)
+				vm_touched(vm, attempt->page_idx, false, true);
 			atomic_fetch_add_explicit(&vm->writes_seen, 1, memory_order_relaxed);
 			return outcome == UFFD_DONE ? RESOLVED : unfilled(attempt, outcome);
 		}

@@ -141,6 +141,14 @@ bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word
 	return since_ms && vm_now_ms() - since_ms < VM_GIVEN_UP_MS;
 }
 
+void vm_touched(struct vm *vm, uint64_t page_idx, bool missing, bool write)
+{
+	struct notice notice = { .kind = NOTICE_WAKING };
+
+	if (wake_record_touch(vm->wake, page_idx, missing, write))
+		notices_post(vm->notices, &notice);
+}
+
 void vm_note_join(struct vm *vm)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);

@@ -24,6 +24,7 @@ MANIFEST = "manifest"
 MESSAGE = "message"  # of a VM that is registering: pending.py
 PAGE_MAP = "page-map"
 STORE = "store"
+WAKE = "wake-record"
 TIERS = ("store-segments", "store-ram", "store-disk", "store-key")  # in the order of engine.TierFds
 CONNECTION = "connection"
 LISTEN = "listen"  # FileDescriptorName= of the socket unit

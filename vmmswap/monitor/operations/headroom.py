@@ -144,6 +144,11 @@ class RoomWatch:
             " follows when there is more"
         )
 
+    @property
+    def limit(self) -> str:
+        """The tightest limit at the last look, for people."""
+        return self._room.limit
+
     def has_room(self) -> bool:
         """Look before a swap-in starts, and grant what may be used until the next look: not nothing, where
         this is True. Where there are very many processes, only some are looked at, and only one window is

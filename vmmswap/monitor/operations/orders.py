@@ -10,7 +10,14 @@ from typing import Protocol
 
 from vmmswap import message_ids
 from vmmswap.engine import Engine, Job
-from vmmswap.errors import InternalError, NoSpaceError, NoSuchVMError, StorageFailedError, VmmswapError
+from vmmswap.errors import (
+    BusyError,
+    InternalError,
+    NoSpaceError,
+    NoSuchVMError,
+    StorageFailedError,
+    VmmswapError,
+)
 from vmmswap.log import fields
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.operations.counting import Counting
@@ -19,6 +26,7 @@ from vmmswap.monitor.operations.jobs import NOT_RECORDED, Jobs
 from vmmswap.monitor.operations.machine import Action, Machine
 from vmmswap.monitor.operations.pressure import PressureWatch
 from vmmswap.monitor.operations.report import starved, status_of
+from vmmswap.monitor.operations.wake_ups import WakeUps
 from vmmswap.monitor.spoiled import spoiler_of
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.vm import Vm
@@ -69,6 +77,7 @@ class Orders:
         self.jobs = Jobs(
             vm, lambda: around.config, on_change=self._changed, on_idle=self._nothing_runs, error=error
         )
+        self.wake_ups = WakeUps(vm, lambda: around.config, self.jobs.pids)
         self._housekeeping = Housekeeping(self._idle_engine)
         self._housekeeping.start()
         self._pressure = PressureWatch(vm.engine, self.jobs.pids)
@@ -80,6 +89,7 @@ class Orders:
         self._housekeeping.stop()
         self._pressure.stop()
         self._cancel_retry()
+        self.wake_ups.close()
         self.jobs.close()
         for waiting in self._waiting:
             waiting.set()
@@ -136,6 +146,13 @@ class Orders:
         if not self._is_closed:
             self.jobs.perform(self.machine.trim())
 
+    def wake(self) -> None:
+        """BusyError while an operation runs that leaves nothing to bring back, or nothing of it."""
+        if self.machine.job not in (Job.NONE, Job.SWAP_IN):
+            raise BusyError(f"a {self.machine.operation} is under way: wake when it is done")
+        if self.machine.job is Job.NONE and self.machine.tracking:
+            self.wake_ups.ordered()
+
     async def exit(self) -> None:
         self._checks.check_before_exit()
         self._orders += 1
@@ -172,6 +189,8 @@ class Orders:
             self._order_swap_in()
         elif self.machine.wants_out and last_job is Job.SWAP_OUT:
             self._resume_swap_out()
+        else:
+            self.wake_ups.resume()
 
     # Inside
 

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What a cycle teaches: the touches since the last swap-out become part of the set. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/failpoint.h"
+#include "base/held.h"
+#include "wake/wake_layout.h"
+
+#define AGE_MAX 255
+#define MISSES_MAX 2	 /* so many wake-ups in a row without a touch, and the page leaves the set */
+#define HELD_PAGES_MIN 8 /* fewer that were held back say nothing about the rest */
+
+/* A page that is in the set, was touched in this cycle, or both. */
+struct candidate {
+	struct wake_entry entry;
+	uint32_t rank; /* in the set, among the touches, or between the two */
+	bool was_in_set, is_touched, is_idle;
+};
+
+/* What is known of the cycle as a whole. */
+struct cycle {
+	bool woke;    /* else it says nothing about pages that wake-ups touch */
+	bool spoiled; /* it says nothing about any page that was not touched */
+	uint32_t touches_n;
+	uint32_t held_n, held_touched_n;
+};
+
+static int by_page(const void *left, const void *right)
+{
+	const struct candidate *a = left, *b = right;
+
+	if (a->entry.page_idx != b->entry.page_idx)
+		return a->entry.page_idx < b->entry.page_idx ? -1 : 1;
+	if (a->was_in_set != b->was_in_set)
+		return a->was_in_set ? -1 : 1;
+	return a->rank < b->rank ? -1 : a->rank > b->rank;
+}
+
+static int by_rank(const void *left, const void *right)
+{
+	const struct candidate *a = left, *b = right;
+
+	if (a->rank != b->rank)
+		return a->rank < b->rank ? -1 : 1;
+	return a->entry.page_idx < b->entry.page_idx ? -1 : a->entry.page_idx > b->entry.page_idx;
+}
+
+static size_t collect(struct wake_record *record, const struct cycle *cycle, struct candidate *all)
+{
+	struct wake_header *header = record->header;
+	uint32_t which = atomic_load(&header->current), set_n = atomic_load(&header->set_n[which]);
+	uint32_t woke_at = atomic_load(&header->woke) ? atomic_load(&header->woke_at) : UINT32_MAX;
+	size_t n = 0;
+
+	for (uint32_t i = 0; i < set_n; i++)
+		all[n++] = (struct candidate){
+			.entry = wake_set(record, which)[i],
+			.rank = i,
+			.was_in_set = true,
+		};
+	for (uint32_t i = 0; i < cycle->touches_n; i++) {
+		uint64_t touch = atomic_load_explicit(&wake_touches(record)[i], memory_order_relaxed);
+
+		if (!(touch & TOUCH_VALID))
+			continue;
+		all[n++] = (struct candidate){
+			.entry = { .page_idx = (uint32_t)(touch & TOUCH_PAGE_MASK),
+				   .flags = touch & TOUCH_WRITE ? ENTRY_WRITTEN : 0 },
+			.rank = i,
+			.is_touched = true,
+			.is_idle = i < woke_at,
+		};
+	}
+	return n;
+}
+
+/* The first of a page's candidates takes over what the others say. Returns how many pages there are. */
+static size_t merge(struct candidate *all, size_t n)
+{
+	size_t pages = 0;
+
+	qsort(all, n, sizeof *all, by_page);
+	for (size_t i = 0; i < n; i++) {
+		struct candidate *last = pages ? &all[pages - 1] : NULL;
+
+		if (!last || last->entry.page_idx != all[i].entry.page_idx) {
+			all[pages++] = all[i];
+			continue;
+		}
+		if (!last->is_touched) { /* the set's; all[i] is the first touch */
+			last->rank = (uint32_t)(((uint64_t)last->rank + all[i].rank) / 2);
+			last->entry.flags &= (uint8_t)~ENTRY_WRITTEN;
+			last->is_touched = true;
+			last->is_idle = all[i].is_idle;
+		}
+		last->entry.flags |= all[i].entry.flags;
+	}
+	return pages;
+}
+
+static void note_held(struct cycle *cycle, const struct candidate *page)
+{
+	if (!(page->entry.flags & ENTRY_HELD))
+		return;
+	cycle->held_n++;
+	cycle->held_touched_n += page->is_touched;
+}
+
+/* Bring the page's entry up to date. False: it leaves the set. */
+static bool stays(struct candidate *page, const struct cycle *cycle)
+{
+	struct wake_entry *entry = &page->entry;
+	uint8_t flags = entry->flags;
+
+	entry->flags &= ENTRY_WRITTEN | ENTRY_WOKE;
+	if (!page->is_idle)
+		entry->idle_times = 0;
+	else if (entry->idle_times < IDLE_TIMES_MAX)
+		entry->idle_times++;
+	if (page->is_touched) {
+		entry->age = entry->misses = 0;
+		entry->flags |= page->is_idle ? 0 : ENTRY_WOKE;
+		return true;
+	}
+	if (!cycle->woke)
+		return cycle->spoiled || (flags & (ENTRY_WOKE | ENTRY_OFFERED));
+	if (entry->age < AGE_MAX)
+		entry->age++;
+	if (flags & ENTRY_OFFERED)
+		return true; /* if it was touched, nobody saw it */
+	return !(flags & ENTRY_HELD) && ++entry->misses < MISSES_MAX;
+}
+
+static size_t choose(struct candidate *all, size_t n, const struct cycle *cycle)
+{
+	size_t chosen = 0;
+
+	for (size_t i = 0; i < n; i++)
+		if (stays(&all[i], cycle))
+			all[chosen++] = all[i];
+	qsort(all, chosen, sizeof *all, by_rank);
+	return chosen < WAKE_PAGES_MAX ? chosen : WAKE_PAGES_MAX;
+}
+
+/* The other set is written whole before it becomes the valid one. */
+static void install(struct wake_record *record, const struct candidate *all, size_t n)
+{
+	struct wake_header *header = record->header;
+	uint32_t before = atomic_load(&header->current), after = !before;
+
+	for (size_t i = 0; i < n; i++)
+		wake_set(record, after)[i] = all[i].entry;
+	atomic_store(&header->set_n[after], (uint32_t)n);
+	FAILPOINT_HERE("wake.folded");
+	wake_members(record, before, false);
+	atomic_store(&header->current, after);
+	wake_members(record, after, true);
+	atomic_store(&header->set_n[before], 0);
+	wake_forget(record, SETS_OFFSET_BYTES + before * SET_BYTES, SET_BYTES);
+}
+
+static void account_waste(struct wake_header *header, const struct cycle *cycle)
+{
+	uint64_t prefetched_pages = atomic_exchange(&header->cycle_prefetched_pages, 0);
+
+	if (!cycle->woke) { /* brought back for nothing */
+		atomic_fetch_add(&header->wasted_pages, prefetched_pages);
+		return;
+	}
+	if (cycle->held_n >= HELD_PAGES_MIN)
+		atomic_store(&header->wasted_256,
+			     256 * (cycle->held_n - cycle->held_touched_n) / cycle->held_n);
+	atomic_fetch_add(&header->wasted_pages, prefetched_pages * atomic_load(&header->wasted_256) / 256);
+}
+
+static void fold(struct wake_record *record)
+{
+	struct wake_header *header = record->header;
+	struct cycle cycle = {
+		.woke = atomic_load(&header->woke) && !atomic_load(&header->spoiled),
+		.spoiled = atomic_load(&header->spoiled),
+		.touches_n = atomic_load(&header->touches_n),
+	};
+	size_t room, n;
+	struct candidate *all;
+
+	if (cycle.touches_n > WAKE_PAGES_MAX)
+		cycle.touches_n = WAKE_PAGES_MAX;
+	room = (size_t)atomic_load(&header->set_n[atomic_load(&header->current)]) + cycle.touches_n;
+	all = room ? malloc(room * sizeof *all) : NULL;
+	if (all) { /* without memory, the cycle teaches nothing */
+		n = merge(all, collect(record, &cycle, all));
+		for (size_t i = 0; i < n; i++)
+			note_held(&cycle, &all[i]);
+		if (!cycle.spoiled)
+			account_waste(header, &cycle);
+		install(record, all, choose(all, n, &cycle));
+	}
+	free(all);
+}
+
+void wake_record_fold(struct wake_record *record)
+{
+	struct wake_header *header = record->header;
+
+	HELD_MAY_WAIT(WAIT_TIME);
+	pthread_mutex_lock(&record->lock);
+	/* OFF without a spoiled cycle: none was begun, or it was folded already */
+	if (atomic_exchange(&header->phase, WAKE_OFF) != WAKE_OFF || atomic_load(&header->spoiled)) {
+		fold(record);
+		atomic_store(&header->touches_n, 0);
+		atomic_store(&header->spoiled, 0);
+		wake_forget(record, TOUCHES_OFFSET_BYTES, WAKE_FILE_BYTES - TOUCHES_OFFSET_BYTES);
+	}
+	pthread_mutex_unlock(&record->lock);
+}

@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The record of wake-ups from the inside: wake_record.c and wake_fold.c. */
+#ifndef VMMSWAP_WAKE_LAYOUT_H
+#define VMMSWAP_WAKE_LAYOUT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/units.h"
+#include "wake/wake_record.h"
+
+enum wake_phase {
+	WAKE_OFF,     /* nothing is noted */
+	WAKE_IDLE,    /* touches are noted; the guest is idle */
+	WAKE_WAKING,  /* touches are noted; a wake-up is under way */
+	WAKE_SETTLED, /* the wake-up is over, and nothing is noted any more */
+};
+
+/* A touch, in the order in which they came; 0: not there yet. */
+#define TOUCH_PAGE_MASK (((uint64_t)1 << 30) - 1)
+#define TOUCH_WRITE ((uint64_t)1 << 30)
+#define TOUCH_VALID ((uint64_t)1 << 31)
+#define TOUCH_MS_SHIFT 32
+
+/* A page of the set. Its place in the set is its rank. */
+struct wake_entry {
+	uint32_t page_idx;
+	uint8_t age;	    /* so many wake-ups ago it last raised a fault */
+	uint8_t idle_times; /* in so many cycles in a row the guest touched it while it was idle */
+	uint8_t misses;	    /* at so many wake-ups in a row it would have raised a fault and did not */
+	uint8_t flags;
+};
+
+#define ENTRY_WRITTEN 1
+#define ENTRY_OFFERED 2 /* by this cycle's replay */
+#define ENTRY_HELD 4	/* back by this cycle's replay */
+#define ENTRY_WOKE 8	/* a wake-up has touched it, not only an idle guest */
+
+#define IDLE_TIMES_MAX 3
+#define IDLE_TIMES_KNOWN 2 /* from then on it counts as touched by an idle guest */
+
+/* Lives in the memfd's first page. */
+struct wake_header {
+	char magic[8];
+	uint32_t version;
+	_Atomic uint32_t phase;	  /* enum wake_phase */
+	_Atomic uint32_t current; /* which of the two sets is valid */
+	_Atomic uint32_t set_n[2];
+	_Atomic uint32_t touches_n; /* may be larger than there is room for */
+	_Atomic uint32_t woke;	    /* a wake-up was seen in this cycle */
+	_Atomic uint32_t ordered;   /* by a caller who knows that it is one */
+	_Atomic uint32_t woke_at;   /* that many touches came before it */
+	_Atomic uint32_t spoiled;   /* see wake_record_spoil() */
+	_Atomic uint32_t replaying;
+	_Atomic uint32_t offered_n, held_n; /* by this cycle's replay */
+	_Atomic uint32_t wasted_256;	    /* of 256 pages of the last replay, so many were not needed */
+	_Atomic uint64_t cycle_prefetched_pages;
+	_Atomic uint64_t prefetched_pages;
+	_Atomic uint64_t wasted_pages;
+	_Atomic uint64_t wake_from_ms, wake_until_ms; /* monotonic; 0: no fault yet */
+	_Atomic uint64_t last_wake_ms;		      /* how long the last one took */
+};
+
+#define SET_BYTES (WAKE_PAGES_MAX * sizeof(struct wake_entry))
+#define SETS_OFFSET_BYTES PAGE_BYTES
+#define TOUCHES_OFFSET_BYTES (SETS_OFFSET_BYTES + 2 * SET_BYTES)
+#define WAKE_FILE_BYTES (TOUCHES_OFFSET_BYTES + WAKE_PAGES_MAX * sizeof(uint64_t))
+
+#define MEMBERS_BYTES ((TOUCH_PAGE_MASK + 1) / 8)
+
+struct wake_record {
+	int fd;
+	char *base; /* WAKE_FILE_BYTES, shared */
+	struct wake_header *header;
+	pthread_mutex_t lock; /* of the sets; no fault thread takes it */
+	uint64_t seed;
+	/* One bit a page: the set has it, and an idle guest does not touch it. What is not used takes no memory. */
+	_Atomic uint8_t *members;
+	_Atomic uint32_t burst_n;
+	_Atomic uint32_t burst_ms[WAKE_BURST_PAGES];
+};
+
+static inline struct wake_entry *wake_set(struct wake_record *record, uint32_t which)
+{
+	return (struct wake_entry *)(record->base + SETS_OFFSET_BYTES + which * SET_BYTES);
+}
+
+static inline _Atomic uint64_t *wake_touches(struct wake_record *record)
+{
+	return (_Atomic uint64_t *)(record->base + TOUCHES_OFFSET_BYTES);
+}
+
+/* Set or clear the bits of members for a set. */
+void wake_members(struct wake_record *record, uint32_t which, bool is_set);
+
+/* Give back the memory of a part of the file. */
+void wake_forget(struct wake_record *record, uint64_t offset_bytes, uint64_t size_bytes);
+
+#endif

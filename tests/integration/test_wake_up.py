@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A guest that wakes up finds back what it needed before: by an order, by its page faults, after a crash."""
+
+import pytest
+
+from tests.support.bus import missing
+from tests.support.guest import Guest
+from tests.support.monitor import BusError
+from tests.support.restarts import failing, restarted
+
+REASON = missing()
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
+
+REGIONS = ("16M", "8M")
+SET = 1000  # pages that the guest touches when it wakes up
+WAKES_MAX = 20  # on a busy machine, page faults may come too slowly for a wake-up
+
+
+@pytest.fixture
+def life(bus):
+    with restarted(bus) as running:
+        monitor = running.start()
+        monitor.wait_on_bus()
+        with Guest(REGIONS, socket=monitor.socket) as guest:
+            guest.wait_ready()
+            guest.fill()
+            yield running, guest
+
+
+def learn(monitor, guest):
+    """All out, with a set that is known. Returns its pages: those of zeros are not stored, and not in it."""
+    monitor.enable()
+    monitor.call("Wake")
+    assert guest.touch(0, SET).wrong_bytes == 0
+    monitor.wait_log("the guest has woken up")
+    status = monitor.enable()
+    assert SET // 2 < status["WakeSetPages"] <= SET
+    assert status["PrefetchedPages"] == 0
+    return status["WakeSetPages"]
+
+
+def all_ahead(monitor, pages):
+    monitor.until(lambda: monitor.status()["PrefetchedPages"] >= pages, "the set to come back")
+
+
+def check_all_right(guest):
+    done = guest.verify()
+    assert (done.wrong_bytes, done.lost_processes) == (0, 0), done
+
+
+def test_by_an_order(life):
+    (running, guest) = life
+    monitor = running.monitor
+    monitor.call("Wake")  # nothing is out, and nothing happens
+    pages = learn(monitor, guest)
+    monitor.call("Wake")
+    all_ahead(monitor, pages)
+    status = monitor.status()
+    assert (status["State"], status["PrefetchedPages"], status["CopiedPages"]) == ("Active", pages, 0)
+    guest.touch(0, SET)
+    assert monitor.status()["CopiedPages"] == 0
+    kept = monitor.status()["KeptPages"]
+    assert kept == pages
+    written = monitor.status()["WrittenBytes"]
+    status = monitor.enable()
+    assert (status["KeptPages"], status["WrittenBytes"]) == (0, written)
+    monitor.call("Disable")
+    monitor.call("Wake")  # all is coming back already
+    monitor.settled()
+    check_all_right(guest)
+
+
+def test_by_its_page_faults(life):
+    (running, guest) = life
+    monitor = running.monitor
+    pages = learn(monitor, guest)
+    for _ in range(WAKES_MAX):
+        guest.touch(0, SET)
+        if monitor.status()["PrefetchedPages"]:
+            break
+        monitor.enable()
+    monitor.until(lambda: monitor.log.count("the guest has woken up") > 1, "the wake-up to be in the log")
+    status = monitor.status()
+    assert 0 < status["PrefetchedPages"] <= pages
+    assert status["WakeTimeMs"] > 0
+    check_all_right(guest)
+
+
+def test_refused_during_a_swap_out(life):
+    (running, guest) = life
+    running.monitor.kill()
+    monitor = running.start(failing("evict.checked=sleep:20"))
+    monitor.wait_on_bus()
+    monitor.call("Enable")
+    with pytest.raises(BusError, match="a swap-out is under way: wake when it is done"):
+        monitor.call("Wake")
+    monitor.call("Disable")
+    monitor.settled()
+    check_all_right(guest)
+
+
+def test_killed_in_the_middle(life):
+    (running, guest) = life
+    pages = learn(running.monitor, guest)
+    running.monitor.kill()
+    monitor = running.start(failing("replay.step=kill@10"))
+    monitor.wait_on_bus()
+    monitor.call("Wake")
+    running.await_death(60)
+    monitor = running.start()
+    monitor.wait_on_bus()
+    all_ahead(monitor, pages)
+    assert monitor.status()["WakeSetPages"] == pages
+    check_all_right(guest)
+
+
+def test_not_by_itself(life, tmp_path):
+    (running, guest) = life
+    config = tmp_path / "vmmswap.conf"
+    config.write_text("[Swap]\nWakePrefetch=no\n")
+    pages = learn(running.monitor, guest)
+    running.monitor.kill()
+    running._options = ("--config", str(config))
+    monitor = running.start()
+    monitor.wait_on_bus()
+    for _ in range(3):
+        guest.touch(0, SET)
+        assert monitor.status()["PrefetchedPages"] == 0
+        monitor.enable()
+    monitor.call("Wake")
+    all_ahead(monitor, pages // 2)
+    check_all_right(guest)
