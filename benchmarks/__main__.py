@@ -110,7 +110,9 @@ def bench_memory(options: argparse.Namespace) -> None:
 def bench_store(options: argparse.Namespace) -> None:
     """The store of tiers, and the file of raw pages."""
     mib = 64 if options.quick else 256
-    store_figures.bench_ram(mib, options.swap_dir, options.rounds)
+    store_figures.bench_guest(options.swap_dir, options.rounds)
+    for contents in ("libs", "mixed"):
+        store_figures.bench_ram(contents, mib, options.swap_dir, options.rounds)
     store_figures.bench_disk(mib, options.swap_dir, options.rounds)
     store_figures.bench_faults(4096 if options.quick else 16384, options.rounds)
 

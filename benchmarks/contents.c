@@ -99,11 +99,32 @@ static void fill_mixed(char *guest, size_t pages)
 	}
 }
 
+/* Holes of the file stay holes in the guest's memory. */
+static void fill_from_file(char *guest, size_t pages, const char *path)
+{
+	off_t end = (off_t)(pages * PAGE_BYTES), at = 0;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+
+	while (fd >= 0 && (at = lseek(fd, at, SEEK_DATA)) >= 0 && at < end) {
+		at -= at % PAGE_BYTES;
+		if (pread(fd, guest + at, PAGE_BYTES, at) <= 0)
+			break;
+		at += PAGE_BYTES;
+	}
+	if (fd < 0) {
+		perror(path);
+		exit(2);
+	}
+	close(fd);
+}
+
 void fill_contents(char *guest, size_t pages, const char *contents)
 {
 	bool holes = !strcmp(contents, "holes");
 
-	if (!strcmp(contents, "libs")) {
+	if (contents[0] == '/') {
+		fill_from_file(guest, pages, contents);
+	} else if (!strcmp(contents, "libs")) {
 		fill_libraries(guest, pages);
 	} else if (!strcmp(contents, "mixed")) {
 		fill_mixed(guest, pages);
