@@ -155,8 +155,16 @@ class Config:
         "RamTierCompression",
         "lz4, none",
         values.one_of("lz4", "none"),
-        "How pages are compressed, on RAM and on disk. Only with RamTierMax=.",
+        "How pages are compressed on RAM. Only with RamTierMax=.",
         "lz4",
+    )
+    disk_tier_compression: str = _key(
+        "DiskTierCompression",
+        "lz4, none",
+        values.one_of("lz4", "none"),
+        "How pages are compressed on disk. Only with RamTierMax=. Pages go to disk as they are on RAM, so"
+        " this differs from RamTierCompression= only with RamTierMax=0. Default: as RamTierCompression=.",
+        "",
     )
     encryption: str = _key(
         "Encryption",
@@ -258,6 +266,11 @@ class Config:
         return not values.is_nothing(self.disk_tier_max)
 
     @property
+    def compression(self) -> str:
+        """Of a VM with tiers: lz4, none."""
+        return self.disk_tier_compression or self.ram_tier_compression
+
+    @property
     def may_drain(self) -> bool:
         """True if the VMM may be asked by QMP to end its I/O. A frozen one could not answer."""
         return self.pin_check in ("auto", "qmp") and self.mode != "freeze"
@@ -344,12 +357,23 @@ def load_with_origins(name: str, paths: Iterable[Path] | None = None) -> tuple[C
     found = for_all | for_one
     given = {attribute: value for attribute, (value, _) in found.items() if value is not None}
     settings = Config(**given)
-    if values.is_nothing(settings.ram_tier_max) and not settings.has_disk_tier:
-        where = ", ".join(found[attribute][1] for attribute in ("ram_tier_max", "disk_tier_max"))
+    origins = {attribute: found[attribute][1] for attribute in given}
+    _check_tiers(settings, origins)
+    return settings, origins
+
+
+def _check_tiers(settings: Config, origins: Origins) -> None:
+    has_ram_tier = not values.is_nothing(settings.ram_tier_max)
+    if not has_ram_tier and not settings.has_disk_tier:
+        where = ", ".join(origins[attribute] for attribute in ("ram_tier_max", "disk_tier_max"))
         raise ConfigError(
             f"{where}: RamTierMax=0 and DiskTierMax=0 leave no place for pages that are out: raise one"
         )
-    return settings, {attribute: found[attribute][1] for attribute in given}
+    if has_ram_tier and settings.compression != settings.ram_tier_compression:
+        raise ConfigError(
+            f"{origins['disk_tier_compression']}: pages go to disk as they are on RAM: set"
+            f" RamTierCompression={settings.disk_tier_compression} too, or RamTierMax=0"
+        )
 
 
 def _read(path: Path, text: str, name: str, for_all: _Section, for_one: _Section) -> None:

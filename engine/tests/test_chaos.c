@@ -63,7 +63,8 @@ static const char *const left_out[] = {
 	"unplug.piece",
 };
 static const char *const left_out_without_tiers[] = {
-	"store.freed", "store.move.placed", "store.move.written", "store.ram", "store.sealed",
+	"store.freed",	      "store.headroom", "store.move.placed",
+	"store.move.written", "store.ram",	"store.sealed",
 };
 static const char *const left_out_with_tiers[] = { "store.alloc", "store.cut" };
 

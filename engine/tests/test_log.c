@@ -6,10 +6,14 @@
 #include "store/log.h"
 #include "store/move.h"
 #include "store/page_read.h"
+#include "store/segments_inside.h"
 #include "store/tend.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <stddef.h>
+#include <sys/mount.h>
 
 #define N 1500 /* pages: a few segments */
 #define MIB ((uint64_t)1 << 20)
@@ -554,6 +558,318 @@ TEST(a_slot_that_is_dropped_twice_ends_the_process)
 	CHECK(!(WIFEXITED(status) && WEXITSTATUS(status) == 0));
 	log_destroy(log);
 }
+
+/* --- bits that flip in the table of segments */
+
+#define FLIP_PAGES 700
+
+/* A process dies with pages in RAM and on disk, and a bit of the table flips: its successor refuses, or each page is
+ * right or an error. */
+static void flip_and_recover(const char *dir, size_t byte, unsigned bit)
+{
+	struct log_config one = config(dir);
+	uint64_t slots[FLIP_PAGES];
+	char page[PAGE_BYTES], want[PAGE_BYTES], flipped;
+	struct log *log = make(&one), *next;
+	bool refused = false;
+	struct log_config two;
+	struct error err;
+
+	put(log, TEXT, 1, FLIP_PAGES / 2, slots);
+	move_all(log);
+	put(log, TEXT, 1 + FLIP_PAGES / 2, FLIP_PAGES - FLIP_PAGES / 2, slots + FLIP_PAGES / 2);
+	CHECK_EQ(pread(log->segments.fd, &flipped, 1, (off_t)byte), 1);
+	flipped ^= (char)(1 << bit);
+	CHECK_EQ(pwrite(log->segments.fd, &flipped, 1, (off_t)byte), 1);
+	two = (struct log_config){ .segments_fd = log->segments.fd,
+				   .ram_fd = log->ram.fd,
+				   .disk_fd = disk_tier_fd(log->disk),
+				   .key_fd = seal_fd(log->seal),
+				   .compress = true,
+				   .ram_max_bytes = 1024 * MIB,
+				   .disk_max_bytes = 1024 * MIB };
+	if (log_create(&two, &next, &err)) {
+		CHECK(err.message[0]);
+		log_destroy(log);
+		return;
+	}
+	for (size_t i = 0; i < FLIP_PAGES && !refused; i++)
+		refused = log_mark_used(next, slots[i]) != 0;
+	if (!refused) {
+		log_recovered(next);
+		for (size_t i = 0; i < FLIP_PAGES; i++) {
+			int rc = log_get(next, slots[i], page);
+
+			make_page(want, TEXT, 1 + i);
+			CHECK(rc < 0 || memcmp(page, want, PAGE_BYTES) == 0);
+		}
+		put(next, TEXT, 1, 300, slots); /* and it goes on */
+		check(next, TEXT, 1, 300, slots);
+		log_seal_open(next);
+		while (!log_move_oldest(next, UINT32_MAX, &err))
+			;
+		check(next, TEXT, 1, 300, slots);
+	}
+	log_destroy(next);
+	log_destroy(log);
+}
+
+TEST(a_flipped_bit_of_the_segment_table_is_an_error_or_a_refusal)
+{
+	const char *dir = test_dir();
+	size_t entries = offsetof(struct segments_table, entries);
+
+	for (unsigned bit = 0; bit < 12 * 8; bit++) /* the magic, and how many segments there are */
+		flip_and_recover(dir, bit / 8, bit % 8);
+	for (size_t segment = 0; segment < 2; segment++)
+		for (size_t byte = 0; byte < sizeof(struct segment_entry); byte++)
+			flip_and_recover(dir, entries + segment * sizeof(struct segment_entry) + byte,
+					 (unsigned)byte * 3 % 8);
+	for (unsigned bit = 0; bit < 8; bit++) /* where each segment is */
+		for (size_t byte = 0; byte < 8; byte += 7) {
+			flip_and_recover(dir, entries + byte, bit);
+			flip_and_recover(dir, entries + sizeof(struct segment_entry) + byte, bit);
+		}
+}
+
+/* While it runs, too: the length of what is written to disk is not taken from the table. */
+TEST(a_flipped_bit_of_a_length_reaches_no_other_segment_on_disk)
+{
+	for (unsigned bit = 0; bit < 32; bit++) {
+		struct log_config one = config(test_dir());
+		struct log *log = make(&one);
+		static uint64_t slots[2 * N];
+
+		put(log, TEXT, 1, 2 * N, slots);
+		log_seal_open(log);
+		log->segments.entries[0].used_granules ^= 1u << bit;
+		move_all(log);
+		for (size_t i = 0; i < 2 * N; i++) {
+			char page[PAGE_BYTES], want[PAGE_BYTES];
+			int rc = log_get(log, slots[i], page);
+
+			make_page(want, TEXT, 1 + i);
+			CHECK(slot_segment(slots[i]) == 0 && rc ? rc < 0 : !rc);
+			CHECK(rc || memcmp(page, want, PAGE_BYTES) == 0);
+		}
+		log_destroy(log);
+	}
+}
+
+/* --- memory and disks that are too small */
+
+static int small_tmpfs(const char *size)
+{
+	char dir[] = "/tmp/vmmswap-tmpfs-XXXXXX", options[64];
+	int fd;
+
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL))
+		test_skip("no mount namespace: %s", strerror(errno));
+	snprintf(options, sizeof options, "size=%s", size);
+	CHECK(mkdtemp(dir) != NULL);
+	CHECK_OK(mount("none", dir, "tmpfs", 0, options));
+	fd = (int)CHECK_SYS(open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+	CHECK_OK(umount2(dir, MNT_DETACH));
+	CHECK_OK(rmdir(dir));
+	return fd;
+}
+
+/* The file that holds the RAM tier is full: older segments go to disk, and every page is put. */
+TEST(a_full_ram_tier_goes_to_disk)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[4 * N];
+	struct log *log;
+
+	one.ram_fd = small_tmpfs("7m");
+	CHECK_OK(ftruncate(one.ram_fd, (off_t)(SEGMENTS_MAX * SEGMENT_BYTES)));
+	log = make(&one);
+	put(log, MIXED, 1, 4 * N, slots);
+	CHECK(account(log).disk_bytes > 0);
+	CHECK(account(log).ram_bytes <= 7 * MIB);
+	check(log, MIXED, 1, 4 * N, slots);
+	log_destroy(log);
+	close(one.ram_fd);
+}
+
+/* Without a disk a put fails, with nothing changed, and works again once there is room. */
+TEST(a_full_ram_tier_without_a_disk_stops)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[8 * N];
+	struct error err = { 0 };
+	struct log *log;
+	size_t n;
+
+	one.disk_max_bytes = 0;
+	one.ram_fd = small_tmpfs("7m");
+	CHECK_OK(ftruncate(one.ram_fd, (off_t)(SEGMENTS_MAX * SEGMENT_BYTES)));
+	log = make(&one);
+	n = try_put(log, 0, TEXT, 1, 8 * N, slots, &err);
+	CHECK(n > 0 && n < 8 * N);
+	CHECK_EQ(err.code, ENOMEM);
+	CHECK_EQ(log->limited_by, LIMITED_BY_RAM_TIER);
+	CHECK_CONTAINS(err.message, "RamTierMax=");
+	check(log, TEXT, 1, n, slots);
+	drop(log, slots, n);
+	log_seal_open(log);
+	drop(log, slots, 0);
+	put(log, TEXT, 1, N, slots);
+	check(log, TEXT, 1, N, slots);
+	log_destroy(log);
+	close(one.ram_fd);
+}
+
+/* Neither RAM nor disk has room: it stops, all that was put is served, and no place on disk is lost. */
+TEST(a_full_disk_behind_a_full_ram_tier_stops)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[8 * N];
+	struct error err = { 0 };
+	struct log *log;
+	size_t n;
+
+	one.ram_max_bytes = 8 * MIB;
+	one.disk_fd = small_tmpfs("9m");
+	log = make(&one);
+	n = try_put(log, 0, NOISE, 1, 8 * N, slots, &err);
+	CHECK(n > 2 * N && n < 8 * N);
+	CHECK_EQ(err.code, ENOSPC);
+	CHECK_EQ(log->limited_by, LIMITED_BY_NO_SPACE);
+	check(log, NOISE, 1, n, slots);
+	drop(log, slots, n);
+	log_seal_open(log);
+	drop(log, slots, 0);
+	CHECK_EQ(account(log).ram_bytes, 0);
+	CHECK_EQ(account(log).disk_bytes, 0);
+	log_destroy(log);
+	close(one.disk_fd);
+}
+
+/* On RAM alone, pages that do not compress would take more there than they free: it stops early, and goes on with
+ * pages that do. */
+TEST(what_frees_too_little_stops_where_there_is_no_disk)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[12 * N];
+	struct error err = { 0 };
+	struct log *log;
+	size_t n;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	n = try_put(log, 0, NOISE, 1, 10 * N, slots, &err);
+	CHECK(n < 10 * N);
+	CHECK_EQ(err.code, ENOSPC);
+	CHECK_CONTAINS(err.message, "do not compress");
+	CHECK_EQ(log->limited_by, LIMITED_BY_RAM_TIER);
+	CHECK(account(log).ram_bytes <= 18 * MIB);
+	put(log, TEXT, 1, N, slots + n);
+	check(log, NOISE, 1, n, slots);
+	check(log, TEXT, 1, N, slots + n);
+	log_destroy(log);
+}
+
+/* Little memory is left: what is in RAM goes to disk first, and nothing is taken where that does not help. */
+TEST(where_little_memory_is_left_none_is_taken)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[N];
+	struct error err = { 0 };
+	struct log *log = make(&one);
+
+	put(log, TEXT, 1, N, slots);
+	log_seal_open(log);
+	CHECK_OK(failpoint_arm("store.headroom=ENOMEM"));
+	log->allowed_segments = 0;
+	CHECK(try_put(log, 1, TEXT, 1, 1, slots, &err) == 0);
+	CHECK_EQ(err.code, ENOMEM);
+	CHECK_CONTAINS(err.message, "MemoryMax=");
+	CHECK_EQ(log->limited_by, LIMITED_BY_NO_SPACE);
+	CHECK(account(log).disk_bytes > 0); /* it tried that */
+	CHECK_OK(failpoint_arm("store.headroom=off"));
+	put(log, TEXT, 1, 1, slots);
+	log_destroy(log);
+}
+
+/* ThreadSanitizer's own memory, several times ours, counts in the cgroup, too. */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define MEMORY_IS_NOT_OURS
+#endif
+#endif
+
+#ifndef MEMORY_IS_NOT_OURS
+/* Runs in a cgroup with so much memory. 0; else what went wrong, or 128 if it was killed. */
+static int in_cgroup(uint64_t limit_bytes, int (*run)(void))
+{
+	char dir[128], path[192], text[32];
+	bool is_v1 = access("/sys/fs/cgroup/memory/cgroup.procs", W_OK) == 0;
+	int status = -1, fd;
+	pid_t pid;
+
+	snprintf(dir, sizeof dir, "/sys/fs/cgroup/%svmmswap-test-%d", is_v1 ? "memory/" : "", getpid());
+	if (mkdir(dir, 0755))
+		test_skip("no cgroup can be made: %s", strerror(errno));
+	snprintf(path, sizeof path, "%s/%s", dir, is_v1 ? "memory.limit_in_bytes" : "memory.max");
+	snprintf(text, sizeof text, "%llu", (unsigned long long)limit_bytes);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, text, strlen(text)) < 0) {
+		rmdir(dir);
+		test_skip("no limit can be set in a cgroup: %s", strerror(errno));
+	}
+	close(fd);
+	snprintf(path, sizeof path, "%s/cgroup.procs", dir);
+	pid = fork();
+	if (pid == 0) {
+		fd = open(path, O_WRONLY | O_CLOEXEC);
+		_exit(fd < 0 || write(fd, "0", 1) != 1 ? 127 : run());
+	}
+	waitpid(pid, &status, 0);
+	for (int tries = 0; rmdir(dir) && tries < 1000; tries++)
+		usleep(1000);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+#define GUEST_BYTES (32 * MIB)
+#define CGROUP_PAGES (16 * N)
+
+/* A guest that does not compress, whose memory counts in the same cgroup as the RAM tier. */
+static int put_beside_guest(void)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[CGROUP_PAGES];
+	char *guest = mmap(NULL, GUEST_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char page[PAGE_BYTES], want[PAGE_BYTES];
+	struct error err = { 0 };
+	struct log *log = make(&one);
+	size_t n;
+
+	memset(guest, 1, GUEST_BYTES);
+	n = try_put(log, 0, NOISE, 1, CGROUP_PAGES, slots, &err);
+	if (n < CGROUP_PAGES && err.code != ENOMEM)
+		return 2;
+	for (size_t i = 0; i < n; i++) {
+		make_page(want, NOISE, 1 + i);
+		if (log_get(log, slots[i], page) || memcmp(page, want, PAGE_BYTES))
+			return 3;
+	}
+	return n == CGROUP_PAGES ? 0 : log->limited_by == LIMITED_BY_NO_SPACE ? 4 : 5;
+}
+
+/* 94 MiB of pages through a cgroup that has 28 MiB beside the guest: what there is room for goes through RAM to
+ * disk. */
+TEST(a_cgroup_too_small_for_guest_and_ram_tier_gets_no_worse)
+{
+	CHECK_EQ(in_cgroup(GUEST_BYTES + 28 * MIB, put_beside_guest), 0);
+}
+
+/* Not even enough for one segment on its way: it stops before the kernel kills. */
+TEST(a_cgroup_without_room_for_a_segment_stops_the_swap_out)
+{
+	CHECK_EQ(in_cgroup(GUEST_BYTES + 12 * MIB, put_beside_guest), 4);
+}
+#endif
 
 /* --- when the tender has to come back */
 

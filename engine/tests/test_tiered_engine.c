@@ -3,6 +3,10 @@
 #define TEST_TIERS true
 #include "test_engine.c"
 
+#include <stddef.h>
+
+#include "store/segments_inside.h"
+
 static uint32_t version_of(int page_map_fd)
 {
 	uint32_t version = 0;
@@ -73,7 +77,7 @@ TEST(what_was_put_out_before_there_were_tiers_comes_back_and_what_follows_goes_t
 	CHECK_EQ(version_of(config.page_map_fd), 2);
 	write_some(&rig);
 	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
-	CHECK(stats_of(&rig).stored_ram_bytes > 0);
+	CHECK(stats_of(&rig).record_bytes > 0);
 	CHECK(stats_of(&rig).stored_disk_bytes > 0); /* what is in the file stays there */
 	test_keep_tiers(&config, rig.engine);
 	engine_destroy(rig.engine);
@@ -276,4 +280,104 @@ TEST(pages_whose_segment_is_on_its_way_to_disk_are_served)
 	check_bytes(&rig);
 	wait_for_release(&rig);
 	rig_stop(&rig);
+}
+
+/* --- bits that flip under an engine */
+
+enum where { IN_TABLE, IN_RAM, ON_DISK };
+
+struct flip {
+	enum where where;
+	uint64_t offset_bytes; /* in the memfd of the table or of RAM, or in the file */
+	unsigned bit;
+	bool is_noticed; /* some page cannot be read */
+};
+
+static void flip_in(int fd, const struct flip *flip)
+{
+	_Alignas(4096) char block[4096];
+	off_t at = (off_t)(flip->offset_bytes & ~4095ull);
+
+	CHECK_EQ(pread(fd, block, sizeof block, at), sizeof block);
+	block[flip->offset_bytes % 4096] ^= (char)(1 << flip->bit);
+	CHECK_EQ(pwrite(fd, block, sizeof block, at), sizeof block);
+}
+
+/* Everything is out, on RAM or on disk, and a bit flips there. A swap-in brings no wrong byte; once the bit is right
+ * again, another one brings the rest. */
+static void flip_and_bring_in(struct rig *rig, const struct flip *flip)
+{
+	struct store_fds fds = engine_tier_fds(rig->engine);
+	int fd = flip->where == IN_TABLE ? fds.segments : flip->where == IN_RAM ? fds.ram : fds.disk;
+	struct swap_out_options options = { .mode = MODE_NONE };
+	struct error err = { 0 };
+	struct notice done;
+
+	flip_in(fd, flip);
+	CHECK_OK(engine_start_job(rig->engine, JOB_SWAP_IN, &options, &err));
+	done = wait_job(rig);
+	if (flip->is_noticed && !done.code)
+		FAIL("offset %#llx bit %u: nobody noticed", (unsigned long long)flip->offset_bytes,
+		     flip->bit);
+	if (flip->where == IN_RAM && flip->offset_bytes >= 24) {
+		CHECK_EQ(stats_of(rig).swap_pages + stats_of(rig).poisoned_pages, 1);
+		return; /* compaction may have copied the record by now */
+	}
+	flip_in(fd, flip);
+	run_job(rig, JOB_SWAP_IN, MODE_NONE);
+	check_bytes(rig);
+}
+
+static uint64_t in_entry(size_t field)
+{
+	return offsetof(struct segments_table, entries) + field;
+}
+
+TEST(a_flipped_bit_in_ram_brings_no_wrong_byte)
+{
+	const struct flip flips[] = {
+		{ IN_RAM, 0, 3, true },	 /* the length */
+		{ IN_RAM, 2, 0, true },	 /* the codec */
+		{ IN_RAM, 5, 1, false }, /* the owner: only compaction asks */
+		{ IN_RAM, 24, 5, true }, /* the page */
+		{ IN_RAM, 3000, 7, true },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, place) + 7), 0, true },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, place) + 7), 1, true },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, serial)), 0, false },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, used_granules)), 4, false },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, born_s)), 4, false },
+	};
+
+	for (size_t i = 0; i < sizeof flips / sizeof *flips; i++) {
+		struct rig rig;
+
+		start_uncompressed(&rig, 3600);
+		run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+		flip_and_bring_in(&rig, &flips[i]);
+		rig_stop(&rig);
+	}
+}
+
+TEST(a_flipped_bit_on_disk_brings_no_wrong_byte)
+{
+	const struct flip flips[] = {
+		{ ON_DISK, 0, 3, true },
+		{ ON_DISK, 5, 1, true },
+		{ ON_DISK, 10, 1, true }, /* the tag */
+		{ ON_DISK, 3000, 5, true },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, place)), 0, true },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, place) + 7), 0, true },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, serial)), 0, true },
+		{ IN_TABLE, in_entry(offsetof(struct segment_entry, serial) + 5), 3, true },
+	};
+
+	for (size_t i = 0; i < sizeof flips / sizeof *flips; i++) {
+		struct rig rig;
+
+		start_uncompressed(&rig, 3600);
+		run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+		flush(&rig);
+		flip_and_bring_in(&rig, &flips[i]);
+		rig_stop(&rig);
+	}
 }

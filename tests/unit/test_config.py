@@ -230,9 +230,30 @@ def test_pages_must_have_a_place(tmp_path):
     assert load("web", [file]).has_disk_tier
 
 
+def test_pages_are_compressed_once(tmp_path):
+    file = tmp_path / "one.conf"
+    file.write_text("[Swap]\nRamTierMax=1G\nDiskTierCompression=none\n")
+    with pytest.raises(ConfigError, match=r"one\.conf:3: .* set RamTierCompression=none too"):
+        load("web", [file])
+    file.write_text("[Swap]\nRamTierMax=0\nDiskTierCompression=none\n")
+    assert load("web", [file]).compression == "none"
+    file.write_text("[Swap]\nRamTierMax=1G\nRamTierCompression=none\nDiskTierCompression=none\n")
+    assert load("web", [file]).compression == "none"
+    file.write_text("[Swap]\nRamTierMax=1G\nRamTierCompression=none\n")
+    assert load("web", [file]).compression == "none"
+    assert load("web", []).compression == "lz4"
+
+
 @pytest.mark.parametrize(
     "line",
-    ["RamTierMax=101%", "RamTierMax=-1", "RamTierAgeSec=0", "RamTierCompression=zip", "Encryption=maybe"],
+    [
+        "RamTierMax=101%",
+        "RamTierMax=-1",
+        "RamTierAgeSec=0",
+        "RamTierCompression=zip",
+        "DiskTierCompression=zstd",
+        "Encryption=maybe",
+    ],
 )
 def test_nonsense_of_the_tiers_is_refused_with_file_and_line(tmp_path, line):
     file = tmp_path / "one.conf"

@@ -14,6 +14,6 @@ def tiers_of(config: Config, guest_bytes: int) -> Tiers:
         ram_max_bytes=in_bytes(config.ram_tier_max or "25%", guest_bytes),
         ram_age_s=max(1, round(config.ram_tier_age_s)),
         has_disk=config.has_disk_tier,
-        compress=config.ram_tier_compression == "lz4",
+        compress=config.compression == "lz4",
         encrypt=config.encryption == "yes",
     )

@@ -68,6 +68,7 @@ static const char *const names[] = {
 	"store.cut",
 	"store.direct",
 	"store.freed",
+	"store.headroom",
 	"store.move.placed",
 	"store.move.written",
 	"store.punch",

@@ -174,6 +174,13 @@ void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset
 /* Release the blocks first: once the place is free, somebody else may write there. */
 void disk_tier_drop(struct disk_tier *disk, uint32_t place_idx)
 {
+	bool taken;
+
+	pthread_mutex_lock(&disk->lock);
+	taken = is_taken(disk, place_idx);
+	pthread_mutex_unlock(&disk->lock);
+	if (!taken) /* a bit has flipped in the table: it may be somebody else's, and is not touched */
+		return;
 	disk_tier_punch(disk, place_idx, 0, SEGMENT_BYTES);
 	pthread_mutex_lock(&disk->lock);
 	disk->taken[place_idx / 64] &= ~((uint64_t)1 << place_idx % 64);

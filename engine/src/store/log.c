@@ -11,8 +11,8 @@
 
 #include "base/failpoint.h"
 #include "base/units.h"
-#include "store/move.h"
 #include "store/record.h"
+#include "store/take.h"
 #include "store/tend.h"
 
 _Static_assert(SEGMENT_RAW_GRANULES == (RECORD_BYTES_MAX + (1u << GRANULE_SHIFT) - 1) >> GRANULE_SHIFT,
@@ -74,8 +74,9 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 	log->disk_keep_free_bytes = config->disk_keep_free_bytes;
 	log->ram_age_s = config->ram_age_s;
 	log->write_budget_bytes = INT64_MAX;
-	log->tend_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	rc = log->tend_fd < 0 ? error_set(err, errno, "cannot make an eventfd: %s", strerror(errno)) :
+	log->headroom = headroom_create("/proc");
+	log->tend_fd = log->headroom ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
+	rc = log->tend_fd < 0 ? error_set(err, ENOMEM, "no memory or no fd for the store") :
 				segments_open(&log->segments, config->segments_fd, err);
 	if (!rc) {
 		rc = open_tiers(log, config, err);
@@ -85,6 +86,7 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 	if (rc) {
 		if (log->tend_fd >= 0)
 			close(log->tend_fd);
+		headroom_destroy(log->headroom);
 		free(log);
 		return rc;
 	}
@@ -103,6 +105,7 @@ void log_destroy(struct log *log)
 	pthread_mutex_destroy(&log->take_lock);
 	pthread_mutex_destroy(&log->tend_lock);
 	close(log->tend_fd);
+	headroom_destroy(log->headroom);
 	for (size_t i = 0; i < LOG_WRITERS; i++)
 		pthread_mutex_destroy(&log->writers[i].lock);
 	seal_destroy(log->seal);
@@ -124,6 +127,21 @@ int log_mark_used(struct log *log, uint64_t slot_idx)
 	return segments_mark(&log->segments, slot_segment(slot_idx), slot_granule(slot_idx));
 }
 
+/* Bits of the entry may have flipped. Two segments at one place: the second one is the wrong one, or the first;
+ * tags and hashes tell when their pages are read. */
+static uint64_t checked_place(struct log *log, uint32_t segment_idx)
+{
+	_Atomic uint64_t *place = &log->segments.entries[segment_idx].place;
+	enum segment_tier tier = place_tier(atomic_load(place));
+	bool is_right = tier == TIER_NONE || tier == TIER_RAM;
+
+	if (tier == TIER_DISK && log->disk)
+		is_right = !disk_tier_mark(log->disk, (uint32_t)atomic_load(place));
+	if (!is_right)
+		atomic_store(place, place_of(TIER_LOST, 0));
+	return atomic_load(place);
+}
+
 /* The table decides: a place on disk that no entry names is free, and so is the memory of a segment that is
  * not in RAM. */
 void log_recovered(struct log *log)
@@ -131,10 +149,8 @@ void log_recovered(struct log *log)
 	uint32_t from_idx = 0;
 
 	for (uint32_t idx = 0; idx < log->segments.known_n; idx++) {
-		uint64_t place = atomic_load(&log->segments.entries[idx].place);
+		uint64_t place = checked_place(log, idx);
 
-		if (place_tier(place) == TIER_DISK && log->disk)
-			disk_tier_mark(log->disk, (uint32_t)place);
 		if (place_tier(place) != TIER_RAM)
 			continue;
 		if (from_idx < idx)
@@ -149,71 +165,13 @@ void log_recovered(struct log *log)
 		;
 }
 
-/* The number of segments that may hold memory. Even if the RAM tier may hold nothing, RAM is the way to the
- * disk: each writer fills one segment of each kind, and one more is on its way. */
-static uint32_t ram_segments_max(const struct log *log)
-{
-	uint64_t max = atomic_load(&log->ram_max_bytes) / SEGMENT_BYTES;
-	uint64_t least = 4;
-
-	return (uint32_t)(max < least ? least : max > SEGMENTS_MAX ? SEGMENTS_MAX : max);
-}
-
-static int take_segment(struct log *log, bool raw, uint32_t *segment_idx, struct error *err)
-{
-	enum segment_pages pages = !raw ? PAGES_COMPRESSED : log->compress ? PAGES_INCOMPRESSIBLE : PAGES_RAW;
-	int rc = segments_take(&log->segments, pages, segment_idx);
-
-	if (rc)
-		return error_set(err, -rc, "no further segment can be had in the store: %s", strerror(-rc));
-	rc = ram_tier_take(&log->ram, *segment_idx);
-	if (!rc && !ram_tier_at(&log->ram, *segment_idx)) {
-		ram_tier_drop(&log->ram, *segment_idx, 1);
-		rc = -ENOMEM;
-	}
-	if (rc) {
-		segments_put_back(&log->segments, *segment_idx);
-		return error_set(
-			err, ENOMEM,
-			"no memory for the RAM tier (%s): free some on the host, or lower RamTierMax=",
-			strerror(-rc));
-	}
-	segments_now_in_ram(&log->segments, *segment_idx);
-	return 0;
-}
-
-/* Check the limit and take the segment under one lock, or two writers could both take the last one. */
-static int take_below_limit(struct log *log, bool raw, bool any, uint32_t *segment_idx, struct error *err)
-{
-	int rc = -EAGAIN;
-
-	pthread_mutex_lock(&log->take_lock);
-	if (any || atomic_load(&log->segments.ram_n) < ram_segments_max(log))
-		rc = take_segment(log, raw, segment_idx, err);
-	pthread_mutex_unlock(&log->take_lock);
-	return rc;
-}
-
-/* Over the limit, older segments go to disk first. They also do if no memory can be had at all: that may free
- * some. */
 static int open_segment(struct log *log, struct log_writer *writer, bool raw, struct error *err)
 {
 	uint32_t segment_idx;
-	int rc = take_below_limit(log, raw, false, &segment_idx, err);
+	int rc = log_take_segment(log, raw, &segment_idx, err);
 
-	while (rc == -EAGAIN) {
-		rc = log_move_oldest(log, UINT32_MAX, err);
-		if (rc && rc != -ENOENT)
-			return rc;
-		/* -ENOENT: all are open, or being moved by others */
-		rc = take_below_limit(log, raw, rc == -ENOENT, &segment_idx, err);
-	}
-	if (rc == -ENOMEM && log->disk && !log_move_oldest(log, UINT32_MAX, err))
-		rc = take_segment(log, raw, &segment_idx, err);
-	if (rc) {
-		atomic_store(&log->limited_by, log->disk ? LIMITED_BY_NO_SPACE : LIMITED_BY_RAM_TIER);
+	if (rc)
 		return rc;
-	}
 	writer->open[raw].is_open = true;
 	writer->open[raw].segment_idx = segment_idx;
 	writer->open[raw].next_granule = 0;

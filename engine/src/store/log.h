@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "linux/headroom.h"
 #include "store/disk_tier.h"
 #include "store/fills.h"
 #include "store/ram_tier.h"
@@ -68,7 +69,9 @@ struct log {
 	struct fills fills;
 	bool compress;
 	struct log_writer writers[LOG_WRITERS];
-	pthread_mutex_t take_lock; /* of the RAM tier's limit */
+	pthread_mutex_t take_lock; /* of the RAM tier's limit, and what follows */
+	struct headroom *headroom;
+	uint32_t allowed_segments; /* may be taken before the next look at the memory that is left */
 
 	uint64_t disk_keep_free_bytes;
 	uint32_t ram_age_s;
@@ -76,6 +79,7 @@ struct log {
 	_Atomic int64_t write_budget_bytes; /* may still be written; INT64_MAX: no limit */
 	_Atomic uint32_t limited_by;
 	_Atomic uint32_t moving_n; /* disk places that are being filled */
+	_Atomic uint32_t movers_n; /* threads that move a segment now */
 	_Atomic uint64_t moved_segments, compacted_segments;
 
 	int tend_fd; /* eventfd: see tend.h */

@@ -9,22 +9,16 @@
 #include "store/record.h"
 #include "store/tend.h"
 
-/* The image's length in whole blocks. */
-static uint64_t image_bytes(const struct log *log, uint32_t segment_idx)
-{
-	uint64_t used_bytes = (uint64_t)atomic_load(&log->segments.entries[segment_idx].used_granules)
-			      << GRANULE_SHIFT;
-
-	return (used_bytes + DISK_BLOCK_BYTES - 1) & ~(DISK_BLOCK_BYTES - 1);
-}
-
-static int seal_record(struct log *log, uint64_t serial, uint32_t granule, const char *record, char *out)
+/* *end_bytes: where the record ends, in bytes from `out`. */
+static int seal_record(struct log *log, uint64_t serial, uint32_t granule, const char *record, char *out,
+		       uint64_t *end_bytes)
 {
 	struct record_header header;
 	const size_t head_bytes = RECORD_HEAD_BYTES - RECORD_TAG_BYTES;
 
 	if (!record_header_of(record, SEGMENT_BYTES - ((uint64_t)granule << GRANULE_SHIFT), &header))
 		return -EBADMSG;
+	*end_bytes = record_bytes(&header);
 	if (!log->seal) {
 		memcpy(out, record, record_bytes(&header));
 		return 0;
@@ -34,20 +28,28 @@ static int seal_record(struct log *log, uint64_t serial, uint32_t granule, const
 			  header.payload_bytes, out + RECORD_HEAD_BYTES, out + head_bytes);
 }
 
-/* A record that is damaged in memory is left out: reading it gives an error on disk as it does in memory. */
-static int make_image(struct log *log, uint32_t segment_idx, uint64_t serial, char *image)
+/* A record that is damaged in memory is left out: reading it gives an error on disk as it does in memory. The
+ * image's length in whole blocks follows from its records, and not from what the table says was written: a bit
+ * of that may have flipped. */
+static int make_image(struct log *log, uint32_t segment_idx, uint64_t serial, char *image, uint64_t *bytes)
 {
 	const char *segment = ram_tier_at(&log->ram, segment_idx);
 
+	*bytes = DISK_BLOCK_BYTES;
 	if (!segment)
 		return -ENOMEM;
 	for (uint32_t granule = 0; segments_next_live(&log->segments, segment_idx, &granule); granule++) {
 		uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT;
-		int rc = seal_record(log, serial, granule, segment + offset_bytes, image + offset_bytes);
+		uint64_t end_bytes = 0;
+		int rc = seal_record(log, serial, granule, segment + offset_bytes, image + offset_bytes,
+				     &end_bytes);
 
 		if (rc && rc != -EBADMSG)
 			return rc;
+		if (offset_bytes + end_bytes > *bytes)
+			*bytes = offset_bytes + end_bytes;
 	}
+	*bytes = (*bytes + DISK_BLOCK_BYTES - 1) & ~(DISK_BLOCK_BYTES - 1);
 	return 0;
 }
 
@@ -116,10 +118,13 @@ static int write_image(struct log *log, uint32_t place_idx, const char *image, u
 static int write_segment(struct log *log, uint32_t segment_idx, char *image, struct error *err)
 {
 	uint64_t serial = log->seal ? seal_next_serial(log->seal) : 0;
-	uint64_t bytes = image_bytes(log, segment_idx);
+	uint64_t bytes;
 	uint32_t place_idx;
-	int rc = check_limits(log, bytes, err);
+	int rc = make_image(log, segment_idx, serial, image, &bytes);
 
+	if (rc)
+		return error_set(err, -rc, "cannot seal a segment: %s", strerror(-rc));
+	rc = check_limits(log, bytes, err);
 	if (rc)
 		return rc;
 	rc = disk_tier_take(log->disk, &place_idx);
@@ -128,11 +133,7 @@ static int write_segment(struct log *log, uint32_t segment_idx, char *image, str
 		return_budget(log, (int64_t)bytes);
 		return error_set(err, ENOMEM, "no memory for a further segment on disk");
 	}
-	rc = make_image(log, segment_idx, serial, image);
-	if (rc)
-		rc = error_set(err, -rc, "cannot seal a segment: %s", strerror(-rc));
-	else
-		rc = write_image(log, place_idx, image, bytes, err);
+	rc = write_image(log, place_idx, image, bytes, err);
 	if (rc) {
 		if (rc == -EIO) /* nobody else should get that place */
 			disk_tier_condemn(log->disk, place_idx);
@@ -154,7 +155,7 @@ static void give_memory_back(struct log *log, uint32_t segment_idx)
 	segments_ram_is_gone(&log->segments);
 }
 
-int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
+static int move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
 {
 	uint32_t segment_idx;
 	char *image;
@@ -183,5 +184,15 @@ int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
 	}
 	segments_unclaim(&log->segments, segment_idx);
 	log_wake_tender(log); /* it may have been emptied meanwhile, or there are more */
+	return rc;
+}
+
+int log_move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
+{
+	int rc;
+
+	atomic_fetch_add(&log->movers_n, 1);
+	rc = move_oldest(log, born_before_s, err);
+	atomic_fetch_sub(&log->movers_n, 1);
 	return rc;
 }

@@ -28,7 +28,9 @@
 #include "store/fills.h"
 #include "store/slot_name.h"
 
-enum segment_tier { TIER_NONE = 0, TIER_RAM = 1, TIER_DISK = 2 };
+/* LOST: a successor found an entry that cannot be right. Its pages cannot be read, and nothing of it is
+ * released. */
+enum segment_tier { TIER_NONE = 0, TIER_RAM = 1, TIER_DISK = 2, TIER_LOST = 255 };
 enum segment_pages { PAGES_COMPRESSED = 0, PAGES_RAW = 1, PAGES_INCOMPRESSIBLE = 2 };
 enum segment_state { SEGMENT_FREE = 0, SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_MOVING, SEGMENT_EMPTY };
 
