@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The configuration: /etc/vmmswap.conf and /etc/vmmswap.conf.d/*.conf, or what --config names.
 
-INI with systemd-style keys. `[Swap]` holds for all VMs, `[VM NAME]` for one. Files are read in the order of
-their names; of two assignments the later one holds, and one in `[VM NAME]` before one in `[Swap]`, wherever
-it stands. An empty value means the default again. `KEYS` is the table of all keys.
+INI with systemd-style keys. `[Swap]` is for all VMs; `[VM NAME]` is for one VM and overrides `[Swap]`,
+wherever it stands. Files are read in the order of their names; of two assignments in a section the later
+one counts. An empty value restores the default. `KEYS` is the table of all keys.
 """
 
 from __future__ import annotations

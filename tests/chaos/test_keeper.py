@@ -148,7 +148,7 @@ def test_killed_while_a_firecracker_vm_registers_without_an_fd_store(bus, tmp_pa
                 monitor.kill()
             monitor.until(lambda: len(keepers(monitor)) == 2, "the successor")
             config.write_text(settings)
-            monitor.wait_log("handed its memory over: begun anew")
+            monitor.wait_log("handed its memory over: starting again")
             config.write_text(settings)
             assert vmm.sum(0, 256) == sum_of(snapshot)
             wait_on_bus_again(monitor)

@@ -268,7 +268,7 @@ def test_one_that_is_added_while_it_runs(service, directory, disks):
         order("chardev-add", id="again", backend=backend)
         go_out(service.monitor)
         order("device_add", driver="vhost-user-blk-pci", id="d1", chardev="again")
-        with pytest.raises(BusError, match=r"given a vhost-user back-end while it runs \(chardev again\)"):
+        with pytest.raises(BusError, match=r"given a vhost-user back-end while it ran \(chardev again\)"):
             service.monitor.call("Enable")
         assert service.monitor.status()["State"] == "Active"
         service.detach()

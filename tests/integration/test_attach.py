@@ -491,7 +491,7 @@ def test_a_target_that_has_ended() -> None:
         os.kill(target.pid, signal.SIGKILL)
         while Path(f"/proc/{target.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
             time.sleep(0.002)
-        with pytest.raises(NotSupportedError, match="has ended: it is gone, or a zombie"):
+        with pytest.raises(NotSupportedError, match="has ended, or is a zombie"):
             attach_vm(pidfd)
         detach_process(pidfd, [])
         os.close(pidfd)

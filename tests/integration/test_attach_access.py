@@ -273,7 +273,7 @@ def test_a_call_that_is_not_the_one_we_want_is_not_made(monkeypatch: pytest.Monk
         before, fds, maps = target.status("Umask"), target.fds, target.maps
         monkeypatch.setattr(remote_call.HeldThread, "_begin", begin_and_change)
         with pytest.raises(
-            NotSupportedError, match="makes another call than mmap: its code is being changed"
+            NotSupportedError, match="made a call other than mmap: something is changing its code"
         ):
             plant(look_at(target.pidfd))
         assert (target.status("Umask"), target.fds, target.maps) == (before, fds, maps)

@@ -152,7 +152,7 @@ def test_a_monitor_is_no_vmm(bus, directory):
     with Target("memory") as target, attached(bus, directory, target) as monitor:
         (keeper,) = children_of(monitor.pid)
         reasons = {
-            monitor.pid: "vmmswap's own: this is a monitor, and no VMM",
+            monitor.pid: "vmmswap's own: this process is a monitor, not a VMM",
             keeper: "no shared guest memory",
         }
         for pid, reason in reasons.items():

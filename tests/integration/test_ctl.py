@@ -144,7 +144,7 @@ async def ordered(vm: ScriptedVm) -> None:
 async def test_list_asks_the_bus(bus, publish_vm):
     assert await ctl(bus, "list") == (
         0,
-        "no VMs; `vmmswapctl prepare NAME` makes a socket for a VMM to hand its memory over\n",
+        "no VMs; `vmmswapctl prepare NAME` makes a socket on which a VMM hands its memory over\n",
         "",
     )
     assert await ctl(bus, "list", "--json") == (0, "", "")
@@ -279,7 +279,7 @@ async def test_a_turn_round_is_waited_for_and_told(bus, publish_vm):
     vm.become(state=State.READY, operation=Operation.NONE)
     code, out, err = await run.end()
     assert (code, out) == (1, "")
-    assert err.startswith("vmmswapctl: web is Ready, not Active: somebody else ordered otherwise")
+    assert err.startswith("vmmswapctl: web is Ready, not Active: somebody else gave another order")
 
 
 async def test_no_wait(bus, publish_vm):

@@ -412,9 +412,9 @@ def test_with_a_real_qemu(undo, directory):
     ("said", "why"),
     [
         (b"", "was closed"),
-        (b"SSH-2.0\n", "no JSON object"),
+        (b"SSH-2.0\n", "not a JSON object"),
         (b'{\n  "QMP": {}\n}\n', "pretty=on"),
-        (b"[" * 100_000 + b"\n", "no JSON object"),
+        (b"[" * 100_000 + b"\n", "not a JSON object"),
         (b'{"hello": 1}\n', "does not begin with a greeting"),
         (b'{"QMP": {}}\n{"id": 1, "error": 5}\n', "QMP qmp_capabilities: 5"),
         (b'{"QMP": {}}\n' + b" " * (2 << 20), "a line of more than"),

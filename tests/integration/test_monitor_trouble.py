@@ -172,7 +172,7 @@ def test_the_tmpfs_of_guest_memory_is_full(bus, directory, small_tmpfs):
         monitor.until(lambda: monitor.status()["State"] == "Failed", "the guest to wait")
         status = monitor.status()
         assert status["ErrorName"] == "org.vmmswap.Error.NoSpace"
-        full = f"the file system at {small_tmpfs} that guest memory is a file of is full"
+        full = f"the file system at {small_tmpfs} that holds guest memory is full"
         assert full in status["Error"]
         monitor.call("Disable")
         monitor.until(lambda: "cannot swap all in" in monitor.log, "the swap-in to fail")
@@ -260,7 +260,7 @@ def test_a_child_that_cannot_be_kept_for_want_of_fds_is_kept_later(bus, director
         monitor.all_out()
         with one_fd_left(monitor.pid):
             guest.fork(1)
-            monitor.wait_log("ProcessForked of the engine's cannot be handled; trying again")
+            monitor.wait_log("ProcessForked from the engine cannot be handled; trying again")
             assert monitor.settled()["Processes"] == 2
         monitor.wait_log("(vmmswap-guest), forked by the VM, shares its memory")
         assert monitor.disable()["State"] == "Ready"

@@ -210,7 +210,7 @@ def test_an_attach_whose_sender_has_hung_up_does_not_happen_later(host: Host, vm
     host.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=CONT", unit)
     host.machine.wait_for(
         "the monitor to notice",
-        lambda: host.has_said("attach was given up", VMMSWAP_VM="patient"),
+        lambda: host.has_said("attach was cancelled", VMMSWAP_VM="patient"),
     )
     assert "userfaultfd" not in vmm.links()
     host.machine.run("systemctl", "stop", sender)
@@ -224,7 +224,7 @@ def test_an_attach_whose_caller_has_left_does_not_happen_later(host: Host, vmm: 
     host.machine.run("systemctl", "stop", waiting)
     host.machine.wait_for(
         "vmmswapd to notice",
-        lambda: host.has_said("has given its order up", SYSLOG_IDENTIFIER="vmmswapd"),
+        lambda: host.has_said("has cancelled its order", SYSLOG_IDENTIFIER="vmmswapd"),
     )
     host.machine.path("/run/go").touch()  # were the start still under way it would go on now
     host.machine.wait_for(

@@ -68,7 +68,7 @@ def test_nobody_has_it(monitor, memory):
         vmm.kill()
         assert monitor.wait_exit() == 0
     assert "the VMM has ended: all is freed" in monitor.log
-    assert "brought back" not in monitor.log
+    assert "swapped in" not in monitor.log
 
 
 def test_somebody_has_it_open(monitor, memory):
@@ -80,7 +80,7 @@ def test_somebody_has_it_open(monitor, memory):
         f"process {os.getpid()} (pytest) has guest memory open (fd {memory}) and is not served" in monitor.log
     )
     assert (
-        f"process {os.getpid()} (pytest) has its memory open (fd {memory}): all is brought back"
+        f"process {os.getpid()} (pytest) has its memory open (fd {memory}): all memory is swapped in"
         in monitor.log
     )
     assert digest_of(f"/proc/self/fd/{memory}") == DIGEST
@@ -224,7 +224,7 @@ def test_a_child_outlives_its_vmm(monitor, memory, ends):
         if ends:
             assert "the VMM has ended: all is freed" in monitor.log
         else:
-            assert "has its memory still" in monitor.log
+            assert "still has its memory" in monitor.log
             assert vmm.digest() == DIGEST
 
 
@@ -238,7 +238,7 @@ def test_a_child_outlives_its_vmm_and_the_monitor(bus, memory):
             all_out(monitor, memory)
             os.close(memory)
             vmm.kill()
-            monitor.wait_log("who else has its memory is looked for")
+            monitor.wait_log("looking for others that have its memory")
             monitor.kill()
             assert vmm.digest() == DIGEST
 

@@ -111,7 +111,7 @@ async def check(server: QmpServer, **given: bool) -> None:
 
 
 async def test_one_that_was_added(server: QmpServer) -> None:
-    with pytest.raises(NotSupportedError, match=r"given a vhost-user back-end while it runs \(chardev c0\)"):
+    with pytest.raises(NotSupportedError, match=r"given a vhost-user back-end while it ran \(chardev c0\)"):
         await check(server)
 
 
@@ -164,5 +164,5 @@ async def test_qmp_that_cannot_be_asked(server: QmpServer, caplog: pytest.LogCap
     server.refuses["qom-list"] = "not now"
     with caplog.at_level(logging.WARNING):
         await check(server)
-    assert "whether process 1 (qemu) was given vhost-user devices while it runs is unknown: " in caplog.text
+    assert "cannot tell if process 1 (qemu) was given vhost-user devices while it ran: " in caplog.text
     assert "QMP qom-list: 'not now'" in caplog.text

@@ -145,7 +145,7 @@ def test_a_bug_is_one_line_and_a_traceback_where_it_is_asked_for(capsys, monkeyp
     monkeypatch.setattr(trace, "run", broken)
     assert main(["trace", "stats", "web"]) == ExitStatus.FAILED
     assert capsys.readouterr().err == (
-        "vmmswapctl: a bug of vmmswapctl: TypeError('what no user can mend'); please report it, with what it"
+        "vmmswapctl: a bug in vmmswapctl: TypeError('what no user can mend'); please report it, with what it"
         " prints with VMMSWAP_DEBUG=1 set\n"
     )
     monkeypatch.setenv("VMMSWAP_DEBUG", "1")

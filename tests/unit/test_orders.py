@@ -40,8 +40,8 @@ SWAPS_IN = [
 ]
 PAUSE = "0 pinned, longest pause 0 us"
 WAITS = (
-    "the guest waits for memory: the kernel has none for a page that it touched; the tightest limit is that a"
-    " limit: free memory there, or raise it"
+    "the guest waits for memory: the kernel has none for a page that it touched. The tightest limit: a limit."
+    " Free memory there, or raise the limit"
 )
 
 
@@ -282,7 +282,7 @@ async def test_a_successor_that_may_not_resume_forgets_the_job(vm_with):
     await until(lambda: vm.transcript[-1:] == ["bus Failed  process 7 maps guest memory"])
     assert vm.said() == [
         "bus InProgress swap-out",
-        "journal the swap-out that was under way does not go on: process 7 maps guest memory",
+        "journal the swap-out that was under way is not resumed: process 7 maps guest memory",
         "engine forget the predecessor's job",
         "record interrupted=0",
         "bus Failed  process 7 maps guest memory",
@@ -301,7 +301,7 @@ async def test_a_frozen_vmm_cannot_be_drained(vm):
     vm.tells(Protected(), mode=Mode.FREEZE)
     assert vm.said() == ["engine cancel"]
     vm.tells(done(Job.SWAP_OUT, cancelled=True), **IN)
-    assert vm.controller.status().error.startswith("the VMM is frozen")
+    assert vm.controller.status().error.startswith("the VMM must be frozen")
     assert vm.controller.status().error_name == NotSupportedError.dbus_name
 
 

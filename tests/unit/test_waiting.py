@@ -18,7 +18,7 @@ def test_places_of_one_uid_of_all_and_of_root() -> None:
         for uid in (1, 1, 1, 2):
             held.enter_context(places.one(uid))
         for uid in (1, 2, 3):
-            with pytest.raises(BusyError, match=f"calls of uid {uid} wait, and 4 of all users"):
+            with pytest.raises(BusyError, match=f"calls of uid {uid} are waiting, and 4 of all users"):
                 places.take(uid)
         for _ in range(2):
             held.enter_context(places.one(0))

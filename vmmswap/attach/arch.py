@@ -118,6 +118,4 @@ def current() -> Architecture:
         from vmmswap.attach.arch_aarch64 import AArch64  # noqa: PLC0415
 
         return AArch64()
-    raise NotSupportedError(
-        f"attach is not known for {machine}: only for x86_64 and aarch64. Use the hand-off"
-    )
+    raise NotSupportedError(f"attach does not support {machine}, only x86_64 and aarch64: use the hand-off")

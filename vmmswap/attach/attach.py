@@ -159,7 +159,7 @@ def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
         is_ours = _lock(work, memfds)
         _check(vmm, found.regions)
         if not is_ours:
-            raise BusyError(f"{vmm} is attached to by another monitor at this moment")
+            raise BusyError(f"another monitor is attaching to {vmm} right now: try again later")
         others = _one_of_each(_other_mappers(memfds, found.regions, (vmm.pid,)), (vmm.pid,))
         targets = {pid: _open_and_check(work, pid, regions) for pid, regions in others.items()}
         _attach_one(work, vmm, found.regions)
@@ -324,7 +324,7 @@ def _other_mappers(
     mappings, unreadable = mappers_of(memfds, None if only is None else [only])
     if unreadable and not quiet and only is None:
         _log.warning(
-            "whether the processes %s map guest memory is unknown: their maps may not be read", unreadable
+            "cannot tell if the processes %s map guest memory: their maps may not be read", unreadable
         )
     skipped = set(known)
     found: dict[int, list[Region]] = {}

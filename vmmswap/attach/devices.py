@@ -15,7 +15,6 @@ def check_devices(target: Target) -> None:
     for number, link in fd_links(target):
         if link.startswith(_PINNING):
             raise NotSupportedError(
-                f"{target} has {link} open (fd {number}): a device that is passed through to the guest has"
-                f" all of its"
-                " memory pinned, so that none can be swapped out: take the device away from the VM"
+                f"{target} has {link} open (fd {number}): a device that is passed through to the guest"
+                " pins all of its memory, so none can be swapped out: remove the device from the VM"
             )

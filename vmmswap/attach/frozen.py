@@ -17,8 +17,8 @@ def check_not_frozen(pid: int, name: str) -> None:
     command = thawing_command(pid)
     if command:
         raise BusyError(
-            f"{name} is frozen: none of its threads can run before its cgroup is thawed, by who froze it"
-            f" (systemctl thaw, docker unpause) or by `{command}`. Thaw it, then try again"
+            f"{name} is frozen: none of its threads can run until its cgroup is thawed, by whoever froze"
+            f" it (systemctl thaw, docker unpause) or by `{command}`. Thaw it, then try again"
         )
 
 

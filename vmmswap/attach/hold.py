@@ -65,7 +65,7 @@ def run(target: Target, work: Callable[[HeldThread], T], *, force: bool = False)
     thread.start()
     thread.join(_ALL_S)
     if thread.is_alive():
-        raise BusyError(f"{target}: the kernel does not let it be traced: something in it hangs")
+        raise BusyError(f"{target}: it cannot be traced, because something in it hangs in the kernel")
     _wait_gone(thread.native_id)
     if result.error is not None:
         raise result.error

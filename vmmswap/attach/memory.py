@@ -174,7 +174,7 @@ def _take(
 ) -> Region:
     """The region that a mapping makes. VmmswapError with the reason why it cannot be."""
     if mapping.path.startswith(_PAGE_MAP):
-        raise NotSupportedError("vmmswap's own: this is a monitor, and no VMM")
+        raise NotSupportedError("vmmswap's own: this process is a monitor, not a VMM")
     if mapping.perms[3] != "s":
         raise NotSupportedError(
             "private memory cannot be served" if mapping.is_anonymous else "mapped privately"
@@ -230,7 +230,7 @@ def _check_shmem(target: Target, mapping: Mapping) -> None:
         )
     kinds = {mount.kind for mount in read_mounts(target.pid) if mount.dev == mapping.file.dev}
     if kinds != {"tmpfs"}:
-        raise NotSupportedError(f"{mapping.path[:60]!a} is not a memfd nor a file on tmpfs")
+        raise NotSupportedError(f"{mapping.path[:60]!a} is neither a memfd nor a file on tmpfs")
 
 
 def _memfd_dev() -> int:
@@ -276,7 +276,7 @@ def _check_found(
     _check_aliases(target, left)
     if len(regions) > MAX_REGIONS:
         raise NotSupportedError(
-            f"{target} has {len(regions)} mappings of guest memory, at most {MAX_REGIONS} can be"
+            f"{target} has {len(regions)} mappings of guest memory: at most {MAX_REGIONS} are supported"
         )
     if regions:
         return

@@ -83,8 +83,8 @@ def _plant(thread: HeldThread) -> Planted:
             reach("fetched")
         except CallRefusedError as refusal:
             raise NotSupportedError(
-                f"{refusal}: without it no userfaultfd can be made in it. The option force has the kernel"
-                " pass over the filter for such calls, where the monitor runs as root outside the unit"
+                f"{refusal}: without that call no userfaultfd can be made in it. With the option force the"
+                " kernel skips the filter for such calls, if the monitor runs as root outside the unit"
             ) from None
         undo.pop_all()
     return Planted(uffd, number, dummy_page, how)
@@ -112,8 +112,8 @@ def _make_uffd(thread: HeldThread) -> tuple[int, str]:
                 raise
     if not (thread.target.user.is_root or may_open_device(thread.target.pid)):
         raise AccessDeniedError(
-            f"{thread.target} would get a userfaultfd that stops the kernel's own accesses, and its user may"
-            " not have one: add that user to the group vmmswap and start the VMM anew, or attach as root"
+            f"{thread.target} would get a userfaultfd that stops the kernel's own accesses, and its user"
+            " may not have one: add that user to the group vmmswap and restart the VMM, or attach as root"
         )
     how = f"from {_DEVICE}, passed to it"
     try:
@@ -205,9 +205,8 @@ def _receive(thread: HeldThread, far: int) -> int:
     _, level, kind, number = _RIGHTS.unpack(thread.read(control, _RIGHTS.size))
     if control_bytes == 0 or (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
         raise NotSupportedError(
-            f"{thread.target} was not given {_DEVICE} (flags {flags:#x}): it has as many files open as it"
-            f" may, or its"
-            " security module (AppArmor, SELinux) forbids that device to it"
+            f"{thread.target} was not given {_DEVICE} (flags {flags:#x}): it has reached its limit of open"
+            " files, or its security module (AppArmor, SELinux) forbids that device"
         )
     return int(number)
 

@@ -201,7 +201,7 @@ class HeldThread:
         wanted = [value & _WORD_MASK for value in (*arguments, 0, 0, 0, 0, 0, 0)[:6]]
         if self._arch.entry(registers) != (self._arch.syscalls[name], wanted):
             raise NotSupportedError(
-                f"{self.target} makes another call than {name}: its code is being changed"
+                f"{self.target} made a call other than {name}: something is changing its code"
             )
 
     def _swap(self, registers: Registers, number: int, arguments: Sequence[int]) -> None:

@@ -37,7 +37,7 @@ class Target:
 def look_at(pidfd: int, user: User = ROOT) -> Target:
     """What process a pidfd is of. NotSupportedError if it cannot be attached to, with the reason."""
     if not is_alive(pidfd):
-        raise NotSupportedError("the process has ended: it is gone, or a zombie that its parent leaves there")
+        raise NotSupportedError("the process has ended, or is a zombie that its parent has not reaped")
     pid = fds.pid_of(pidfd, "pid")
     status = _read_status(pid, pid)
     target = replace(_target_of(pid, pidfd, status), user=user)
@@ -96,8 +96,8 @@ def _check(target: Target, status: dict[str, str]) -> None:
         raise NotSupportedError(f"{target} is this monitor itself")
     if status.get("State", "")[:1] in ("Z", "X"):
         raise NotSupportedError(
-            f"{target} goes on without its first thread, which has ended: such a process"
-            " cannot be attached to"
+            f"{target} runs on without its first thread, which has ended: attach cannot take over such a"
+            " process"
         )
     if "VmSize" not in status:
         raise NotSupportedError(f"{target} is a kernel thread: it has no memory of its own")
@@ -107,8 +107,7 @@ def _check(target: Target, status: dict[str, str]) -> None:
     _check_64_bit(target)
     if "shstk" in status.get("x86_Thread_features", ""):
         raise NotSupportedError(
-            f"{target} runs with a shadow stack, which lets no system call be made on its behalf: start it"
-            f" with"
+            f"{target} runs with a shadow stack, which forbids system calls on its behalf: start it with"
             " GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"
         )
 
@@ -118,7 +117,7 @@ def _check_namespace(target: Target) -> None:
         theirs = Path(f"/proc/{target.pid}/ns/user").stat()
     except PermissionError:
         raise AccessDeniedError(
-            f"{target} may not be looked at: run the monitor as root or with CAP_SYS_PTRACE"
+            f"{target} may not be inspected: run the monitor as root or with CAP_SYS_PTRACE"
         ) from None
     except (FileNotFoundError, ProcessLookupError):
         raise NotSupportedError(f"{target} has ended") from None

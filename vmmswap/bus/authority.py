@@ -113,7 +113,7 @@ class Authority:
                 ),
             )
         elif self._denials[caller.uid] == _DENIALS_LOGGED:
-            log.warning("denied uid %d once more; not logged for a while from here on", caller.uid)
+            log.warning("denied uid %d again; further denials are not logged for a while", caller.uid)
 
     async def _denial(self, question: _Question, *, is_own: bool) -> str:
         if await self._has_polkit():

@@ -170,15 +170,14 @@ class Dispatcher:
         except VmmswapError as error:
             self._reply_error(message, error)
         except asyncio.CancelledError:
-            self._reply_error(
-                message, InternalError(f"{message.member}: the service is going away; call again")
-            )
+            self._reply_error(message, InternalError(f"{message.member}: the service is exiting; call again"))
         except Exception:
             log.exception(
                 "bug in the handler of %s.%s at %s", message.interface, message.member, message.path
             )
             self._reply_error(
-                message, InternalError(f"{message.member} failed by a bug of vmmswap; see its journal")
+                message,
+                InternalError(f"{message.member} failed because of a bug in vmmswap; see its journal"),
             )
 
     def _find(self, message: Message) -> _Target:

@@ -63,7 +63,9 @@ class Places:
         mine, shared = self._taken[uid], self._taken.total() - self._taken[0]
         is_full = mine >= self._room.per_uid or shared >= self._room.shared
         if mine >= self._room.for_root if uid == 0 else is_full:
-            raise BusyError(f"{mine} {self._what} of uid {uid} wait, and {shared} of all users: call later")
+            raise BusyError(
+                f"{mine} {self._what} of uid {uid} are waiting, and {shared} of all users: call again later"
+            )
         self._taken[uid] += 1
         return lambda: self._give_back(uid)
 

@@ -118,7 +118,7 @@ def _add_queries(verbs: Verbs) -> None:
         details=f"Columns: {', '.join(COLUMNS)}.",
         example="vmmswapctl list --sort resident --reverse",
     )
-    verb.add_argument("--no-legend", action="store_true", help="neither titles nor totals")
+    verb.add_argument("--no-legend", action="store_true", help="omit titles and totals")
     verb.add_argument(
         "--columns",
         type=_columns,
@@ -133,14 +133,14 @@ def _add_queries(verbs: Verbs) -> None:
         default="name",
         help="sort by this column (default: name)",
     )
-    verb.add_argument("--reverse", action="store_true", help="the largest first")
+    verb.add_argument("--reverse", action="store_true", help="put the largest first")
     _add_json(verb, "one JSON object a line, with the keys of Status()")
 
     verb = _bus_verb(
         verbs,
         "status",
         "show VMs' memory, operation and counters",
-        details="With several VMs, or none named, all of them one after the other.",
+        details="Prints the named VMs one after the other; all VMs if none is named.",
         example="vmmswapctl status web --json",
     )
     verb.add_argument("names", metavar="NAME", nargs="*")
@@ -160,8 +160,8 @@ def _add_queries(verbs: Verbs) -> None:
     verb = _bus_verb(
         verbs,
         "wait",
-        "wait until a VM is in a state and nothing is being done with it",
-        details=f"STATE is one of {', '.join(_STATES)}. A VM that is not there yet is waited for, too.",
+        "wait until a VM is in a state and no operation runs on it",
+        details=f"STATE is one of {', '.join(_STATES)}. Also waits for a VM that is not there yet.",
         example="vmmswapctl wait web Active --timeout 60",
     )
     verb.add_argument("name", metavar="NAME")
@@ -189,9 +189,9 @@ def _add_operations(verbs: Verbs) -> None:
     operations = {
         "enable": "swap all of a VM's memory out",
         "disable": "swap all of a VM's memory in",
-        "trim": "swap out again, without a write, what came back and has not changed",
-        "exit": "swap all in, release the VM, end its monitor",
-        "detach": "swap all in and leave an attached VMM as it was before",
+        "trim": "swap out again, without a write, pages that came back and have not changed",
+        "exit": "swap all memory in, release the VM and end its monitor",
+        "detach": "swap all memory in and leave an attached VMM as it was before",
     }
     for name, summary in operations.items():
         verb = _bus_verb(verbs, name, summary, f"vmmswapctl {name} web", _DONE_WHEN)
@@ -214,7 +214,7 @@ def _add_host_verbs(verbs: Verbs) -> None:
     verb = _bus_verb(
         verbs,
         "prepare",
-        "make a socket for a VMM to hand its memory over",
+        "make a socket on which a VMM hands its memory over",
         details="Prints the socket's path.",
         example="vmmswapctl prepare web",
     )
@@ -224,7 +224,7 @@ def _add_host_verbs(verbs: Verbs) -> None:
     verb = _bus_verb(
         verbs,
         "unprepare",
-        "remove a socket that prepare has made",
+        "remove a socket that `prepare` made",
         details="Refused while a VM is there: `vmmswapctl exit` releases it first.",
         example="vmmswapctl unprepare web",
     )
@@ -235,8 +235,8 @@ def _add_host_verbs(verbs: Verbs) -> None:
         "attach",
         "take over a running VMM that knows nothing of vmmswap",
         details=(
-            "Finds guest memory by itself; --region, more than once if need be, chooses it by hand.\n"
-            "--force attaches also where harm cannot be ruled out: docs/attach.md says where that is."
+            "Finds guest memory by itself; --region, which may be repeated, chooses it by hand.\n--force"
+            " attaches even if harm cannot be ruled out: docs/attach.md says when."
         ),
         example='vmmswapctl attach web "$(pidof qemu-system-x86_64)"',
     )
@@ -250,15 +250,17 @@ def _add_host_verbs(verbs: Verbs) -> None:
         default=[],
         type=_region,
         metavar="START-END",
-        help="guest memory, in hexadecimal as in /proc/PID/maps (default: all that looks like it)",
+        help="where guest memory is, in hexadecimal as in /proc/PID/maps (default: all that looks like it)",
     )
-    verb.add_argument("--force", action="store_true", help="attach also where harm cannot be ruled out")
+    verb.add_argument("--force", action="store_true", help="attach even if harm cannot be ruled out")
     verb.add_argument(
         "--qmp",
         type=_absolute_path,
         metavar="PATH",
-        help="a QMP socket of QEMU's that nobody else uses, to ask it for devices that were added, and to"
-        " have it drain its I/O",
+        help=(
+            "QEMU's QMP socket, which nobody else may use: to ask for devices that were added, and to"
+            " drain its I/O"
+        ),
     )
     _add_json(verb, "one JSON object with Name and Path")
 
@@ -268,7 +270,7 @@ def _add_log(verbs: Verbs) -> None:
         verbs,
         "log",
         "start or stop the logging of page faults",
-        details="What was logged is read with `vmmswapctl trace`.",
+        details="`vmmswapctl trace` reads what was logged.",
         example="vmmswapctl log start web",
     )
     verb.add_argument("action", choices=("start", "stop"))
@@ -279,7 +281,7 @@ def _add_trace(verbs: Verbs) -> None:
     verb = _verb(
         verbs,
         "trace",
-        "read what was logged of page faults",
+        "read logged page faults",
         details=(
             "export: print the newest trace as JSON lines, a header and then one line a fault.\n"
             "stats: count its faults by time, page, process and region.\n"

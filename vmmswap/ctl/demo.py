@@ -199,7 +199,7 @@ def _default_swap_dir() -> Path:
         return Path(name)
     raise CtlError(
         ExitStatus.FAILED,
-        f"none of {', '.join(_SWAP_DIRS)} can hold unnamed files (O_TMPFILE); name one by --swap-dir",
+        f"none of {', '.join(_SWAP_DIRS)} can hold unnamed files (O_TMPFILE); name another with --swap-dir",
     )
 
 

@@ -55,7 +55,7 @@ def _told(error: Exception, verb: str) -> tuple[ExitStatus, str]:
             return status, f"{error.filename or verb}: {error.strerror or error}"
     return (
         ExitStatus.FAILED,
-        f"a bug of vmmswapctl: {error!r}; please report it, with what it prints with {_DEBUG}=1 set",
+        f"a bug in vmmswapctl: {error!r}; please report it, with what it prints with {_DEBUG}=1 set",
     )
 
 

@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> None:
                 _print_stats(header, faults, as_json=args.json)
     except ProtocolError as error:
         where = path if source == "file" else "the journal"
-        raise CtlError(ExitStatus.FAILED, f"{where} holds a broken trace: {error}; log again") from error
+        raise CtlError(
+            ExitStatus.FAILED, (f"{where} holds a broken trace: {error}; start logging again")
+        ) from error
 
 
 def _is_there(path: Path) -> bool:
@@ -114,7 +116,7 @@ def faults_of(entries: Iterable[dict[str, Any]]) -> Iterator[tf.Fault]:
     for entry in entries:
         sequence = str(entry.get(tf.FIELD_SEQUENCE, ""))
         if not (sequence.isascii() and sequence.isdigit()) or int(sequence) < expected:
-            raise ProtocolError(f"trace batch number {sequence[:20]!r} where {expected} was due")
+            raise ProtocolError(f"trace batch number {sequence[:20]!r}, expected {expected}")
         missing += int(sequence) - expected
         expected = int(sequence) + 1
         yield from tf.decode_batch(str(entry.get(tf.FIELD_FAULTS, "")))

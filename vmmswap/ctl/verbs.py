@@ -33,7 +33,7 @@ class _Operation:
     wanted: State | None
 
 
-_NO_VMS = "no VMs; `vmmswapctl prepare NAME` makes a socket for a VMM to hand its memory over"
+_NO_VMS = "no VMs; `vmmswapctl prepare NAME` makes a socket on which a VMM hands its memory over"
 
 _OPERATIONS = {
     "enable": _Operation("Enable", "swap-out", State.ACTIVE),
@@ -150,8 +150,8 @@ def _check_settled(status: StatusKeys, operation: _Operation) -> None:
     if operation.wanted is not None and status["State"] != operation.wanted:
         raise CtlError(
             ExitStatus.FAILED,
-            f"{status['Name']} is {one_line(status['State'])}, not {operation.wanted}: somebody else ordered "
-            "otherwise meanwhile; order it again if it is still wanted",
+            f"{status['Name']} is {one_line(status['State'])}, not {operation.wanted}: somebody else gave"
+            " another order meanwhile; repeat yours if you still want it",
         )
 
 

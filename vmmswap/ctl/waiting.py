@@ -112,7 +112,7 @@ def failed(status: StatusKeys) -> CtlError:
 
 @contextlib.contextmanager
 def goes_on(name: str, operation: str) -> Iterator[None]:
-    """Turn Ctrl-C into an error that says that the operation goes on without us."""
+    """Turn Ctrl-C into an error that says that the operation continues without us."""
     try:
         yield
     except asyncio.CancelledError as error:

@@ -99,7 +99,7 @@ def _check_owns(process: _Process, message: AddProcess, peer: Peer) -> None:
     dummy_page = message.dummy_page
     if dummy_page is None or not owns(process.uffd, process.pid, dummy_page):
         raise AccessDeniedError(
-            f"fds[1]: uid {peer.uid} may not look at the process {process.pid}, and nothing shows that the"
+            f"fds[1]: uid {peer.uid} may not inspect process {process.pid}, and nothing shows that the"
             " userfaultfd is its own: send its dummy_page"
         )
     _check_alive(process.pidfd, process.pid)
@@ -121,7 +121,7 @@ def _unseen(peer: Peer, pid: int) -> Iterator[None]:
             raise
         raise InvalidRegionError(
             f"the process {pid} does not map the regions and the dummy_page as the message says, or the"
-            f" userfaultfd is not its own; uid {peer.uid} may not trace it, and is told no more"
+            f" userfaultfd is not its own; uid {peer.uid} may not trace it, so this says no more"
         ) from None
 
 

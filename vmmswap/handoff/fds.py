@@ -78,14 +78,14 @@ def check_memfd(fd: int, field: str, end_offset_bytes: int) -> FileId:
         raise InvalidRegionError(f"{field}: {_target(fd)} is not open for reading and writing")
     seals = _seals(fd)
     if seals is None:
-        raise InvalidRegionError(f"{field}: {_target(fd)} is not a memfd nor a file on tmpfs")
+        raise InvalidRegionError(f"{field}: {_target(fd)} is neither a memfd nor a file on tmpfs")
     file_system = _file_system(fd)
     if file_system == _HUGETLBFS_MAGIC:
         raise InvalidRegionError(
             f"{field}: {_target(fd)} is a hugetlb file: huge pages cannot be swapped out. Use normal pages"
         )
     if file_system != _TMPFS_MAGIC:
-        raise InvalidRegionError(f"{field}: {_target(fd)} is not a memfd nor a file on tmpfs")
+        raise InvalidRegionError(f"{field}: {_target(fd)} is neither a memfd nor a file on tmpfs")
     if flags & os.O_ACCMODE != os.O_RDWR:
         raise InvalidRegionError(f"{field}: {_target(fd)} is not open for reading and writing")
     for seal, name in _PUNCH_SEALS.items():

@@ -50,7 +50,7 @@ class Lane:
         except RuntimeError as error:  # no more threads: the next put() tries anew
             with self._lock:
                 self._is_running = False
-            _log.error("what a peer has sent cannot be worked on or closed now: %s", error)
+            _log.error("cannot handle or close now what a peer has sent: %s", error)
 
     async def run(self, work: Callable[[], _T], discard: Callable[[_T], object] = lambda _: None) -> _T:
         """Its result or error. If cancelled, the work is not waited for, and its result is discarded here."""

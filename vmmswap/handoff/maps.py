@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a process maps what is claimed: /proc/PID/maps against regions."""
+"""Checks that a process maps what its message claims: /proc/PID/maps against regions."""
 
 from __future__ import annotations
 

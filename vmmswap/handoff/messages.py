@@ -194,7 +194,7 @@ def _memfd_count(regions: Sequence[Region]) -> int:
     count = max(used) + 1
     for memfd in range(count):
         if memfd not in used:
-            raise ProtocolError(f"regions: memfd {memfd} is used by none, though memfd {count - 1} is")
+            raise ProtocolError(f"regions: no region uses memfd {memfd}, though one uses memfd {count - 1}")
     return count
 
 
@@ -232,7 +232,9 @@ def _region(item: Fields, page_size: int, memfd: int) -> Region:
     size_bytes = _aligned(item, "size")
     offset_bytes = _aligned(item, "offset")
     if addr == 0:
-        raise InvalidRegionError(f"{item.name_of('base_host_virt_addr')}: 0 is no address of guest memory")
+        raise InvalidRegionError(
+            f"{item.name_of('base_host_virt_addr')}: 0 is not an address of guest memory"
+        )
     if not 0 < size_bytes <= MAX_TOTAL_BYTES:
         raise InvalidRegionError(
             f"{item.name_of('size')}: {size_bytes} is not 1 page to {MAX_TOTAL_BYTES} bytes"
@@ -296,7 +298,7 @@ def _dummy_page(message: Fields, regions: Iterable[Region]) -> int | None:
         return None
     addr = _aligned(message, "dummy_page")
     if addr == 0 or addr + PAGE_SIZE > 1 << 64:
-        raise InvalidRegionError(f"dummy_page: {addr:#x} is no address of a page")
+        raise InvalidRegionError(f"dummy_page: {addr:#x} is not the address of a page")
     for idx, region in enumerate(regions):
         if region.addr <= addr < region.end:
             raise InvalidRegionError(

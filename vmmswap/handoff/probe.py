@@ -44,7 +44,7 @@ class Verdict(enum.Enum):
     KERNEL_FAULTS = "fit for kernel-mode faults, and of this process"
     USER_MODE_ONLY = "for user mode only"
     NO_FAULT = "the page could be read: not empty, or the uffd is of another process"
-    UNKNOWN = "could not be told"
+    UNKNOWN = "unknown"
 
 
 def probe(uffd: int, pid: int, addr: int, field: str, *, read_addr: int | None = None) -> Verdict:

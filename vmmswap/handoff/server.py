@@ -94,7 +94,7 @@ class HandoffServer:
             return
         if not self._is_crowded:  # once, however often they try
             _log.warning(
-                "%s: too many connections of uid %d wait without a VM: more are closed",
+                "%s: too many connections of uid %d wait without a VM: further ones are closed",
                 self._handler.name,
                 uid,
             )

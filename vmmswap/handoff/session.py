@@ -54,7 +54,7 @@ class Claim:
 def taken_error(name: str, occupant: str) -> BusyError:
     """One name, one VM. occupant: its process, "" while it registers."""
     if not occupant:
-        return BusyError(f"another VM registers as {name!r} just now: try again, or use another name")
+        return BusyError(f"another VM is registering as {name!r} right now: try again, or use another name")
     return BusyError(
         f"the name {name!r} is taken by process {occupant}: `vmmswapctl exit {name}` releases that VM;"
         " another VM needs a name, and a socket, of its own"
@@ -118,7 +118,7 @@ class HandoffSession:
             _log.warning("%s: hand-off: %s", self._handler.name, reason_of(failure))
             return ProtocolError(f"the hand-off failed: {failure.strerror or 'a system call failed'}")
         except Exception:
-            _log.exception("%s: hand-off: a bug of vmmswap's, not the VMM's", self._handler.name)
+            _log.exception("%s: hand-off: a bug in vmmswap, not in the VMM", self._handler.name)
             return InternalError("the monitor failed: its journal says why")
         return None
 
@@ -141,7 +141,8 @@ class HandoffSession:
             return await self._answer_first(frame)
         if frame.peer.pid != self._memory.pid:
             raise AccessDeniedError(
-                f"sender: process {frame.peer.pid}: only {self._memory.pid}, which registered, may say more"
+                f"sender: process {frame.peer.pid}: only process {self._memory.pid}, which registered, may"
+                " send more"
             )
         match messages.parse(frame.data, len(frame.fds)):
             case AddProcess() as message:

@@ -180,7 +180,7 @@ class HostObject:
         try:
             return await self._connection.presence.run(caller.name, work)
         except CallerLeftError:
-            log.info("uid %d (pid %d) has given its order up", caller.uid, caller.pid)
+            log.info("uid %d (pid %d) has cancelled its order", caller.uid, caller.pid)
             raise
 
     async def _undo_attach(self, name: str, *, was_there: bool, is_new: bool) -> None:
@@ -190,7 +190,7 @@ class HostObject:
             if is_new:
                 await self._sockets.remove(name)
         except VmmswapError as error:
-            log.warning("what a refused attach started as %s stays: %s", name, error.message)
+            log.warning("what a refused attach started for %s stays: %s", name, error.message)
 
     @contextlib.asynccontextmanager
     async def _turn(self, name: str, caller: Caller) -> AsyncIterator[None]:
@@ -249,7 +249,7 @@ class HostObject:
         try:
             await (await self._registry.wait_for(name, _APPEAR_TIMEOUT_S)).dismiss()
         except VmmswapError as error:
-            log.warning("the monitor of %s, started for a refused attach, goes on: %s", name, error.message)
+            log.warning("the monitor of %s, started for a refused attach, runs on: %s", name, error.message)
 
     def _check_owned(self, target: HeldProcess, caller: Caller, name: str) -> None:
         try:

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vmmswapd",
         description="Shows all VMs of this host under one name on the system bus, org.vmmswap.",
-        epilog="Started by the bus when somebody calls; ends by itself when there is nothing to do.",
+        epilog="The bus starts it when somebody calls; it exits when there is nothing to do.",
     )
     parser.add_argument("--bus", metavar="ADDRESS", help="the message bus (default: the system bus)")
     parser.add_argument(
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         type=_seconds,
         default=60.0,
-        help="exit after so long without a VM, a prepared socket or a call; 0: never (default: 60)",
+        help="exit after this time without a VM, a prepared socket or a call; 0: never (default: 60)",
     )
     return parser
 

@@ -165,7 +165,7 @@ class Sockets:
         held = sum(_uid_of(path) == uid for path in RUN_DIR.glob("*.sock")) + self._being_made[uid]
         if held >= limit:
             raise BusyError(
-                f"uid {uid} has {held} VMs and prepared sockets, and MaxVMsPerUser={limit}: give one back"
+                f"uid {uid} has {held} VMs and prepared sockets, and MaxVMsPerUser={limit}: remove one"
                 " with `vmmswapctl unprepare NAME`"
             )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Other processes: their fds, their memory, what /proc tells of them."""
+"""Other processes: their fds, their memory, and what /proc shows of them."""
 
 from __future__ import annotations
 

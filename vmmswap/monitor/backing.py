@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What backs a VM's memory. All that differs between the kinds stands here: nobody else names a kind.
+"""What backs a VM's memory. Everything that differs between the kinds is here; no other file names a kind.
 
-A memfd is shared memory: others may map it, and it is more than one process's. A snapshot's memory is private
-to its VMM, which filled it from a file and registered it itself. The engine has the same cut:
+A memfd is shared memory: others may map it, and it may outlive the VMM. A snapshot's memory is private to its
+VMM, which filled it from a file and registered it itself. The engine makes the same distinction:
 engine/src/vm/backing.h.
 """
 
@@ -21,10 +21,10 @@ from vmmswap.monitor.new_vm import NewVm
 
 
 class Backing(ABC):
-    """vmm_registers: the VMM registers its memory before it hands it over, and nobody else does: refused, it
-    would hang. others_may_map: other processes than the VMM can map it: they are looked for, and have it when
-    the VMM has ended. source_is_store: what the VMM gives is the engine's store. origin: for Status; "" if
-    the kind does not tell.
+    """vmm_registers: the VMM, and nobody else, registers its memory before it hands it over; if refused, it
+    would hang. others_may_map: other processes than the VMM can map the memory, so we look for them, and they
+    may have it when the VMM has ended. source_is_store: the file that the VMM gives is the engine's store.
+    origin: for Status; "" if the kind does not determine it.
     """
 
     vmm_registers: bool
@@ -34,19 +34,19 @@ class Backing(ABC):
 
     @abstractmethod
     def as_recorded(self, manifest: Manifest) -> Manifest:
-        """The record of a new VM, with what a successor must know of the kind."""
+        """Return the record of a new VM, with what a successor must know of the kind."""
 
     @abstractmethod
     def add_region(
         self, engine: Engine, memfds: Mapping[int, int], number: int, offset_bytes: int, size_bytes: int, /
     ) -> int:
-        """Add memory to the engine: the index of its first page. number: of its memfd, if it has one.
-        StorageFailedError if that is missing.
+        """Add memory to the engine and return the index of its first page. number: the number of its memfd,
+        if it has one. StorageFailedError if that memfd is missing.
         """
 
     @abstractmethod
     def undo_add_region(self, engine: Engine, page_idx: int) -> None:
-        """Take back what add_region() did since the running job began."""
+        """Undo what add_region() did since the running job began."""
 
     @abstractmethod
     def check_may_go_out(self) -> None:
@@ -54,11 +54,11 @@ class Backing(ABC):
 
     @abstractmethod
     def resident(self, pid: int, ranges: Sequence[Range], /) -> snapshot.Resident | None:
-        """What counts the resident pages of the VMM, where the engine cannot."""
+        """Return what counts the VMM's resident pages, if the engine cannot."""
 
     @abstractmethod
     def file_of(self, number: int, /) -> str:
-        """For people: what a region's offset counts in. number: as of add_region()."""
+        """For people: the file that a region's offset refers to. number: as in add_region()."""
 
 
 class Memfd(Backing):
@@ -100,7 +100,7 @@ class Snapshot(Backing):
         return replace(
             manifest,
             snapshot=True,
-            wants_out=True,  # until Disable: what the guest has not had stays out
+            wants_out=True,  # until Disable: pages that the guest has not had stay out
         )
 
     def add_region(
@@ -109,7 +109,7 @@ class Snapshot(Backing):
         return engine.add_snapshot_region(offset_bytes, size_bytes)
 
     def undo_add_region(self, engine: Engine, page_idx: int) -> None:
-        """Memory is added by registration only, which gives the engine up if it fails."""
+        """Only registration adds memory, and it gives up the engine if it fails."""
 
     def check_may_go_out(self) -> None:
         snapshot.refuse_to_go_out()

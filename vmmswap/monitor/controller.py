@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the bus asks of a monitor: passed on to its VM, if one is served now."""
+"""Passes what the bus asks of a monitor on to its VM, if it serves one now."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from vmmswap.status import Status
 
 
 class Controller:
-    """A VmControl. `served` is None until a VMM has registered, and again when it is gone.
-
+    """A VmControl. `served` is None until a VM has registered, and again after its end.
     exit_without_vm(reason): Exit was called while no VM is served.
     """
 
@@ -73,7 +72,7 @@ class Controller:
         with guarded("a change of the VM's state is not reported"):
             status = self.status()
             for listener in list(self._listeners):
-                with guarded("a change of the VM's state is not told to all"):
+                with guarded("a change of the VM's state is not signalled to all"):
                     listener(status)
 
     def _registered(self) -> ServedVm:

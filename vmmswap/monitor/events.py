@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hands the engine's events to who handles them, each whatever becomes of the others.
+"""Hands the engine's events to their handlers, each event independently of the others.
 
-An event that is taken from the engine exists nowhere else: one that is dropped is a child that a successor
-does not serve, or a job that never ends. So each is handled on its own, and one whose handling fails (no fd
-left, no memory) is handled again until that works. Handlers must bear that.
+An event that is taken from the engine exists nowhere else. A lost one is a child that a successor does not
+serve, or a job that never ends. So each event is handled on its own, and if its handler fails (no free fd, no
+memory) it is called again until it succeeds. Handlers must bear that.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ from vmmswap.status import Operation
 
 _log = logging.getLogger("vmmswap.monitor")
 
-_AT_ONCE = 256  # events; the loop has other things to do
+_AT_ONCE = 256  # events at a time; the loop has other work
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.25, 10.0
 
 
 class EventPump:
-    """Of one engine, from start() until stop(). flush reports what waits for more of its kind."""
+    """Handles one engine's events, from start() until stop(). flush reports events that wait for more of
+    their kind.
+    """
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class EventPump:
         asyncio.get_running_loop().add_reader(self._event_fd, self.take)
 
     def stop(self) -> None:
-        """What is left is of no use any more: the VM is gone, or a successor reads it."""
+        """The remaining events are of no use any more: the VM is gone, or a successor reads them."""
         self._is_running = False
         self.flush()
         asyncio.get_running_loop().remove_reader(self._event_fd)
@@ -79,7 +81,7 @@ class EventPump:
         self._failed.clear()
 
     def take(self) -> None:
-        """Handle what there is now. The fd stays readable while there is more."""
+        """Handle the events that there are now. The fd stays readable while there are more."""
         for _ in range(_AT_ONCE):
             event = self._next()
             if event is None:
@@ -96,7 +98,7 @@ class EventPump:
         try:
             self._handle(event)
         except Exception as error:
-            log_failure(f"{type(event).__name__} of the engine's cannot be handled; trying again", error)
+            log_failure(f"{type(event).__name__} from the engine cannot be handled; trying again", error)
             if self._is_running:
                 self._try_later(event, retry_s)
 
@@ -111,10 +113,10 @@ class EventPump:
 
 
 class EventHandler:
-    """What becomes of each event of a VM's engine. It can be called again with the same event."""
+    """Handles each event of a VM's engine. It may be called again with the same event."""
 
     def __init__(self, vm: Vm, processes: Processes, orders: Orders, on_change: Callable[[], None]) -> None:
-        """on_change is called when pages are lost: State says so from then on."""
+        """on_change is called when pages are lost: State reports that from then on."""
         self._vm = vm
         self._processes = processes
         self._jobs = orders.jobs
@@ -127,7 +129,7 @@ class EventHandler:
         )
 
     def flush(self) -> None:
-        """Report what waits for more of its kind."""
+        """Report events that wait for more of their kind."""
         self._lost.report()
 
     def __call__(self, event: EngineEvent) -> None:
@@ -185,7 +187,7 @@ class EventHandler:
 
 
 def _where(vm: Vm, page_idx: int) -> str:
-    """A page for people: guest address in the VMM, offset in its memfd."""
+    """Describe a page for people: guest address in the VMM, offset in its memfd."""
     for item in vm.manifest.regions:
         if item.page_idx <= page_idx < item.page_idx + item.pages:
             into_bytes = (page_idx - item.page_idx) * PAGE_SIZE

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""For what must not keep anything else from being done."""
+"""Keeps a failure from stopping the work that follows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def guarded(what: str) -> Iterator[None]:
 
 
 class Failures:
-    """Logs what fails at look after look: each kind of error once in a row."""
+    """Logs repeated failures: each kind of error once in a row."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -41,4 +41,4 @@ def log_failure(what: str, error: Exception) -> None:
     elif isinstance(error, OSError):
         _log.error("%s: %s", what, error.strerror or error)
     else:
-        _log.error("%s: a bug of vmmswap's", what, exc_info=error)
+        _log.error("%s: a bug in vmmswap", what, exc_info=error)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who has guest memory's files open without being served.
+"""Finds processes that have guest memory's files open without being served.
 
-An fd alone changes nothing, so whoever has one at Enable is named in the journal, and Enable is not refused.
-But what is read through it while memory is out is zeros, and what is written to a hole spoils the guest. So
-whoever opens the memory later, when nobody has said that this is well, has all of it brought back.
+An fd alone changes nothing, so Enable is not refused: the journal names each process that has one at that
+time. But reads through it give zeros where memory is out, and writes to a hole spoil the guest. So if a
+process opens the memory later, and nobody has accepted that, all memory is swapped in.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _log = logging.getLogger("vmmswap.holders")
 
 
 class Holders:
-    """Of one VM. on_late(error) is called for a process that has begun to hold guest memory open while any is
-    out: once it was seen twice, as a child that is about to call exec is not.
+    """Looks for holders of one VM's memory. on_late(error) is called for a process that opens guest memory
+    while any is out, once two looks have seen it: a child that is about to call exec is seen only once.
     """
 
     def __init__(self, vm: Vm, on_late: Callable[[VmmswapError], None]) -> None:
@@ -41,13 +41,13 @@ class Holders:
         self._task.cancel()
 
     async def accept(self) -> None:
-        """At Enable: name those that there are, each once."""
+        """At Enable: name those that have it open, each once."""
         found = await self._find()
         for pid, holder in found.items():
             if pid not in self._accepted:
                 _log.warning(
-                    "process %s has guest memory open (fd %d) and is not served: what it reads there while"
-                    " memory is out is zeros",
+                    "process %s has guest memory open (fd %d) and is not served: it reads zeros where"
+                    " memory is out",
                     *(coverage.name_of(pid), holder.fd),
                 )
         self._accepted = set(found)
@@ -59,7 +59,9 @@ class Holders:
         return {holder.pid: holder for holder in reversed(found)}
 
     async def _without_mappers(self, found: dict[int, Holder]) -> dict[int, Holder]:
-        """Others look for those: an attached VM's is attached to, a VM's that was handed over refused."""
+        """Leave out mappers; others handle those: in an attached VM they are attached to, in a VM that was
+        handed over they are refused.
+        """
         if not found:
             return found
         picture = await asyncio.to_thread(coverage.look_at, coverage.question_of(self._vm), found.keys())
@@ -75,12 +77,12 @@ class Holders:
                     await self._look()
             except NoSuchVMError:
                 return
-            except Exception as error:  # whatever it is: memory is out, and somebody must go on looking
+            except Exception as error:  # whatever failed: memory is out, so keep looking
                 self._failures.log(error)
             await asyncio.sleep(pause_s(loop.time() - since_s))
 
     async def _look(self) -> None:
-        if not self._has_accepted:  # a predecessor has, and its word is gone with it
+        if not self._has_accepted:  # a predecessor has accepted, and its list is lost
             await self.accept()
             return
         found = await self._find()

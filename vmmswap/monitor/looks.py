@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What all who look through the host's processes again and again go by."""
+"""Shared by everything that looks through the host's processes again and again."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _Seen = TypeVar("_Seen")
 
 
 def pause_s(took_s: float) -> float:
-    """Until the next look, after one that took so long."""
+    """The pause until the next look, after one that took so long."""
     return max(_EVERY_S, _REST * took_s)
 
 
 class SeenTwice(Generic[_Seen]):
-    """Tells who is there at two looks in a row: a child that is about to call exec is not, nor one whose fork
-    we were told of meanwhile.
+    """Finds processes that two looks in a row have seen. A child that is about to call exec is seen only
+    once, and so is one whose fork was reported meanwhile.
     """
 
     def __init__(self) -> None:
         self._before: set[int] = set()
 
     def look_at(self, seen: Mapping[int, _Seen]) -> _Seen | None:
-        """seen: by pid. One of those that were there before, too."""
+        """seen: by pid. Returns one of those that the last look saw too."""
         both = sorted(self._before & seen.keys())
         self._before = set(seen)
         return seen[both[0]] if both else None

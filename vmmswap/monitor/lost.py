@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reports pages that are lost: what was out, and was filled in the memory's file by somebody else.
+"""Reports lost pages: pages that were out, and that somebody else filled in the memory's file.
 
-One access from outside loses up to 512 pages, and they are found one by one. So what is found within a while,
-or in one operation, is one journal entry with its ranges.
+One access from outside can lose 512 pages, and they are found one by one. So pages found within a while, or
+in one operation, share one journal entry with their ranges.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from vmmswap.monitor.pages import as_field, described
 _log = logging.getLogger("vmmswap.monitor")
 
 _QUIET_S = 2.0
-_LONGEST_S = 60.0  # while an operation runs, whose end reports all
+_LONGEST_S = 60.0  # while an operation runs; its end reports all
 
 
 class LostReport:
-    """Of one VM's engine. where(page_idx): a page for people. on_lost: after each report."""
+    """Reports the lost pages of one VM's engine. where(page_idx): describes a page for people. on_lost:
+    called after each report.
+    """
 
     def __init__(
         self,
@@ -40,13 +42,13 @@ class LostReport:
         self._timer: asyncio.TimerHandle | None = None
 
     def found(self) -> None:
-        """The engine has found some, and may find more."""
+        """The engine has found lost pages, and may find more."""
         if self._timer is None:
             delay_s = _LONGEST_S if self._is_busy() else _QUIET_S
             self._timer = asyncio.get_running_loop().call_later(delay_s, self.report)
 
     def report(self) -> None:
-        """Report what was found and not reported yet; nothing if there is none."""
+        """Report pages that were found and not reported yet."""
         if self._timer is None:
             return
         self._timer.cancel()
@@ -55,8 +57,8 @@ class LostReport:
         if not lost.pages:
             return
         _log.error(
-            "%d pages of guest memory are lost: while they were out, something other than this monitor filled"
-            " their place in the memory's file, and the guest reads what that put there, zeros as a rule"
+            "%d pages of guest memory are lost: something other than this monitor filled their place in"
+            " the memory's file while they were out. The guest reads what was put there, zeros as a rule"
             " (%s). Restart the VM; `journalctl -x` says what to look for",
             lost.pages,
             described(lost, self._where),

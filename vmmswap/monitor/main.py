@@ -42,8 +42,8 @@ from vmmswap.names import LOG_DIR, STATE_DIR, check_name
 from vmmswap.region_text import parse_region
 
 PROGRAM = "vmmswap-monitor"
-# The unit starts us again after EXIT_FAILURE and not after the others: what the fd store keeps is lost with
-# the last try, so while it keeps a VM we give no other.
+# The unit restarts us after EXIT_FAILURE and not after the others: the last try would lose what the fd store
+# keeps. So while it keeps a VM we exit with EXIT_FAILURE only.
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE
@@ -54,7 +54,7 @@ _MAX_PATH_BYTES = 107  # of a socket: sun_path
 
 
 class _Parser(argparse.ArgumentParser):
-    """One line for a mistake, without the usage."""
+    """Report a mistake on one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message}; see --help", file=sys.stderr)
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog=PROGRAM,
         allow_abbrev=False,
-        description="Takes one VM's memory out, and brings it back page by page when the VM wakes.",
+        description="Swaps one VM's memory out, and brings it back page by page when the VM wakes.",
         epilog="Run by vmmswap@NAME.service. By hand: vmmswap-monitor web --listen web.sock --swap-dir .",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="the VM's name")
@@ -80,18 +80,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="START-END",
         action="append",
         default=[],
-        help="with --attach: guest memory's addresses in the VMM, in hexadecimal; may be given again"
-        " (default: all that looks like it)",
+        help=(
+            "with --attach: where guest memory is in the VMM, in hexadecimal; may be repeated (default:"
+            " all that looks like it)"
+        ),
     )
     parser.add_argument(
-        "--force", action="store_true", help="with --attach: also where harm cannot be ruled out"
+        "--force", action="store_true", help="with --attach: attach even if harm cannot be ruled out"
     )
     parser.add_argument(
         "--qmp",
         metavar="PATH",
         type=os.path.abspath,
-        help="with --attach: a QMP socket of QEMU's that nobody else uses, to ask it for devices that were"
-        " added, and to have it drain its I/O",
+        help=(
+            "with --attach: QEMU's QMP socket, which nobody else may use: to ask for devices that were"
+            " added, and to drain its I/O"
+        ),
     )
     parser.add_argument(
         "--swap-dir",
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check-config",
         action="store_true",
-        help="check the configuration, print that of NAME with where each value stands, and exit",
+        help="check the configuration, print NAME's settings and where each stands, and exit",
     )
     parser.add_argument("--debug", action="store_true", help="log more")
     if failpoint_names():
@@ -136,7 +140,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         raise SystemExit(_check_config(options.name, options.config))
     kept = _given_fds() | keeper.inherited()
     has_vm = _has_vm(kept)
-    # A file description of its own: the listening socket is closed by the time that we know why we fail.
+    # Duplicate the listening socket: it is closed by the time that we know why we fail.
     waiting = os.dup(kept[fdstore.LISTEN]) if fdstore.LISTEN in kept and not has_vm else None
     try:
         status = _run(options, kept)
@@ -144,19 +148,19 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         known = error if isinstance(error, VmmswapError) else _bug(error)
         status = EXIT_FAILURE if has_vm else _exit_status_of(known)
         _fail(known, waiting)
-    # A thread may wait for ever for a lock of a VMM's that hangs; a normal end would wait for the thread.
+    # A thread may wait for ever for a lock of a VMM that hangs, and a normal exit would wait for that thread.
     logging.shutdown()
     sys.stderr.flush()
     os._exit(status)
 
 
 def _has_vm(kept: dict[str, int]) -> bool:
-    """True if a guest waits for us, registered or about to be."""
+    """True if a guest that has registered, or is about to, waits for us."""
     return recovery.is_needed(kept) or pending.is_needed(kept)
 
 
 def _check_config(name: str | None, path: Path | None) -> int:
-    """Print what a monitor would start with. All files are checked, whatever the name."""
+    """Print the settings that a monitor would start with. All files are checked, whatever the name."""
     try:
         paths = None if path is None else [path]
         found, origins = config.load_with_origins("" if name is None else check_name(name), paths)
@@ -172,7 +176,7 @@ def _check_config(name: str | None, path: Path | None) -> int:
 
 def _bug(error: Exception) -> InternalError:
     logging.getLogger("vmmswap").error("bug in the monitor", exc_info=error)
-    return InternalError(f"the monitor failed by a bug of vmmswap, {error!r}: see its journal")
+    return InternalError(f"the monitor failed because of a bug in vmmswap, {error!r}: see its journal")
 
 
 def _exit_status_of(error: VmmswapError) -> int:
@@ -187,7 +191,9 @@ def _exit_status_of(error: VmmswapError) -> int:
 
 
 def _fail(error: VmmswapError, waiting: int | None) -> None:
-    """One line that says why: in the unit's status, in the journal, and to all who wait at our socket."""
+    """Report the reason on one line: in the unit's status, in the journal, and to all that wait at our
+    socket.
+    """
     service.status(error.message)
     if log.under_journal():
         message_id = message_ids.CONFIGURATION_ERROR if isinstance(error, ConfigError) else ""
@@ -199,7 +205,9 @@ def _fail(error: VmmswapError, waiting: int | None) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """A name that begins with a dash, as systemd may pass one, is a wrong name and not a wrong option."""
+    """Treat a name that begins with a dash, which systemd may pass, as a wrong name and not as a wrong
+    option.
+    """
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     if options.name is None and len(rest) == 1 and not rest[0].startswith("--"):
@@ -262,7 +270,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
 
 
 def _serve(loop: asyncio.AbstractEventLoop, monitor: Monitor) -> int:
-    """The exit status. A monitor that has served a VM is started again, whatever ended it."""
+    """The exit status. A monitor that has served a VM is restarted, whatever ended it."""
     try:
         return loop.run_until_complete(monitor.run())
     except Exception:
@@ -289,7 +297,7 @@ def _start_keeper(given: dict[str, int], *, fd_store: bool) -> keeper.Keeper | N
 
 
 def _given_fds() -> dict[str, int]:
-    """What systemd passed, by name. Of two fds with the same name one is closed."""
+    """The fds that systemd passed, by name. Of two fds with the same name one is closed."""
     found: dict[str, int] = {}
     for fd, name in listen_fds_with_names().items():
         os.set_inheritable(fd, False)
@@ -301,7 +309,7 @@ def _given_fds() -> dict[str, int]:
 
 
 def _settings(name: str, path: Path | None, kept: dict[str, int]) -> Settings:
-    """With memory out, the last good configuration rather than none."""
+    """While memory is out, use the last good configuration rather than none."""
     try:
         return Settings(name, path, *config.load_with_origins(name, None if path is None else [path]))
     except ConfigError as error:
@@ -392,7 +400,7 @@ def _listener(path: Path | None, given: int | None, *, may_lack: bool) -> Iterat
 
 
 def _bind(path: Path) -> socket.socket:
-    """A listening socket at the path, instead of one that nobody listens on any more."""
+    """Listen at the path, and replace a socket that nobody listens on any more."""
     if len(os.fsencode(path)) > _MAX_PATH_BYTES:
         raise StorageFailedError(f"--listen {path}: a socket's path has at most {_MAX_PATH_BYTES} bytes")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)

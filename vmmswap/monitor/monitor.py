@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One monitor, put together: hand-off socket, the VM that comes through it, bus, service manager."""
+"""Puts one monitor together: hand-off socket, the VM that comes through it, bus, service manager."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vmmswap.notify import feed_watchdog
 
 _log = logging.getLogger("vmmswap.monitor")
 
-EXIT_RESTART = 75  # EX_TEMPFAIL: ended with memory out, for a successor
+EXIT_RESTART = 75  # EX_TEMPFAIL: exited with memory out, for a successor
 
 _CLOSING_S = 60.0
 _THREADS = 32  # some may wait for a VMM that holds its own locks
@@ -121,13 +121,13 @@ class Monitor:
             await self._store.try_barrier()  # systemd takes nothing from a process that is gone
 
     async def _undo_attach(self) -> None:
-        """The monitor cannot be: a VM that nobody could give orders for must not be left to its keeper."""
+        """The monitor cannot run: a VM that nobody could give orders for must not be left to its keeper."""
         if self.served is not None and self._setup.attach is not None:
             await self.served.detach()
             self.has_served = False  # whoever starts it again would attach once more
 
     async def _exit_when_idle(self, server: HandoffServer) -> None:
-        """End after a whole period without a VM and without a connection."""
+        """Exit after a whole period without a VM and without a connection."""
         accepted = -1
         while accepted != server.accepted or not server.is_idle or self.served is not None:
             accepted = server.accepted
@@ -147,7 +147,7 @@ class Monitor:
         return self._stopping is not None
 
     def serve(self, vm: Vm, *, error: VmmswapError | None = None) -> ServedVm:
-        """From now on; error: why its state is Failed."""
+        """Serve the VM from now on. error: why its state is Failed."""
         self.has_served = True
         self._oom_victim.last()
         served = self._controller.served = ServedVm(vm, self._around, error=error)
@@ -155,7 +155,7 @@ class Monitor:
         return served
 
     def forget(self) -> asyncio.Future[None]:
-        """Close the VM, if there is one. Done when it is closed."""
+        """Close the VM, if there is one. The task is done when the VM is closed."""
         if (served := self._controller.served) is not None:
             self._closed = served.close()
             self._controller.served = None
@@ -163,7 +163,7 @@ class Monitor:
         return self._closed
 
     async def _take_over(self, server: HandoffServer) -> None:
-        """Serve what a predecessor left, however long that takes to read."""
+        """Serve the VM that a predecessor left, however long it takes to read."""
         starting = asyncio.get_running_loop().create_task(service.extend_time(), name="start")
         try:
             with self._postponed.until_served():
@@ -221,11 +221,11 @@ class Monitor:
     async def _read_again(self) -> None:
         settings = self._setup.settings
         if await asyncio.to_thread(settings.reload) and self.served is not None:
-            with guarded("a successor would go by the configuration of before"):
+            with guarded("a successor would use the previous configuration"):
                 self.served.vm.change(config=settings.current.to_json())
 
     def _stop(self) -> None:
-        """All in first: a stop never takes memory away from a guest."""
+        """Swap all memory in first: a stop never takes memory away from a guest."""
         service.ask_for_time()  # first of all: the limit may be short, and the loop busy
         if self._postponed.postpone(self._stop, is_first=True) or self._stopping is not None:
             return
@@ -251,7 +251,7 @@ class Monitor:
             return
         _log.info("told to restart: memory stays where it is")
         self.served.flush()
-        self._finish(EXIT_RESTART)  # until we are gone, faults and forks are seen to
+        self._finish(EXIT_RESTART)  # until we exit, faults and forks are served
 
     def _say_status(self) -> None:
         status = self._controller.status()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is given to be served, by a hand-off or an attach. All fds stay the giver's to close."""
+"""What a hand-off or an attach gives us to serve. All fds stay the giver's to close."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class NewProcess:
     uffd: int
     regions: tuple[Region, ...]
     dummy_page: int | None = None
-    limits: tuple[str, ...] = ()  # what is not offered to it and why, for people
+    limits: tuple[str, ...] = ()  # features that it does not offer, and why, for people
     is_proven: bool = True  # its uffd was seen to stop kernel-mode accesses too
 
 
 @dataclass(frozen=True, slots=True)
 class NewVm:
-    """A VM to register. connection None: its end is not the VM's. snapshot: the memory file that its private
-    memory comes from; there are no memfds then.
+    """A VM to register. connection: None if its end is not the VM's end. snapshot: the memory file that its
+    private memory comes from; there are no memfds then.
     """
 
     vmm: NewProcess

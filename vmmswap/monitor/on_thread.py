@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Makes on a thread what somebody must close: a disk may take its time, and who waits may be cancelled."""
+"""Makes on a thread what somebody must close: a disk may be slow, and the waiting task may be cancelled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Made = TypeVar("_Made")
 
 
 async def made_on_thread(make: Callable[[], _Made], close: Callable[[_Made], None]) -> _Made:
-    """What make() gives. If cancelled before it has, close() gets that, on a thread too."""
+    """Return what make() makes. If cancelled before that, close() gets it, on a thread too."""
     making = asyncio.ensure_future(asyncio.to_thread(make))
     try:
         return await asyncio.shield(making)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whose child the userfaultfd of an unknown process is of: all that is known is where it is registered."""
+"""Finds the parent of an unknown process's userfaultfd, of which we know only where it is registered."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.linux.userfaultfd import is_registered, register_shmem
 from vmmswap.monitor.keep.manifest import ProcessRecord
 
-_LOOKS = 64  # at so many places of a range at most
+_LOOKS = 64  # places of a range to look at, at most
 
 
 def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, vmm_registers: bool) -> ProcessRecord | None:
-    """The process that an orphan is a child of, with that part of its ranges that the child has: at its
-    parent's addresses, and what its parent keeps from children (MADV_DONTFORK) is missing. None: it has
-    ended, or is none of the VM's. vmm_registers: so it is not registered here.
+    """Return the process whose child an orphan is, with the part of its ranges that the child has. The child
+    has them at its parent's addresses; parts that the parent keeps from children (MADV_DONTFORK) are missing.
+    None: the child has ended, or is not one of the VM's. vmm_registers: then it is not registered here.
     """
     known = [item for item in processes if item.ranges]
     likest = max(known, key=lambda item: _likeness(uffd, item), default=None)
@@ -30,8 +30,8 @@ def parent_of(uffd: int, processes: Iterable[ProcessRecord], *, vmm_registers: b
 
 
 def _likeness(uffd: int, process: ProcessRecord) -> tuple[int, int]:
-    """How many pages are in ranges that look registered all over, and in others that do so in places: a
-    child of another process may have something registered there, too.
+    """Count the pages in ranges that look registered all over, and in ranges that do so in places. A child of
+    another process may have something registered there too.
     """
     whole = some = 0
     for part in (Range(*item) for item in process.ranges):
@@ -44,7 +44,7 @@ def _likeness(uffd: int, process: ProcessRecord) -> tuple[int, int]:
 
 
 def _has(uffd: int, part: Range) -> bool:
-    """True if guest memory can be there: it is registered from here on, if so. Nothing that is out may be
+    """True if guest memory can be there; it is registered from here on, if so. Nothing that is out may be
     touched unseen in between, so this must not unregister what it finds.
     """
     try:
@@ -55,7 +55,7 @@ def _has(uffd: int, part: Range) -> bool:
 
 
 def _may_be_registered(uffd: int, part: Range) -> bool:
-    """Also if that cannot be told: it must not be given up then."""
+    """True also if that cannot be told: it must not be given up then."""
     return any(look is not False for look in _looks(uffd, part))
 
 

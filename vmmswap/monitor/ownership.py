@@ -22,17 +22,17 @@ _log = logging.getLogger("vmmswap.ownership")
 
 
 class Ownership:
-    """Of one monitor: its Owner= setting, and the path that it listens at."""
+    """The owner of one monitor's VM, by its Owner= setting and the path that it listens at."""
 
     def __init__(self, name: str, owner: str, listener: socket.socket | None) -> None:
-        """If `owner` is no user of this host, only root may hand a VM over."""
+        """If `owner` is not a user of this host, only root may hand a VM over."""
         self._name = name
         self._configured = _configured(owner)
         self._path = _path_of(listener)
         self._holder = _holder_of(self._path)
 
     def owner_uid(self) -> int | None:
-        """The recorded owner, None if there is none. A socket that is gone stays whose it was."""
+        """The recorded owner; None if there is none. A removed socket keeps its owner."""
         if self._configured is not None:
             return self._configured
         if self._path is not None and self._path.exists():
@@ -67,13 +67,13 @@ def _configured(owner: str) -> int | None:
         return None
     try:
         return uid_of(owner)
-    except ConfigError as error:  # a VM that is out must be served all the same
+    except ConfigError as error:  # a VM whose memory is out must be served in any case
         _log.error("%s: nobody but root may hand a VM over", error.message)
         return 0
 
 
 def _is_trusted(uid: int) -> bool:
-    """True for whoever could do the same without us: root, and the user whose monitor this is."""
+    """True for those who could do the same without us: root, and the user who runs this monitor."""
     return uid in (0, os.geteuid())
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Pages of guest memory in messages, and in the fields of journal entries."""
+"""Formats pages of guest memory for messages and for fields of journal entries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _RANGES_IN_MESSAGE = 8
 
 
 def described(pages: Pages, where: Callable[[int], str]) -> str:
-    """The first few ranges. where(page_idx): a page for people."""
+    """Format the first few ranges. where(page_idx): describes a page for people."""
     shown = pages.ranges[:_RANGES_IN_MESSAGE]
     places = [f"{item.pages} from {where(item.page_idx)}" for item in shown]
     if rest := pages.pages - sum(item.pages for item in shown):
@@ -20,5 +20,5 @@ def described(pages: Pages, where: Callable[[int], str]) -> str:
 
 
 def as_field(pages: Pages) -> str:
-    """All ranges that were noted, each as page+pages."""
+    """Format all ranges that were noted, each as page+pages."""
     return " ".join(f"{item.page_idx}+{item.pages}" for item in pages.ranges)

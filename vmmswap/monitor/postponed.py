@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Orders of the service manager's that come while a VM is on its way to being served.
-
-A stop or a restart that found no VM yet would end the monitor, and with it a guest whose memory is out.
+"""Postpones orders of the service manager that come while a VM is about to be served. A stop or a restart
+that finds no VM yet would end the monitor, and with it a guest whose memory is out.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 
 class Postponed:
-    """One order, until the VM is served or is known not to come."""
+    """Holds one order until the VM is served or is known not to come."""
 
     def __init__(self) -> None:
         self._is_on = False
@@ -19,7 +18,7 @@ class Postponed:
 
     @contextlib.contextmanager
     def until_served(self) -> Iterator[None]:
-        """Inside, orders are postponed; at its end what was postponed is done."""
+        """Inside, orders are postponed; at the end the postponed one is carried out."""
         self._is_on = True
         try:
             yield
@@ -30,8 +29,8 @@ class Postponed:
                 action()
 
     def postpone(self, action: Callable[[], None], *, is_first: bool) -> bool:
-        """True if a VM is on its way: the action is done later. is_first: instead of one that was postponed
-        before; else that one stands.
+        """True if a VM is on its way; then the action is done later. is_first: replace an order that was
+        postponed before; otherwise that one stays.
         """
         if self._is_on and (is_first or self._action is None):
             self._action = action

@@ -14,17 +14,17 @@ from vmmswap.monitor.keep.manifest import ProcessRecord
 class Process:
     """One address space that the engine serves."""
 
-    key: int  # in the fd store; lives longer than the engine's number
-    process_id: int  # the engine's
+    key: int  # in the fd store; outlives the engine's number
+    process_id: int  # the engine's number
     pid: int  # 0: a forked child that has not been found
     pidfd: int  # ours; -1: none
-    uffd: int  # to ask whether it is gone
-    owns_uffd: bool  # False: a forked child's, which is the engine's own
+    uffd: int  # to ask if it has gone
+    owns_uffd: bool  # False: a forked child's, which belongs to the engine
     ranges: tuple[Range, ...]
     is_proven: bool = True
     dummy_page: int = 0  # address; 0: none
-    is_forked: bool = False  # its pid is a guess then: children of one parent look the same
-    has_gone: bool = False  # it has ended or called exec, and is known on as the VMM that was
+    is_forked: bool = False  # then its pid is a guess: children of one parent look the same
+    has_gone: bool = False  # it has ended or called exec, and stays known as the former VMM
 
     @property
     def record(self) -> ProcessRecord:

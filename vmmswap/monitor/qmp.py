@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A client of QMP, QEMU's protocol of JSON lines: enough to have a VMM end its I/O and run again.
 
-The path of the socket is the VMM's word, so nothing is sent before the kernel has told that the VMM itself
-listens there: else a VMM could have us stop another one.
+The VMM chose the path of the socket. So we send nothing before the kernel has confirmed that the VMM itself
+listens there: otherwise a VMM could have us stop another one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vmmswap.handoff import fds
 _SO_PEERPIDFD: Final = 77  # since Linux 6.5
 _MAX_LINE_BYTES = 1 << 20
 _CHECK_LIMIT_S = 5.0
-_SHOWN = 200  # characters of what a server said
+_SHOWN = 200  # characters of a server's message to quote
 
 
 class QmpError(NotSupportedError):
@@ -32,7 +32,7 @@ class QmpRefusedError(QmpError):
 
 
 class Qmp:
-    """A session in which commands may be sent. Time limits are the caller's: nothing here has one."""
+    """A session in which commands may be sent. Callers set time limits: nothing here has one."""
 
     def __init__(self, path: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._path = path
@@ -42,10 +42,9 @@ class Qmp:
 
     @classmethod
     async def connect(cls, path: str, pid: int) -> Qmp:
-        """Open a session with the process `pid`, which must be the one that listens at `path`.
-
-        Looked for where that process sees it. Waits for as long as another client has the server, since QEMU
-        talks to one at a time. Raises QmpError.
+        """Open a session with the process `pid`, which must be the one that listens at `path`, as that
+        process sees the path. Waits while another client has the server, since QEMU talks to one at a time.
+        Raises QmpError.
         """
         sock = await _connected(path, pid)
         try:
@@ -65,7 +64,7 @@ class Qmp:
 
     @staticmethod
     async def check(path: str, pid: int) -> None:
-        """QmpError unless the process `pid` listens at `path`. Nothing is sent, no greeting waited for."""
+        """QmpError unless the process `pid` listens at `path`. Sends nothing, and waits for no greeting."""
         try:
             async with asyncio.timeout(_CHECK_LIMIT_S):
                 (await _connected(path, pid)).close()
@@ -75,8 +74,8 @@ class Qmp:
     async def execute(  # what a command returns is its own
         self, command: str, arguments: dict[str, Any] | None = None
     ) -> Any:  # noqa: ANN401
-        """Send a command and wait for its answer. The answers of earlier ones are passed over, so a wait that
-        was cancelled does no harm. QmpRefusedError if the server says no, QmpError if it is lost.
+        """Send a command and wait for its answer. Skips the answers to earlier ones, so a wait that was
+        cancelled does no harm. QmpRefusedError if the server refuses, QmpError if the connection is lost.
         """
         self._number += 1
         number = self._number
@@ -85,7 +84,7 @@ class Qmp:
         while True:
             message = await self._read()
             if message.get("id") != number:
-                continue  # an event, or the answer to what nobody waits for any more
+                continue  # an event, or an answer that nobody waits for any more
             if "return" in message:
                 return message["return"]
             error = message.get("error")
@@ -117,7 +116,7 @@ class Qmp:
         except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
-            raise self._error(f"sends a line that is no JSON object (pretty=on?): {_shown(line)}")
+            raise self._error(f"sends a line that is not a JSON object (pretty=on?): {_shown(line)}")
         return message
 
     def _error(self, what: str) -> QmpError:
@@ -185,7 +184,7 @@ def _check_owner(sock: socket.socket, path: str, pid: int) -> None:
 
 
 def _owner_of(sock: socket.socket) -> int:
-    """The listener's pid: by its pidfd, since the number alone may be another process's by now."""
+    """The listener's pid, from its pidfd: the number alone may be another process's by now."""
     try:
         pidfd = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
     except OSError as error:

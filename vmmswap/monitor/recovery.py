@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A successor takes over: from what the fd store kept back to a VM that is served."""
+"""Takes over as a successor: turns what the fd store kept back into a VM that is served."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Orphan:
-    """A child whose FORK event was the last thing that the predecessor read. name: in the fd store, for now.
-    parent: None if it is none of the VM's.
+    """A child whose FORK event was the last one that the predecessor read. name: in the fd store, for now.
+    parent: None if its parent is not one of the VM's processes.
     """
 
     name: str
@@ -59,7 +59,7 @@ class _Orphan:
 
 
 def is_needed(kept: dict[str, int]) -> bool:
-    """True if a predecessor left a VM. The manifest is the last thing that registration stores."""
+    """True if a predecessor left a VM. Registration stores the manifest last."""
     return fdstore.MANIFEST in kept
 
 
@@ -72,15 +72,14 @@ def forget(kept: dict[str, int], store: FdStore) -> None:
 
 
 def peek(kept: dict[str, int]) -> Manifest:
-    """What a predecessor's record says. StorageFailedError."""
+    """Read a predecessor's record. StorageFailedError."""
     return ManifestFile(kept[fdstore.MANIFEST]).read()
 
 
 async def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path) -> Found:
-    """Serve the VM again. Raises VmmswapError with nothing lost: the fds stay in the store.
-
-    kept: fds by name, ours from here on; those of no use are closed, and taken out of the store. What takes
-    the longer the larger the VM is, or can wait for its processes or the disk, is done on threads.
+    """Serve the VM again. If this raises VmmswapError nothing is lost: the fds stay in the store. kept: fds
+    by name, ours from here on; useless ones are closed, and taken out of the store. Threads do all that takes
+    longer for a larger VM, or may wait for its processes or the disk.
     """
     for name, fd in kept.items():
         store.adopt(name, fd)
@@ -89,7 +88,7 @@ async def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir
     _keep_wake_record(vm, kept)
     for orphan in children:
         if orphan.parent is None:
-            kept[orphan.name] = orphan.uffd  # of no use
+            kept[orphan.name] = orphan.uffd  # useless
         else:
             _enter(vm, orphan, orphan.parent)
     found = await asyncio.to_thread(_serve, vm.engine, kept)
@@ -120,8 +119,8 @@ async def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir
 def _rebuild(
     kept: dict[str, int], saved: dict[str, int], store: FdStore, config: Config, swap_dir: Path
 ) -> tuple[Vm, list[_Orphan]]:
-    """The VM with its memory and its processes, and the children that are still to be entered. Leaves the fd
-    store alone, which is the event loop's.
+    """Make the VM with its memory and its processes, and the list of children that are still to be entered.
+    Does not touch the fd store, which belongs to the event loop.
     """
     file = ManifestFile(kept[fdstore.MANIFEST])
     manifest = file.read()
@@ -156,7 +155,7 @@ def _rebuild(
 
 
 def _serve(engine: Engine, kept: dict[str, int]) -> Recovered:
-    """Take the pages over, and serve page faults from here on."""
+    """Take over the pages, and serve page faults from here on."""
     reach("recovery.pages")
     found = engine.recover()
     engine.start()
@@ -181,7 +180,7 @@ def memory_of(vm: Vm) -> Memory:
 
 
 def _add_memory(vm: Vm, kept: dict[str, int]) -> None:
-    """All memory at the page numbers that it had, with room where regions were removed."""
+    """Add all memory at its old page numbers, with gaps for regions that were removed."""
     numbers = vm.manifest.memfds
     for number in range(max(vm.manifest.files, max(numbers, default=-1) + 1)):
         fd = kept.get(fdstore.memfd_name(number))
@@ -216,8 +215,8 @@ def _skip_pages(engine: Engine, pages: int) -> None:
 
 
 def _mapped_now(vm: Vm) -> coverage.Picture | None:
-    """What the known processes map of the memory; the guest waits meanwhile. None: that cannot be told, or
-    nobody else could.
+    """What the known processes map of the memory. The guest waits meanwhile. None if that cannot be told, or
+    if nobody else could map it.
     """
     if not vm.backing.others_may_map:
         return None
@@ -225,7 +224,7 @@ def _mapped_now(vm: Vm) -> coverage.Picture | None:
         pids = {record.pid for record in vm.manifest.processes if record.pid}
         return coverage.look_at(coverage.question_of(vm), pids)
     except VmmswapError as error:
-        _log.warning("what is mapped now is unknown: %s", error.message)
+        _log.warning("cannot tell what is mapped now: %s", error.message)
         return None
 
 
@@ -235,7 +234,8 @@ def _add_process(
     uffd = kept.get(fdstore.uffd_name(record.key))
     if uffd is None:
         _log.error(
-            "the userfaultfd of process %s is lost: it ended, or it reads zeros", record.pid or "unknown"
+            "the userfaultfd of process %s is lost: the process has ended, or reads zeros",
+            record.pid or "unknown",
         )
         return
     ranges = tuple(_still_there(vm, record, mapped))
@@ -252,8 +252,8 @@ def _add_process(
 
 
 def _still_there(vm: Vm, record: ProcessRecord, mapped: coverage.Picture | None) -> list[Range]:
-    """What the process had and still has: something else may be mapped there since, which must not be filled
-    with guest memory. The pid of a forked child is a guess.
+    """What the process had and still has. Something else may be mapped in the other places by now, and must
+    not be filled with guest memory. A forked child's pid is a guess.
     """
     ranges = [Range(*item) for item in record.ranges if _is_in_a_region(vm, item[1])]
     if mapped is None or not record.pid or record.is_forked or record.pid in mapped.unreadable:
@@ -265,7 +265,7 @@ def _still_there(vm: Vm, record: ProcessRecord, mapped: coverage.Picture | None)
 
 
 def _is_in_a_region(vm: Vm, page_idx: int) -> bool:
-    """A predecessor of an older version could die with ranges left of a region that was gone."""
+    """A predecessor of an older version may have died and left ranges of a removed region."""
     return any(0 <= page_idx - item.page_idx < item.pages for item in vm.manifest.regions)
 
 
@@ -277,8 +277,8 @@ def _orphan(vm: Vm, name: str, uffd: int) -> _Orphan:
 
 
 def _enter(vm: Vm, orphan: _Orphan, parent: ProcessRecord) -> None:
-    """systemd stores no file twice, so the old name goes first; until the new one is there, our keeper has
-    it.
+    """systemd stores no file twice, so remove the old name first; our keeper has the file until the new name
+    is stored.
     """
     vm.store.remove(orphan.name)
     _log.warning(
@@ -293,8 +293,8 @@ def _connection(kept: dict[str, int]) -> socket.socket | None:
 
 
 def _drop_rest(vm: Vm, kept: dict[str, int]) -> None:
-    """Close what belongs to nothing: processes and memfds that were on their way out. On a thread: with the
-    last fd of a userfaultfd the kernel unregisters its memory, and waits for the process.
+    """Close leftovers: processes and memfds that were being removed. On a thread: with the last fd of a
+    userfaultfd the kernel unregisters its memory, and waits for the process.
     """
     used = {fdstore.memfd_name(number) for number in vm.memfds} | {fdstore.MANIFEST, fdstore.CONNECTION}
     for process in vm.processes.values():

@@ -24,7 +24,7 @@ from vmmswap.monitor.vm import Vm
 def engine_config(
     config: Config, swap_dir: Path, backing: Backing, *, guest_bytes: int, has_tiers: bool
 ) -> EngineConfig:
-    """has_tiers: the VM's pages go to the tiers, which is decided when it registers."""
+    """has_tiers: the VM's pages go to the tiers. Registration decides that."""
     return EngineConfig(
         swap_dir,
         config.fault_threads,
@@ -37,7 +37,7 @@ def engine_config(
 
 
 async def create_engine(new: NewVm, config: Config, swap_dir: Path) -> Engine:
-    """An engine without memory. The swap directory's disk is not waited for on the event loop."""
+    """Make an engine without memory. The event loop does not wait for the swap directory's disk."""
     snapshot = None if new.snapshot is None else os.dup(new.snapshot)  # its owner may give up meanwhile
 
     def create() -> Engine:
@@ -61,11 +61,9 @@ async def create_engine(new: NewVm, config: Config, swap_dir: Path) -> Engine:
 
 
 def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdStore) -> Vm:
-    """Set a VM up; the dummy page is registered then. Nothing is left of it but the engine if this raises.
-
-    What is in the fd store is safe there only after store.barrier(). Then engine.start(), and no earlier: a
-    page that was brought in, or an event that was read, must not be forgotten with a record that was not
-    kept.
+    """Set a VM up, and register the dummy page. If this raises, only the engine is left of it. What is in the
+    fd store is safe there only after store.barrier(). Call engine.start() then, and not earlier: a page that
+    was brought in, or an event that was read, must not be forgotten with a record that was not kept.
     """
     backing = of_new(new)
     with contextlib.ExitStack() as undo:

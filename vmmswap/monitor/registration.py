@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a VM comes to be served here, by a hand-off or an attach, and what its hand-off says later."""
+"""Takes a VM that comes by a hand-off or an attach, and handles what its hand-off says later."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ class Place(Protocol):
 
     @property
     def is_ending(self) -> bool:
-        """True if no VM is taken any more."""
+        """True if no further VM is accepted."""
 
     def serve(self, vm: Vm) -> ServedVm: ...
 
     def forget(self) -> asyncio.Future[None]:
-        """Close the VM, if there is one. Done when it is closed."""
+        """Close the VM, if there is one. The task is done when the VM is closed."""
 
 
 class Registration:
@@ -109,7 +109,7 @@ class Registration:
             raise
         try:
             if vm.backing.vmm_registers:
-                await self._store.try_barrier()  # refused, it would hang: it has no other way than us
+                await self._store.try_barrier()  # if refused, it would hang: only we can serve it
             else:
                 await self._must_be_kept()
             vm.engine.start()
@@ -132,7 +132,7 @@ class Registration:
         return served
 
     def _owner_of(self, uid: int) -> int:
-        """Whose VM it is that this uid hands over."""
+        """Return the uid of the owner of the VM that this uid hands over."""
         recorded = self._ownership.owner_uid()
         return uid if recorded is None else recorded
 
@@ -154,7 +154,7 @@ class Registration:
 
     @contextlib.asynccontextmanager
     async def keeping(self, frame: Frame) -> AsyncIterator[None]:
-        """If cancelled we are ending: the message is left to a successor."""
+        """If this is cancelled, the monitor is exiting: a successor handles the message."""
         with self._postponed.until_served():
             pending.keep(frame, self._store)
             try:
@@ -169,19 +169,21 @@ class Registration:
                 pending.drop(self._store, has_vm=self._place.served is not None)
 
     async def register_kept(self, kept: dict[str, int]) -> None:
-        """Of what a predecessor left that died while a VM registered, only a kept message is of use."""
+        """If a predecessor died while a VM registered, only a kept message is of use."""
         frame = pending.take(kept, self._store)
         recovery.forget(kept, self._store)
         if frame is None:
             return
-        _log.warning("a monitor died while process %d handed its memory over: begun anew", frame.peer.pid)
+        _log.warning(
+            ("a monitor died while process %d handed its memory over: starting again"), frame.peer.pid
+        )
         with frame:
             try:
                 await register_firecracker(frame, self, Lane())
             except (VmmswapError, OSError) as error:
                 _log.warning("%s: hand-off refused: %s", self.name, reason_of(error))
             except Exception:
-                _log.exception("%s: hand-off: a bug of vmmswap's, not the VMM's", self.name)
+                _log.exception("%s: hand-off: a bug in vmmswap, not in the VMM", self.name)
         pending.drop(self._store, has_vm=self._place.served is not None)
 
     async def register_firecracker(self, request: requests.FirecrackerRequest) -> None:
@@ -232,7 +234,7 @@ class Registration:
         qmp: str | None = None,
         is_given_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Take a running VMM over that knows nothing of us, with all processes that map its memory."""
+        """Take over a running VMM that knows nothing of us, and all processes that map its memory."""
         self._check_free()
         _check_wanted(is_given_up)
         if qmp:
@@ -284,7 +286,7 @@ class Registration:
         await self._store.try_barrier()
 
     async def _check_huge_pages(self, pid: int, regions: Sequence[Region]) -> None:
-        """While memory is out; else Enable does that."""
+        """Only while memory is out: otherwise Enable does it."""
         served = self._registered()
         if served.vm.engine.stats().tracking:
             await served.processes.check_huge_pages([(pid, region.addr, region.end) for region in regions])
@@ -308,9 +310,9 @@ class Registration:
 
 
 def _check_wanted(is_given_up: Callable[[], bool]) -> None:
-    """An order that was given up does not happen later: it may have waited for long until we began."""
+    """Do not carry out a cancelled order later: it may have waited for long before we began."""
     if is_given_up():
-        raise NotSupportedError("the attach was given up: whoever ordered it has closed the connection")
+        raise NotSupportedError("the attach was cancelled: the caller has closed the connection")
 
 
 def _new_process(process: requests.ProcessMemory) -> NewProcess:
@@ -326,7 +328,7 @@ def _new_process(process: requests.ProcessMemory) -> NewProcess:
 
 
 def _fd_of(request: requests.AddRegionRequest, vm: Vm, number: int) -> int:
-    """The fd, among those sent, of a file that the VM had before."""
+    """Return the fd, among those sent, of a file that the VM had before."""
     for fd in request.fds:
         with contextlib.suppress(OSError):
             if file_id(fd) == vm.files[number]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A VM that is served: all that is done for it, made together and closed together."""
+"""A served VM: everything that is done for it, made together and closed together."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ServedVm:
         self._swap_file_system = "" if vm.backing.source_is_store else vm.engine.store_file_system
         self._detaching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        with contextlib.ExitStack() as parts:  # closed in the opposite order
+        with contextlib.ExitStack() as parts:  # closed in reverse order
             self.processes = Processes(vm, self.vmm_gone, self._exposed, self._unserved)
             parts.callback(self.processes.close)
             vm.count_in_process()
@@ -52,7 +52,7 @@ class ServedVm:
             self._parts = parts.pop_all()
 
     def close(self) -> asyncio.Task[None]:
-        """Done once all is closed, which takes the longer the larger the VM is, and waits for the disk."""
+        """Done once all is closed. This takes longer for a larger VM, and waits for the disk."""
         if self._closing is None:
             with guarded("not all that was done for the VM is closed"):
                 self._parts.close()
@@ -78,7 +78,7 @@ class ServedVm:
             self._around.on_change()
 
     def take_events(self) -> None:
-        """Handle what the engine has to tell by now."""
+        """Handle the engine's events so far."""
         self._events.take()
 
     def flush(self) -> None:
@@ -87,7 +87,9 @@ class ServedVm:
         self._events.flush()
 
     def detach(self) -> asyncio.Task[None]:
-        """Take out of an attached VM what was put in; all of its memory is in. Then it has ended here."""
+        """Remove from an attached VM what was put into it. All of its memory is in. After that the VM has
+        ended here.
+        """
         if self._detaching is None:
             self._detaching = asyncio.get_running_loop().create_task(self._detach(), name="detach")
         return self._detaching
@@ -110,7 +112,7 @@ class ServedVm:
         self.orders.bring_back(error)
 
     def _exposed(self, error: NotSupportedError) -> None:
-        """Better no memory free than a wrong byte."""
+        """Swap all in: better no memory gained than a wrong byte."""
         self.orders.bring_back(error, message_ids.HUGE_PAGES)
 
     def _nobody_has_it(self) -> None:
@@ -119,7 +121,7 @@ class ServedVm:
 
     def _bring_back(self, who: str) -> None:
         _log.warning(
-            "the VMM has ended, or has called exec, and %s: all is brought back, then freed here", who
+            "the VMM has ended, or has called exec, and %s: all memory is swapped in, then freed here", who
         )
         self.orders.release("the VMM has ended", must=True)
 

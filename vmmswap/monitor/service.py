@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What we tell the service manager: ready, status, alive, stopping. Without one nothing happens."""
+"""Reports to the service manager: ready, status, alive, stopping. Does nothing without one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def manager() -> Notifier:
 
 
 def notify(line: str, *, latest: str = "") -> None:
-    """Send a line to the service manager; that it does not take it stops nothing."""
+    """Send a line to the service manager. Continue if it does not take it."""
     manager().notify(line.replace("\n", " "), latest=latest)
 
 
@@ -40,7 +40,7 @@ def status(text: str) -> None:
 
 
 def ask_for_time() -> None:
-    """A stop may take as long as memory is out; a start, as long as there is a large page map to read."""
+    """A stop may take as long as memory is out, and a start as long as it takes to read a large page map."""
     notify(f"EXTEND_TIMEOUT_USEC={round(_EXTEND_S * 1e6)}", latest="EXTEND")
 
 
@@ -52,10 +52,10 @@ async def extend_time() -> None:
 
 
 class OomVictim:
-    """Whether the kernel, when memory is short, kills this process before others of the unit's kind.
+    """Choose if the kernel kills this process before others of the unit's kind when memory is short.
 
-    A process may raise its oom_score_adj and go back to what the service manager gave it (fs/proc/base.c:
-    only below that CAP_SYS_RESOURCE is needed).
+    A process may raise its oom_score_adj and return to the service manager's value (fs/proc/base.c: only a
+    lower one needs CAP_SYS_RESOURCE).
     """
 
     _FILE = Path("/proc/self/oom_score_adj")
@@ -64,11 +64,11 @@ class OomVictim:
         self._given = self._FILE.read_text()
 
     def first(self) -> None:
-        """Before all monitors that serve a guest."""
+        """Be killed before all monitors that serve a guest."""
         self._write("500")
 
     def last(self) -> None:
-        """As the service manager wants it."""
+        """Return to the service manager's value."""
         self._write(self._given)
 
     def _write(self, text: str) -> None:
@@ -93,8 +93,8 @@ def lock_memory() -> None:
 
 
 def forbid_core_dumps() -> None:
-    """A dump would hold the guest's bytes, and the guest would wait for it. A limit of 1 byte is the one that
-    the kernel honours for files and for pipes, as systemd-coredump's (core(5)). The unit sets it, too.
+    """A core dump would hold the guest's bytes, and the guest would wait for it. A limit of 1 byte is
+    honoured for files, and also for pipes such as systemd-coredump's (core(5)). The unit sets it too.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     if hard == resource.RLIM_INFINITY or hard > _NO_CORE:

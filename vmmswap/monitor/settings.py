@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The configuration that a monitor runs with, where each value stands, and what is read again at run time."""
+"""The configuration that a monitor runs with, where each value stands, and what can be read again at run
+time.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ Row = tuple[str, str, str, str]  # key, value, where it stands, the value that a
 
 
 class Settings:
-    """Of one monitor. `current` changes by reload(), and only what may change while a VM is served."""
+    """The settings of one monitor. reload() changes `current`, and only keys that may change while a VM is
+    served.
+    """
 
     def __init__(self, name: str, path: Path | None, current: Config, origins: Origins) -> None:
         """path: the file to read, None: the host's."""
@@ -29,8 +33,8 @@ class Settings:
         self._origins = origins
 
     def reload(self) -> bool:
-        """Read the files again, and apply what can be applied now. False, and all as it was, if they have a
-        mistake. Reads files: not for the event loop.
+        """Read the files again, and apply what can be applied now. False if they have a mistake; then nothing
+        changes. Reads files: not for the event loop.
         """
         try:
             found, origins = self._read()

@@ -22,7 +22,7 @@ class Setup:
     log_dir: Path
     bus: str | None
     listener: socket.socket | None
-    config_path: Path | None = None  # the configuration to read anew; None: the host's
+    config_path: Path | None = None  # the configuration to read again; None: the host's
     kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
     fd_store: bool = False
     starts_on_demand: bool = False  # whoever connects starts the next monitor

@@ -23,14 +23,16 @@ from vmmswap.linux.process import status_of
 def refuse_to_go_out() -> None:
     """Raise what Enable and Trim answer."""
     raise NotSupportedError(
-        "this VM's memory is private and came from a snapshot: it can be brought in (Disable), but nothing of"
-        " it can go out, because no memfd holds it. A VMM with memfd memory sends vmmswap's own register"
+        "this VM's memory is private and came from a snapshot: Disable swaps it in, but nothing of it can"
+        " be swapped out, because no memfd holds it. For that, use a VMM with memfd memory that sends"
+        " vmmswap's own register message"
     )
 
 
 def configured_file(name: str, config_path: Path | None) -> str:
-    """SnapshotFile=, as it is now: a monitor may have waited for long, and the file that was set when it
-    began may be of another snapshot. NotSupportedError if it is not set, ConfigError if there is a mistake.
+    """Read SnapshotFile= as it is now: a monitor may have waited for long, and the file that was set at its
+    start may belong to another snapshot. NotSupportedError if it is not set, ConfigError if there is a
+    mistake.
     """
     path = config.load(name, None if config_path is None else [config_path]).snapshot_file
     if not path:
@@ -42,9 +44,8 @@ def configured_file(name: str, config_path: Path | None) -> str:
 
 
 def open_file(path: str, regions: Sequence[Region], check_reader: Callable[[int], None]) -> int:
-    """The memory file, open for reading. StorageFailedError, or InvalidRegionError if it is too short.
-
-    check_reader raises if its contents may not go to who asks; nothing of the file is told before.
+    """Open the memory file for reading. StorageFailedError, or InvalidRegionError if it is too short.
+    check_reader raises if the caller may not have its contents; nothing is said about the file before.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -91,7 +92,7 @@ class Resident:
         self.needs_look = True
 
     def look(self) -> None:
-        """Walk over all that is resident, and wait for the process's mmap lock: on a thread."""
+        """Walk over all resident pages, and wait for the process's mmap lock: on a thread."""
         self._besides_kib = _anonymous_kib(self._pid) - _anonymous_kib_of(self._pid, self._ranges)
         self.needs_look = False
 
@@ -111,7 +112,7 @@ def _anonymous_kib(pid: int) -> int:
 
 
 def _anonymous_kib_of(pid: int, ranges: Sequence[Range]) -> int:
-    """The kernel may have joined a range with a mapping next to it, whose pages it then counts too."""
+    """The kernel may have merged a range with a mapping next to it, and then counts those pages too."""
     spans = [(item.addr, item.addr + item.pages * PAGE_SIZE) for item in ranges]
     try:
         return sum(

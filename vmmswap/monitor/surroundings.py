@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a served VM has around it in its monitor."""
+"""What a served VM uses of its monitor."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ class Surroundings:
 
     @property
     def config(self) -> Config:
-        """As it is now: a reload changes it."""
+        """The current configuration: a reload changes it."""
         return self.settings.current

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the configuration says of the store's tiers."""
+"""Reads the settings of the store's tiers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vmmswap.engine import Tiers
 
 
 def tiers_of(config: Config, guest_bytes: int) -> Tiers:
-    """The tiers of a VM with so much memory, of which RamTierMax= may be a percentage."""
+    """Return the tiers for a VM with this much memory; RamTierMax= may be a percentage of it."""
     return Tiers(
         ram_max_bytes=in_bytes(config.ram_tier_max or "25%", guest_bytes),
         ram_age_s=max(1, round(config.ram_tier_age_s)),

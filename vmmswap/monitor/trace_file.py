@@ -23,7 +23,7 @@ from vmmswap.trace_format import BATCH_FAULTS, Fault, TraceHeader, fault_line, h
 
 _log = logging.getLogger("vmmswap.trace")
 
-LIMIT_FAULTS = 16 * BATCH_FAULTS  # that wait, some 10 MB
+LIMIT_FAULTS = 16 * BATCH_FAULTS  # page faults that may wait, some 10 MB
 
 
 class FileSink:
@@ -46,7 +46,7 @@ class FileSink:
         self._is_closed = False
         self._has_failed = False
         self._changed = threading.Condition()
-        # A daemon: a process whose disk stands still must be able to end.
+        # A daemon thread: the process must be able to exit even if its disk hangs.
         threading.Thread(target=self._run, name="page-fault log", daemon=True).start()
 
     def write(self, faults: Sequence[Fault]) -> None:
@@ -60,7 +60,7 @@ class FileSink:
             self._changed.notify()
 
     def close(self) -> None:
-        """Take no more; what waits is written."""
+        """Take no more page faults; write those that wait."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -96,7 +96,7 @@ class FileSink:
             os.close(fd)
 
     def _next(self) -> Sequence[Fault] | None:
-        """None: closed, and nothing is left."""
+        """None if it is closed and nothing is left."""
         with self._changed:
             while not self._waiting and not self._is_closed:
                 self._changed.wait()

@@ -34,7 +34,7 @@ from vmmswap.trace_format import (
 _log = logging.getLogger("vmmswap.trace")
 FILE_NAME = "page_fault.log"
 _BATCHES_AT_ONCE = 8
-_WRITTEN_S = 2.0  # then it is not waited for any longer
+_WRITTEN_S = 2.0  # after this, stop waiting
 
 
 class Sink(Protocol):
@@ -92,8 +92,8 @@ class Tracing:
         self._drain()
 
     def _drain(self) -> bool:
-        """So many batches at most: faults may come as fast as they are written, and others wait. True while
-        there is more.
+        """Write this many batches at most: faults may come as fast as they are written, and other work waits.
+        True while there are more.
         """
         is_more = all(self._drain_one() for _ in range(_BATCHES_AT_ONCE))
         dropped = self._engine.stats().trace_dropped
@@ -103,7 +103,7 @@ class Tracing:
         return is_more
 
     def _drain_one(self) -> bool:
-        """False: there was none."""
+        """False if there was none."""
         records = self._engine.drain_trace(BATCH_FAULTS)
         if not records:
             return False
@@ -117,7 +117,7 @@ class Tracing:
         return True
 
     async def finish(self) -> None:
-        """Write what is left, and end; other work is done in between."""
+        """Write what is left, and end; other work runs in between."""
         with contextlib.suppress(NoSuchVMError):  # it may end meanwhile
             self._halt()
             while self._drain():
@@ -125,7 +125,7 @@ class Tracing:
         self._close()
 
     def stop(self) -> None:
-        """The same at once, with what can be written at once."""
+        """The same at once: write only what can be written at once."""
         with contextlib.suppress(NoSuchVMError):
             self._halt()
             if self._drain():
@@ -143,7 +143,7 @@ class Tracing:
 
 
 class PageFaultLog:
-    """Of one monitor, for one VM at a time. kinds: of sinks; log_dir: for the file."""
+    """The page-fault log of one monitor, for one VM at a time. kinds: of sinks; log_dir: for the file."""
 
     def __init__(self, kinds: Sequence[str], log_dir: Path) -> None:
         self._kinds = kinds
@@ -151,15 +151,15 @@ class PageFaultLog:
         self._tracing: Tracing | None = None
         self._file: FileSink | None = None  # the last one
         self._is_opening = False
-        self._lock = asyncio.Lock()  # of those that wait for the disk
+        self._lock = asyncio.Lock()  # of logs that wait for the disk
 
     @property
     def is_on(self) -> bool:
         return self._tracing is not None or self._is_opening
 
     async def start(self, vm: Vm, disk_keep_free: str) -> None:
-        """Log page faults from now on; no effect if that is done. StorageFailedError if the file cannot be
-        written.
+        """Log page faults from now on; no effect if they are being logged. StorageFailedError if the file
+        cannot be written.
         """
         self._is_opening = self._tracing is None
         try:
@@ -199,7 +199,7 @@ class PageFaultLog:
         return file
 
     async def finish(self) -> None:
-        """Log no more, and return when all is written, or the disk has taken too long."""
+        """Stop logging, and return when all is written, or when the disk has taken too long."""
         async with self._lock:
             tracing, self._tracing = self._tracing, None
             if tracing is not None:
@@ -207,14 +207,14 @@ class PageFaultLog:
             await self.written()
 
     def stop(self) -> None:
-        """Log no more."""
+        """Stop logging."""
         tracing, self._tracing = self._tracing, None
         if tracing is not None:
             with guarded("the last page faults are not in the log"):
                 tracing.stop()
 
     async def written(self) -> None:
-        """Once no more is logged: wait for the disk, but not for long."""
+        """After logging has stopped: wait for the disk, but not for long."""
         if self._tracing is None and self._file is not None and not await _is_done(self._file):
             _log.warning("%s is written later: its disk does not answer", self._path)
 

@@ -388,12 +388,14 @@ class Vm:
         record = self._record_at(region.memfd, region.offset_bytes)
         into, pages = (region.offset_bytes - record.offset_bytes) // PAGE_SIZE, region.size_bytes // PAGE_SIZE
         if into + pages > record.pages:
-            raise InvalidRegionError(f"the memory at {region.addr:#x} is of more than one registered region")
+            raise InvalidRegionError(
+                f"the memory at {region.addr:#x} belongs to more than one registered region"
+            )
         return Range(region.addr, record.page_idx + into, pages)
 
     def retire(self) -> None:
         """The VM is given up, in the fd store too; nothing is asked of the engine any more."""
-        with guarded("the fd store is not told of the VM's end"):
+        with guarded("the fd store still has the fds of the VM that has ended"):
             self.store.remove_all()
         self.engine.retire()
 

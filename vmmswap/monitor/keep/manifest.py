@@ -79,7 +79,7 @@ def _from_json(value: dict[str, Any]) -> Manifest:
         manifest = Manifest(**value)
     except TypeError as error:  # fields that a newer one has
         raise StorageFailedError(
-            f"the record of the VM was written by another version of vmmswap ({error}): go on with that one"
+            f"the record of the VM was written by another version of vmmswap ({error}): use that version"
         ) from None
     return replace(
         manifest,
@@ -121,7 +121,7 @@ class ManifestFile:
         self._number, value = max(records, key=lambda record: record[0])
         if value.pop("version", None) != VERSION:
             raise StorageFailedError(
-                "the record of the VM was written by another version of vmmswap: go on with that one"
+                "the record of the VM was written by another version of vmmswap: use that version"
             )
         return _from_json(value)
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which processes map guest memory, as time goes by: forks, ends, strangers, and where they map it."""
+"""Follows which processes map guest memory, and where: forks, ends, strangers."""

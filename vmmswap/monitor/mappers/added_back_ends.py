@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""vhost-user devices that QEMU was given while it runs: its command line says nothing of them, QMP does.
-
-Of a character device that was added so, QEMU tells whether it listens, but not whether it connects again:
-that is taken for granted.
+"""Finds vhost-user devices that QEMU was given while it ran. Its command line does not list them; QMP does.
+For a character device that was added so, QEMU tells if it listens, but not if it connects again; we assume
+that it does.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ _OF_NETWORK = re.compile(r"type=vhost-user,.*? to ([^\s,]+)")
 
 
 async def check_added_back_ends(qmp_path: str, pid: int, target: str, given: CommandLine) -> None:
-    """NotSupportedError if a back-end may come anew. Where QMP does not answer, a warning: all is as far as
-    is known.
+    """NotSupportedError if a back-end may connect again. If QMP does not answer, log a warning and assume the
+    best.
     """
     try:
         async with asyncio.timeout(_LIMIT_S):
@@ -40,21 +39,22 @@ async def check_added_back_ends(qmp_path: str, pid: int, target: str, given: Com
                 qmp.close()
     except (VmmswapError, TimeoutError) as error:
         reason = reason_of(error) or f"{qmp_path} does not answer within {_LIMIT_S:g} s"
-        _log.warning("whether %s was given vhost-user devices while it runs is unknown: %s", target, reason)
+        _log.warning("cannot tell if %s was given vhost-user devices while it ran: %s", target, reason)
         return
     for chardev in sorted(users):
         if chardev in listening or given.again.get(chardev):
             raise back_ends.refusal(target, chardev)
         if chardev not in given.again:
             raise NotSupportedError(
-                f"{target} was given a vhost-user back-end while it runs (chardev {chardev}), and QEMU does"
-                " not tell whether that may connect again: one that does while memory is out would read"
-                " zeros. Attach with the option force if it may not, or if none is restarted meanwhile"
+                f"{target} was given a vhost-user back-end while it ran (chardev {chardev}), and QEMU does"
+                " not say if that may connect again. A back-end that connects while memory is out reads"
+                " zeros. Attach with the option force if it may not connect again, or if you restart none"
+                " while memory is out"
             )
 
 
 async def _users(qmp: Qmp) -> AsyncIterator[str]:
-    """The character devices of all vhost-user devices."""
+    """Return the character devices of all vhost-user devices."""
     for place in _PLACES:
         for item in _dicts(await qmp.execute("qom-list", {"path": place})):
             if "vhost-user" in str(item.get("type")):

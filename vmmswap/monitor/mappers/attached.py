@@ -56,7 +56,7 @@ _FLAGS_REST = 20  # times as long as it took
 
 
 async def attach(pidfd: int, options: Options) -> AttachedVm:
-    """Attach, on a thread: waited for also if cancelled, because what it did must be undone."""
+    """Attach on a thread. Wait for it even if cancelled, because its work must be undone."""
     task = asyncio.ensure_future(asyncio.to_thread(attach_vm, pidfd, options))
     try:
         attached = await asyncio.shield(task)
@@ -72,7 +72,7 @@ async def attach(pidfd: int, options: Options) -> AttachedVm:
 async def _attach_one(
     pid: int, memfds: Sequence[int], guest: Sequence[Region], options: Options
 ) -> tuple[OwnedFds, AttachedProcess]:
-    """As attach_process(), on a thread."""
+    """Like attach_process(), on a thread."""
     task = asyncio.ensure_future(asyncio.to_thread(attach_process, pid, memfds, guest, options))
     try:
         return await asyncio.shield(task)
@@ -85,7 +85,7 @@ async def _attach_one(
 
 
 async def undo(attached: AttachedVm) -> None:
-    """The processes as they were, all fds closed."""
+    """Restore the processes, and close all fds."""
     with attached.fds:
         uffds = [process.uffd for process in attached.processes]
         for process in attached.processes:
@@ -99,8 +99,8 @@ async def undo(attached: AttachedVm) -> None:
 
 
 async def detach(processes: Iterable[Process], *, force: bool = False) -> list[str]:
-    """Take out of a VM's processes what was put in, once all of its memory is in and unregistered. Those that
-    keep it, for people.
+    """Remove from a VM's processes what was put into them, once all of its memory is in and unregistered.
+    Returns those that keep it, for people.
     """
     known = list(processes)
     uffds = [item.uffd for item in known]
@@ -116,17 +116,17 @@ async def detach(processes: Iterable[Process], *, force: bool = False) -> list[s
 async def _detach(
     pid: int, pidfd: int, uffds: list[int], dummy_page: int | None = None, *, force: bool = False
 ) -> bool:
-    """uffds: the process's own first. False: they stay there, and the log says so."""
+    """uffds: the process's own first. False if they stay there; the log says so."""
     try:
         await asyncio.to_thread(detach_process, pidfd, uffds, dummy_page, force=force)
-    except Exception as error:  # whatever it is: the VM must be released
+    except Exception as error:  # whatever failed: the VM must be released
         _log.warning("process %s keeps an idle userfaultfd: %s", coverage.name_of(pid), error)
         return False
     return True
 
 
 def new_vm(attached: AttachedVm, *, pins: bool, qmp: str | None) -> NewVm:
-    """To be registered as if it had been handed over; the other processes are added then."""
+    """Make a VM to register as if it had been handed over; the other processes are added then."""
     return NewVm(
         new_process(attached.vmm),
         attached.memfds,
@@ -147,7 +147,7 @@ def new_process(process: AttachedProcess) -> NewProcess:
 
 
 class Watch(Watcher):
-    """Late mappers of an attached VM, and what it maps later."""
+    """Watches an attached VM: late mappers of its memory, and what it maps later."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class Watch(Watcher):
         self._on_unserved = on_unserved
         self._unserved = Unserved(on_unserved)
         self._late: set[int] = set()  # pids that were reported
-        self._refusals: dict[int, SpoiledError] = {}  # by pid: who could not be attached to at this look
+        self._refusals: dict[int, SpoiledError] = {}  # by pid: failures to attach at this look
         self._refused = SeenTwice[SpoiledError]()
         self._is_closed = False
         self._lock = asyncio.Lock()
@@ -175,13 +175,13 @@ class Watch(Watcher):
         self._task.cancel()
 
     async def stop(self) -> None:
-        """No process is attached to any more; returns when none is about to be."""
+        """Attach to no more processes. Returns when no attach is under way."""
         self.close()
         async with self._lock:
             pass
 
     async def check_before_enable(self) -> None:
-        """Follow what the VMM maps now, attach to who has begun to map it too, then as for any VM."""
+        """Follow what the VMM maps now, and attach to new mappers. Then continue as for any VM."""
         try:
             await self._check_back_ends()
             async with self._lock:
@@ -196,13 +196,15 @@ class Watch(Watcher):
             raise
 
     def check_before_exit(self) -> None:
-        """BusyError if a process is frozen: what was put into it could not be taken out."""
+        """BusyError if a process is frozen: what was put into it could not be removed."""
         for process in self._vm.processes.values():
             if process.pid and process.pidfd >= 0 and is_alive(process.pidfd):
                 check_not_frozen(process.pid, f"process {coverage.name_of(process.pid)}")
 
     async def _forbid_huge_pages(self, picture: coverage.Picture) -> None:
-        """Where the kernel would fill what is out with zeros for them. NotSupportedError if it cannot be."""
+        """Forbid huge pages to these if the kernel would fill what is out with zeros for them.
+        NotSupportedError if that fails.
+        """
         pidfds = {item.pid: item.pidfd for item in self._vm.processes.values() if item.pidfd >= 0}
         own = [one for one in picture.mapped if one.pid in pidfds]
         for mapped in collapse.by_process(coverage.spans_of(own)):
@@ -218,7 +220,7 @@ class Watch(Watcher):
                 raise collapse.exposed_error(mapped.pid, spans[0][0], error.message) from None
 
     async def _check_back_ends(self) -> None:
-        """And devices: both may have been added since."""
+        """Check back-ends and devices: both may have been added since."""
         manifest, vmm = self._vm.manifest, self._vm.vmm
         given = await asyncio.to_thread(check_before_enable, vmm.pidfd, force=manifest.forced)
         for process in list(self._vm.processes.values()):
@@ -236,7 +238,7 @@ class Watch(Watcher):
                 raise
 
     async def _watch(self) -> None:
-        next_flags_s = 0.0  # of looking at the mappings' flags, which costs the more the larger the VM is
+        next_flags_s = 0.0  # when to look at the mappings' flags, which costs more for a larger VM
         loop = asyncio.get_running_loop()
         bugs: set[str] = set()
         for look in itertools.count():  # at once: a predecessor may be dead for a while
@@ -249,10 +251,10 @@ class Watch(Watcher):
                 return
             except (VmmswapError, OSError) as error:
                 self._hotplug.tell(f"cannot look at who maps guest memory: {reason_of(error)}")
-            except Exception as bug:  # memory is out, and somebody must keep looking
+            except Exception as bug:  # memory is out, so keep looking
                 if repr(bug) not in bugs:
                     bugs.add(repr(bug))
-                    _log.exception("bug in the watch for who maps guest memory; it goes on")
+                    _log.exception("bug in the watch for who maps guest memory; the watch continues")
             await asyncio.sleep(pause_s(loop.time() - since_s))
 
     async def _look(self, next_flags_s: float, *, may_let_go: bool) -> float:
@@ -290,7 +292,8 @@ class Watch(Watcher):
     async def _attach_strangers(
         self, picture: coverage.Picture, adopt: Callable[[int, coverage.Picture], Awaitable[None]]
     ) -> None:
-        # A forked child is seen before the kernel's event of it has come: who is a stranger twice is one.
+        # A look sees a forked child before the kernel's event of it has come: only a stranger seen twice is
+        # one.
         if not (first := self._strangers(picture)):
             return
         await asyncio.sleep(_WATCH_S / 10)
@@ -328,7 +331,7 @@ class Watch(Watcher):
         await self._forbid_huge_pages(picture)
 
     async def _adopt_if_there(self, pid: int, picture: coverage.Picture) -> None:
-        """One that ends meanwhile is no reason to refuse anything."""
+        """Ignore a process that ends meanwhile."""
         try:
             await self._adopt(pid, picture)
         except NoSuchVMError:
@@ -338,7 +341,7 @@ class Watch(Watcher):
                 raise
 
     async def _try_to_adopt(self, pid: int, picture: coverage.Picture) -> None:
-        """At each look until it works; reported once."""
+        """Try at each look until it works; report a failure once."""
         is_news = pid not in self._late
         try:
             await self._adopt(pid, picture)
@@ -357,14 +360,14 @@ class Watch(Watcher):
             return
         self._late.add(pid)
         _log.error(
-            "process %s has mapped guest memory while it is swapped out: pages that it read before this"
-            " moment are zeros to it, and from then on to the guest. Such a process must map the memory"
-            " before it is swapped out, or not at all",
+            "process %s has mapped guest memory while it is swapped out. Pages that it read before now are"
+            " zeros, to it and from then on to the guest. Such a process must map the memory before it is"
+            " swapped out, or not at all",
             coverage.name_of(pid),
             extra=fields("", message_ids.LATE_MAPPER, vmmswap_pid=pid),
         )
 
 
 def _numbered(new: NewProcess, numbers: Sequence[int]) -> NewProcess:
-    """Its regions count the fds that were asked about; the VM has its own numbers of them."""
+    """Number its memfds as the VM does: attach counts the fds that it was given."""
     return replace(new, regions=tuple(replace(item, memfd=numbers[item.memfd]) for item in new.regions))

@@ -37,7 +37,7 @@ class Mapped:
 
 
 def by_process(spans: Iterable[tuple[int, int, int]]) -> list[Mapped]:
-    """(pid, start, end) of each piece, put together."""
+    """Collect the pieces (pid, start, end) by process."""
     found: dict[int, list[tuple[int, int]]] = {}
     for pid, start, end in spans:
         found.setdefault(pid, []).append((start, end))
@@ -45,7 +45,9 @@ def by_process(spans: Iterable[tuple[int, int, int]]) -> list[Mapped]:
 
 
 def kernel_fills_holes() -> bool:
-    """By trying it. Where nothing can be collapsed at the moment, by the kernel's version."""
+    """True if this kernel fills holes with zeros, found by trying it. If nothing can be collapsed at the
+    moment, go by the kernel's version.
+    """
     tried = _tried()
     if tried is None:
         _tried.cache_clear()
@@ -64,7 +66,7 @@ def _release() -> tuple[int, int]:
 
 
 def is_denied() -> bool:
-    """True if no shared memory of this machine gets huge pages in any way."""
+    """True if no shared memory of this machine can get huge pages."""
     try:
         return "[deny]" in _SETTING.read_text()
     except OSError:
@@ -96,8 +98,8 @@ def _has_none(pid: int) -> bool:
 
 
 def check(processes: Iterable[Mapped]) -> bool:
-    """NotSupportedError if memory that leaves may be filled with zeros. True if only the machine's setting
-    rules that out: it must stay as it is then. Call it on a thread.
+    """NotSupportedError if memory that is swapped out may be filled with zeros. True if only the machine's
+    setting prevents that: it must stay as it is then. Call it on a thread.
     """
     if not kernel_fills_holes():
         return False
@@ -110,7 +112,7 @@ def check(processes: Iterable[Mapped]) -> bool:
 
 
 def exposed_error(pid: int, addr: int, why_not: str = "") -> SpoiledError:
-    """why_not: why they could not be forbidden from outside."""
+    """why_not: why huge pages could not be forbidden from outside."""
     because = why_not and f" ({why_not})"
     kernel = f"this kernel ({os.uname().release})"
     return SpoiledError(

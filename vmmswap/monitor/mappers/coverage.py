@@ -30,23 +30,23 @@ from vmmswap.monitor.vm import Vm
 
 @dataclass(frozen=True, slots=True)
 class ServedProcess:
-    """A served process, or a part of one: each userfaultfd of a process is one of these. ranges: where it has
-    guest memory.
+    """A served process, or a part of one: a process has one of these for each of its userfaultfds. ranges:
+    where it has guest memory.
     """
 
     process_id: int
-    pid: int  # 0: not known
+    pid: int  # 0: unknown
     ranges: tuple[Range, ...]
 
     @property
     def spans(self) -> tuple[tuple[int, int], ...]:
-        """Their addresses: (start, end)."""
+        """The addresses of its ranges: (start, end)."""
         return tuple((item.addr, end_of(item)) for item in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What of a VM is looked at, as of the moment of asking."""
+    """What a look needs to know of a VM, as of the moment of asking."""
 
     known: tuple[ServedProcess, ...]
     memfds: tuple[int, ...]
@@ -55,7 +55,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class MappedRange:
-    """Guest memory in any process, served or not."""
+    """A place where guest memory is mapped, in any process, served or not."""
 
     pid: int
     range: Range
@@ -71,15 +71,15 @@ class MappedRange:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """known: who was, when this was looked at. pids: of forked children that had none before, by the engine's
-    number.
+    """known: the served processes at the time of the look. pids: of forked children that had none before, by
+    the engine's number.
     """
 
     known: tuple[ServedProcess, ...]
     pids: dict[int, int]
-    mapped: tuple[MappedRange, ...]  # all that is mapped shared
-    strangers: tuple[MappedRange, ...]  # mapped so and not served
-    private: tuple[MappedRange, ...]  # mapped privately, by whomever
+    mapped: tuple[MappedRange, ...]  # all shared mappings
+    strangers: tuple[MappedRange, ...]  # shared mappings of processes that are not served
+    private: tuple[MappedRange, ...]  # private mappings, of any process
     unreadable: tuple[int, ...]  # pids whose maps we may not read
 
 
@@ -96,13 +96,15 @@ def question_of(vm: Vm) -> Question:
 
 
 def look(question: Question, watch: MapperWatch | None = None) -> Picture:
-    """One look at all processes of the host; with a watch, at those that have changed since its last look."""
+    """Look once at all processes of the host; with a watch, only at those that have changed since its last
+    look.
+    """
     found = mappers_of(question.memfds) if watch is None else watch.look(question.memfds)
     return _picture(question, *found)
 
 
 def look_at(question: Question, pids: Collection[int]) -> Picture:
-    """The same, at these processes only: nobody else decides how long that takes."""
+    """Do the same for these processes only, so that no other process decides how long that takes."""
     return _picture(question, *mappers_of(question.memfds, pids))
 
 
@@ -123,7 +125,7 @@ def _picture(question: Question, mappings: Sequence[Mapper], unreadable: Sequenc
 
 
 def _served_by_pid(known: Sequence[ServedProcess], pids: dict[int, int]) -> dict[int, list[Range]]:
-    """All that a process is served with, by whichever userfaultfds."""
+    """All that a process is served with, by any of its userfaultfds."""
     together: dict[int, list[Range]] = {}
     for item in known:
         together.setdefault(item.pid or pids.get(item.process_id, 0), []).extend(item.ranges)
@@ -131,7 +133,7 @@ def _served_by_pid(known: Sequence[ServedProcess], pids: dict[int, int]) -> dict
 
 
 def _mapped_ranges(mapping: Mapper, regions: Sequence[RegionRecord]) -> Iterator[MappedRange]:
-    """The parts of a mapping that show registered memory: a memfd may hold more than that."""
+    """Return the parts of a mapping that show registered memory: a memfd may hold more than that."""
     for region in regions:
         if region.memfd != mapping.file_idx:
             continue
@@ -144,12 +146,14 @@ def _mapped_ranges(mapping: Mapper, regions: Sequence[RegionRecord]) -> Iterator
 
 
 def spans_of(mapped: Iterable[MappedRange]) -> list[tuple[int, int, int]]:
-    """Where guest memory is mapped: (pid, start, end)."""
+    """Return where guest memory is mapped: (pid, start, end)."""
     return [(one.pid, one.addr, one.end) for one in mapped]
 
 
 def check_not_locked(mapped: Iterable[MappedRange]) -> None:
-    """NotSupportedError if a process has locked guest memory into RAM. Waits for mmap locks: use a thread."""
+    """NotSupportedError if a process has locked guest memory into RAM. Waits for mmap locks: call it on a
+    thread.
+    """
     by_pid: dict[int, list[tuple[int, int]]] = {}
     for one in mapped:
         by_pid.setdefault(one.pid, []).append((one.addr, one.end))
@@ -162,9 +166,8 @@ def check_not_locked(mapped: Iterable[MappedRange]) -> None:
 
 
 def _match(known: Sequence[ServedProcess], mapped: Sequence[MappedRange]) -> dict[int, int]:
-    """Pids for those without one: of processes that have all their guest memory where the child must have it.
-
-    Children of one parent look the same, and it does not matter which is which.
+    """Find pids for children without one: processes that have all their guest memory where the child must
+    have it. Children of one parent look the same, and it does not matter which is which.
     """
     taken = {item.pid for item in known if item.pid}
     candidates: dict[int, list[MappedRange]] = {}
@@ -181,8 +184,8 @@ def _match(known: Sequence[ServedProcess], mapped: Sequence[MappedRange]) -> dic
 
 
 def _fitting(nameless: Sequence[ServedProcess], mapped: Sequence[MappedRange]) -> list[ServedProcess]:
-    """What can be the process that maps these pieces: one, or, where its parent has several userfaultfds, one
-    for each of them.
+    """Return what can be the process that maps these pieces: one entry, or, if its parent has several
+    userfaultfds, one for each of them.
     """
     own = [one.range for one in mapped]
     for item in nameless:
@@ -201,15 +204,15 @@ def _is_served(one: MappedRange, served: dict[int, list[Range]]) -> bool:
 
 
 def find_unregistered(question: Question) -> list[int]:
-    """Processes, by the engine's number, that map guest memory where they should, and have it registered with
-    no userfaultfd. Walks their page tables: some milliseconds for a GiB that is resident.
+    """Return the processes, by the engine's number, that map guest memory where they should but have it
+    registered with no userfaultfd. Walks their page tables: some milliseconds for a resident GiB.
     """
     files = {file_id(fd) for fd in question.memfds}
     return [item.process_id for item in question.known if item.pid and _has_unregistered(item, files)]
 
 
 def _has_unregistered(known: ServedProcess, files: Container[FileId]) -> bool:
-    """Only of mappings of the guest's files: something else may be there by now."""
+    """Check only mappings of the guest's files: something else may be there by now."""
     try:
         for mapping, flags in flags_of_mappings(known.pid):
             is_guest = mapping.file in files and any(mapping.overlaps(*span) for span in known.spans)
@@ -231,7 +234,7 @@ def _same_memory(pid: int, other: int) -> bool:
 
 
 def shows_mappings(pid: int) -> bool:
-    """True if the process's mappings can be seen; else one that is not found may exist all the same."""
+    """True if the process's mappings can be read. If not, it may have a mapping that is not found."""
     try:
         with Path(f"/proc/{pid}/maps").open("rb") as maps:
             return bool(maps.read(1))
@@ -240,7 +243,7 @@ def shows_mappings(pid: int) -> bool:
 
 
 def name_of(pid: int) -> str:
-    """A process for people: pid and command."""
+    """Name a process for people: pid and command."""
     try:
         return f"{pid} ({Path(f'/proc/{pid}/comm').read_text(errors='replace').strip()})"
     except OSError:
@@ -256,8 +259,8 @@ def stranger_error(stranger: MappedRange) -> SpoiledError:
 
 
 def other_holders(question: Question, manager: int) -> list[Holder]:
-    """Who has the memory's files open, without being served: for those who only have them open this changes
-    nothing, but what they read in a hole is zeros. manager: the pid of who keeps fds for us, 0 for nobody.
+    """Return who has the memory's files open without being served. An open file changes nothing, but reads of
+    a hole through it give zeros. manager: the pid of who keeps fds for us, 0 for nobody.
     """
     known = {item.pid for item in question.known}
     kept = len(question.memfds)  # the manager has each of them once, for us
@@ -280,7 +283,9 @@ def private_error(one: MappedRange) -> SpoiledError:
 
 
 def check_buffers(question: Question) -> None:
-    """NotSupportedError if an io_uring has buffers registered in guest memory: those pages never leave."""
+    """NotSupportedError if an io_uring has buffers registered in guest memory: those pages can never be
+    swapped out.
+    """
     ranges = [
         (item.pid, start, end - start) for item in question.known if item.pid for start, end in item.spans
     ]

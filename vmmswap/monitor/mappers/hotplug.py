@@ -35,8 +35,8 @@ _T = TypeVar("_T")
 
 
 class Hotplug:
-    """Of one VM. Used from one task at a time. on_late is called for a process that has mapped memory while
-    memory was out, before it is served there.
+    """Follows one VM's mappings. Used from one task at a time. on_late is called for a process that has
+    mapped memory while it was out, before the process is served there.
     """
 
     def __init__(self, vm: Vm, liveness: Liveness, on_late: Callable[[int], None]) -> None:
@@ -45,13 +45,13 @@ class Hotplug:
         self._on_late = on_late
         self._mappers = MapperWatch()
         self._is_closed = False
-        self._told: set[str] = set()  # candidates that were left, and regions that cannot be forgotten yet
+        self._told: set[str] = set()  # about skipped candidates, and regions that cannot be forgotten yet
 
     def close(self) -> None:
         self._is_closed = True
 
     async def follow(self) -> None:
-        """Before Enable. VmmswapError if memory must not leave."""
+        """Called before Enable. VmmswapError if memory must not be swapped out."""
         picture = await self.look()
         await self.follow_known(picture)
         for record in self._unmapped(picture):
@@ -66,7 +66,7 @@ class Hotplug:
             )
 
     async def let_go(self, picture: coverage.Picture) -> None:
-        """Forget what nobody maps any more, if that can be done now."""
+        """Forget memory that nobody maps any more, if that can be done now."""
         if self._vm.engine.stats().job is not Job.NONE:
             return
         for record in self._unmapped(picture):
@@ -76,11 +76,11 @@ class Hotplug:
                 self.tell(error.message)
 
     async def look(self) -> coverage.Picture:
-        """Who maps the memory now. NoSuchVMError once the VM has ended."""
+        """Return who maps the memory now. NoSuchVMError once the VM has ended."""
         return await self._on_thread(coverage.look, coverage.question_of(self._vm))
 
     async def look_again(self) -> coverage.Picture:
-        """The same, for who looks every second: what hardly shows is seen later."""
+        """Do the same for a look every second; it notices hardly visible changes later."""
         return await self._on_thread(coverage.look, coverage.question_of(self._vm), self._mappers)
 
     async def follow_known(self, picture: coverage.Picture) -> None:
@@ -120,7 +120,7 @@ class Hotplug:
     def _follow_process(
         self, processes: Sequence[Process], mapped: Sequence[Range], starts: Container[int]
     ) -> None:
-        """Each userfaultfd keeps what it has and what is still there; the first one gets what is new."""
+        """Each userfaultfd keeps its ranges that are still there; the first one gets the new ranges."""
         wanted, more = _places(processes, mapped)
         wanted[min(wanted)] += more
         for process in sorted(processes, key=lambda process: -process.key):
@@ -138,7 +138,9 @@ class Hotplug:
             raise NotSupportedError(f"process {coverage.name_of(process.pid)}: {error.message}") from None
 
     async def register_anew(self) -> None:
-        """Memory that was unmapped and mapped again at its place looks as before, and is not registered."""
+        """Register memory that was unmapped and mapped again in its place: it looks as before, and is not
+        registered.
+        """
         if not self._vm.engine.stats().tracking:
             return
         question = coverage.question_of(self._vm)
@@ -152,10 +154,12 @@ class Hotplug:
                 continue
             if await self._vm.any_out(process.ranges):
                 self._on_late(process.pid)
-            self._vm.engine.register_again(process_id)  # nothing if it has ended meanwhile
+            self._vm.engine.register_again(process_id)  # empty if it has ended meanwhile
 
     def _unmapped(self, picture: coverage.Picture) -> list[RegionRecord]:
-        """Regions that no process maps. One whose maps cannot be read, or that was just forked, may."""
+        """Return regions that no process maps. A process whose maps cannot be read, or that was just forked,
+        may map any.
+        """
         if any(
             (process.ranges and not process.pid) or process.pid in picture.unreadable
             for process in self._vm.processes.values()
@@ -169,17 +173,17 @@ class Hotplug:
 
     async def _forget(self, record: RegionRecord) -> None:
         size_bytes = record.pages * PAGE_SIZE
-        what = f"guest memory, {size_bytes >> 20} MiB that were at {record.addr:#x}"
+        what = f"guest memory ({size_bytes >> 20} MiB, which were at {record.addr:#x})"
         try:
             await self._vm.remove_regions(
                 [Region(record.addr, size_bytes, record.offset_bytes, record.memfd)]
             )
         except BusyError as error:
             raise BusyError(
-                f"{what}, is mapped by nobody any more: it cannot be let go now ({error.message}). Call"
+                f"nobody maps {what} any more, and it cannot be released now ({error.message}): call"
                 " Disable, then Enable"
             ) from None
-        _log.info("%s, is mapped by nobody any more: forgotten", what)
+        _log.info("nobody maps %s any more: it is released", what)
 
     async def _add_further(self) -> None:
         vm = self._vm
@@ -238,7 +242,9 @@ class Hotplug:
 def _places(
     processes: Sequence[Process], mapped: Sequence[Range]
 ) -> tuple[dict[int, list[Range]], list[Range]]:
-    """What each of these that share a pid, by its key, still has of what is mapped; and what none has."""
+    """For processes that share a pid: what each of them, by its key, still has of the mapped ranges; and what
+    none has.
+    """
     had = {process.key: kept(process.ranges, mapped) for process in processes}
     return had, uncovered(mapped, [item for ranges in had.values() for item in ranges])
 
@@ -251,7 +257,7 @@ def _by_pid(mapped: Iterable[MappedRange], starts: Container[int]) -> dict[int, 
 
 
 def moved(record: RegionRecord, ranges: Iterable[Range]) -> RegionRecord:
-    """Its address is where the VMM has its first page."""
+    """Its address is that of its first page in the VMM."""
     for item in ranges:
         if 0 <= record.page_idx - item.page_idx < item.pages:
             return replace(record, addr=item.addr + (record.page_idx - item.page_idx) * PAGE_SIZE)

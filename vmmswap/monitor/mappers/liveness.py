@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether the address spaces of a VM's processes are there, asked on a thread.
+"""Finds out if the address spaces of a VM's processes are still there, on a thread.
 
 The question takes the mmap lock of the process (is_gone()), which the process may hold for as long as it
-likes. One that does not answer in time holds its lock, so it is there.
+likes. A process that does not answer in time holds its lock, so it is there.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ LIMIT_S = 1.0
 
 
 class Liveness:
-    """Of one VM. However many ask, one thread at most waits for its processes."""
+    """Asks for one VM. However many ask, at most one thread waits for its processes."""
 
     def __init__(self) -> None:
         self._asking: asyncio.Future[None] | None = None
 
     async def gone(self, processes: Iterable[Process]) -> frozenset[int]:
-        """The engine's numbers of those that have ended or called exec, as far as that is known in time.
+        """Return the engine's numbers of processes that have ended or called exec, as far as known in time.
         Others may be forgotten meanwhile.
         """
         asked = [(process.process_id, process.uffd) for process in processes]

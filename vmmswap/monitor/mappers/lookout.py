@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Looks for processes that begin to map guest memory while it is out, and that nobody told us of.
+"""Looks for processes that begin to map guest memory while it is out, and that nobody reported.
 
-A process that maps it and is not served reads zeros where memory is out, and what it reads so is true for the
-guest from then on. So all memory is brought back, and Enable is refused while such a process is there.
+Such a process reads zeros where memory is out, and what it reads is true for the guest from then on. So all
+memory is swapped in, and Enable is refused while the process is there.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Unserved:
         self._shared = SeenTwice[MappedRange]()
 
     def look_at_private(self, mapped: Iterable[MappedRange]) -> None:
-        """Those that map it privately: no userfaultfd can ever serve them."""
+        """Look at private mappings: no userfaultfd can ever serve them."""
         if (one := self._private.look_at(_by_pid(mapped))) is not None:
             self._on_found(coverage.private_error(one))
 
     def look_at_shared(self, mapped: Iterable[MappedRange]) -> None:
-        """Those that map it shared, and that nobody told us of."""
+        """Look at shared mappings that nobody reported."""
         if (one := self._shared.look_at(_by_pid(mapped))) is not None:
             self._on_found(coverage.stranger_error(one))
 
@@ -44,22 +44,22 @@ def _by_pid(mapped: Iterable[MappedRange]) -> dict[int, MappedRange]:
 
 
 class Watcher:
-    """Watches who maps a VM's memory, from being made until close(). This one need not: the memory is
-    private, and nobody else can map it.
+    """Watches who maps a VM's memory, from its creation until close(). This one has nothing to do: the memory
+    is private, and nobody else can map it.
     """
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
 
     def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
 
     async def stop(self) -> None:
-        """Close, and wait until nothing is done to any process any more."""
+        """Close, and wait until no process is being changed."""
         self.close()
 
     async def check_before_enable(self) -> None:
-        """NotSupportedError if memory must not leave."""
+        """NotSupportedError if memory must not be swapped out."""
         await self._processes.check_covered()
 
     def check_before_exit(self) -> None:
@@ -67,8 +67,8 @@ class Watcher:
 
 
 class Lookout(Watcher):
-    """Of a VM that was handed over. A VMM that lets one more process map the memory has us serve it before
-    that touches anything (add-process).
+    """The watcher of a VM that was handed over. If such a VMM lets one more process map the memory, it has us
+    serve the process before that touches anything (add-process).
     """
 
     def __init__(self, vm: Vm, processes: Processes, on_found: Callable[[VmmswapError], None]) -> None:
@@ -91,7 +91,7 @@ class Lookout(Watcher):
                     await self._look()
             except NoSuchVMError:
                 return
-            except Exception as error:  # whatever it is: memory is out, and somebody must go on looking
+            except Exception as error:  # whatever failed: memory is out, so keep looking
                 self._failures.log(error)
             await asyncio.sleep(pause_s(loop.time() - since_s))
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where one process has which guest memory: comparing what is known with what is mapped now.
-
-A piece of it is a Range: an address, the engine's number of the page that is there, and how many pages.
+"""Compares where a process is known to have guest memory with what it maps now. A piece of that memory is a
+Range: an address, the engine's number of the page that is there, and how many pages.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from vmmswap.handoff.messages import PAGE_SIZE
 
 
 def kept(known: Iterable[Range], mapped: Sequence[Range]) -> list[Range]:
-    """What of the known is still mapped: the same pages at the same addresses. In pieces."""
+    """Return the known pieces that are still mapped: the same pages at the same addresses."""
     return [part for item in known for other in mapped for part in _both(item, other)]
 
 
 def uncovered(mapped: Iterable[Range], known: Sequence[Range]) -> list[Range]:
-    """What is mapped at addresses that are not known. In pieces."""
+    """Return the pieces that are mapped at unknown addresses."""
     left: list[Range] = []
     for item in mapped:
         parts = [item]
@@ -29,14 +28,14 @@ def uncovered(mapped: Iterable[Range], known: Sequence[Range]) -> list[Range]:
 
 
 def has_all(ranges: Sequence[Range], wanted: Sequence[Range]) -> bool:
-    """True if all wanted pages are there, at their addresses."""
+    """True if all wanted pages are mapped, at their addresses."""
     return not uncovered(wanted, kept(wanted, ranges))
 
 
 def joined(ranges: Iterable[Range], starts: Container[int] = ()) -> list[Range]:
-    """Sorted by address, without the seams that madvise() and mprotect() make. What grows together while the
-    kernel lists it is listed twice, and is one all the same. starts: pages at which a region begins, which is
-    never joined with the one before.
+    """Sort by address, and join ranges that madvise() and mprotect() have split. If the kernel joins mappings
+    while it lists them, one range is listed twice; count it once. starts: pages at which a region begins,
+    which is never joined with the one before.
     """
     result: list[Range] = []
     for item in sorted(ranges, key=lambda item: item.addr):
@@ -51,12 +50,12 @@ def joined(ranges: Iterable[Range], starts: Container[int] = ()) -> list[Range]:
 
 
 def overlap(one: Range, other: Range) -> bool:
-    """True if both show a common page, at whatever addresses."""
+    """True if both contain a common page, whatever its addresses."""
     return one.page_idx < other.page_idx + other.pages and other.page_idx < one.page_idx + one.pages
 
 
 def end_of(item: Range) -> int:
-    """The address behind it."""
+    """Return the address after its end."""
     return item.addr + item.pages * PAGE_SIZE
 
 

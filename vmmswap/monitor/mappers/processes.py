@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The processes of a VM as time goes by: forks, ends, who else maps its memory."""
+"""Follows a VM's processes: forks, ends, who else maps its memory."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.processes")
 
-# A process that was forked a moment ago is seen before the kernel's event of it has come, and one that is
-# about to exec (posix_spawn) never gets one: look again for a while before refusing.
+# A look sees a forked process before the kernel's event of it has come, and a process that is about to exec
+# (posix_spawn) never has one: look again for a while before refusing.
 _LOOKS = 6
 _LOOK_AGAIN_S = 0.03
-# Its parent may need long to go on with the fork, on a loaded host.
+# Its parent may need long to continue the fork, on a loaded host.
 _LOOKS_FOR_PIDS = 40
-_SEARCH_PAUSES_S = (*[0.0] * _LOOKS, 0.3, 1.0, 3.0, 10.0)  # besides
+_SEARCH_PAUSES_S = (*[0.0] * _LOOKS, 0.3, 1.0, 3.0, 10.0)  # in addition
 _ALIVE_EVERY_S = 2.0
 
 
@@ -73,7 +73,7 @@ class Processes:
         if any(not process.pid for process in vm.processes.values()):
             self._start_search()
         if vm.engine.stats().tracking:
-            self._start_check()  # a predecessor knew what protects what is out
+            self._start_check()  # only the predecessor knew what protects the memory that is out
 
     def close(self) -> None:
         self._is_closed = True
@@ -86,7 +86,7 @@ class Processes:
                 task.cancel()
 
     async def add(self, new: NewProcess) -> None:
-        """One more process, or further memory of one that is known, with its userfaultfd or another one."""
+        """Serve one more process, or further memory of a known one, with its userfaultfd or another one."""
         others = (item for item in self._vm.processes.values() if item is not self._vm.vmm)
         await self._forget_gone([item for item in others if item.pid == new.pid])  # that has called exec
         if not self._is_closed:
@@ -112,20 +112,20 @@ class Processes:
         self._watch(process)
 
     def pid_of(self, uffd: int) -> int | None:
-        """The process that a userfaultfd is of, if it is one that is served."""
+        """Return the process that a userfaultfd belongs to, if it is served."""
         known = self._with_uffd(uffd)
         return None if known is None else known.pid
 
     def _with_uffd(self, uffd: int) -> Process | None:
-        """The engine must have each userfaultfd once: its events come to whoever reads first."""
+        """The engine must have each userfaultfd once: its events go to whoever reads first."""
         own = os.getpid()
         return next(
             (item for item in self._vm.processes.values() if is_same_file(own, item.uffd, uffd)), None
         )
 
     def _check_not_served(self, new: NewProcess) -> None:
-        """The kernel would refuse a second userfaultfd there, and only when memory leaves; and what is mapped
-        twice would be protected and filled at one of its places.
+        """The kernel would refuse a second userfaultfd there, but only at a swap-out. And memory that is
+        mapped twice would be protected and filled at only one of its addresses.
         """
         wanted = [self._vm.range_of(region) for region in new.regions]
         for process in self._vm.processes.values():
@@ -153,13 +153,13 @@ class Processes:
         if pidfd is not None:
             self._loop.remove_reader(pidfd)
         if process is self._vm.vmm:
-            self._on_vmm_gone()  # it stays known until another takes its place
+            self._on_vmm_gone()  # it stays known until another VMM takes its place
             return
         self._vm.remove_process(process_id)
         _log.info("process %s no longer shares the VM's memory", process.pid or "(of unknown pid)")
 
     def _check_kept(self) -> None:
-        """A process whose userfaultfd dies with the monitor reads zeros then, where memory is out."""
+        """If a process's userfaultfd dies with the monitor, the process reads zeros where memory is out."""
         for process in self._vm.processes.values():
             if not self._vm.is_kept(process):
                 raise NotSupportedError(
@@ -169,9 +169,11 @@ class Processes:
                 )
 
     async def check_covered(self) -> None:
-        """NotSupportedError if memory must not leave: somebody would read zeros, or holds pages for good."""
+        """NotSupportedError if memory must not be swapped out: somebody would read zeros, or holds pages for
+        good.
+        """
         vm = self._vm
-        mappers = MapperWatch()  # which looks at all processes first
+        mappers = MapperWatch()  # look at all processes first
         for looked in itertools.count(1):
             picture = await self._look(mappers)
             odd = await self._odd_child(picture)
@@ -188,7 +190,7 @@ class Processes:
         if unreadable:
             self._told_unreadable |= unreadable
             _log.warning(
-                "whether the processes %s map guest memory is unknown: their maps may not be read",
+                "cannot tell if the processes %s map guest memory: their maps may not be read",
                 ", ".join(map(str, sorted(unreadable)[:10])),
             )
         self._check_kept()
@@ -199,18 +201,19 @@ class Processes:
         for process in vm.processes.values():
             if not process.is_proven:
                 raise NotSupportedError(
-                    f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd stops accesses"
-                    f" of the kernel's (KVM, vhost), which would fail: have the VMM {_advice(process)}"
+                    f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd also serves"
+                    " accesses by the kernel (KVM, vhost); without that they would fail: have the VMM"
+                    f" {_advice(process)}"
                 )
 
     async def check_huge_pages(self, spans: Iterable[tuple[int, int, int]]) -> None:
         """NotSupportedError if the kernel may put zeros where memory is out. spans: (pid, start, end)."""
         if await asyncio.to_thread(collapse.check, collapse.by_process(spans)) and not self._needs_denial:
             self._needs_denial = True
-            _log.info("huge pages of guest memory are forbidden by shmem_enabled=deny alone: it must stay so")
+            _log.info("only shmem_enabled=deny forbids huge pages of guest memory: leave it as it is")
 
     def _look_at_setting(self) -> None:
-        """The setting that is relied on is the machine's, and whoever is root may change it."""
+        """The setting that we rely on is the machine's, and root may change it."""
         if self._needs_denial and self._vm.engine.stats().tracking and not collapse.is_denied():
             self._needs_denial = False
             self._start_check()
@@ -229,8 +232,8 @@ class Processes:
             _log.warning("cannot check whether the kernel may make huge pages: %s", error.message)
 
     async def _odd_child(self, picture: coverage.Picture) -> Process | None:
-        """A forked child that does not map all that it is served with: something else may be there by now.
-        One whose pid is not known maps none of it, unless it is one of those whose maps may not be read.
+        """Return a forked child that does not map all that it is served with: something else may be there by
+        now. A child of unknown pid maps none of it, unless its maps may be among the unreadable ones.
         """
         await self._forget_gone([item for item in self._vm.processes.values() if item.is_forked])
         for item in picture.known:
@@ -246,7 +249,7 @@ class Processes:
         return None
 
     async def _look(self, mappers: MapperWatch | None = None) -> coverage.Picture:
-        """Who maps the memory now; pids that were found are noted."""
+        """Return who maps the memory now; note pids that were found."""
         await self._forget_gone([item for item in self._vm.processes.values() if not item.pid])
         picture = await asyncio.to_thread(coverage.look, coverage.question_of(self._vm), mappers)
         if not self._watched:
@@ -303,12 +306,12 @@ class Processes:
                 self.gone(process.process_id)
 
     async def _look_alive(self) -> None:
-        """A VMM that calls exec keeps its pidfd and, carelessly, its connection: only its uffd tells."""
+        """A VMM that calls exec keeps its pidfd and, if careless, its connection: only its uffd shows it."""
         while True:
             await asyncio.sleep(_ALIVE_EVERY_S)
-            with guarded("the machine's setting for huge pages is not looked at now"):
+            with guarded("the machine's setting for huge pages cannot be checked now"):
                 self._look_at_setting()
-            with guarded("the end of a process is not taken note of yet"):
+            with guarded("the end of a process is not recorded yet"):
                 await self._forget_gone(list(self._vm.processes.values()))
 
     def _watch(self, process: Process) -> None:
@@ -317,9 +320,9 @@ class Processes:
             self._loop.add_reader(process.pidfd, self._ended, process.process_id)
 
     def _ended(self, process_id: int) -> None:
-        """A pidfd says so. Children of one parent look the same, so it may be another one's."""
+        """A pidfd reports the end. Children of one parent look the same, so it may be another one's."""
         process = self._vm.processes[process_id]
-        # It goes on saying so, which must not take all our time if what follows fails.
+        # It keeps reporting, which must not take all our time if what follows fails.
         self._loop.remove_reader(self._watched.pop(process_id))
         if process is self._vm.vmm:
             self._settle_end(process, has_gone=True)
@@ -329,13 +332,13 @@ class Processes:
             task.add_done_callback(self._ends.discard)
 
     async def _ask_after_end(self, process: Process) -> None:
-        """The userfaultfd tells for certain, and a process that lives must not lose it."""
+        """The userfaultfd is certain; a process that lives must not lose its own."""
         gone = await self.liveness.gone([process])
         if not self._is_closed and self._vm.processes.get(process.process_id) is process:
             self._settle_end(process, has_gone=process.process_id in gone)
 
     def _settle_end(self, process: Process, *, has_gone: bool) -> None:
-        with guarded(f"the end of process {process.pid} is not taken note of; trying again"):
+        with guarded(f"the end of process {process.pid} is not recorded; trying again"):
             if has_gone:
                 self.gone(process.process_id)
             else:
@@ -366,7 +369,7 @@ def _check_apart(field: str, wanted: Range, process: Process) -> None:
         ):
             raise InvalidRegionError(
                 f"{field}.base_host_virt_addr: {wanted.addr:#x}: process {process.pid} is served there"
-                " already: send only the memory that it maps besides"
+                " already: send only further memory"
             )
         if wanted.page_idx < item.page_idx + item.pages and item.page_idx < wanted.page_idx + wanted.pages:
             raise InvalidRegionError(

@@ -31,17 +31,17 @@ from vmmswap.reasons import reason_of
 _log = logging.getLogger("vmmswap.succession")
 
 _LOOK_AGAIN_S = 0.1
-_LOOK_LATER_S = 5.0  # once another process is the VMM
+_LOOK_LATER_S = 5.0  # once another process has become the VMM
 _RETRY_S = 1.0
-_LOOKS = 10  # at who only has the memory open
-# A back-end sees its VMM's end on its socket, and ends soon: bringing all back for it would be in vain.
+_LOOKS = 10  # for processes that only have the memory open
+# A back-end sees its VMM's end on its socket, and ends soon: swapping all in for it would be in vain.
 _GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Heirs:
-    """Who has the memory. served: processes of the VM, by the engine's number. If there are none, other:
-    whoever else, for people; empty if there is nobody. may_pass: it only has it open, as a service manager's
+    """Who has the memory. served: processes of the VM, by the engine's number. other: if there are none,
+    anybody else, for people; empty if there is nobody. may_pass: it only has it open, as a service manager's
     child does that is about to call exec.
     """
 
@@ -54,7 +54,7 @@ class Heirs:
 class _Question:
     memory: coverage.Question
     uffds: tuple[tuple[int, int], ...]  # of the known processes: the engine's number, fd
-    manager: int  # the pid of who keeps fds for us; 0: nobody does
+    manager: int  # the pid of who keeps fds for us; 0: nobody
 
 
 def _question_of(vm: Vm) -> _Question:
@@ -66,7 +66,7 @@ def _question_of(vm: Vm) -> _Question:
 
 
 def _look(question: _Question) -> Heirs:
-    """Blocks: for a thread."""
+    """Blocks: call it on a thread."""
     living = {process_id for process_id, uffd in question.uffds if not is_gone(uffd)}
     picture = coverage.look(question.memory)
     mapped = {one.pid for one in picture.mapped}
@@ -99,8 +99,9 @@ def _name_of(memfd: int) -> str:
 
 
 class Succession:
-    """Of one VM. begin() when its VMM has gone. on_nobody is called when nobody has the memory any more, and
-    nothing is done here from then on; bring_back(reason), once, if all must be brought back first.
+    """Handles the end of one VM's VMM. Call begin() when the VMM has gone. on_nobody is called when nobody
+    has the memory any more; nothing is done here after that. bring_back(reason) is called once, if all must
+    be swapped in first.
     """
 
     def __init__(self, vm: Vm, on_nobody: Callable[[], None], bring_back: Callable[[str], None]) -> None:
@@ -110,7 +111,7 @@ class Succession:
         self._look_now = asyncio.Event()
         self._told: set[str] = set()
         self._looks_left = _LOOKS
-        self._gone_key = -1  # of the VMM that was last reported
+        self._gone_key = -1  # of the VMM reported last
         self._is_brought_back = False
         self._task: asyncio.Task[None] | None = None
 
@@ -125,8 +126,8 @@ class Succession:
         self._look_now.set()
         if self._task is None:
             self._tell(
-                f"process {self._vm.vmm.pid}, the VMM, has ended or called exec: who else has its memory is"
-                " looked for"
+                f"process {self._vm.vmm.pid}, the VMM, has ended or called exec: looking for others that"
+                " have its memory"
             )
             self._task = asyncio.get_running_loop().create_task(self._run(), name="succession")
 
@@ -135,7 +136,7 @@ class Succession:
             self._task.cancel()
 
     def _has_nothing_to_lose(self) -> bool:
-        """All memory is where it was without us. Of an attached VM there may be another VMM to be served."""
+        """All memory is in. If the VM was attached, there may be another VMM to be served."""
         vm = self._vm
         if not vm.backing.others_may_map:
             return True
@@ -151,7 +152,7 @@ class Succession:
                 heirs = await asyncio.to_thread(_look, _question_of(self._vm))
                 pause_s = _LOOK_AGAIN_S
             except (VmmswapError, OSError) as error:
-                self._tell(f"cannot look at who has the VM's memory: {reason_of(error)}")
+                self._tell(f"cannot find out who has the VM's memory: {reason_of(error)}")
                 pause_s = _RETRY_S
             else:
                 if not (heirs.served or heirs.other):
@@ -177,7 +178,7 @@ class Succession:
             if not heirs.may_pass or not self._looks_left:
                 self._order_back(heirs.other)
         elif served and is_late:
-            self._order_back(f"process {coverage.name_of(served[0].pid)} has its memory still")
+            self._order_back(f"process {coverage.name_of(served[0].pid)} still has its memory")
 
     def _order_back(self, who: str) -> None:
         self._is_brought_back = True
@@ -187,7 +188,7 @@ class Succession:
         return not self._vm.vmm.has_gone
 
     def _promote(self, served: Sequence[Process]) -> bool:
-        """Make one of these the VMM, unless it is. False: none can be."""
+        """Make one of these the VMM, unless it already is. False if none can be."""
         if self._vm.vmm in served:
             return True
         candidates = [process for process in served if process.pidfd >= 0]

@@ -214,7 +214,7 @@ class Drain:
                 _log.error("the VM stays paused: %s", error.message)
                 self._fail(asyncio.current_task(), error.message)
             except (QmpError, TimeoutError) as error:
-                self._tell(f"the VM is paused and must go on: {reason_of(error) or _no_answer(self._vm)}")
+                self._tell(f"the VM is paused and must run again: {reason_of(error) or _no_answer(self._vm)}")
                 self._forget()
                 await asyncio.sleep(_RETRY_S)
                 continue

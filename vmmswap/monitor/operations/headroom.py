@@ -195,7 +195,7 @@ class RoomWatch:
             try:
                 room = await asyncio.to_thread(look, self._pids(), self._hierarchies)
             except OSError as error:  # no fd left, say: the swap-in waits for what it is granted: look again
-                _log.warning("cannot look how much memory there is: %s; trying again", error.strerror)
+                _log.warning("cannot find out how much memory there is: %s; trying again", error.strerror)
                 delay_s = _LONGEST_S
                 continue
             if not self._take(room):

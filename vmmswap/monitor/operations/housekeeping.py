@@ -45,7 +45,7 @@ class Housekeeping:
             is_more = False
             engine = self._idle_engine()
             if engine is not None:
-                with guarded("disk space of what is not needed is not given back now"):
+                with guarded("disk space that is not needed cannot be freed now"):
                     is_more = await asyncio.to_thread(_steps, engine)
 
 

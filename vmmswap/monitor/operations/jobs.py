@@ -63,7 +63,7 @@ class Jobs:
         """The VM is gone: do nothing more for it."""
         self._room.stop()
         self.starvation.stop()
-        with guarded("the drain by QMP is not given up"):
+        with guarded("the drain by QMP is not cancelled"):
             self.drain.drop()
 
     @property
@@ -111,8 +111,8 @@ class Jobs:
             return
         if self._vm.engine.stats().mode is Mode.FREEZE and self.machine.job is Job.SWAP_OUT:
             self._drain_failed(
-                "the VMM is frozen, because its userfaultfd or this kernel cannot write-protect, and cannot"
-                " be drained by QMP: use another PinCheck="
+                "the VMM must be frozen, because its userfaultfd or this kernel cannot write-protect, and"
+                " a frozen VMM cannot be drained by QMP: use another PinCheck="
             )
         else:
             self.drain.protected()

@@ -222,7 +222,7 @@ class Orders:
         except VmmswapError as refusal:
             error = refusal
         except Exception as bug:
-            _log.exception("bug in what is looked at before a swap-out goes on")
+            _log.exception("bug in the checks before a swap-out is resumed")
             error = InternalError(f"an internal error: {bug!r}")
         if self._is_closed:
             return
@@ -230,7 +230,7 @@ class Orders:
             self.jobs.perform(Action.SWAP_OUT)
             return
         if error:
-            _log.warning("the swap-out that was under way does not go on: %s", error)
+            _log.warning("the swap-out that was under way is not resumed: %s", error)
         self._vm.engine.forget_job()
         with guarded(NOT_RECORDED):
             self._vm.change(interrupted=0)

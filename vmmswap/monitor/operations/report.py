@@ -132,7 +132,7 @@ class OperationLog:
         if pin_check in _WEAK_PIN_CHECKS and pin_check != self._told_pin_check:
             self._told_pin_check = pin_check
             _log.warning(
-                "pages held for I/O are not looked for: %s (pin check: %s)",
+                "nothing looks for pages held for I/O: %s (pin check: %s)",
                 _WEAK_PIN_CHECKS[pin_check],
                 pin_check,
                 extra=fields(Operation.SWAP_OUT, message_ids.WEAKER_PIN_CHECK),

@@ -37,8 +37,8 @@ def full_file_system(memfds: Iterable[int], pid: int) -> str:
             where = f"the file system at {point}" if point else "the file system"
             more = f"`mount -o remount,size=SIZE {point}`" if point else "a remount with a larger size="
             return (
-                f"{where} that guest memory is a file of is full, all of its {total_mib} MiB: remove other"
-                f" files from it, or make it larger by {more}"
+                f"{where} that holds guest memory is full ({total_mib} MiB): remove other files from it,"
+                f" or enlarge it with {more}"
             )
     return ""
 
@@ -91,8 +91,8 @@ class Starvation:
             return full
         limit = look(self._pids()[:AT_ONCE], self._hierarchies).limit
         return (
-            "the kernel has none for a page that it touched; the tightest limit is that"
-            f" {limit}: free memory there, or raise it"
+            f"the kernel has none for a page that it touched. The tightest limit: {limit}. Free memory"
+            " there, or raise the limit"
         )
 
     def _look_later(self) -> None:
