@@ -69,7 +69,7 @@ static int open_store(struct vm *vm, const struct engine_config *config, struct 
 		return open_tiers(vm, config, err);
 	if (page_map_header(vm->map)->version == PAGE_MAP_VERSION_LOG)
 		return error_set(err, EINVAL,
-				 "pages of the VM are in a store of tiers: it is needed to serve them");
+				 "pages of the VM are in a store of tiers, which is needed to serve them");
 	rc = config->store_fd < 0 ? store_create(config->swap_dir, &vm->store, err) :
 				    store_adopt(config->store_fd, &vm->store, err);
 	if (!rc)

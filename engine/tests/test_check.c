@@ -80,7 +80,7 @@ TEST(what_nobody_is_at)
 	begin();
 	found(3, word_with(PAGE_STORED, slot_of(3), PAGE_PUNCHING), "PUNCHING");
 	found(3, word_with(PAGE_STORED, slot_of(3), PAGE_FILLING | PAGE_BACKGROUND), "a swap-in has it");
-	found(3, word_with(PAGE_STORED, slot_of(3), PAGE_WAITER), "nobody will wake him");
+	found(3, word_with(PAGE_STORED, slot_of(3), PAGE_WAITER), "nobody will wake it");
 	engine_stop(rig.engine);
 	found(3, word_with(PAGE_STORED, slot_of(3), PAGE_FILLING), "FILLING");
 	found(3, word_with(PAGE_POISONED, PAGE_SLOT_NONE, 0), "nobody will");

@@ -107,7 +107,7 @@ static struct entry *new_entry(struct notices *notices, const struct notice *not
 	if (!entry && notice->kind != NOTICE_ODD) {
 		entry = take_spare(notices);
 		if (!entry) {
-			fprintf(stderr, "no memory to tell of an event that must not be lost\n");
+			fprintf(stderr, "no memory to report an event that must not be lost\n");
 			abort();
 		}
 	}

@@ -16,17 +16,18 @@
 #include <unistd.h>
 
 #define TRACER_STACK_BYTES (512 << 10)
-/* What the tracer gets beyond the deadline to notice it by itself. */
+/* Extra time for the tracer, beyond the deadline, to notice it by itself. */
 #define GRACE_NS 500000000
 
 struct freeze {
-	struct tracees tracees; /* the tracer's alone until it has settled, and from the thaw to its end */
+	struct tracees
+		tracees; /* only the tracer uses it until it has settled, and from the thaw to its end */
 	pthread_t tracer;
 	bool joined;
 	pthread_mutex_t lock;
 	pthread_cond_t moved;
-	bool settled; /* frozen or failed; under lock, as the rest */
-	bool thaw;    /* asked for */
+	bool settled; /* frozen or failed; under lock, like the rest */
+	bool thaw;    /* requested */
 	int rc;	      /* valid when settled */
 };
 
@@ -36,7 +37,7 @@ static void *tracer_main(void *arg)
 	int rc, old;
 
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &old);
-	prctl(PR_SET_TIMERSLACK, 1UL); /* else a nap of 20 us takes 70, and the guest waits for it */
+	prctl(PR_SET_TIMERSLACK, 1UL); /* otherwise a nap of 20 us takes 70, while the guest waits */
 	freeze->tracees.tracer_tid = gettid();
 	rc = tracees_stop_all(&freeze->tracees);
 
@@ -67,8 +68,8 @@ static int start_tracer(struct freeze *freeze)
 	return -rc;
 }
 
-/* Joined, the tracer may not yet have let go what it holds: the kernel wakes us first. It does so before it
- * forgets the thread's number. True: cancelled. */
+/* After the join, the tracer may still hold its threads: the kernel wakes us first, but releases them before
+ * it forgets the thread's number. True: cancelled. */
 static bool join_tracer(struct freeze *freeze)
 {
 	uint64_t pause_ns = TRACEES_NAP_MIN_NS;
@@ -121,7 +122,9 @@ static int give_up(struct freeze *freeze, struct error *err)
 	else if (freeze->rc)
 		rc = error_set(err, -freeze->rc, "cannot freeze the VM: %s", strerror(-freeze->rc));
 	else
-		rc = error_set(err, ETIMEDOUT, "the VM did not stand still within %u ms; all run again",
+		rc = error_set(err, ETIMEDOUT,
+			       "not all threads of the VM stopped within %u ms; all run "
+			       "again",
 			       tracees->timeout_ms);
 	release(freeze);
 	return rc;
@@ -151,7 +154,7 @@ int freeze_create(freeze_list_fn *list, void *ctx, uint32_t timeout_ms, struct f
 	}
 	if (!wait_settled(freeze))
 		pthread_cancel(freeze->tracer);
-	/* A tracer that was not in seize() after all has noticed the cancellation or the deadline, or
+	/* If the tracer was not in seize() after all, it has noticed the cancellation or the deadline, or
 	 * succeeds this instant. */
 	pthread_mutex_lock(&freeze->lock);
 	rc = freeze->settled ? freeze->rc : -ETIMEDOUT;

@@ -29,7 +29,7 @@ static bool is_over(const struct members *members)
 	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec >= members->deadline_ns;
 }
 
-/* The members' descendants, whatever they map: a grandchild may map what its parent has unmapped. */
+/* Find the members' descendants, whatever they map: a grandchild may map what its parent has unmapped. */
 static int list_family(const struct members *members, struct pid_list *family)
 {
 	int rc = append(family, &members->mappers);
@@ -45,7 +45,7 @@ static int list_family(const struct members *members, struct pid_list *family)
 	return rc;
 }
 
-/* Of the family, who is not a member yet and maps the memory. */
+/* Find those of the family that map the memory and are not members yet. */
 static int look_at_family(struct members *members, const struct pid_list *family)
 {
 	struct mapper_list found = { 0 };

@@ -18,9 +18,9 @@
 #define REFUSALS_MAX 10
 
 enum task_state {
-	TASK_RUNNING, /* interrupted, and on its way to stop */
+	TASK_RUNNING, /* interrupted, and about to stop */
 	TASK_STOPPED,
-	TASK_DEAD, /* an ended leader: its number lives on with its process, or with a sibling after exec */
+	TASK_DEAD, /* a leader that has ended: its number stays in use by its process, or by a sibling after exec */
 };
 
 struct task {
@@ -37,9 +37,9 @@ uint64_t tracees_now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
 }
 
-/* The kernel has no wait for a tracee with a timeout: waitid() has none, a pidfd does not poll readable for
- * a stop, and SIGCHLD belongs to the program that we are a library in. Stops take some ten microseconds, so
- * short naps that double do. */
+/* The kernel offers no wait for a tracee with a timeout: waitid() has none, a pidfd does not poll readable
+ * for a stop, and SIGCHLD belongs to the program that uses us as a library. Stops take some ten microseconds,
+ * so sleep for short times that double. */
 void tracees_nap(uint64_t *pause_ns)
 {
 	struct timespec pause = { .tv_nsec = (long)*pause_ns };
@@ -110,9 +110,9 @@ static int not_permitted(struct tracees *tracees, pid_t pid, pid_t tid, pid_t tr
 }
 
 /* EPERM has many meanings: the thread has ended; it is ours, and has taken its leader's number by exec;
- * somebody else traces it; we may not. All that can be asked comes after the refusal and may be about
- * another thread: exec replaces a dead leader, which cannot be seized, by a living thread under the same
- * number (seen). So without a tracer to name, try again a few times. */
+ * somebody else traces it; tracing is not permitted. Any further question comes after the refusal and may be
+ * about another thread: exec replaces a dead leader, which cannot be seized, by a living thread with the same
+ * number (seen). So if there is no tracer to name, try again a few times. */
 static int seize_refused(struct tracees *tracees, pid_t pid, pid_t tid, bool *ours_out)
 {
 	pid_t tracer = procfs_tracer(pid, tid);
@@ -126,8 +126,8 @@ static int seize_refused(struct tracees *tracees, pid_t pid, pid_t tid, bool *ou
 		return 0;
 	}
 	if (info.state == 'Z' || info.state == 'X') {
-		/* A leader stays so while its siblings live. Others are about to vanish, and may have cut
-		 * the listing short. */
+		/* A leader stays in this state while its siblings live. Other threads are about to vanish,
+		 * and may have cut the listing short. */
 		tracees->changed |= tid != pid;
 		return 0;
 	}
@@ -162,7 +162,7 @@ static int catch_task(struct tracees *tracees, pid_t pid, pid_t tid)
 	}
 	tracees->changed = true;
 	tracees->tasks[tracees->tasks_n++] = (struct task){ .pid = pid, .tid = tid, .state = TASK_RUNNING };
-	/* The one thing that can go wrong here is that it has ended, and that shows when it is waited for. */
+	/* Only one thing can go wrong here: the thread has ended. That shows when it is waited for. */
 	ptrace(PTRACE_INTERRUPT, tid, NULL, NULL);
 	return 0;
 }
@@ -205,9 +205,9 @@ static int catch_all(struct tracees *tracees)
 
 /* ---- waiting for them to stop ---- */
 
-/* Look at one thread anew, whatever was known: a stopped one dies by SIGKILL, a dead leader's number comes
- * to life by exec. WNOWAIT matters: reaping a stop clears the signal that the kernel keeps for the thread,
- * and if we then died, the thread would go on without it. False: the thread is gone. */
+/* Look at one thread again, whatever was known: a stopped one dies by SIGKILL, and a dead leader's number
+ * comes to life by exec. WNOWAIT matters: reaping a stop clears the signal that the kernel keeps for the
+ * thread, and if we then died, the thread would continue without it. False: the thread is gone. */
 static bool look_at(struct task *task)
 {
 	const int options = WEXITED | WNOHANG | __WALL | __WNOTHREAD;
@@ -217,7 +217,7 @@ static bool look_at(struct task *task)
 	if (waitid(P_PID, (id_t)task->tid, &info, options | WSTOPPED | WNOWAIT))
 		return false;
 	if (info.si_pid == 0) {
-		/* The end of a leader is not reported before that of its last sibling. */
+		/* The kernel reports the end of a leader only after that of its last sibling. */
 		bool dead = task->tid == task->pid && !procfs_task(task->pid, task->tid, &proc) &&
 			    proc.state == 'Z';
 
@@ -226,7 +226,7 @@ static bool look_at(struct task *task)
 		task->state = TASK_STOPPED;
 		task->stop_code = info.si_status;
 	} else if (task->tid == task->pid) {
-		/* Not reaped: its status is for its parent, which may be another part of us. */
+		/* Do not reap it: its status is for its parent, which may be another part of us. */
 		task->state = TASK_DEAD;
 	} else {
 		waitid(P_PID, (id_t)task->tid, &info, options);
@@ -235,7 +235,7 @@ static bool look_at(struct task *task)
 	return true;
 }
 
-/* How many still run. */
+/* Count the threads that still run. */
 static size_t look_at_all(struct tracees *tracees)
 {
 	size_t running = 0;
@@ -304,16 +304,18 @@ int tracees_stop_all(struct tracees *tracees)
 			return rc ? rc : FAILPOINT("freeze.stopped");
 		if (tracees_now_ns() >= tracees->deadline_ns)
 			return timed_out(tracees);
-		/* Changed, yet nothing more to hold: threads are ending, and need a moment for it. */
+		/* The set changed, but there is nothing more to hold: threads are ending, and need a moment
+		 * for it. */
 		if (tracees->tasks_n <= known)
 			tracees_nap(&pause_ns);
 		known = tracees->tasks_n;
 	}
 }
 
-/* A thread in signal-delivery-stop has the signal in hand and takes what we give back. In PTRACE_EVENT_STOP
- * there is none: pending signals are still pending, and a group-stop is resumed by the kernel itself. A
- * thread that cannot be detached has ended, or is let go with the others when this thread ends. */
+/* A thread in signal-delivery-stop has the signal in hand and takes what we return to it. In
+ * PTRACE_EVENT_STOP there is none: pending signals are still pending, and the kernel itself resumes a
+ * group-stop. A thread that cannot be detached has ended, or is released with the others when this thread
+ * ends. */
 void tracees_detach(struct tracees *tracees)
 {
 	for (size_t i = 0; i < tracees->tasks_n; i++) {

@@ -86,7 +86,7 @@ static void leave_sealed(struct evictor *evictor, const struct window *window)
 	struct error why;
 
 	error_set(&why, EPERM,
-		  "a memfd of the VM is sealed against writing, and nothing can be punched out of it");
+		  "a memfd of the VM is sealed against writing, so nothing can be punched out of it");
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++)
 		if (window_has_data(window, idx))
 			left_add(evictor->left, idx, 1, &why);

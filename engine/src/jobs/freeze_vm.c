@@ -65,8 +65,7 @@ int freeze_vm(struct swapper *swapper, struct freeze **freeze)
 		freeze_destroy(*freeze);
 		*freeze = NULL;
 	}
-	return error_set(
-		&swapper->error, ETIMEDOUT,
-		"the VM was given new processes each of %d times that it was to be frozen; all run again",
-		FREEZE_ATTEMPTS);
+	return error_set(&swapper->error, ETIMEDOUT,
+			 "the VM got new processes during each of %d attempts to freeze it; all run again",
+			 FREEZE_ATTEMPTS);
 }

@@ -26,11 +26,10 @@ static void look_at_freeze(struct swapper *swapper)
 
 	if (!swapper->freeze || !limit_ms || freeze_duration_us(swapper->freeze) / 1000 < limit_ms)
 		return;
-	error_set(
-		&error, ETIMEDOUT,
-		"the VM stood still for %u ms, which is FreezeLimitSec=, and runs again: what is not out yet stays. "
-		"Call Enable again for the rest, or set Mode=live where the kernel can",
-		limit_ms);
+	error_set(&error, ETIMEDOUT,
+		  "the VM was frozen for %u ms, which is FreezeLimitSec=, and runs again: what is not out "
+		  "yet stays on RAM. Call Enable again for the rest, or set Mode=live if the kernel can",
+		  limit_ms);
 	job_fail(swapper, &error);
 }
 

@@ -20,7 +20,7 @@ static int keep_out(struct vm *vm, uint64_t page_idx, uint64_t word, struct erro
 	return error_set(err, EPROTO,
 			 "the page map is damaged: page %llu has slot %llu, which %s: restart the VM",
 			 (unsigned long long)page_idx, (unsigned long long)page_slot_of(word),
-			 rc == -EEXIST ? "another page has too" : "the swap file does not have");
+			 rc == -EEXIST ? "another page has as well" : "the swap file does not have");
 }
 
 /* For memory that hides its data: bring in at once a page that the predecessor was putting back when it died,

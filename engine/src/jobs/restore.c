@@ -326,11 +326,11 @@ int restore_chunk(struct restorer *restorer, uint64_t *page_idx, uint64_t end_id
 			"a process of the VM is stuck in the middle of changing its memory mappings; "
 			"is it stopped (SIGSTOP, a debugger)?");
 	if (rc == -EIO)
-		return error_set(
-			err, EIO,
-			"the kernel does not take pages for the VM's memory: it is as it was, see the journal");
+		return error_set(err, EIO,
+				 "the kernel refused pages for the VM's memory, which is unchanged: see the "
+				 "journal");
 	return error_set(
 		err, -rc,
-		"no memory left for the VM's pages to come back to: free some on the host, raise the "
-		"limits of the VMM's cgroup, or make room in the file system of guest memory");
+		"no memory left to bring the VM's pages back: free some on the host, raise the limits of "
+		"the VMM's cgroup, or make room in the file system of guest memory");
 }

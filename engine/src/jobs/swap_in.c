@@ -83,11 +83,11 @@ void swap_in(struct swapper *swapper)
 		idle_since_ns = idle_since_ns ? idle_since_ns : monotonic_ns();
 		if (monotonic_ns() - idle_since_ns > VM_STUCK_NS &&
 		    poison_pages_to_lift(vm) + swapper->unreadable_pages >= pages_out(vm)) {
-			error_set(
-				&swapper->error, EAGAIN,
-				"%llu pages could not be taken out of a process's way: it is stuck in the middle of "
-				"changing its memory mappings, or has no memory left; is it stopped (SIGSTOP, a debugger)?",
-				(unsigned long long)pages_out(vm));
+			error_set(&swapper->error, EAGAIN,
+				  "%llu pages could not be brought back in a process of the VM: it is stuck "
+				  "in the middle of changing its memory mappings, or has no memory left; is "
+				  "it stopped (SIGSTOP, a debugger)?",
+				  (unsigned long long)pages_out(vm));
 			return;
 		}
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
@@ -95,11 +95,10 @@ void swap_in(struct swapper *swapper)
 	if (!job_goes_on(swapper))
 		return;
 	if (pages_out(vm)) {
-		error_set(
-			&swapper->error, EIO,
-			"%llu pages of guest memory cannot be read back from the %s file: they are still out, and the VM "
-			"cannot be released while they are",
-			(unsigned long long)pages_out(vm), store_file_kind(vm->store));
+		error_set(&swapper->error, EIO,
+			  "%llu pages of guest memory cannot be read back from the %s file: they are still "
+			  "out, and the VM cannot be released until they are back",
+			  (unsigned long long)pages_out(vm), store_file_kind(vm->store));
 		return;
 	}
 	untrack_memory(swapper);

@@ -263,10 +263,10 @@ static void swap_out_until_nobody_joins(struct swapper *swapper)
 			return;
 		fruitless = pages_taken(swapper) == before ? fruitless + 1 : 0;
 	}
-	error_set(
-		&swapper->error, EAGAIN,
-		"processes that map guest memory join faster than it can go out: %llu pages are out, try again later",
-		(unsigned long long)atomic_load(&swapper->vm->stored_pages));
+	error_set(&swapper->error, EAGAIN,
+		  "processes that map guest memory join faster than it can be swapped out: %llu pages are "
+		  "out; try again later",
+		  (unsigned long long)atomic_load(&swapper->vm->stored_pages));
 }
 
 /* Report the pages left behind. It is an error only if nothing could be swapped out. */

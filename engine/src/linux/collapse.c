@@ -37,7 +37,8 @@ static void scene_close(struct scene *s)
 		close(s->memfd);
 }
 
-/* One page in a chunk of holes, and huge pages are wanted. NOHUGEPAGE first: else the touch alone may bring all 512. */
+/* One page in a chunk of holes, with huge pages wanted. NOHUGEPAGE comes first: otherwise the touch alone may
+ * bring in all 512 pages. */
 static int scene_map(struct scene *s)
 {
 	s->memfd = memfd_create("vmmswap-collapse", MFD_CLOEXEC);
@@ -69,8 +70,8 @@ static int scene_register(struct scene *s)
 	return 0;
 }
 
-/* A kernel that fills the holes says EINVAL afterwards; one that spares them says EBUSY. Not by st_blocks: what
- * khugepaged tries at the same time is counted there until it gives up. */
+/* A kernel that fills the holes returns EINVAL afterwards; one that spares them returns EBUSY. Do not go by
+ * st_blocks: it includes what khugepaged tries at the same time, until that gives up. */
 static int try_once(const struct scene *s)
 {
 	int rc = madvise(s->chunk, CHUNK_BYTES, MADV_COLLAPSE) ? -errno : 0;
@@ -90,10 +91,10 @@ int collapse_try_holes(struct error *err)
 	if (!rc)
 		rc = scene_register(&s);
 	if (rc)
-		error_set(err, -rc, "cannot try what collapsing does to holes: %s", strerror(-rc));
+		error_set(err, -rc, "cannot test what collapsing does to holes: %s", strerror(-rc));
 	else if (madvise(s.chunk, CHUNK_BYTES, MADV_HUGEPAGE))
 		rc = errno == EINVAL ? COLLAPSE_SPARES_HOLES :
-				       COLLAPSE_UNKNOWN; /* EINVAL: no huge pages at all */
+				       COLLAPSE_UNKNOWN; /* EINVAL: this kernel has no huge pages */
 	else
 		rc = COLLAPSE_UNKNOWN;
 	for (int i = 0; i < TRIES_MAX && rc == COLLAPSE_UNKNOWN && s.uffd >= 0; i++)

@@ -51,7 +51,7 @@ static bool is_asked_for(const struct scan *scan, ino_t ino)
 	return false;
 }
 
-/* By its inode's number alone, so that few fds are looked at more closely. Kernels before 5.14 do not tell it. */
+/* Compare inode numbers only, so that few fds need a closer look. Kernels before 5.14 do not report them. */
 static bool may_be_asked_for(const struct scan *scan, int dir_fd, const char *name)
 {
 	char text[FDINFO_BYTES], *at;
@@ -69,7 +69,8 @@ static bool may_be_asked_for(const struct scan *scan, int dir_fd, const char *na
 	return !at || is_asked_for(scan, (ino_t)strtoull(at + strlen("\nino:"), NULL, 10));
 }
 
-/* Without the process's uid, /proc/PID/fd is closed even to CAP_SYS_PTRACE, and pidfd_getfd is not. 0 or -errno. */
+/* Without the process's uid even CAP_SYS_PTRACE does not open /proc/PID/fd, but pidfd_getfd works. Returns 0
+ * or -errno. */
 static int stat_by_getfd(pid_t pid, int number, struct stat *out)
 {
 	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0), fd, rc;
@@ -94,7 +95,7 @@ static int look_at_fd(struct scan *scan, pid_t pid, int number)
 	rc = stat(path, &status) ? -errno : 0;
 	if (rc == -EACCES || rc == -EPERM)
 		rc = stat_by_getfd(pid, number, &status);
-	if (rc) /* closed meanwhile, or nothing that can be told */
+	if (rc) /* closed meanwhile, or unknown */
 		return rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM ? rc : 0;
 	for (size_t i = 0; i < scan->files_n; i++)
 		if (scan->files[i].dev == status.st_dev && scan->files[i].ino == status.st_ino)

@@ -16,15 +16,15 @@
 struct seen {
 	pid_t pid;
 	uint64_t size_pages, shared_pages;
-	uint64_t rests_until_ns; /* a change is not followed before: reading its maps takes long */
-	uint64_t turn_ns;	 /* when they are read without a change */
+	uint64_t rests_until_ns; /* do not follow a change before this time: reading its maps takes long */
+	uint64_t turn_ns;	 /* when to read them without a change */
 	bool maps, unreadable;
 };
 
 struct mapper_watch {
 	struct seen *seen; /* pids ascending */
 	size_t seen_n;
-	struct mapped_file *files; /* that were looked for */
+	struct mapped_file *files; /* the files that were looked for */
 	size_t files_n;
 };
 
@@ -43,7 +43,7 @@ void mapper_watch_destroy(struct mapper_watch *watch)
 	free(watch);
 }
 
-/* What is known of processes is known of these files: with others, all is looked at anew. */
+/* What is known of processes concerns these files: with other files, look at everything again. */
 static int ask_for(struct mapper_watch *watch, const struct mapped_file *files, size_t files_n)
 {
 	size_t bytes = files_n * sizeof *files;
@@ -88,7 +88,7 @@ static const struct seen *find(const struct mapper_watch *watch, pid_t pid)
 			       NULL;
 }
 
-/* "SIZE RESIDENT SHARED ...", in pages. False: it has ended. Everybody may read it. */
+/* "SIZE RESIDENT SHARED ...", in pages. False if the process has ended. Everybody may read it. */
 static bool read_sizes(struct seen *seen)
 {
 	char path[32], text[128], *at;
@@ -130,13 +130,13 @@ static int read_maps(struct seen *seen, const struct mapped_file *files, size_t 
 	seen->maps = out->mappings_n > mappings_n;
 	seen->unreadable = out->unreadable.pids_n > unreadable_n;
 	seen->rests_until_ns = end_ns + (end_ns - since_ns) * MAPPER_WATCH_REST;
-	/* Not all in one look, though all were read first in one. */
+	/* Spread the reads over several looks, although all processes were first read in one. */
 	seen->turn_ns = end_ns + (MAPPER_WATCH_TURN_S / 2 + (uint64_t)seen->pid % (MAPPER_WATCH_TURN_S / 2)) *
 					 SECOND_NS;
 	return rc;
 }
 
-/* What is known of a process from now on goes to *seen. */
+/* Add what is known of a process from now on to *seen. */
 static int look_at(const struct mapper_watch *watch, struct seen *seen, const struct mapped_file *files,
 		   size_t files_n, struct mapper_list *out)
 {
@@ -144,7 +144,7 @@ static int look_at(const struct mapper_watch *watch, struct seen *seen, const st
 
 	if (must_be_read(before, seen, now_ns()))
 		return read_maps(seen, files, files_n, out);
-	*seen = *before; /* its sizes too: a change that was not followed is still one */
+	*seen = *before; /* its sizes too: a change that was not followed is still a change */
 	return seen->unreadable ? pid_list_add(&out->unreadable, seen->pid) : 0;
 }
 

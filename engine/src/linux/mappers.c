@@ -16,7 +16,7 @@ struct scan {
 	const struct mapped_file *files;
 	size_t files_n;
 	struct mapper_list *out;
-	char *line; /* getline()'s, grown as needed: a path of 4 KiB is 16 KiB when each byte is escaped */
+	char *line; /* getline()'s buffer, grown as needed: a path of 4 KiB takes 16 KiB if each byte is escaped */
 	size_t line_max;
 };
 
@@ -38,9 +38,10 @@ void mappers_free(struct mapper_list *list)
 	*list = (struct mapper_list){ 0 };
 }
 
-/* "ADDR-END PERM OFFSET MAJOR:MINOR INODE PATH". Only what stands before the path is looked at: the rest is
- * any process's choice (the kernel escapes a newline in it as \012, so it cannot forge a line). False: not
- * a mapping of a file. By hand, not sscanf: a freeze scans every process while the guest stands still. */
+/* "ADDR-END PERM OFFSET MAJOR:MINOR INODE PATH". Look only at what precedes the path: any process chooses the
+ * rest (the kernel escapes a newline in it as \012, so it cannot forge a line). False if this is not a
+ * mapping of a file. Parsed by hand instead of sscanf, because a freeze scans every process while the guest
+ * is stopped. */
 static bool parse_line(const char *line, struct mapping *mapping, struct mapped_file *file)
 {
 	unsigned long major_number, minor_number;
@@ -100,7 +101,8 @@ static int scan_line(struct scan *scan, pid_t pid)
 	return 0;
 }
 
-/* *empty_out: there was no mapping at all. 0, -EACCES or the like when the file may not be read, -ENOMEM. */
+/* *empty_out: there was no mapping at all. Returns 0, -ENOMEM, or -EACCES or the like if the file may not be
+ * read. */
 static int scan_maps(struct scan *scan, pid_t pid, const char *path, bool *empty_out)
 {
 	int rc = 0;
@@ -122,8 +124,8 @@ static int scan_maps(struct scan *scan, pid_t pid, const char *path, bool *empty
 	return rc;
 }
 
-/* A thread-group leader that has ended while other threads live on is a zombie with no maps, though the
- * memory is there: ask the other threads. Kernel threads take this way too and stay empty. */
+/* A thread-group leader that has ended while other threads live is a zombie without maps, though the memory
+ * is still there: ask the other threads. This also happens for kernel threads, which have none. */
 static int scan_threads(struct scan *scan, pid_t pid)
 {
 	struct pid_list tids = { 0 };

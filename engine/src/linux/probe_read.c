@@ -10,14 +10,15 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-/* Alone in a copy of a process with threads: whoever held a lock is not there, so nothing but system calls. */
+/* This thread is alone in a copy of a process with threads. Holders of locks do not exist here, so use
+ * nothing but system calls. */
 static _Noreturn void read_one_byte(pid_t pid, uint64_t addr, int go_fd)
 {
 	char byte;
 	struct iovec here = { .iov_base = &byte, .iov_len = 1 };
 	struct iovec there = { .iov_base = (void *)(uintptr_t)addr, .iov_len = 1 };
 
-	/* Should we be killed, nobody would end it, and it keeps our fds open. */
+	/* If we are killed, nobody else would end it, and it keeps our fds open. */
 	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 	while (syscall(SYS_read, go_fd, &byte, 1) == 1) {
 		long done = syscall(SYS_process_vm_readv, pid, &here, 1, &there, 1, 0);
@@ -34,7 +35,7 @@ pid_t probe_read_start(pid_t pid, uint64_t addr, int go_fd)
 	long child;
 	int rc = 0;
 
-	/* The child must run no signal handler of ours: it would write into pipes that we share. */
+	/* The child must not run our signal handlers: they would write into pipes that we share. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &before);
 	child = syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);

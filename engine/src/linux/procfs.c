@@ -90,7 +90,7 @@ int procfs_children(pid_t pid, struct pid_list *out)
 	return rc;
 }
 
-/* One of the small files of a thread, which the kernel hands out in one read. */
+/* Read one of a thread's small files, which the kernel returns in one read. */
 static int read_file(pid_t pid, pid_t tid, const char *name, char *out, size_t out_bytes)
 {
 	char path[64];

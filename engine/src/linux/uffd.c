@@ -85,11 +85,12 @@ int uffd_open_own(void)
 	return rc;
 }
 
-/* Hardly anything is mapped there (vm.mmap_min_addr's default), and no guest memory. */
+/* An address where hardly anything is mapped (vm.mmap_min_addr's default), and no guest memory. */
 #define NOWHERE_ADDR 0x10000
 
-/* (Un)register take the mm by mmget_not_zero and answer ENOMEM where the others say ESRCH, but also where a mapping cannot be
- * split: the process has as many as it may (vm.max_map_count). A request that is refused otherwise tells which it is. */
+/* (Un)register takes the mm by mmget_not_zero and returns ENOMEM where other calls return ESRCH. It also
+ * returns ENOMEM if a mapping cannot be split, because the process has its maximum of mappings
+ * (vm.max_map_count). To tell which, make a request that is refused for another reason. */
 static enum uffd_outcome registration_outcome(int uffd, int code)
 {
 	struct uffdio_zeropage request = { .range = { .start = NOWHERE_ADDR, .len = 4096 } };
@@ -127,11 +128,12 @@ enum uffd_outcome uffd_unregister(int uffd, uint64_t addr, uint64_t size_bytes)
 	return registration_outcome(uffd, errno);
 }
 
-/* Minor faults, for pages that the file has and the process has not mapped yet, are granted to shmem alone, and to all of a range or
- * to none (Linux fs/userfaultfd.c, vma_can_userfault()): that is how private memory is told from a guest's. Wanted they are not, as
- * each would cost a wake-up. A mode that adds nothing to what is registered changes nothing, and any other takes its place: so
- * asking for missing and minor faults, and then for missing and write-protect faults, never loses the missing ones. Where there is
- * no write-protection, minor faults stay, and are served. */
+/* Minor faults are faults on pages that the file has and the process has not mapped yet. The kernel grants
+ * them to shmem only, and to all of a range or none (fs/userfaultfd.c, vma_can_userfault()): this tells
+ * private memory from a guest's. We do not want them, as each would cost a wake-up. A mode that adds nothing
+ * to the registered one changes nothing; any other mode replaces it. So asking first for missing and minor
+ * faults, then for missing faults and write-protection, never loses the missing ones. Without
+ * write-protection, minor faults stay, and are served. */
 enum uffd_outcome uffd_register_shared(int uffd, uint64_t addr, uint64_t size_bytes, bool write_protect)
 {
 	enum uffd_outcome outcome = register_mode(uffd, addr, size_bytes, MISSING_AND_MINOR);
@@ -151,11 +153,11 @@ enum uffd_outcome uffd_unregister_shared(int uffd, uint64_t addr, uint64_t size_
 	enum uffd_outcome outcome = register_mode(uffd, addr, size_bytes, MISSING_AND_MINOR);
 	enum uffd_outcome undone = uffd_unregister(uffd, addr, size_bytes);
 
-	uffd_wake(uffd, addr, size_bytes); /* unregistering wakes who waits for missing pages alone */
+	uffd_wake(uffd, addr, size_bytes); /* unregistering wakes only those that wait for missing pages */
 	return outcome == UFFD_DONE ? undone : outcome;
 }
 
-/* Memory that nobody may read. The kernel looks for the registration first, and for the bytes only then. */
+/* Memory that nobody may read. The kernel checks the registration first, and the bytes only then. */
 static void *unreadable;
 
 static void map_unreadable(void)
@@ -196,7 +198,7 @@ enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t 
 		*copied_bytes = size_bytes;
 		return UFFD_DONE;
 	}
-	/* .copy holds a negative errno where nothing was copied, on kernels that write it at all. */
+	/* If nothing was copied, .copy holds a negative errno, on kernels that write it at all. */
 	if (errno == EAGAIN && request.copy > 0)
 		*copied_bytes = (uint64_t)request.copy;
 	return outcome_of(errno);
@@ -267,9 +269,10 @@ enum uffd_outcome uffd_unprotect(int uffd, uint64_t addr, uint64_t size_bytes)
 	return set_protection(uffd, addr, size_bytes, 0);
 }
 
-/* O_NONBLOCK belongs to the open file, which the VMM shares: it can clear the flag between any two of our calls, and a
- * plain read() would then sleep in the kernel with a lock held. RWF_NOWAIT asks per call. Kernels before 6.10 refuse it
- * for userfaultfd (EOPNOTSUPP): there the flag is set again before each read, which narrows the window and no more. */
+/* O_NONBLOCK belongs to the open file, which the VMM shares. It can clear the flag between any two of our
+ * calls, and a plain read() would then sleep in the kernel with a lock held. RWF_NOWAIT asks per call.
+ * Kernels before 6.10 refuse it for userfaultfd (EOPNOTSUPP); there we set the flag again before each read,
+ * which only narrows the window. */
 int uffd_read(int uffd, struct uffd_msg *messages, size_t messages_n)
 {
 	struct iovec iov = { .iov_base = messages, .iov_len = messages_n * sizeof *messages };

@@ -24,7 +24,7 @@
 #include <unistd.h>
 
 #define ASK_MAX 1000
-#define INFO_BYTES_MAX ((size_t)16 << 20) /* 16384 buffers and as many files fit many times over */
+#define INFO_BYTES_MAX ((size_t)16 << 20) /* 16384 buffers and as many files fit many times */
 #define RING_NAME "anon_inode:[io_uring]"
 
 static int name_of_own_fd(int fd, char *name, size_t name_bytes)
@@ -40,7 +40,7 @@ static int name_of_own_fd(int fd, char *name, size_t name_bytes)
 	return 0;
 }
 
-/* /proc/PID/fd is closed to us if the process is another user's, even with CAP_SYS_PTRACE; a copy of the fd
+/* If the process is another user's, /proc/PID/fd is closed to us even with CAP_SYS_PTRACE; a copy of the fd
  * is not. */
 static int name_by_copy(pid_t pid, int fd, char *name, size_t name_bytes)
 {
@@ -82,7 +82,7 @@ static int is_ring(pid_t pid, int fd)
 	return !strcmp(name, RING_NAME);
 }
 
-/* The whole of fdinfo, which is one state of the ring however many reads it takes; *text is to be freed. */
+/* Read all of fdinfo. It is one state of the ring, however many reads it takes. The caller frees *text. */
 static int read_info(pid_t pid, int fd, char **text)
 {
 	char path[64];
@@ -130,7 +130,7 @@ static bool overlaps(const struct uring_range *ranges, size_t ranges_n, const st
 	return false;
 }
 
-/* The list in an fdinfo. 1 found, 0 none, -EAGAIN the ring was locked. */
+/* Find the list in an fdinfo. 1: found; 0: there is none; -EAGAIN: the ring was locked. */
 static int search_info(const char *text, const struct uring_range *ranges, size_t ranges_n,
 		       struct uring_found *buffer)
 {
@@ -139,7 +139,7 @@ static int search_info(const char *text, const struct uring_range *ranges, size_
 	unsigned long buffers_n;
 	char *end;
 
-	/* The last one: names of registered files come before it, and may hold anything. */
+	/* Take the last one: names of registered files precede it, and may hold anything. */
 	while ((next = strstr(next, title)))
 		at = next++;
 	if (!at)

@@ -18,8 +18,8 @@
 #include "pins/pins_drain.h"
 #include "pins/pins_selftest.h"
 
-#define NEARLY_MIN 4	/* so many pages with one reference too many look like an LRU batch */
-#define REDRAIN_WAIT 16 /* checks until the next drain within a pass, after one that freed nothing */
+#define NEARLY_MIN 4	/* this many pages with one reference too many look like an LRU batch */
+#define REDRAIN_WAIT 16 /* checks until the next drain within a pass, after a drain that freed nothing */
 #define REASON_BYTES 512
 
 enum kind { KIND_BPF, KIND_COLLAPSE, KIND_QMP, KIND_PROMISE, KIND_SETTLE };
@@ -30,7 +30,7 @@ struct pins {
 	enum kind kind;
 	struct pins_bpf *bpf;		/* KIND_BPF */
 	struct pins_collapse *collapse; /* KIND_COLLAPSE */
-	uint32_t settle_ms;		/* KIND_SETTLE, else 0 */
+	uint32_t settle_ms;		/* KIND_SETTLE; otherwise 0 */
 	atomic_int redrain_wait;
 	char reason[REASON_BYTES];
 };
@@ -167,8 +167,8 @@ static bool any_bit(const uint64_t *bits)
 	return all != 0;
 }
 
-/* A page in the host's swap may still be held where it was. Reading brings that very page back, and fills no
- * hole. */
+/* A page in the host's swap may still be held where it was before. Reading brings back that very page, and
+ * fills no hole. */
 static void bring_in(int memfd, uint64_t offset_bytes, const uint64_t *swapped)
 {
 	char byte;
@@ -176,7 +176,7 @@ static void bring_in(int memfd, uint64_t offset_bytes, const uint64_t *swapped)
 	for (uint32_t i = 0; i < PINS_CHUNK_PAGES; i++)
 		if (swapped[i / 64] >> (i % 64) & 1 &&
 		    pread(memfd, &byte, 1, (off_t)(offset_bytes + i * PAGE_BYTES)) < 0)
-			return; /* what could not be read stays held */
+			return; /* pages that could not be read stay held */
 	pins_drain_batches();
 }
 
@@ -206,7 +206,7 @@ static int check_bpf(struct pins *pins, int memfd, const struct pins_place *plac
 		if (!rc && seen.nearly_n >= nearly_n)
 			atomic_store(&pins->redrain_wait, REDRAIN_WAIT);
 	}
-	if (rc == -EAGAIN) { /* its tree was in motion each time: learn nothing, hold everything, this time */
+	if (rc == -EAGAIN) { /* its tree changed each time: learn nothing, and treat all as held this time */
 		set_bits(out->held, PINS_CHUNK_PAGES);
 		return 0;
 	}

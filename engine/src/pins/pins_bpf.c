@@ -15,7 +15,7 @@
 #define SCRATCH_BYTES ((size_t)1 << PINS_SCRATCH_SHIFT)
 #define MAP_BYTES (SCRATCH_BYTES * PINS_SCRATCHES)
 #define LOG_BYTES 65536
-#define LOOKS_MAX 8 /* the tree changes at its top only when the file's end comes or goes */
+#define LOOKS_MAX 8 /* the tree's top changes only when the file's end is filled or punched */
 
 struct pins_bpf {
 	struct pins_layout layout;
@@ -99,7 +99,7 @@ static int load(struct pins_bpf *bpf, struct error *err)
 			"bpf() may not load programs: CAP_BPF and CAP_PERFMON are needed, and no lockdown");
 	log = calloc(1, LOG_BYTES);
 	rc = load_program(insns, insns_n, log, log ? LOG_BYTES : 0);
-	if (rc >= 0) { /* a passing failure, such as EAGAIN for a pending signal */
+	if (rc >= 0) { /* a temporary failure, such as EAGAIN for a pending signal */
 		bpf->prog_fd = rc;
 		rc = 0;
 	} else {

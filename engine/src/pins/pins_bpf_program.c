@@ -134,7 +134,7 @@ static void find_mapping(struct builder *b, const struct pins_layout *l)
 	store(b, BPF_REG_7, SNAP(root[0]), BPF_REG_9);
 }
 
-/* A tree of one leaf or one entry has no node of shift 6: what it has is group 0. */
+/* A tree of one leaf or one entry has no node of shift 6: all that it has is group 0. */
 static void clear_groups(struct builder *b)
 {
 	alu(b, BPF_MOV, BPF_REG_1, 0);
@@ -257,7 +257,7 @@ static void read_pages(struct builder *b, const struct pins_layout *l)
 	b->insns[back].off = (int16_t)((int)loop - (int)back - 1);
 }
 
-/* Every struct page of a folio that fills the chunk: they lie one after the other. */
+/* Copy every struct page of a folio that fills the chunk: they lie one after the other. */
 static void read_folio_pages(struct builder *b, const struct pins_layout *l)
 {
 	int size_bytes = PINS_CHUNK_PAGES * PINS_PAGE_BYTES;

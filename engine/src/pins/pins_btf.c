@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* A reader of BTF, for as much of the format as finding members needs (Documentation/bpf/btf.rst in the
- * kernel). */
+/* This reads BTF, but only as much of the format as it takes to find members (Documentation/bpf/btf.rst in
+ * the kernel). */
 #include "pins/pins_btf.h"
 
 #include <errno.h>
@@ -17,7 +17,7 @@
 				      */
 #define NESTING_LIMIT 16
 
-/* Kinds newer than the oldest linux/btf.h that we build against. */
+/* Kinds that are newer than the oldest linux/btf.h that we build with. */
 enum { KIND_FLOAT = 16, KIND_DECL_TAG = 17, KIND_TYPE_TAG = 18, KIND_ENUM64 = 19 };
 
 struct pins_btf {
@@ -95,7 +95,7 @@ static int read_whole(const char *path, uint8_t **data, size_t *size_bytes)
 	return got == (size_t)st.st_size ? 0 : -EIO;
 }
 
-/* Walk the type section once to count, once more to fill. */
+/* Walk the type section once to count, and once more to fill. */
 static int64_t index_types(const uint8_t *at, uint32_t bytes, const struct btf_type **types)
 {
 	uint32_t used = 0, id = 1;

@@ -100,7 +100,7 @@ void pins_collapse_destroy(struct pins_collapse *collapse)
 	free(collapse);
 }
 
-/* Frame number of the first page; 0 if it is not present or numbers are hidden from us. */
+/* Return the first page's frame number; 0 if the page is not present or numbers are hidden from us. */
 static uint64_t frame_number(const struct pins_collapse *collapse, const void *addr)
 {
 	uint64_t entry = 0;
@@ -140,7 +140,7 @@ static int arm(const struct pins_collapse *collapse, void *chunk)
 
 int pins_collapse_look(struct pins_collapse *collapse, int memfd, uint64_t offset_bytes, bool *is_free)
 {
-	/* twice the size, for an address that is aligned as huge pages want it */
+	/* twice the size, to find an address with the alignment of huge pages */
 	void *reserve =
 		mmap(NULL, 2 * CHUNK_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	void *chunk;

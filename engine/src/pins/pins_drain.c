@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-/* move_pages() empties the batches of every CPU before it looks at what it shall move. So we ask for a page
- * of our own to be moved to the node where it is. Nothing else that an ordinary system call does drains them
- * all. */
+/* move_pages() empties the batches of every CPU before it looks at the pages to move. So we ask it to move a
+ * page of our own to the node where it is. No other ordinary system call drains them all. */
 #include "pins/pins_drain.h"
 
 #include <errno.h>

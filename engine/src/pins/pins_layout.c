@@ -49,8 +49,8 @@ static int read_wanted(const struct pins_btf *btf, struct pins_layout *layout, s
 		if (pins_btf_offset(btf, w->structure, w->member, &at))
 			return error_set(err, ENOTSUP, "this kernel's struct %s has no member %s",
 					 w->structure, w->member);
-		/* node heads and pages are copied in a piece; a larger kernel structure means another kernel
-		 * than we know */
+		/* node heads and pages are copied at once; a larger kernel structure means an unknown
+		 * kernel */
 		if (w->before && at + w->bytes > w->before)
 			return error_set(err, ENOTSUP,
 					 "this kernel's struct %s has %s at byte %u, not within %u",
@@ -65,9 +65,9 @@ static bool is_in_second_page(uint32_t at)
 	return at >= PINS_PAGE_BYTES && at + 4 <= 2 * PINS_PAGE_BYTES;
 }
 
-/* Large folios came to keep one count of all their mappings in 6.10. Kernels before count those of the whole folio in
- * one word, which 6.1 misnames _total_mapcount, and those of single pages in each page; up to 6.1 the former are in
- * the latter, too. Where neither is found large folios are taken for held. */
+/* Since 6.10 a large folio has one count of all its mappings. Earlier kernels count the mappings of the whole
+ * folio in one word, which 6.1 misnames _total_mapcount, and those of single pages in each page; up to 6.1
+ * the latter include the former. If neither is found, large folios count as held. */
 static void read_large(const struct pins_btf *btf, struct pins_layout *layout)
 {
 	layout->folio_large_mapcount = layout->folio_entire_mapcount = PINS_NONE;
@@ -99,8 +99,9 @@ static int check_sizes(const struct pins_btf *btf, const struct pins_layout *lay
 		return error_set(err, ENOTSUP, "this kernel's struct page has %u bytes, not 64", page_bytes);
 	if (node_bytes < layout->node_slots + PINS_NODE_SLOTS * 8)
 		return error_set(err, ENOTSUP, "this kernel's page cache nodes have fewer than 64 slots");
-	/* The kernel copies eight aligned bytes by one load. Both counters in one load are one instant: a
-	 * page that is mapped or unmapped meanwhile, of which another reference is held, cannot look free. */
+	/* The kernel copies eight aligned bytes with one load, so both counters come from the same
+	 * instant. Then a page that somebody else holds cannot look free, even if it is mapped or unmapped
+	 * meanwhile. */
 	if (low % 8 || layout->folio_mapcount + layout->folio_refcount != 2 * low + 4)
 		return error_set(err, ENOTSUP,
 				 "this kernel's _mapcount and _refcount do not lie in one word");

@@ -54,7 +54,7 @@ static int scene_map(struct scene *s)
 	s->again = mmap(NULL, 2 * CHUNK_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, s->memfd, 0);
 	if (s->again == MAP_FAILED)
 		return -errno;
-	/* Where shared memory gets large folios by itself a single touch would bring 512 pages. EINVAL: this
+	/* If shared memory gets large folios by itself, a single touch would bring in 512 pages. EINVAL: this
 	 * kernel has none. */
 	if ((madvise(s->map, 2 * CHUNK_BYTES, MADV_NOHUGEPAGE) ||
 	     madvise(s->again, 2 * CHUNK_BYTES, MADV_NOHUGEPAGE)) &&
@@ -112,8 +112,8 @@ static bool bits_within(const uint64_t *a, const uint64_t *b)
 	return true;
 }
 
-/* Look at a chunk until it is as expected. Too much held may pass; too little, or other pages than there are,
- * is wrong. */
+/* Look at a chunk until it is as expected. Holding too much may pass with time; holding too little, or
+ * finding other pages than there are, is wrong. */
 static int expect(struct pins_bpf *bpf, const struct scene *s, uint32_t chunk,
 		  const struct pins_chunk *expected)
 {
@@ -137,7 +137,7 @@ static int expect(struct pins_bpf *bpf, const struct scene *s, uint32_t chunk,
 	return -EBADMSG;
 }
 
-/* Some pages of the second chunk, one of them held, and holes that must stay holes. */
+/* Use some pages of the second chunk, one of them held, and holes that must stay holes. */
 static int try_small(struct pins_bpf *bpf, struct scene *s)
 {
 	static const uint16_t pages[] = { 0, 3, 63, 64, 511 };
@@ -170,7 +170,7 @@ static int try_small(struct pins_bpf *bpf, struct scene *s)
 	return rc;
 }
 
-/* -EAGAIN: no large folio is to be had now. */
+/* -EAGAIN: no large folio is available now. */
 static int try_large(struct pins_bpf *bpf, struct scene *s)
 {
 	struct pins_chunk expected;
@@ -257,7 +257,7 @@ static int try_collapse(struct pins_collapse *collapse, struct scene *s)
 		rc = expect_free(collapse, s, 0, true);
 	if (!rc)
 		rc = scene_hold(s, 5);
-	if (!rc) /* huge by now: collapse itself says 0 */
+	if (!rc) /* it is huge by now: collapse itself returns 0 */
 		rc = expect_free(collapse, s, 0, false);
 	return rc;
 }

@@ -73,8 +73,8 @@ static bool is_sibling(uint64_t entry)
 	return is_internal(entry) && entry < ENTRY_SIBLING_END;
 }
 
-/* A live node of our tree, in the place where we found it? The root, which has no parent, has no valid offset
- * either. */
+/* True if this is a live node of our tree, in the place where we found it. The root has no parent, and no
+ * valid offset either. */
 static bool node_alive(const struct judge *j, const uint8_t *head, uint64_t parent, uint64_t shift,
 		       uint64_t offset)
 {
@@ -112,8 +112,8 @@ static enum seen judge_count(uint32_t references, uint32_t expected)
 	return references == expected + 1 ? SEEN_NEARLY : SEEN_HELD;
 }
 
-/* The mappings of a folio that fills the chunk, by adding up. False: it was mapped, unmapped or locked meanwhile, or is
- * pinned. */
+/* Add up the mappings of a folio that fills the chunk. False: it was mapped, unmapped or locked meanwhile, or
+ * it is pinned. */
 static bool add_up_mappings(const struct judge *j, uint64_t flags, uint32_t *mappings_n)
 {
 	const struct pins_layout *l = j->layout;
@@ -149,7 +149,7 @@ static bool count_mappings(const struct judge *j, uint32_t i, uint32_t pages_n, 
 	       add_up_mappings(j, u64_at(copy->page, j->layout->folio_flags), mappings_n);
 }
 
-/* The folio whose first page is page i of the chunk. Mapping counts are stored less one. */
+/* The folio whose first page is page i of the chunk. The kernel stores mapping counts minus one. */
 static void judge_folio(const struct judge *j, uint32_t i, uint32_t pages_n)
 {
 	const struct pins_layout *l = j->layout;
@@ -169,7 +169,7 @@ static void judge_folio(const struct judge *j, uint32_t i, uint32_t pages_n)
 	mark(j, i, pages_n, seen, large || pages_n > 1);
 }
 
-/* One entry that stands for pages_n pages, siblings included. */
+/* One entry for pages_n pages, siblings included. */
 static void judge_entry(const struct judge *j, uint64_t entry, uint32_t i, uint32_t pages_n)
 {
 	if (entry == 0)
@@ -219,7 +219,7 @@ static int judge_groups(const struct judge *j, uint64_t parent)
 	return 0;
 }
 
-/* A file with pages among its first 64 only has one leaf for a tree, or a single page. */
+/* If a file has pages only among its first 64, its tree is one leaf or a single page. */
 static int judge_small(const struct judge *j)
 {
 	uint64_t root = j->snap->root[0];

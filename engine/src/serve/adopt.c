@@ -47,8 +47,8 @@ void adopt_child(struct faults *faults, const struct process *parent, int uffd)
 		child->unpolled = true;
 		atomic_store(&faults->unpolled, true);
 		notices_odd(vm->notices, UINT64_MAX,
-			    "a forked child of process %u is served more slowly: epoll has no place for its "
-			    "userfaultfd (%s; fs.epoll.max_user_watches)",
+			    "a forked child of process %u is served more slowly: epoll has no room for "
+			    "its userfaultfd (%s; fs.epoll.max_user_watches)",
 			    parent->id, strerror(-rc));
 	}
 	notice.process_id = child->id;

@@ -174,7 +174,8 @@ static bool is_in_reserve(const struct page_file *store, size_t n)
 static int refuse_over_max(const struct page_file *store, struct error *err)
 {
 	return error_set(err, ENOSPC,
-			 "the VM may store %llu KiB in swap directory %s and needs more: raise DiskTierMax=",
+			 "the VM may store %llu KiB in swap directory %s, and needs more: raise "
+			 "DiskTierMax=",
 			 (unsigned long long)(store->max_bytes >> 10), store->file.dir);
 }
 

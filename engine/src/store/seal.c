@@ -107,10 +107,10 @@ static int map_key(struct seal *seal, struct error *err)
 	seal->page = page;
 	madvise(page, PAGE_BYTES, MADV_DONTDUMP);
 	if (!seal->secret && mlock(page, PAGE_BYTES))
-		return error_set(
-			err, EPERM,
-			"cannot lock the memory of the key (%s): raise LimitMEMLOCK=, or say Encryption=no",
-			strerror(errno));
+		return error_set(err, EPERM,
+				 "cannot lock the memory of the key (%s): raise LimitMEMLOCK=, or set "
+				 "Encryption=no",
+				 strerror(errno));
 	return 0;
 }
 

@@ -20,7 +20,7 @@ static int map_table(struct segments *segments, bool is_new, struct error *err)
 	if (is_new && ftruncate(segments->fd, (off_t)TABLE_BYTES))
 		return error_set(err, errno, "cannot size the segment table: %s", strerror(errno));
 	if (fstat(segments->fd, &st) || (uint64_t)st.st_size != TABLE_BYTES)
-		return error_set(err, EPROTO, "the file given as segment table is not one");
+		return error_set(err, EPROTO, "the file given as segment table is not a segment table");
 	segments->table = mmap(NULL, TABLE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, segments->fd, 0);
 	if (segments->table == MAP_FAILED) {
 		segments->table = NULL;

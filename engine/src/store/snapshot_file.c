@@ -167,7 +167,7 @@ int snapshot_file_open(int fd, struct snapshot_version *version, struct tier **o
 	struct stat st;
 
 	if (flags < 0 || (flags & O_ACCMODE) == O_WRONLY || fstat(fd, &st) || !S_ISREG(st.st_mode))
-		return error_set(err, EINVAL, "fd %d is no regular file open for reading", fd);
+		return error_set(err, EINVAL, "fd %d is not a regular file open for reading", fd);
 	own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (own_fd < 0)
 		return error_set(err, errno, "cannot dup the snapshot's memory file, fd %d: %s", fd,

@@ -32,7 +32,7 @@ static bool is_there(const struct region *region, uint64_t page_idx)
 	return true;
 }
 
-/* Its contents are nowhere else. Keep the page out unless its mapping is gone. */
+/* Nothing else has the page's bytes. Keep the page out unless its mapping is gone. */
 static int put_unmapped(struct vm *vm, struct own_mapping *own, uint64_t page_idx, const void *page,
 			bool refused)
 {
@@ -54,7 +54,7 @@ static enum uffd_outcome unregister_inherited(const struct process *child, const
 const struct backing backing_snapshot = {
 	.hides_data = true,
 	.vmm_registers = true,
-	.stays = "memory that came from a snapshot is the VMM's own: nothing of it can go out",
+	.stays = "memory that came from a snapshot is the VMM's own: it cannot be swapped out",
 	.next_data = next_data,
 	.has_page = is_there,
 	.has_landed = is_there,

@@ -14,10 +14,10 @@ struct check {
 	enum check_when when;
 	struct error *err;
 	uint64_t stored_pages, poisoned_pages, kept_pages;
-	const struct backing *backing; /* of the pages that are looked at now */
-	uint64_t *slots;	       /* all that words name */
+	const struct backing *backing; /* of the pages being checked */
+	uint64_t *slots;	       /* all slots that words name */
 	size_t slots_n, slots_room;
-	size_t shared_slots_n; /* of them, those that are a snapshot's: in use in any case, for all its clones */
+	size_t shared_slots_n; /* of these, slots of a snapshot: always in use, for all its clones */
 };
 
 static int is_wrong(struct check *check, uint64_t page_idx, uint64_t word, const char *what)
@@ -49,13 +49,13 @@ static const char *wrong_flags(const struct check *check, uint64_t word)
 	if (check->when != CHECK_ANY_TIME && (word & PAGE_BACKGROUND))
 		return "a swap-in has it, and no job is under way";
 	if (check->when == CHECK_AT_REST && (word & PAGE_FILLING))
-		return "FILLING, and there is no thread that could be at it";
+		return "FILLING, and no thread could be filling it";
 	if ((word & PAGE_WAITER) && !(word & (PAGE_FILLING | PAGE_PUNCHING)) && !is_being_lifted(word))
-		return "somebody waits, and nobody will wake him";
+		return "somebody waits, and nobody will wake it";
 	return NULL;
 }
 
-/* Nobody lifts markers of a page that is not between these. While threads run, one may have taken the range. */
+/* Nobody lifts markers of a page outside these. While threads run, one may have taken the range. */
 static bool will_be_lifted(const struct check *check, uint64_t page_idx)
 {
 	const struct vm *vm = check->vm;
@@ -127,7 +127,7 @@ static int check_pages(struct check *check)
 	return 0;
 }
 
-/* While a job counts a page in and out, a counter may be too large, and never too small: page.h. */
+/* While a job moves a page between counters, a counter may be too large but never too small: page.h. */
 static int check_counter(struct check *check, const char *what, uint64_t counted, uint64_t found)
 {
 	if (counted == found || (check->when == CHECK_ANY_TIME && counted > found))

@@ -12,7 +12,8 @@
 
 #define SETTINGS "/sys/kernel/mm/transparent_hugepage/"
 
-/* Settings look like `always within_size advise [never] deny force`, the chosen one in brackets. "": there is none. */
+/* Settings look like `always within_size advise [never] deny force`, with the chosen one in brackets. "" if
+ * there is none. */
 static void read_setting(const char *path, char *out, size_t room)
 {
 	char text[128] = "", *chosen = NULL;
@@ -32,8 +33,9 @@ static bool is_one_of(const char *setting, const char *a, const char *b)
 	return strcmp(setting, a) == 0 || strcmp(setting, b) == 0;
 }
 
-/* One switch for each size; `inherit` adds nothing to what the file's mount allows. They are for files that have no name (mm/shmem.c,
- * shmem_mmap()), which is not asked here: to say yes without need costs little. */
+/* There is one switch for each size; `inherit` adds nothing to what the file's mount allows. The switches are
+ * for files without a name (mm/shmem.c, shmem_mmap()), which is not checked here: a needless yes costs
+ * little. */
 static bool any_size_is_on(void)
 {
 	bool found_one = false;
@@ -51,7 +53,7 @@ static bool any_size_is_on(void)
 	return found_one;
 }
 
-/* memfds are on a mount of the kernel's own, which follows the general setting. 0: cannot be told. */
+/* memfds are on a mount of the kernel's own, which follows the general setting. 0 if that cannot be told. */
 static dev_t memfd_device(void)
 {
 	int fd = memfd_create("vmmswap device", MFD_CLOEXEC);
@@ -74,7 +76,7 @@ static bool is_of_device(const char *line, dev_t device)
 	       makedev(major_number, minor_number) == device;
 }
 
-/* Of a mount that we do not see (another mount namespace's) nothing is known. */
+/* Nothing is known of a mount that we do not see (another mount namespace's). */
 static bool mount_has_large_folios(dev_t device)
 {
 	FILE *mounts = fopen("/proc/self/mountinfo", "re");
@@ -86,7 +88,7 @@ static bool mount_has_large_folios(dev_t device)
 		const char *options = strstr(line, " - ");
 
 		found = options && is_of_device(line, device);
-		if (found) /* huge=never is not shown */
+		if (found) /* huge=never is not listed */
 			large = strstr(options, ",huge=") && !strstr(options, ",huge=never");
 	}
 	free(line);
@@ -101,7 +103,8 @@ static bool may_be_large(const struct memory *memory)
 	dev_t memfds = memfd_device();
 
 	read_setting(SETTINGS "shmem_enabled", general, sizeof general);
-	/* No such file: a kernel without large folios in shmem. deny: nowhere, whatever a mount says. force: everywhere. */
+	/* No such file: a kernel without large folios in shmem. deny: nowhere, whatever a mount says. force:
+	 * everywhere. */
 	if (access(SETTINGS "shmem_enabled", F_OK) != 0 || strcmp(general, "deny") == 0)
 		return false;
 	if (is_one_of(general, "force", "") || any_size_is_on())

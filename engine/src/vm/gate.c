@@ -12,24 +12,25 @@
 #include "base/failpoint.h"
 #include "base/held.h"
 
-/* A lane's word. Its thread sets PASSING while the lane is not CLOSED; a holder closes the lane and waits until nobody is
- * PASSING. Only one of the two sleeps on the word at a time. */
+/* A lane's word. Its thread sets PASSING unless the lane is CLOSED; a holder closes the lane and waits until
+ * nobody is PASSING. Only one of the two sleeps on the word at a time. */
 #define PASSING 1u
 #define CLOSED 2u
 #define WAITS 4u /* the lane's thread wants to pass: it is being overtaken */
 #define THREAD_SLEEPS 8u
 #define HOLDER_SLEEPS 16u
 
-/* How often to look before going to sleep: a holder reads some events, a passage copies some pages. */
+/* Look this often before sleeping: a holder reads some events, a passage copies some pages. */
 #define SPINS 100
 
 struct lane {
 	_Alignas(64) _Atomic uint32_t word; /* a cache line each, so that passing costs no traffic */
-	uint32_t overtaken;		    /* by so many holders since the thread waits; theirs */
+	uint32_t overtaken; /* holders that have overtaken it since it waits; theirs to count */
 	struct lane *next;
 };
 
-/* Holders are served in the order in which they came: `ticket` is the next one's, `turn` is whose turn it is. */
+/* Holders take turns in the order of their arrival: `ticket` is the next one's number, `turn` is the one
+ * whose turn it is. */
 struct gate {
 	_Atomic uint32_t ticket, turn, sleepers;
 	struct lane *lanes; /* changes in a holder's turn */
@@ -117,7 +118,7 @@ void gate_part(struct gate *gate, struct lane *lane)
 	free(lane);
 }
 
-/* Until the lane is open, or a holder has let us pass before the next one. */
+/* Wait until the lane is open, or until a holder lets us pass before the next one. */
 static void wait_to_pass(struct lane *lane)
 {
 	for (unsigned spins = 0;; spins++) {
@@ -186,7 +187,8 @@ void gate_hold_alone(struct gate *gate)
 		wait_until_passed(lane);
 }
 
-/* Open the lane; who has been overtaken often enough is inside from now on, and the next holder waits for it. */
+/* Open the lane. A thread that was overtaken often enough is inside from now on, and the next holder waits
+ * for it. */
 static void open_lane(struct lane *lane)
 {
 	uint32_t seen = atomic_load(&lane->word), next;

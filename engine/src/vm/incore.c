@@ -7,8 +7,8 @@
 
 #include "base/failpoint.h"
 
-/* Whoever neither owns the file nor may write to it is told that all is there (mm/mincore.c, can_do_mincore()), and the VMM's user may
- * take our rights away at any time. No file reaches as far as this. */
+/* The kernel reports all pages as present to whoever neither owns the file nor may write to it (mm/mincore.c,
+ * can_do_mincore()), and the VMM's user may take our rights away at any time. No file reaches this offset. */
 #define BEYOND_ALL_FILES ((off_t)1 << 61)
 
 static int check_rights(const struct region *region)

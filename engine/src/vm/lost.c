@@ -8,7 +8,7 @@
 #include "vm/page.h"
 #include "vm/window.h"
 
-#define PIECE_PAGES 32 /* in one passage of the gate */
+#define PIECE_PAGES 32 /* pages looked at in one passage of the gate */
 
 static void remove_range(struct lost_incident *incident, size_t i)
 {
@@ -72,20 +72,20 @@ uint64_t lost_take(struct vm *vm, struct lost_incident *out)
 	return out->pages;
 }
 
-/* We put a page into its hole only while we have claimed it, which changes its word: one that is there with the word as it was before
- * is not of our doing. */
+/* We fill a hole only while we have claimed the page, and a claim changes its word. So if a page is present
+ * while its word is still as before, something else has put it there. */
 static void look_at(struct vm *vm, struct own_mapping *mapping, uint64_t page_idx)
 {
 	uint64_t word = page_word(vm, page_idx);
 
-	/* given up, and to be struck off: its copy is not missed */
+	/* given up, and about to be struck off: its copy is not missed */
 	if (page_is_out(word) && !removals_have(&vm->removals, page_idx, 1) &&
 	    own_mapping_has_page(mapping, page_idx) && page_drop_copy(vm, page_idx, word))
 		lost_note(vm, page_idx);
 }
 
-/* Between two passages of the gate the region can go, and another get its numbers. The mapping keeps its file, and so the file's
- * inode's number. */
+/* Between two passages of the gate the region can go away, and another one get its numbers. The mapping keeps
+ * the file alive, and so its inode number. */
 static bool is_there_still(const struct vm *vm, const struct region *region)
 {
 	const struct region *now = memory_region_of(&vm->memory, region->page_idx);
@@ -106,7 +106,7 @@ void lost_look_around(struct vm *vm, struct lane *lane, uint64_t page_idx)
 	region = memory_region_of(&vm->memory, page_idx);
 	if (region && region_has_file(region)) {
 		window_around(region, page_idx, &window);
-		/* not opened: the swap-in finds them */
+		/* if this fails, the swap-in finds them */
 		own_mapping_open(&mapping, region, window.page_idx, window.pages);
 	}
 	gate_leave(vm->gate, lane);

@@ -28,7 +28,9 @@ int memory_add(struct memory *memory, const struct region *region, struct error 
 	size_t i = memory->regions_n;
 
 	if (i == MEMORY_MAX_REGIONS)
-		return error_set(err, E2BIG, "there are %d regions of guest memory, and no more can be",
+		return error_set(err, E2BIG,
+				 "there are %d regions of guest memory, and no more are "
+				 "possible",
 				 MEMORY_MAX_REGIONS);
 	memory->regions_n++;
 	for (; i > 0 && memory->regions[i - 1].page_idx > region->page_idx; i--)

@@ -33,7 +33,7 @@ int own_mapping_open(struct own_mapping *mapping, const struct region *region, u
 		close(opened.uffd);
 		return rc;
 	}
-	/* A child that we fork has no business there. */
+	/* Keep it from children that we fork. */
 	madvise(opened.base, bytes_of_pages(pages), MADV_DONTFORK);
 	if (uffd_register_more(opened.uffd, addr_of(&opened, page_idx), bytes_of_pages(pages), false) !=
 	    UFFD_DONE) {
@@ -60,8 +60,8 @@ enum uffd_outcome own_mapping_fill(struct own_mapping *mapping, uint64_t page_id
 	return uffd_copy(mapping->uffd, addr_of(mapping, page_idx), page, PAGE_BYTES, false, &copied_bytes);
 }
 
-/* EEXIST alone is no proof: the kernel says so, too, where it meets a page table that changes just then (mm/userfaultfd.c). What is
- * mapped already is unmapped, and asked for again. */
+/* EEXIST alone is no proof: the kernel also returns it when it meets a page table that is just changing
+ * (mm/userfaultfd.c). If the page is mapped already, unmap it and ask again. */
 bool own_mapping_has_page(struct own_mapping *mapping, uint64_t page_idx)
 {
 	uint64_t addr = addr_of(mapping, page_idx);
@@ -87,8 +87,8 @@ bool own_mapping_region_has_page(const struct region *region, uint64_t page_idx)
 	return found;
 }
 
-/* Not by a store of ours: if the page were gone by now, we would wait for our own userfaultfd. The kernel is told EFAULT instead, as
- * that is for user mode only. */
+/* Do not store to it ourselves: if the page were gone by now, we would wait for our own userfaultfd. The
+ * kernel gets EFAULT instead, because that userfaultfd is for user mode only. */
 bool own_mapping_region_overwrite(const struct region *region, uint64_t page_idx, const void *page)
 {
 	struct own_mapping mapping = { 0 };

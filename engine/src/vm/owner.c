@@ -8,8 +8,8 @@
 
 #include "linux/procfs.h"
 
-/* Field 22 of /proc/PID/stat, in clock ticks since the host started; 0: there is no such process. A number is used again, but not
- * with the same time. */
+/* Field 22 of /proc/PID/stat, in clock ticks since the host started; 0 if there is no such process. A pid is
+ * used again, but never with the same start time. */
 static uint64_t started(pid_t pid)
 {
 	unsigned long long ticks = 0;

@@ -10,8 +10,9 @@
 
 static const char MAGIC[8] = "VMMSWAPM";
 
-/* The file is sparse and as large as the largest guest's map: header, words, hashes. So a page's record is found by its
- * index alone, and nothing moves when memory is added. Only what is used takes memory: 12 bytes a page. */
+/* The file is sparse and as large as the largest guest's map: header, words, hashes. So a page's record is
+ * found by its index alone, and nothing moves when memory is added. Only used parts take memory: 12 bytes a
+ * page. */
 #define WORDS_OFFSET_BYTES PAGE_BYTES
 #define WORDS_BYTES (PAGE_MAP_MAX_PAGES * sizeof(uint64_t))
 #define HASHES_OFFSET_BYTES (WORDS_OFFSET_BYTES + WORDS_BYTES)
@@ -28,7 +29,7 @@ struct page_map {
 	int fd;
 	char *base;			/* MAP_BYTES, shared */
 	struct page_map_header *header; /* = base */
-	uint64_t next_idx;		/* where the last pages that were added end */
+	uint64_t next_idx;		/* end of the pages that were added last */
 	size_t taken_n, taken_room;
 	struct extent *taken; /* by page_idx */
 };
@@ -84,13 +85,13 @@ static int check_header(int fd, struct error *err)
 
 	if (pread(fd, &header, sizeof header, 0) != (ssize_t)sizeof header ||
 	    memcmp(header.magic, MAGIC, sizeof MAGIC) != 0)
-		return error_set(err, EPROTO, "the file given as page map is not one");
+		return error_set(err, EPROTO, "the file given as page map is not a page map");
 	if (header.version < PAGE_MAP_VERSION || header.version > PAGE_MAP_VERSION_LOG ||
 	    header.page_shift != PAGE_SHIFT)
 		return error_set(
 			err, EPROTO,
-			"the page map has format %u with pages of 2^%u bytes; this program reads formats %u to %u with "
-			"pages of 2^%u: go on with the version of vmmswap that wrote it",
+			"the page map has format %u with pages of 2^%u bytes; this program reads formats "
+			"%u to %u with pages of 2^%u: use the version of vmmswap that wrote it",
 			header.version, header.page_shift, PAGE_MAP_VERSION, PAGE_MAP_VERSION_LOG,
 			PAGE_SHIFT);
 	return 0;
@@ -137,7 +138,7 @@ struct page_map_header *page_map_header(struct page_map *map)
 	return map->header;
 }
 
-/* The first gap at or after from_idx; *place is where it belongs in the list. */
+/* Find the first gap at or after from_idx; *place is its position in the list. */
 static bool find_gap(const struct page_map *map, uint64_t from_idx, uint64_t pages_n, uint64_t *page_idx,
 		     size_t *place)
 {
@@ -192,7 +193,7 @@ uint32_t *page_map_hash(struct page_map *map, uint64_t page_idx)
 	return (uint32_t *)(map->base + HASHES_OFFSET_BYTES) + page_idx;
 }
 
-/* SEEK_DATA of the map's own memfd, in units of words. Its file offset is ours alone: nothing else seeks. */
+/* SEEK_DATA on the map's own memfd, in units of words. Only this code moves its file offset. */
 uint64_t page_map_next_used(struct page_map *map, uint64_t page_idx, uint64_t end_idx)
 {
 	off_t from = (off_t)(WORDS_OFFSET_BYTES + page_idx * sizeof(uint64_t));

@@ -5,7 +5,7 @@
 #include "base/held.h"
 #include "vm/page.h"
 
-/* A page whose entry holds a write-protect marker answers EEXIST until that is gone. */
+/* A page-table entry that holds a write-protect marker answers EEXIST until the marker is gone. */
 bool poison_mark(struct vm *vm, uint64_t page_idx)
 {
 	bool done = true;
@@ -18,7 +18,7 @@ bool poison_mark(struct vm *vm, uint64_t page_idx)
 			uffd_unprotect(at.process->uffd, at.addr, PAGE_BYTES);
 			outcome = uffd_poison(at.process->uffd, at.addr);
 		}
-		if (outcome == UFFD_EXISTS) /* marked before: whoever waits must run into it */
+		if (outcome == UFFD_EXISTS) /* mark first: whoever waits must run into the mark */
 			uffd_wake(at.process->uffd, at.addr, PAGE_BYTES);
 		done = done && outcome != UFFD_RETRY && outcome != UFFD_NO_MEMORY;
 	}
@@ -47,12 +47,12 @@ static enum uffd_outcome lift_in(struct process *process, uint64_t addr)
 	if (outcome != UFFD_EXISTS)
 		return outcome;
 	outcome = uffd_continue(process->uffd, addr);
-	/* The page that was there is gone again: a REMOVE is told before its hole is punched, and markers outlive that. */
+	/* The page is gone again: a REMOVE is reported before its hole is punched, and markers outlive it. */
 	return outcome == UFFD_BEYOND ? UFFD_RETRY : outcome;
 }
 
-/* EEXIST of CONTINUE: there is no marker, the page is mapped. What a process cannot take (it unmapped the page), it cannot
- * touch either. */
+/* EEXIST of CONTINUE: there is no marker, and the page is mapped. If a process cannot get the page (it
+ * unmapped it), it cannot touch it either. */
 static bool lift_everywhere(struct vm *vm, uint64_t page_idx)
 {
 	bool done = true;
@@ -69,7 +69,7 @@ static bool lift_everywhere(struct vm *vm, uint64_t page_idx)
 	return done;
 }
 
-/* True when there is nothing left to do for the page. */
+/* True if nothing is left to do for the page. */
 static bool lift_page(struct vm *vm, struct lane *lane, uint64_t page_idx)
 {
 	struct notice healed = { .kind = NOTICE_PAGE_HEALED, .page_idx = page_idx };
@@ -78,7 +78,7 @@ static bool lift_page(struct vm *vm, struct lane *lane, uint64_t page_idx)
 
 	gate_pass(vm->gate, lane);
 	word = page_word(vm, page_idx);
-	/* FILLING: another thread is at it, and sees to what is left. */
+	/* FILLING: another thread fills it, and handles what is left. */
 	if (is_being_lifted(word) && !(word & PAGE_FILLING) && page_claim(vm, page_idx, word, &claimed)) {
 		done = lift_everywhere(vm, page_idx);
 		if (!done) {

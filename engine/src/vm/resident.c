@@ -21,14 +21,15 @@ struct cache_counts {
 	uint64_t pages, dirty, under_write_back, evicted, recently_evicted;
 };
 
-/* What is counted, and where that takes a mapping, mapped at a time: less than a huge page, so that khugepaged, which kernels before 6.4 let fill holes with zeros in any
- * mapping without a userfaultfd, finds nothing to do. */
+/* Pages counted at a time; if counting needs a mapping, pages mapped at a time. This is less than a huge
+ * page, so that khugepaged finds nothing to do: before 6.4 it fills holes with zeros in any mapping without a
+ * userfaultfd. */
 #define PIECE_PAGES ((uint64_t)256)
 
 struct file {
-	uint64_t end_pages;	/* how long it is */
-	uint64_t pages;		/* that it has, anywhere; also those beyond its end */
-	uint64_t guest_pages;	/* that are guest memory, as far as the file goes */
+	uint64_t end_pages;	/* its length */
+	uint64_t pages;		/* pages that it has anywhere, beyond its end too */
+	uint64_t guest_pages;	/* of its length, guest memory */
 	uint64_t counted_pages; /* of these, on RAM at the last count */
 };
 
@@ -52,7 +53,7 @@ static uint64_t end_of(const struct region *region, struct stat *status)
 	return pages_of_bytes((uint64_t)status->st_size + PAGE_BYTES - 1);
 }
 
-/* False: the file was looked at with an earlier region, or there is none. */
+/* False if the file was looked at with an earlier region, or if there is none. */
 static bool look_at_file(const struct memory *memory, size_t i, struct file *out)
 {
 	const struct region *region = &memory->regions[i];
@@ -110,7 +111,7 @@ bool resident_needs_count(struct vm *vm)
 	return needed;
 }
 
-/* It does not count what was allocated and never written to. -errno: that cannot be found out. */
+/* Does not count pages that were allocated and never written to. -errno if that cannot be found out. */
 static int count_mapped(const struct region *region, uint64_t page_idx, uint64_t pages)
 {
 	unsigned char found[CHUNK_PAGES];
@@ -128,13 +129,13 @@ static int64_t count_piece(const struct region *region, uint64_t first, uint64_t
 	struct cache_range range = { region->offset_bytes + bytes_of_pages(first), bytes_of_pages(pages) };
 	struct cache_counts counts;
 
-	/* An older kernel, or a sandbox that does not know the call. */
+	/* An older kernel, or a sandbox that does not allow the call. */
 	if (FAILPOINT("resident.cachestat") || syscall(SYS_cachestat, region->fd, &range, &counts, 0) != 0)
 		return count_mapped(region, region->page_idx + first, pages);
 	return (int64_t)counts.pages;
 }
 
-/* The region at or after page_idx that is of a file; the lock is held. */
+/* The first file-backed region at or after page_idx. The caller holds the lock. */
 static struct region *next_region(struct vm *vm, uint64_t page_idx)
 {
 	for (size_t i = 0; i < vm->memory.regions_n; i++)
@@ -143,11 +144,11 @@ static struct region *next_region(struct vm *vm, uint64_t page_idx)
 	return NULL;
 }
 
-/* The lock is free between two pieces. */
+/* Release the lock between two pieces. */
 static void count_region(struct vm *vm, uint64_t page_idx)
 {
 	uint64_t counted = 0, done = 0, pages = 1;
-	bool known = true; /* else the last count stands */
+	bool known = true; /* if false, keep the last count */
 	struct region *region = NULL;
 
 	while (done < pages && !atomic_load(&vm->stopping)) {

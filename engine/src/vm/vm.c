@@ -54,7 +54,7 @@ void vm_punching_end(struct vm *vm, struct punching *punching)
 	pthread_mutex_unlock(&vm->punching_lock);
 }
 
-/* What it has not mapped, or what is not registered, it cannot write to. */
+/* A process cannot write to what it has not mapped, or what is not registered. */
 static bool protect_range(struct vm *vm, struct process *process, const struct punching *punching)
 {
 	bool done = true;
@@ -111,20 +111,19 @@ bool vm_has_landed(struct vm *vm, const struct process *process, uint64_t page_i
 {
 	const struct region *region = memory_region_of(&vm->memory, page_idx);
 
-	/* The VMM itself was looked at when it was registered, and has nothing there but the guest's memory. */
+	/* The VMM itself was checked when it was registered: it has only the guest's memory there. */
 	if (process->id == 0 || !region || region->backing->has_landed(region, page_idx))
 		return true;
-	notices_odd(
-		vm->notices, page_idx,
-		"process %u has other shared memory in the place of the guest's, and was given the guest's bytes there; the "
-		"guest keeps them",
-		process->id);
+	notices_odd(vm->notices, page_idx,
+		    "process %u has other shared memory in place of the guest's, and got the guest's bytes "
+		    "there; the guest keeps them",
+		    process->id);
 	return false;
 }
 
 uint32_t vm_now_ms(void)
 {
-	return (uint32_t)(monotonic_ns() / 1000000) | 1; /* 0 is never */
+	return (uint32_t)(monotonic_ns() / 1000000) | 1; /* 0 stands for never */
 }
 
 uint32_t vm_given_up_ms(const struct vm *vm, uint64_t page_idx, uint64_t word)
@@ -152,7 +151,7 @@ void vm_touched(struct vm *vm, uint64_t page_idx, bool missing, bool write)
 void vm_note_join(struct vm *vm)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);
-	atomic_store(&vm->keeps, false); /* first: who sees that somebody joined sees this */
+	atomic_store(&vm->keeps, false); /* first: whoever sees that a process joined sees this too */
 	atomic_fetch_add(&vm->joined, 1);
 }
 
@@ -166,7 +165,7 @@ void vm_drop_kept_copies(struct vm *vm)
 {
 	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);
 
-	HELD_MAY_WAIT(WAIT_TIME); /* takes the longer the more there are */
+	HELD_MAY_WAIT(WAIT_TIME); /* takes longer the more copies there are */
 	for (struct used_pages at = used_pages(vm->map, 0, end_idx);
 	     atomic_load(&vm->kept_pages) && used_pages_next(&at);) {
 		uint64_t word = page_word(vm, at.page_idx);
