@@ -14,7 +14,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from benchmarks import store_figures
+from benchmarks import store_figures, wake_figures
 from benchmarks.monitor_memory import measure
 from benchmarks.rivals import compile_program, dd, interleaved, ratio, run_json, table
 
@@ -117,8 +117,14 @@ def bench_store(options: argparse.Namespace) -> None:
     store_figures.bench_faults(4096 if options.quick else 16384, options.rounds)
 
 
+def bench_wake(options: argparse.Namespace) -> None:
+    """A guest that wakes up for the second time."""
+    wake_figures.bench(64 if options.quick else 512, options.swap_dir, options.rounds)
+
+
 BENCHES = {
     "store": bench_store,
+    "wake": bench_wake,
     "faults": bench_faults,
     "throughput": bench_throughput,
     "pause": bench_pause,
