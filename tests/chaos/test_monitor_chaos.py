@@ -80,7 +80,7 @@ def order_until_death(service, dice):
     has_answered = False
     while monitor.process.poll() is None and time.monotonic() < end:
         try:
-            monitor.call(dice.choice(["Enable", "Enable", "Disable", "Trim"]))
+            monitor.call(dice.choice(["Enable", "Enable", "Disable", "Trim", "Wake"]))
         except BusError:
             time.sleep(0.01)  # not on the bus yet, busy, or dead
         else:

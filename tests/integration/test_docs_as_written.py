@@ -184,6 +184,7 @@ def test_vmmswapctl(cast: Cast) -> None:
             ("vmmswapctl monitor", "vmmswapctl enable", "vmmswapctl exit", "vmmswapctl detach"), cast.guest
         ),
         "vmmswapctl wait web Active": cast.swapped_out,
+        "vmmswapctl wake": cast.guest,
         "vmmswapctl prepare": cast.end,
         "vmmswapctl attach": cast.qemu,
     }
