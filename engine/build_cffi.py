@@ -46,7 +46,7 @@ enum notice_kind {
 };
 struct notice {
     uint32_t kind; uint32_t process_id; uint32_t parent_id; int32_t fd; uint32_t job; int32_t code;
-    uint32_t cancelled; uint64_t page_idx; char message[...]; ...;
+    uint32_t cancelled; uint32_t limited_by; uint64_t page_idx; char message[...]; ...;
 };
 
 struct lost_range { uint64_t page_idx; uint64_t pages; ...; };

@@ -129,7 +129,7 @@ class Config:
         "bytes, with K, M, G, T or %",
         values.size,
         "The most disk space that one VM's swapped-out memory may take. A percentage is of the swap"
-        " directory's file system. A swap-out that reaches the limit fails with NoSpace, and the rest stays"
+        " directory's file system. A swap-out that reaches the limit ends, and the rest stays"
         " on RAM. Default: all but what DiskKeepFree= leaves.",
         "",
     )

@@ -27,6 +27,7 @@ HUGE_PAGES: Final = "abbd2b156f8843fd9c2b54a96c03a7d3"
 GUEST_WAITS: Final = "04652bbdf0904d3798bca5e61f80d891"
 WOKE_UP: Final = "744b75c1997e4e599293cb3021d92573"
 PAGES_LEFT: Final = "42f42b6648184d889a17e1ca38faae43"
+OPERATION_LIMITED: Final = "b5e83850cabd435c904cfae173559034"
 
 ALL: Final[dict[str, str]] = {
     name: value for name, value in globals().items() if name.isupper() and isinstance(value, str)

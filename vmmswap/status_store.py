@@ -82,8 +82,10 @@ class StoreStatus:
         title="Limited by",
         shown_if_set=True,
         help=(
-            "What stopped a swap-out: `ram-tier`, `disk-tier`, `write-budget` or `no-space`; empty if"
-            " nothing did."
+            "Which limit stopped the last swap-out: `ram-tier` (RamTierMax=), `disk-tier` (DiskTierMax=), "
+            "`write-budget`, `no-space` (on the file system, by DiskKeepFree= or a quota, or of memory for "
+            "the RAM tier), or none. What is out by then stays out, the rest stays resident, and State is "
+            "`Active`. Empty again from the next swap-out or swap-in on."
         ),
     )
     poisoned_pages: int = _key(

@@ -386,7 +386,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->same_filled_pages = account.same_filled_pages;
 	out->raw_pages = account.raw_pages;
 	out->record_bytes = account.record_bytes;
-	out->limited_by = account.limited_by;
+	out->limited_by = atomic_load(&header->limited_by);
 	out->wake_set_pages = wake.set_pages;
 	out->prefetched_pages = wake.prefetched_pages;
 	out->wasted_pages = wake.wasted_pages;

@@ -63,7 +63,7 @@ struct engine_stats {
 	uint32_t last_mode; /* enum swap_mode */
 	uint32_t job;	    /* enum job_kind running now */
 	uint32_t tracking;
-	uint32_t limited_by; /* enum limited_by: what stopped the last put */
+	uint32_t limited_by; /* enum limited_by: what stopped the last swap-out or flush */
 	uint64_t wake_set_pages;
 	uint64_t prefetched_pages,
 		wasted_pages;	    /* since the VM registered; wasted: up to the last swap-out */

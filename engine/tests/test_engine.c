@@ -12,6 +12,7 @@
 
 #include "base/failpoint.h"
 #include "harness.h"
+#include "store/store.h"
 #include "tiers.h"
 #include "vmm.c" /* the one user of it; the harness links one file a test */
 
@@ -324,12 +325,15 @@ TEST(no_space)
 	CHECK(failpoint_arm("store.write=ENOSPC@2") == 0);
 	CHECK(engine_start_job(rig.engine, JOB_SWAP_OUT, &options, &err) == 0);
 	done = wait_job(&rig);
-	CHECK(done.code == ENOSPC && done.message[0]);
+	CHECK(done.code == 0 && done.limited_by == LIMITED_BY_NO_SPACE && done.message[0]);
+	CHECK_EQ(stats_of(&rig).limited_by, LIMITED_BY_NO_SPACE);
+	CHECK(stats_of(&rig).swap_pages > 0 && vmm_resident_pages(&rig.vmm) > 0);
 	CHECK(failpoint_arm("store.write=off") == 0);
 	vmm_run(&rig.vmm);
 	vmm_idle(&rig.vmm);
 	check_bytes(&rig);
 	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK_EQ(stats_of(&rig).limited_by, LIMITED_BY_NOTHING);
 	CHECK(vmm_resident_pages(&rig.vmm) == 0);
 	check_bytes(&rig);
 	rig_stop(&rig);

@@ -13,6 +13,7 @@
 #include "engine.h"
 #include "harness.h"
 #include "poison_marker.h"
+#include "store/store.h"
 #include "vm/page_map.h"
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
@@ -551,31 +552,56 @@ TEST(no_memory)
 	rig_stop(&rig);
 }
 
-/* The store fills up, or its disk fails, while pages go out: what is out is served, what is not stays. */
+static void check_nothing_went_out(struct rig *rig)
+{
+	CHECK_EQ(stats_of(rig).swap_pages, 0);
+	CHECK_EQ(stats_of(rig).resident_pages, PAGES);
+	CHECK_OK(failpoint_arm("store.write=off;store.alloc=off"));
+	check_read(rig, 0, 3, 4);
+}
+
+/* The disk fails while pages go out: what is not out stays. */
 TEST(write_errors)
 {
-	static const struct {
-		const char *arm;
-		int code;
-	} cases[] = { { "store.write=EIO", EIO },
-		      { "store.write=EDQUOT", EDQUOT },
-		      { "store.alloc=ENOSPC", ENOSPC } };
+	struct notice done;
+	struct rig rig;
+
+	rig_start(&rig);
+	CHECK_OK(failpoint_arm("store.write=EIO"));
+	done = run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(done.code, EIO);
+	CHECK(done.message[0]);
+	check_nothing_went_out(&rig);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_OUT).code, 0);
+	CHECK_EQ(stats_of(&rig).resident_pages, 0);
+	check_read(&rig, 0, 3, 4);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_IN).code, 0);
+	rig_stop(&rig);
+}
+
+/* A limit ends a swap-out, and is no error; the next swap-out, or a swap-in, forgets it. */
+TEST(limits_of_the_store)
+{
+	static const char *const cases[] = { "store.write=EDQUOT", "store.write=EFBIG",
+					     "store.alloc=ENOSPC" };
 	struct rig rig;
 
 	rig_start(&rig);
 	for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
 		struct notice done;
 
-		CHECK_OK(failpoint_arm(cases[i].arm));
+		CHECK_OK(failpoint_arm(cases[i]));
 		done = run_job(&rig, JOB_SWAP_OUT);
-		CHECK_EQ(done.code, cases[i].code);
+		CHECK_EQ(done.code, 0);
+		CHECK_EQ(done.limited_by, LIMITED_BY_NO_SPACE);
 		CHECK(done.message[0]);
-		CHECK_EQ(stats_of(&rig).swap_pages, 0);
-		CHECK_EQ(stats_of(&rig).resident_pages, PAGES);
-		CHECK_OK(failpoint_arm("store.write=off;store.alloc=off"));
-		check_read(&rig, 0, 3, 4);
+		CHECK_EQ(stats_of(&rig).limited_by, LIMITED_BY_NO_SPACE);
+		CHECK(stats_of(&rig).tracking);
+		check_nothing_went_out(&rig);
 	}
-	CHECK_EQ(run_job(&rig, JOB_SWAP_OUT).code, 0);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_IN).limited_by, 0);
+	CHECK_EQ(stats_of(&rig).limited_by, LIMITED_BY_NOTHING);
+	CHECK_EQ(run_job(&rig, JOB_SWAP_OUT).limited_by, 0);
 	CHECK_EQ(stats_of(&rig).resident_pages, 0);
 	check_read(&rig, 0, 3, 4);
 	CHECK_EQ(run_job(&rig, JOB_SWAP_IN).code, 0);

@@ -17,8 +17,10 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missi
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("setting", ["DiskTierMax=4M", "DiskKeepFree=100%"])
-def test_a_swap_out_stops_at_the_limit(bus: PrivateBus, directory: Path, setting: str) -> None:
+@pytest.mark.parametrize(
+    ("setting", "limit"), [("DiskTierMax=4M", "disk-tier"), ("DiskKeepFree=100%", "no-space")]
+)
+def test_a_swap_out_stops_at_the_limit(bus: PrivateBus, directory: Path, setting: str, limit: str) -> None:
     config = directory / "vmmswap.conf"
     config.write_text(f"[VM web]\n{setting}\n")
     with (
@@ -29,9 +31,9 @@ def test_a_swap_out_stops_at_the_limit(bus: PrivateBus, directory: Path, setting
         guest.fill()
         monitor.call("Enable")
         status = monitor.settled()
-        assert status["State"] == "Failed"
-        assert setting.partition("=")[0] + "=" in status["Error"]
-        assert status["ErrorName"] == "org.vmmswap.Error.NoSpace"
+        assert (status["State"], status["LimitedBy"], status["Error"]) == ("Active", limit, "")
+        [line] = [line for line in monitor.log.splitlines() if "swap-out stopped at a limit" in line]
+        assert setting.partition("=")[0] + "=" in line
         assert status["StoredDiskBytes"] <= 4 * MIB
         assert guest.verify().wrong_bytes == 0
         monitor.call("Disable")

@@ -552,7 +552,7 @@ def small_disk(directory):
     subprocess.run(["umount", str(path)], check=True)
 
 
-def test_a_full_swap_directory_fails_the_swap_out_and_loses_nothing(bus, directory, small_disk):
+def test_a_full_swap_directory_stops_the_swap_out_and_loses_nothing(bus, directory, small_disk):
     config = directory / "vmmswap.conf"
     config.write_text("[Swap]\nDiskKeepFree=0\n")  # the reserve would end it before the disk does
     options = ("--swap-dir", str(small_disk), "--config", str(config))
@@ -561,17 +561,22 @@ def test_a_full_swap_directory_fails_the_swap_out_and_loses_nothing(bus, directo
         guest.wait_ready()
         guest.fill()
         status = monitor.enable()
-        assert status["State"] == "Failed"
-        assert "no space" in status["Error"]
-        assert status["ErrorName"] == "org.vmmswap.Error.NoSpace"
+        assert (status["State"], status["LimitedBy"], status["Error"]) == ("Active", "no-space", "")
+        [line] = [line for line in monitor.log.splitlines() if "swap-out stopped at a limit" in line]
+        assert "no space" in line
+        assert (
+            f"(no-space: {status['ResidentPages']} pages resident, {status['SwapPages']} in the store" in line
+        )
+        assert "MiB written to disk" in line
         assert 0 < status["SwapPages"] < PAGES // 2
         check_all_right(guest, least=PAGES * 4096)
-        assert monitor.enable()["State"] == "Failed"
+        assert monitor.enable()["LimitedBy"] == "no-space"
         ready = monitor.disable()
-        assert (ready["State"], ready["Error"], ready["ErrorName"]) == ("Ready", "", "")
+        assert (ready["State"], ready["LimitedBy"], ready["Error"]) == ("Ready", "", "")
         check_all_right(guest)
         subprocess.run(["mount", "-o", "remount,size=64M", str(small_disk)], check=True)
-        assert monitor.enable()["State"] == "Active"
+        status = monitor.enable()
+        assert (status["State"], status["LimitedBy"]) == ("Active", "")
         check_all_right(guest)
         guest.kill()
         assert monitor.wait_exit() == 0

@@ -224,4 +224,6 @@ def change_line(status: StatusKeys) -> str:
         f"{status.get('Name', '')} {one_line(str(status.get('State', '')))} {operation_text(status)}, "
         f"resident {pages(status, 'ResidentPages')}, swapped {pages(status, 'SwapPages')}"
     )
+    if status.get("LimitedBy"):
+        text += f", limited by {one_line(str(status['LimitedBy']))}"
     return text + (f", error: {one_line(str(status['Error']))}" if status.get("Error") else "")

@@ -424,7 +424,8 @@ def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have
             event = ProcessMoved(int(notice.process_id))
         case lib.NOTICE_JOB_DONE:
             error = from_errno(int(notice.code), message) if notice.code else None
-            event = JobDone(Job(notice.job), error, bool(notice.cancelled))
+            limit = message if notice.limited_by else ""
+            event = JobDone(Job(notice.job), error, bool(notice.cancelled), limit)
         case lib.NOTICE_PAGE_POISONED:
             event = PagePoisoned(page_idx, message)
         case lib.NOTICE_PAGE_HEALED:

@@ -130,11 +130,14 @@ class ProcessMoved:
 
 @dataclass(frozen=True, slots=True)
 class JobDone:
-    """A job ended. cancelled: it was cancelled, and has done a part."""
+    """A job ended. cancelled: it was cancelled, and has done a part. limit: which limit of the store stopped
+    it, and what to do, for people; what is out stays out, and the rest stays resident.
+    """
 
     job: Job
     error: VmmswapError | None
     cancelled: bool
+    limit: str = ""
 
 
 @dataclass(frozen=True, slots=True)

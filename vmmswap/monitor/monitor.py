@@ -262,6 +262,7 @@ class Monitor:
             text += (
                 f": {status.swap_pages} pages out, {status.resident_pages} of {status.total_pages} resident"
             )
+            text += f"; limited by {status.limited_by}" if status.limited_by else ""
             text += f"; {status.error}" if status.error else ""
         service.status(f"stopping: {text}" if self._stopping else text)
 

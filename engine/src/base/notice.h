@@ -12,7 +12,8 @@ enum notice_kind {
 	NOTICE_PROCESS_GONE,	   /* process_id */
 	/* process_id: it moved or unmapped guest memory; posted once until its ranges are read */
 	NOTICE_PROCESS_MOVED,
-	NOTICE_JOB_DONE,      /* job, code, cancelled, message */
+	/* job, code, cancelled, message; limited_by with code 0: a limit stopped it, message says which */
+	NOTICE_JOB_DONE,
 	NOTICE_PAGE_POISONED, /* page_idx, message */
 	NOTICE_PAGE_HEALED,   /* page_idx */
 	/* code, message: a swap-out has ended and left pages resident for this reason; engine_left_pages()
@@ -37,6 +38,7 @@ struct notice {
 	uint32_t job; /* enum job_kind */
 	int32_t code; /* positive errno, 0: none */
 	uint32_t cancelled;
+	uint32_t limited_by; /* enum limited_by */
 	uint64_t page_idx;
 	char message[ERROR_MESSAGE_BYTES];
 };

@@ -102,5 +102,6 @@ void swap_in(struct swapper *swapper)
 		return;
 	}
 	untrack_memory(swapper);
+	atomic_store(&page_map_header(vm->map)->limited_by, LIMITED_BY_NOTHING);
 	store_trim(vm->store);
 }

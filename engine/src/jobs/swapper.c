@@ -35,6 +35,8 @@ static void *run_job(void *argument)
 	atomic_store(&header->job, JOB_NONE);
 	done.cancelled = atomic_load(&swapper->cancel);
 	done.code = swapper->error.code;
+	if (done.job == JOB_SWAP_OUT && !done.code)
+		done.limited_by = atomic_load(&header->limited_by);
 	memcpy(done.message, swapper->error.message, sizeof done.message);
 	pins_destroy(swapper->pins);
 	swapper->pins = NULL;

@@ -71,6 +71,12 @@ static int put(struct tier *tier, const void *const *page, const uint64_t *owner
 		return 0;
 	for (size_t i = 0; i < done; i++)
 		log_drop(self->log, slot_idx[i]);
+	/* Too little memory is a limit like any other: what does not go out stays where it is. */
+	if (err->code == ENOMEM) {
+		err->code = ENOSPC;
+		atomic_store(&self->log->limited_by,
+			     self->log->disk ? LIMITED_BY_NO_SPACE : LIMITED_BY_RAM_TIER);
+	}
 	return -err->code;
 }
 
@@ -133,7 +139,8 @@ static void account(struct tier *tier, struct store_account *out)
 	out->same_filled_pages += log.fill_pages;
 	out->raw_pages += log.raw_records;
 	out->record_bytes += log.record_bytes;
-	out->limited_by = atomic_load(&log_of_tier(tier)->limited_by);
+	if (atomic_load(&log_of_tier(tier)->limited_by))
+		out->limited_by = atomic_load(&log_of_tier(tier)->limited_by);
 }
 
 static int no_fd(const struct tier *tier)

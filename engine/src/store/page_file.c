@@ -35,6 +35,7 @@ struct page_file {
 	atomic_uint_least64_t used_slots;
 	atomic_uint_least64_t written_bytes;
 	atomic_bool cannot_punch;
+	_Atomic uint32_t limited_by;
 };
 
 static struct page_file *of(struct tier *tier)
@@ -171,8 +172,9 @@ static bool is_in_reserve(const struct page_file *store, size_t n)
 	       (uint64_t)fs.f_bavail * fs.f_frsize < store->keep_free_bytes + bytes_of_pages(n);
 }
 
-static int refuse_over_max(const struct page_file *store, struct error *err)
+static int refuse_over_max(struct page_file *store, struct error *err)
 {
+	atomic_store(&store->limited_by, LIMITED_BY_DISK_TIER);
 	return error_set(err, ENOSPC,
 			 "the VM may store %llu KiB in swap directory %s, and needs more: raise "
 			 "DiskTierMax=",
@@ -218,6 +220,8 @@ static int put(struct tier *tier, const void *const *page, const uint64_t *owner
 			;
 		if (rc == -OVER_MAX)
 			return refuse_over_max(store, err);
+		if (is_no_space(rc))
+			atomic_store(&store->limited_by, LIMITED_BY_NO_SPACE);
 		return reserve && rc == -ENOSPC ? refuse_reserve(store, err) :
 						  swap_file_refuse(&store->file, bytes_of_pages(n), rc, err);
 	}
@@ -333,6 +337,8 @@ static void account(struct tier *tier, struct store_account *out)
 
 	out->used_slots += atomic_load_explicit(&store->used_slots, memory_order_relaxed);
 	out->written_bytes += atomic_load_explicit(&store->written_bytes, memory_order_relaxed);
+	if (atomic_load(&store->limited_by))
+		out->limited_by = atomic_load(&store->limited_by);
 	out->disk_bytes += swap_file_disk_bytes(&store->file);
 }
 
@@ -361,6 +367,11 @@ void page_file_limit(struct tier *tier, uint64_t max_bytes, uint64_t keep_free_b
 {
 	of(tier)->max_bytes = max_bytes;
 	of(tier)->keep_free_bytes = keep_free_bytes;
+}
+
+void page_file_forget_limit(struct tier *tier)
+{
+	atomic_store(&of(tier)->limited_by, LIMITED_BY_NOTHING);
 }
 
 static int make(struct swap_file file, struct page_file **out, struct error *err)

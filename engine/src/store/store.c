@@ -262,6 +262,8 @@ void store_forget_limit(struct store *store)
 {
 	if (store->log)
 		atomic_store(&log_of_tier(store->log)->limited_by, LIMITED_BY_NOTHING);
+	if (store->file)
+		page_file_forget_limit(store->file);
 }
 
 bool store_tend_step(struct store *store, relocate_page relocate, void *context)

@@ -21,6 +21,7 @@
 
 #include "base/error.h"
 
+#include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -32,7 +33,7 @@
 struct page_read;
 struct store;
 
-/* What stopped a put, or will stop the next one. */
+/* What stopped a put or a move. */
 enum limited_by {
 	LIMITED_BY_NOTHING,
 	LIMITED_BY_RAM_TIER,
@@ -47,9 +48,16 @@ struct store_account {
 	uint64_t disk_bytes;	/* blocks of the files as the file system counts them */
 	uint64_t written_bytes; /* sent to the files since this struct was made */
 	uint64_t same_filled_pages, raw_pages;
-	uint64_t record_bytes; /* of all records in use, in RAM and on disk */
-	enum limited_by limited_by;
+	uint64_t record_bytes;	    /* of all records in use, in RAM and on disk */
+	enum limited_by limited_by; /* the last put or move that failed, since store_forget_limit() */
 };
+
+/* True if a put failed with this because of a limit, which limited_by of the account names, and not because
+ * something is broken. */
+static inline bool store_is_limit(int code)
+{
+	return code == ENOSPC || code == EDQUOT || code == EFBIG;
+}
 
 /* Create an empty store: a file without a name in dir (mode 0, cannot be linked), gone when its last fd
  * closes. On error -errno, with what to do: no such directory, no O_TMPFILE there, no permission, ... */
@@ -113,7 +121,7 @@ struct store_fds store_tier_fds(const struct store *store);
  * calls from store_tend_step(); NULL if the pages are never relocated. All or nothing: on error no slot is
  * taken. However the pages lie in memory, it makes as few writes as the free slots allow, and one if they are
  * contiguous: 2 MiB at a time is fastest. -ENOSPC, -EDQUOT, -EFBIG, -EIO, ...: *err names the directory and says what to
- * do. Pages stored before stay readable. A process with RLIMIT_FSIZE must ignore SIGXFSZ (Python does).
+ * do; of a limit, see store_is_limit(). Pages stored before stay readable. A process with RLIMIT_FSIZE must ignore SIGXFSZ (Python does).
  *
  * If a single page cannot be written (EIO), the put tries another place, and the bad place is not used again
  * until the file is emptied. So if a put of several pages fails, a caller that puts them one by one loses

@@ -131,6 +131,7 @@ struct page_map_header {
 	_Atomic uint64_t left_pages;   /* by the last swap-out; see left.h */
 	_Atomic uint32_t owner_pid;    /* see owner.h; 0: not known */
 	_Atomic uint64_t owner_started;
+	_Atomic uint32_t limited_by; /* enum limited_by: what stopped the last swap-out */
 };
 
 struct page_map;

@@ -177,7 +177,7 @@ class Jobs:
         reason, self._drain_error = self._drain_error, ""
         if not reason or event.error is not None:
             return event
-        return JobDone(event.job, NotSupportedError(reason), event.cancelled)
+        return replace(event, error=NotSupportedError(reason))
 
     def _with_full_file_system(self, event: JobDone) -> JobDone:
         """The engine knows that there was no memory, and not whose."""
@@ -187,7 +187,7 @@ class Jobs:
         error = (
             NoSpaceError(f"cannot swap all in: {why}; what is out is still served") if why else event.error
         )
-        return JobDone(event.job, error, event.cancelled)
+        return replace(event, error=error)
 
     def pids(self) -> list[int]:
         """Whose cgroups pay for pages that come back: ours, if the VM's processes have all gone."""

@@ -48,7 +48,7 @@ def status_of(machine: Machine, vm: Vm, *, logging: bool, drain_pause_us: int = 
         fault_p50_us=_to_us(stats.fault_p50_ns),
         fault_p99_us=_to_us(stats.fault_p99_ns),
         stored_bytes=stats.stored_ram_bytes + stats.stored_disk_bytes,
-        limited_by=_LIMITS[stats.limited_by],
+        limited_by=limit_of(stats),
         restarts=vm.manifest.restarts,
         page_fault_logging=logging,
         error="" if error is None else error.message,
@@ -72,6 +72,19 @@ def starved(status: Status, error: VmmswapError | None) -> Status:
     if error is None or status.state is State.IN_PROGRESS:
         return status
     return replace(status, state=State.FAILED, error=error.message, error_name=error.dbus_name)
+
+
+def limit_of(stats: EngineStats) -> str:
+    """LimitedBy."""
+    return _LIMITS[stats.limited_by]
+
+
+def _stored(stats: EngineStats) -> str:
+    mib = 1 << 20
+    return (
+        f"{stats.stored_ram_bytes / mib:.1f} MiB on RAM, {stats.stored_disk_bytes / mib:.1f} MiB on disk,"
+        f" {stats.written_bytes / mib:.1f} MiB written to disk"
+    )
 
 
 def _lost(pages: int) -> PagesLostError:
@@ -108,7 +121,7 @@ class OperationLog:
             if stats.left_pages:
                 counts += f", {stats.left_pages} left behind"
             counts += f", {stats.pinned_pages} pinned, longest pause {stats.pause_us} us"
-        more = {
+        more: dict[str, str | int] = {
             "duration_ms": took_ms,
             "resident_pages": stats.resident_pages,
             "swap_pages": stats.swap_pages,
@@ -116,11 +129,16 @@ class OperationLog:
             "left_pages": stats.left_pages,
             "pause_us": stats.pause_us,
         }
+        if event.limit:
+            more["limited_by"] = limit_of(stats)
         self._say_weak_pin_check(pin_check)
         if event.error is None:
             how, level, message_id = "done", logging.INFO, message_ids.OPERATION_FINISHED
             if event.cancelled:
                 how = "cancelled"
+            elif event.limit:
+                how, level, message_id = "stopped at a limit", logging.WARNING, message_ids.OPERATION_LIMITED
+                counts = f"{event.limit} ({limit_of(stats)}: {counts}; {_stored(stats)})"
         else:
             how, level, message_id = "failed", logging.ERROR, message_ids.OPERATION_FAILED
             counts = f"{event.error.message} ({counts})"
