@@ -110,6 +110,8 @@ void engine_set_wake_budget(struct engine *, uint64_t);
 bool engine_settle_wake(struct engine *);
 bool engine_was_replaying(const struct engine *);
 int engine_wake_fd(const struct engine *);
+uint64_t engine_written_bytes(const struct engine *);
+void engine_limit_writes(struct engine *, uint64_t);
 int engine_notices_fd(const struct engine *);
 int engine_take_notice(struct engine *, struct notice *);
 uint64_t engine_left_pages(struct engine *, struct lost_incident *);

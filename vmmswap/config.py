@@ -126,17 +126,29 @@ class Config:
     )
     disk_tier_max: str = _key(
         "DiskTierMax",
-        "bytes, with K, M, G, T or %",
-        values.size,
+        "bytes, with K, M, G, T or %, or infinity",
+        values.tier_size,
         "The most disk space that one VM's swapped-out memory may take. A percentage is of the swap"
         " directory's file system. A swap-out that reaches the limit ends, and the rest stays"
-        " on RAM. Default: all but what DiskKeepFree= leaves.",
-        "",
+        " on RAM. infinity: all but what DiskKeepFree= leaves. 0, for VMs with RamTierMax=: nothing goes to"
+        " disk, and no swap directory is needed.",
+        values.INFINITY,
+    )
+    write_budget_per_day: str = _key(
+        "WriteBudgetPerDay",
+        "bytes, with K, M, G, T or %, or infinity",
+        values.budget,
+        "The most that may be written to disk for one VM in any 24 hours. A percentage is of the size of the"
+        " swap directory's file system. A swap-out that reaches the limit ends, and the rest stays on RAM."
+        " What was written is in the ledger NAME.written in the VM's state directory. If that is missing or"
+        " damaged, as when a VM registers for the first time, the budget counts as used up, and comes back"
+        " hour by hour within a day.",
+        values.INFINITY,
     )
     ram_tier_max: str = _key(
         "RamTierMax",
         "bytes, with K, M, G, T or %",
-        values.size,
+        values.ram_tier_size,
         "The most RAM that one VM's swapped-out memory may take, compressed. A percentage is of the VM's"
         " memory. What exceeds it goes to disk, compressed and encrypted. 0: pages use RAM only on their way"
         " to disk. With DiskTierMax=0 nothing goes to disk, and a swap-out that reaches this limit leaves"
@@ -271,6 +283,11 @@ class Config:
         return self.disk_tier_compression or self.ram_tier_compression
 
     @property
+    def has_write_budget(self) -> bool:
+        """False if any number of bytes may be written to disk."""
+        return self.write_budget_per_day not in ("", values.INFINITY)
+
+    @property
     def may_drain(self) -> bool:
         """True if the VMM may be asked by QMP to end its I/O. A frozen one could not answer."""
         return self.pin_check in ("auto", "qmp") and self.mode != "freeze"
@@ -286,7 +303,8 @@ class Config:
         return cls(**{name: value for name, value in saved.items() if name in known})
 
 
-# What operations/options.py and wake_ups.py use: all else is built into what serves a VM when that registers.
+# What operations/options.py, wake_ups.py and write_budget.py use: all else is built into what serves a VM
+# when that registers.
 _RELOADED = frozenset(
     {
         "mode",
@@ -297,6 +315,7 @@ _RELOADED = frozenset(
         "pin_check",
         "pin_settle_ms",
         "wake_prefetch",
+        "write_budget_per_day",
     }
 )
 

@@ -10,6 +10,9 @@ from vmmswap.timespan import span_us
 
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}|[0-9]{1,10}")
 _SIZE = re.compile(r"[0-9]{1,15}[KMGT]?|[0-9]{1,2}%|100%")
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+INFINITY = "infinity"
+SEGMENT_BYTES = 2 << 20  # engine/src/store/slot_name.h
 _MAX_COUNT = (1 << 32) - 1
 _DAY_US = 86_400_000_000
 
@@ -69,6 +72,43 @@ def size(text: str) -> str:
 
 def is_nothing(size: str) -> bool:
     return bool(size) and not size.strip("0KMGT%")
+
+
+def limit(text: str) -> str:
+    """A size, or no limit."""
+    return text if text == INFINITY else size(text)
+
+
+def budget(text: str) -> str:
+    """The same of what the store needs in whole segments."""
+    limit(text)
+    if is_nothing(text):
+        raise ValueError(f"{text!r} lets nothing be written: for no disk tier say DiskTierMax=0")
+    return tier_size(text)
+
+
+def tier_size(text: str) -> str:
+    """The same, or 0. A percentage is known only when a VM registers."""
+    limit(text)
+    if not text.endswith("%") and not is_nothing(text) and 0 < in_bytes(text, 0) < SEGMENT_BYTES:
+        raise ValueError(f"{text!r} is less than one segment of the store, 2M")
+    return text
+
+
+def ram_tier_size(text: str) -> str:
+    """The same, and a limit in any case."""
+    size(text)
+    return tier_size(text)
+
+
+def in_bytes(text: str, total_bytes: int) -> int:
+    """A size as vmmswap.conf has it, as bytes; a percentage is of total_bytes. 0 for no limit."""
+    if text == INFINITY:
+        return 0
+    if text.endswith("%"):
+        return total_bytes * int(text[:-1]) // 100
+    digits = text.rstrip("KMGT")
+    return int(digits or "0") << _UNITS[text[len(digits) :]]
 
 
 def user(text: str) -> str:

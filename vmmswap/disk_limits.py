@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from vmmswap.config import Config
+from vmmswap.config_values import in_bytes
 
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _KEEP_FREE_PERCENT = 5
 _KEEP_FREE_AT_MOST_BYTES = 4 << 30
 
@@ -34,11 +34,3 @@ def _keep_free_bytes(text: str, total_bytes: int) -> int:
     if text:
         return in_bytes(text, total_bytes)
     return min(total_bytes * _KEEP_FREE_PERCENT // 100, _KEEP_FREE_AT_MOST_BYTES)
-
-
-def in_bytes(text: str, total_bytes: int) -> int:
-    """A size as vmmswap.conf has it, as bytes; a percentage is of total_bytes."""
-    if text.endswith("%"):
-        return total_bytes * int(text[:-1]) // 100
-    digits = text.rstrip("KMGT")
-    return int(digits or "0") << _UNITS[text[len(digits) :]]

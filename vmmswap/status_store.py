@@ -44,6 +44,18 @@ class StoreStatus:
         title="Written to disk",
         help="Bytes written to disk since the VM registered.",
     )
+    written_today_bytes: int = _key(
+        0,
+        "WrittenTodayBytes",
+        unit="bytes",
+        since="0.2",
+        title="Written today",
+        shown_if_set=True,
+        help=(
+            "Bytes written to disk for the VM of this name in the last 24 hours, counted by whole hours: what"
+            " WriteBudgetPerDay= limits. The ledger keeps them over restarts, reboots and the VM's end."
+        ),
+    )
     same_filled_pages: int = _key(
         0,
         "SameFilledPages",

@@ -117,6 +117,8 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	if (!rc)
 		rc = open_store(vm, config, err);
 	if (!rc)
+		store_count_writes_in(vm->store, &page_map_header(vm->map)->written_bytes);
+	if (!rc)
 		rc = faults_create(vm, vm->fault_threads_n == cpus, config->spin_us, &engine->faults, err);
 	if (!rc)
 		rc = swapper_create(vm, &engine->swapper, err);
@@ -316,11 +318,6 @@ int engine_flush_step(struct engine *engine, struct error *err)
 	return rc == -ENOENT ? 0 : rc ? rc : 1;
 }
 
-void engine_set_write_budget(struct engine *engine, int64_t bytes)
-{
-	store_set_write_budget(engine->vm.store, bytes);
-}
-
 int engine_notices_fd(const struct engine *engine)
 {
 	return notices_fd(engine->vm.notices);
@@ -382,7 +379,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->fault_p99_ns = latency.p99_ns;
 	out->stored_ram_bytes = account.ram_bytes;
 	out->stored_disk_bytes = account.disk_bytes;
-	out->written_bytes = atomic_load(&header->written_bytes) + account.written_bytes;
+	out->written_bytes = account.written_bytes;
 	out->same_filled_pages = account.same_filled_pages;
 	out->raw_pages = account.raw_pages;
 	out->record_bytes = account.record_bytes;

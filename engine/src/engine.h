@@ -188,8 +188,11 @@ void engine_host_is_short(struct engine *engine, bool is_short);
 /* Move one segment from RAM to disk. 1: done, 0: there is none, -errno: why not. As engine_tend(). */
 int engine_flush_step(struct engine *engine, struct error *err);
 
-/* How many bytes may be written to disk from now on; INT64_MAX: any. */
-void engine_set_write_budget(struct engine *engine, int64_t bytes);
+/* Bytes written to disk since the VM registered, by all its monitors. */
+uint64_t engine_written_bytes(const struct engine *engine);
+/* Up to where that may grow from now on; UINT64_MAX: no limit. A swap-out that needs more is limited by the
+ * write budget. */
+void engine_limit_writes(struct engine *engine, uint64_t max_bytes);
 
 /* Bring back what earlier wake-ups touched; NOTICE_REPLAY_DONE follows. is_ordered: a caller knows that the guest wakes up.
  * -EBUSY: a job runs, or the last replay is just ending. */

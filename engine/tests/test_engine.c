@@ -345,12 +345,14 @@ TEST(successor)
 	struct engine_config config = new_engine;
 	struct error err = { 0 };
 	struct range ranges[VMM_REGIONS];
-	uint64_t out_pages;
+	uint64_t out_pages, written_bytes;
 	uint32_t id, last_job;
 	struct rig rig;
 
 	rig_start(&rig, 2);
 	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	written_bytes = stats_of(&rig).written_bytes;
+	CHECK(TEST_TIERS || written_bytes > 0);
 	config.page_map_fd = dup(engine_page_map_fd(rig.engine));
 	config.store_fd = dup(engine_store_fd(rig.engine));
 	test_keep_tiers(&config, rig.engine);
@@ -368,6 +370,7 @@ TEST(successor)
 		FAIL("engine_recover: %s", err.message);
 	CHECK(out_pages == (PAGES_0 + PAGES_1) - (PAGES_0 + PAGES_1) / 8);
 	CHECK(last_job == JOB_NONE);
+	CHECK_EQ(stats_of(&rig).written_bytes, written_bytes); /* since the VM registered */
 	CHECK(engine_start(rig.engine, &err) == 0);
 	vmm_idle(&rig.vmm);
 	check_bytes(&rig);

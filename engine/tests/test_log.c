@@ -188,7 +188,7 @@ TEST(pages_come_back_from_disk)
 	move_all(log);
 	CHECK_EQ(account(log).ram_bytes, 0);
 	CHECK(account(log).disk_bytes > 0);
-	CHECK(account(log).written_bytes > 0);
+	CHECK(atomic_load(log->writes->written_bytes) > 0);
 	check(log, MIXED, 1, N, slots);
 	check_many(log, MIXED, 1, N, slots);
 	drop(log, slots, N);
@@ -391,11 +391,11 @@ TEST(a_spent_write_budget_says_so_and_is_never_exceeded)
 
 	one.ram_max_bytes = 8 * MIB;
 	log = make(&one);
-	atomic_store(&log->write_budget_bytes, (int64_t)(5 * MIB));
+	atomic_store(&log->writes->max_bytes, 5 * MIB);
 	n = try_put(log, 0, NOISE, 1, 8 * N, slots, &err);
 	CHECK(n < 8 * N);
 	CHECK_EQ(log->limited_by, LIMITED_BY_WRITE_BUDGET);
-	CHECK(account(log).written_bytes <= 5 * MIB);
+	CHECK(atomic_load(log->writes->written_bytes) <= 5 * MIB);
 	check(log, NOISE, 1, n, slots);
 	log_destroy(log);
 }

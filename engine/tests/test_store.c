@@ -371,6 +371,33 @@ TEST(a_store_leaves_the_reserve_free)
 	store_destroy(store);
 }
 
+/* What is counted is what was written; what does not fit into the budget is refused whole, and no slot is taken. */
+TEST(a_write_budget_is_never_exceeded)
+{
+	struct store *store = open_store(test_dir());
+	uint64_t a[N], b[N];
+	struct error err = { 0 };
+
+	put(store, N, 1, a);
+	CHECK_EQ(account(store).written_bytes, N * PAGE_BYTES);
+	store_limit_writes(store, 2 * N * PAGE_BYTES);
+	CHECK_OK(failpoint_arm("store.write=EIO"));
+	CHECK_EQ(try_put(store, N, b, &err), -EIO);
+	CHECK_OK(failpoint_arm("store.write=off"));
+	CHECK_EQ(account(store).written_bytes, N * PAGE_BYTES);
+	put(store, N, 2, b);
+	CHECK_EQ(account(store).written_bytes, 2 * N * PAGE_BYTES);
+	CHECK_EQ(account(store).limited_by, LIMITED_BY_NOTHING);
+	CHECK_EQ(try_put(store, 1, a, &err), -ENOSPC);
+	CHECK_EQ(account(store).limited_by, LIMITED_BY_WRITE_BUDGET);
+	CHECK_CONTAINS(err.message, "WriteBudgetPerDay=");
+	CHECK_EQ(account(store).used_slots, 2 * N);
+	store_forget_limit(store);
+	CHECK_EQ(account(store).limited_by, LIMITED_BY_NOTHING);
+	check_get(store, N, 2, b);
+	store_destroy(store);
+}
+
 TEST(write_errors_are_told_apart)
 {
 	static const struct {

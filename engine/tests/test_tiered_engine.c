@@ -159,7 +159,7 @@ TEST(a_spent_write_budget_leaves_pages_in_ram)
 	struct rig rig;
 
 	rig_start(&rig, 2);
-	engine_set_write_budget(rig.engine, 0);
+	engine_limit_writes(rig.engine, 0);
 	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
 	CHECK_EQ(engine_flush_step(rig.engine, &err), -ENOSPC);
 	CHECK_CONTAINS(err.message, "WriteBudgetPerDay=");

@@ -30,6 +30,7 @@ from vmmswap.monitor.settings import Settings
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.tracing import PageFaultLog
 from vmmswap.monitor.vm import Vm
+from vmmswap.monitor.write_budget import Place
 
 TOTAL_PAGES = 100_000
 _NONE = EngineStats(
@@ -53,6 +54,7 @@ class FakeEngine:
     store_fd = -1
     store_file_system = ""
     tier_fds = TierFds()
+    written_bytes = 0
 
     def __init__(self, say):
         self._say = say
@@ -61,6 +63,13 @@ class FakeEngine:
         self.events = collections.deque()
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.fails = None  # what the next job that is started raises
+
+    @property
+    def page_map_fd(self):
+        return self.event_fd  # any
+
+    def limit_writes(self, _max_bytes):
+        pass
 
     def set_stats(self, **values):
         self._stats = dataclasses.replace(self._stats, **values)
@@ -205,6 +214,7 @@ class OrderedVm:
         self.around = Surroundings(
             settings,
             PageFaultLog(("file",), tmp_path),
+            Place(tmp_path / "web.written", tmp_path),
             barrier=self._barrier,
             on_change=self.controller.changed,
             on_end=self.close,
@@ -220,7 +230,11 @@ class OrderedVm:
         """Only what gives and carries out orders: no processes are watched."""
         self.orders = Orders(self.vm, self.around, self.checks, self._released, error=error)
         self.controller.served = SimpleNamespace(
-            vm=self.vm, orders=self.orders, status=self.orders.status, processes=None
+            vm=self.vm,
+            orders=self.orders,
+            status=self.orders.status,
+            processes=None,
+            writes=SimpleNamespace(ready=self._barrier),
         )
         handler = EventHandler(self.vm, None, self.orders, self.controller.changed)
         self.pump = EventPump(self.engine, handler, handler.flush)

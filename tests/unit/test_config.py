@@ -198,8 +198,8 @@ def test_what_a_reload_changes_is_what_a_swap_out_is_given():
     before = swap_out_options(Config(), promised_unpinned=False)
     for attribute, value in other.items():
         assert swap_out_options(Config(**{attribute: value}), promised_unpinned=False) != before
-    read_at_each_wake_up = {"wake_prefetch"}
-    assert set(other) | read_at_each_wake_up == {key.attribute for key in KEYS if key.may_reload}
+    read_elsewhere = {"wake_prefetch", "write_budget_per_day"}
+    assert set(other) | read_elsewhere == {key.attribute for key in KEYS if key.may_reload}
 
 
 def test_the_listing_has_files_first_and_defaults_last():
@@ -249,10 +249,24 @@ def test_pages_are_compressed_once(tmp_path):
     [
         "RamTierMax=101%",
         "RamTierMax=-1",
+        "RamTierMax=1M",
+        "RamTierMax=infinity",
+        "RamTierMax=2097151",
         "RamTierAgeSec=0",
+        "RamTierAgeSec=-1",
         "RamTierCompression=zip",
         "DiskTierCompression=zstd",
         "Encryption=maybe",
+        "DiskTierMax=101%",
+        "DiskTierMax=-1",
+        "DiskTierMax=2047K",
+        "DiskTierMax=all",
+        "WriteBudgetPerDay=101%",
+        "WriteBudgetPerDay=-1",
+        "WriteBudgetPerDay=0",
+        "WriteBudgetPerDay=0%",
+        "WriteBudgetPerDay=1M",
+        "WriteBudgetPerDay=10P",
     ],
 )
 def test_nonsense_of_the_tiers_is_refused_with_file_and_line(tmp_path, line):
@@ -260,3 +274,14 @@ def test_nonsense_of_the_tiers_is_refused_with_file_and_line(tmp_path, line):
     file.write_text(f"[Swap]\n{line}\n")
     with pytest.raises(ConfigError, match=r"one\.conf:2: "):
         load("web", [file])
+
+
+@pytest.mark.parametrize(
+    ("line", "has_budget"),
+    [("WriteBudgetPerDay=2M", True), ("WriteBudgetPerDay=1%", True), ("WriteBudgetPerDay=infinity", False),
+     ("WriteBudgetPerDay=", False), ("DiskTierMax=infinity", False), ("RamTierMax=2M", False)],
+)  # fmt: skip
+def test_the_smallest_budgets_and_none(tmp_path, line, has_budget):
+    file = tmp_path / "one.conf"
+    file.write_text(f"[Swap]\n{line}\n")
+    assert load("web", [file]).has_write_budget is has_budget

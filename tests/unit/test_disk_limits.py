@@ -31,8 +31,8 @@ def limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, total_byt
         ("", 1000 * GIB, (0, 4 * GIB)),
         ("DiskTierMax=20%\nDiskKeepFree=10%", 1000 * GIB, (200 * GIB, 100 * GIB)),
         ("DiskTierMax=3G\nDiskKeepFree=0", 10 * GIB, (3 * GIB, 0)),
-        ("DiskTierMax=4096\nDiskKeepFree=100%", 8192, (4096, 8192)),
-        ("DiskTierMax=7K\nDiskKeepFree=1T", GIB, (7 << 10, 1 << 40)),
+        ("DiskTierMax=2097152\nDiskKeepFree=100%", 8192, (2 << 20, 8192)),
+        ("DiskTierMax=7000K\nDiskKeepFree=1T", GIB, (7000 << 10, 1 << 40)),
     ],
 )
 def test_sizes(

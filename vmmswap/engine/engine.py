@@ -9,28 +9,17 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from vmmswap.engine.events import event_of, pages_of
 from vmmswap.engine.native import checked as _checked
 from vmmswap.engine.native import ffi, lib, text_of
 from vmmswap.engine.types import (
     EngineConfig,
     EngineEvent,
     EngineStats,
-    FaultsStarved,
     Job,
-    JobDone,
     Mode,
-    Notice,
-    PageHealed,
-    PagePoisoned,
-    PageRange,
     Pages,
-    PagesLeft,
-    PagesLost,
     PinOptions,
-    ProcessForked,
-    ProcessGone,
-    ProcessMoved,
-    Protected,
     Range,
     Recovered,
     SwapOutOptions,
@@ -38,11 +27,11 @@ from vmmswap.engine.types import (
     Tiers,
     TraceRecord,
 )
-from vmmswap.engine.waking import WakeCalls, wake_event_of
-from vmmswap.errors import NoSpaceError, NoSuchVMError, VmmswapError, from_errno
+from vmmswap.engine.waking import WakeCalls
+from vmmswap.errors import NoSpaceError, NoSuchVMError, VmmswapError
 from vmmswap.file_system import kind_of
 
-_NO_PAGE = 2**64 - 1
+_NO_LIMIT = 2**64 - 1
 _COUNTERS = tuple(name for name in EngineStats.__slots__ if name not in ("mode", "job", "tracking"))
 
 
@@ -289,6 +278,15 @@ class Engine(WakeCalls):
         lib.engine_host_is_short(self._engine, is_short)
 
     @property
+    def written_bytes(self) -> int:
+        """Bytes written to disk since the VM registered, by all its monitors."""
+        return int(lib.engine_written_bytes(self._engine))
+
+    def limit_writes(self, max_bytes: int | None) -> None:
+        """Up to where written_bytes may grow from now on; None: no limit."""
+        lib.engine_limit_writes(self._engine, _NO_LIMIT if max_bytes is None else max_bytes)
+
+    @property
     def needs_count(self) -> bool:
         """True if stats().resident_pages is only as good as the last count, because the VMM's files are
         larger than guest memory.
@@ -311,7 +309,7 @@ class Engine(WakeCalls):
     def next_event(self) -> EngineEvent | None:
         """The oldest thing that happened and was not taken yet. Whoever takes it is the only one to know."""
         notice = ffi.new("struct notice *")
-        return _event_of(notice) if lib.engine_take_notice(self._engine, notice) else None
+        return event_of(notice) if lib.engine_take_notice(self._engine, notice) else None
 
     def events(self) -> list[EngineEvent]:
         """All that happened and was not taken yet, oldest first."""
@@ -321,13 +319,13 @@ class Engine(WakeCalls):
         """What was lost since the last call."""
         incident = ffi.new("struct lost_incident *")
         lib.engine_take_lost(self._engine, incident)
-        return _pages_of(incident)
+        return pages_of(incident)
 
     def left(self) -> Pages:
         """What the last swap-out of this process left because it could not be read, stored or punched."""
         incident = ffi.new("struct lost_incident *")
         lib.engine_left_pages(self._engine, incident)
-        return _pages_of(incident)
+        return pages_of(incident)
 
     def stats(self) -> EngineStats:
         """All counters now. Nothing stops for it."""
@@ -402,44 +400,5 @@ class Engine(WakeCalls):
         lib.engine_destroy(engine)
 
 
-def _pages_of(incident: Any) -> Pages:  # noqa: ANN401 - cffi's objects have no static types
-    ranges = incident.ranges[0 : incident.ranges_n]
-    return Pages(
-        int(incident.pages), tuple(PageRange(int(item.page_idx), int(item.pages)) for item in ranges)
-    )
-
-
 def _c_range(item: Range) -> dict[str, int]:
     return {"addr": item.addr, "page_idx": item.page_idx, "pages": item.pages}
-
-
-def _event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have no static types
-    message, page_idx = text_of(notice.message), int(notice.page_idx)
-    match notice.kind:
-        case lib.NOTICE_PROCESS_FORKED:
-            event: EngineEvent = ProcessForked(int(notice.process_id), int(notice.parent_id), int(notice.fd))
-        case lib.NOTICE_PROCESS_GONE:
-            event = ProcessGone(int(notice.process_id))
-        case lib.NOTICE_PROCESS_MOVED:
-            event = ProcessMoved(int(notice.process_id))
-        case lib.NOTICE_JOB_DONE:
-            error = from_errno(int(notice.code), message) if notice.code else None
-            limit = message if notice.limited_by else ""
-            event = JobDone(Job(notice.job), error, bool(notice.cancelled), limit)
-        case lib.NOTICE_PAGE_POISONED:
-            event = PagePoisoned(page_idx, message)
-        case lib.NOTICE_PAGE_HEALED:
-            event = PageHealed(page_idx)
-        case lib.NOTICE_PAGES_LEFT:
-            event = PagesLeft(message)
-        case lib.NOTICE_PAGES_LOST:
-            event = PagesLost()
-        case lib.NOTICE_FAULTS_STARVED:
-            event = FaultsStarved(page_idx)
-        case lib.NOTICE_WAKING | lib.NOTICE_REPLAY_DONE:
-            event = wake_event_of(notice)
-        case lib.NOTICE_PROTECTED:
-            event = Protected()
-        case _:
-            event = Notice(message, None if page_idx == _NO_PAGE else page_idx)
-    return event

@@ -40,7 +40,9 @@ class Controller:
             await self.served.orders.refresh()
 
     async def enable(self) -> None:
-        await self._registered().orders.enable()
+        served = self._registered()
+        await served.writes.ready()
+        await served.orders.enable()
 
     async def disable(self) -> None:
         await self._registered().orders.disable()

@@ -238,6 +238,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
         settings=settings,
         config_path=options.config,
         swap_dir=_swap_dir(options.swap_dir, settings.current, name),
+        state_dir=_state_dir(options.swap_dir, name),
         log_dir=options.log_dir or _directory_from("LOGS_DIRECTORY", LOG_DIR / name),
         bus=options.bus,
         listener=None,
@@ -336,6 +337,11 @@ def _swap_dir(option: Path | None, settings: Config, name: str) -> Path:
     if settings.swap_directory:
         return Path(settings.swap_directory)
     return _directory_from("STATE_DIRECTORY", STATE_DIR / name)
+
+
+def _state_dir(swap_dir: Path | None, name: str) -> Path:
+    """Of a monitor that systemd has not started: beside the swap file."""
+    return _directory_from("STATE_DIRECTORY", STATE_DIR / name if swap_dir is None else swap_dir)
 
 
 def _check_swap_dir(path: Path) -> None:

@@ -27,6 +27,7 @@ from vmmswap.monitor.setup import Setup
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.tracing import PageFaultLog, sink_kinds
 from vmmswap.monitor.vm import Vm
+from vmmswap.monitor.write_budget import Place
 from vmmswap.notify import feed_watchdog
 
 _log = logging.getLogger("vmmswap.monitor")
@@ -51,6 +52,7 @@ class Monitor:
         self._around = Surroundings(
             setup.settings,
             PageFaultLog(sink_kinds(setup.config.page_fault_log, journal=setup.journal), setup.log_dir),
+            Place(setup.state_dir / f"{setup.name}.written", setup.swap_dir),
             barrier=self._store.try_barrier,
             on_change=self._controller.changed,
             on_end=lambda: self._end(0),
@@ -190,7 +192,9 @@ class Monitor:
         if found.vm.manifest.releasing:
             served.orders.release("the VMM has closed its connection", must=True)
         elif not found.error:
-            served.orders.resume(found.last_job)
+            await served.writes.ready()
+            if self._controller.served is served:
+                served.orders.resume(found.last_job)
 
     def _exit_without_vm(self, _reason: str) -> None:
         _log.info("no VM came: ending")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 
 from vmmswap import message_ids
 from vmmswap.errors import NotSupportedError, VmmswapError
@@ -20,6 +21,7 @@ from vmmswap.monitor.operations.orders import Orders
 from vmmswap.monitor.operations.report import stored_on
 from vmmswap.monitor.surroundings import Surroundings
 from vmmswap.monitor.vm import Vm
+from vmmswap.monitor.write_budget import WriteBudget
 from vmmswap.status import Status
 
 _log = logging.getLogger("vmmswap.monitor")
@@ -37,6 +39,8 @@ class ServedVm:
         with contextlib.ExitStack() as parts:  # closed in reverse order
             self.processes = Processes(vm, self.vmm_gone, self._exposed, self._unserved)
             parts.callback(self.processes.close)
+            self.writes = WriteBudget(vm.engine, around.ledger, lambda: around.config)
+            parts.callback(self.writes.close)
             vm.count_in_process()
             self._watch = self._watch_mappers()
             parts.callback(self._watch.close)
@@ -57,11 +61,16 @@ class ServedVm:
             with guarded("not all that was done for the VM is closed"):
                 self._parts.close()
             self.vm.retire()
-            self._closing = asyncio.get_running_loop().create_task(self.vm.close(), name="closing")
+            self._closing = asyncio.get_running_loop().create_task(self._close(), name="closing")
         return self._closing
 
+    async def _close(self) -> None:
+        await self.vm.close()
+        await asyncio.to_thread(self.writes.save)
+
     def status(self) -> Status:
-        return stored_on(self.orders.status(), self._swap_file_system)
+        status = replace(self.orders.status(), written_today_bytes=self.writes.written_today())
+        return stored_on(status, self._swap_file_system)
 
     async def start_page_fault_logging(self) -> None:
         await self._around.page_fault_log.start(self.vm, self._around.config.disk_keep_free)

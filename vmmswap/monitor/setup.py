@@ -19,6 +19,7 @@ class Setup:
     config: Config
     settings: Settings
     swap_dir: Path
+    state_dir: Path  # of the ledger of bytes written
     log_dir: Path
     bus: str | None
     listener: socket.socket | None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from vmmswap.config import Config
 from vmmswap.monitor.settings import Settings
 from vmmswap.monitor.tracing import PageFaultLog
+from vmmswap.monitor.write_budget import Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Surroundings:
 
     settings: Settings
     page_fault_log: PageFaultLog
+    ledger: Place
     barrier: Callable[[], Awaitable[None]]
     on_change: Callable[[], None]
     on_end: Callable[[], None]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from vmmswap.config import Config
-from vmmswap.disk_limits import in_bytes
+from vmmswap.config_values import in_bytes
 from vmmswap.engine import Tiers
 
 

@@ -21,7 +21,6 @@ struct disk_tier {
 	uint32_t places_room;
 	_Atomic uint32_t places_n;
 
-	_Atomic uint64_t written_bytes;
 	atomic_bool cannot_punch;
 };
 
@@ -194,16 +193,13 @@ void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx)
 	disk->places_n--;
 }
 
-int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes)
+int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes,
+		    uint64_t *written_bytes)
 {
-	uint64_t written_bytes = 0;
 	struct pieces pieces;
-	int rc;
 
 	pieces_of_one(&pieces, (void *)bytes, size_bytes);
-	rc = swap_file_write(&disk->file, &pieces, place_idx * SEGMENT_BYTES, &written_bytes);
-	atomic_fetch_add_explicit(&disk->written_bytes, written_bytes, memory_order_relaxed);
-	return rc;
+	return swap_file_write(&disk->file, &pieces, place_idx * SEGMENT_BYTES, written_bytes);
 }
 
 int disk_tier_read(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, void *bytes,
@@ -242,11 +238,6 @@ uint64_t disk_tier_free_bytes(const struct disk_tier *disk)
 	struct statvfs fs;
 
 	return fstatvfs(disk->file.fd, &fs) ? UINT64_MAX : (uint64_t)fs.f_bavail * fs.f_frsize;
-}
-
-uint64_t disk_tier_written_bytes(const struct disk_tier *disk)
-{
-	return atomic_load_explicit(&disk->written_bytes, memory_order_relaxed);
 }
 
 uint32_t disk_tier_places(const struct disk_tier *disk)

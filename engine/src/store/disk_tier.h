@@ -47,8 +47,9 @@ void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx);
 void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, uint64_t size_bytes);
 
 /* size_bytes is a multiple of DISK_BLOCK_BYTES; bytes is aligned to it. 0 or -errno (-ENOSPC, -EDQUOT,
- * -EFBIG, -EIO, ...). */
-int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes);
+ * -EFBIG, -EIO, ...); *written_bytes: how many were sent, also on error. */
+int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes,
+		    uint64_t *written_bytes);
 /* Offset and size are multiples of DISK_BLOCK_BYTES; bytes is aligned to it. 0 or -errno; a short read is
  * -EIO. */
 int disk_tier_read(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, void *bytes,
@@ -65,7 +66,6 @@ int disk_tier_refuse(const struct disk_tier *disk, int rc, struct error *err);
 uint64_t disk_tier_bytes(const struct disk_tier *disk); /* as the file system counts */
 uint64_t disk_tier_free_bytes(const struct disk_tier
 				      *disk); /* on its file system; unlimited if that does not report it */
-uint64_t disk_tier_written_bytes(const struct disk_tier *disk); /* since this struct was made */
-uint32_t disk_tier_places(const struct disk_tier *disk);	/* in use */
+uint32_t disk_tier_places(const struct disk_tier *disk); /* in use */
 
 #endif

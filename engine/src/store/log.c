@@ -73,7 +73,8 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 	log->disk_max_bytes = config->disk_max_bytes;
 	log->disk_keep_free_bytes = config->disk_keep_free_bytes;
 	log->ram_age_s = config->ram_age_s;
-	log->write_budget_bytes = INT64_MAX;
+	writes_init(&log->own_writes);
+	log->writes = &log->own_writes;
 	log->headroom = headroom_create("/proc");
 	log->tend_fd = log->headroom ? eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK) : -1;
 	rc = log->tend_fd < 0 ? error_set(err, ENOMEM, "no memory or no fd for the store") :
@@ -340,7 +341,6 @@ void log_account(struct log *log, struct log_account *out)
 		.ram_bytes = ram_tier_bytes(&log->ram),
 		.disk_bytes = log->disk ? disk_tier_bytes(log->disk) : 0,
 		.record_bytes = atomic_load(&log->segments.live_granules) << GRANULE_SHIFT,
-		.written_bytes = log->disk ? disk_tier_written_bytes(log->disk) : 0,
 		.records = atomic_load(&log->segments.live_n),
 		.raw_records = atomic_load(&log->segments.raw_n),
 		.fill_pages = atomic_load(&log->fills.pages),

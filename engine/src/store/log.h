@@ -28,6 +28,7 @@
 #include "store/seal.h"
 #include "store/segments.h"
 #include "store/store.h"
+#include "store/writes.h"
 
 #define LOG_WRITERS 8
 #define LOG_COMPACTOR (LOG_WRITERS - 1) /* the writer reserved for compaction */
@@ -76,7 +77,8 @@ struct log {
 	uint64_t disk_keep_free_bytes;
 	uint32_t ram_age_s;
 	_Atomic uint64_t ram_max_bytes, disk_max_bytes;
-	_Atomic int64_t write_budget_bytes; /* may still be written; INT64_MAX: no limit */
+	struct writes *writes; /* own_writes, or the store's */
+	struct writes own_writes;
 	_Atomic uint32_t limited_by;
 	_Atomic uint32_t moving_n; /* disk places that are being filled */
 	_Atomic uint32_t movers_n; /* threads that move a segment now */
@@ -130,7 +132,6 @@ void log_seal_writer(struct log *log, size_t writer_idx);
 struct log_account {
 	uint64_t ram_bytes, disk_bytes; /* as kernel and file system count */
 	uint64_t record_bytes;		/* of all records in use */
-	uint64_t written_bytes;		/* to disk, since the log was made */
 	uint64_t records, raw_records, fill_pages;
 };
 void log_account(struct log *log, struct log_account *out);

@@ -135,7 +135,6 @@ static void account(struct tier *tier, struct store_account *out)
 	out->used_slots += log.records + log.fill_pages;
 	out->ram_bytes += log.ram_bytes;
 	out->disk_bytes += log.disk_bytes;
-	out->written_bytes += log.written_bytes;
 	out->same_filled_pages += log.fill_pages;
 	out->raw_pages += log.raw_records;
 	out->record_bytes += log.record_bytes;

@@ -53,28 +53,6 @@ static int make_image(struct log *log, uint32_t segment_idx, uint64_t serial, ch
 	return 0;
 }
 
-static bool take_budget(struct log *log, int64_t bytes)
-{
-	int64_t left = atomic_load(&log->write_budget_bytes);
-
-	do {
-		if (left == INT64_MAX)
-			return true;
-		if (left < bytes)
-			return false;
-	} while (!atomic_compare_exchange_weak(&log->write_budget_bytes, &left, left - bytes));
-	return true;
-}
-
-static void return_budget(struct log *log, int64_t bytes)
-{
-	int64_t left = atomic_load(&log->write_budget_bytes);
-
-	while (left != INT64_MAX &&
-	       !atomic_compare_exchange_weak(&log->write_budget_bytes, &left, left + bytes))
-		;
-}
-
 static int limited(struct log *log, enum limited_by by, struct error *err, const char *text)
 {
 	atomic_store(&log->limited_by, by);
@@ -93,19 +71,17 @@ static int check_limits(struct log *log, uint64_t bytes, struct error *err)
 		rc = limited(log, LIMITED_BY_NO_SPACE, err,
 			     "less than DiskKeepFree= would be left free on the file system of the swap "
 			     "directory: free some there, set another one, or lower DiskKeepFree=");
-	else if (!take_budget(log, (int64_t)bytes))
-		rc = limited(
-			log, LIMITED_BY_WRITE_BUDGET, err,
-			"the bytes that may be written today are used up: wait, or raise WriteBudgetPerDay=");
+	else if (!writes_take(log->writes, bytes))
+		rc = limited(log, LIMITED_BY_WRITE_BUDGET, err, WRITES_SPENT);
 	if (rc)
 		atomic_fetch_sub(&log->moving_n, 1);
 	return rc;
 }
 
 static int write_image(struct log *log, uint32_t place_idx, const char *image, uint64_t bytes,
-		       struct error *err)
+		       uint64_t *written_bytes, struct error *err)
 {
-	int rc = disk_tier_write(log->disk, place_idx, image, bytes);
+	int rc = disk_tier_write(log->disk, place_idx, image, bytes, written_bytes);
 
 	FAILPOINT_HERE("store.move.written");
 	if (!rc)
@@ -118,7 +94,7 @@ static int write_image(struct log *log, uint32_t place_idx, const char *image, u
 static int write_segment(struct log *log, uint32_t segment_idx, char *image, struct error *err)
 {
 	uint64_t serial = log->seal ? seal_next_serial(log->seal) : 0;
-	uint64_t bytes;
+	uint64_t bytes, written_bytes = 0;
 	uint32_t place_idx;
 	int rc = make_image(log, segment_idx, serial, image, &bytes);
 
@@ -130,16 +106,16 @@ static int write_segment(struct log *log, uint32_t segment_idx, char *image, str
 	rc = disk_tier_take(log->disk, &place_idx);
 	atomic_fetch_sub(&log->moving_n, 1);
 	if (rc) {
-		return_budget(log, (int64_t)bytes);
+		writes_return(log->writes, bytes);
 		return error_set(err, ENOMEM, "no memory for a further segment on disk");
 	}
-	rc = write_image(log, place_idx, image, bytes, err);
+	rc = write_image(log, place_idx, image, bytes, &written_bytes, err);
 	if (rc) {
 		if (rc == -EIO) /* nobody else should get that place */
 			disk_tier_condemn(log->disk, place_idx);
 		else
 			disk_tier_drop(log->disk, place_idx);
-		return_budget(log, (int64_t)bytes);
+		writes_return(log->writes, bytes - written_bytes);
 		return rc;
 	}
 	segments_now_on_disk(&log->segments, segment_idx, place_idx, serial);

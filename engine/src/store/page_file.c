@@ -19,6 +19,7 @@
 #include "store/slots.h"
 #include "store/sorted_read.h"
 #include "store/swap_file.h"
+#include "store/writes.h"
 
 struct page_file {
 	struct tier tier;
@@ -33,7 +34,6 @@ struct page_file {
 	uint64_t condemned_n; /* taken slots without a page: a write to them failed */
 
 	atomic_uint_least64_t used_slots;
-	atomic_uint_least64_t written_bytes;
 	atomic_bool cannot_punch;
 	_Atomic uint32_t limited_by;
 };
@@ -70,12 +70,18 @@ static void destroy(struct tier *tier)
 	free(store);
 }
 
+/* A put would exceed max_bytes, or the write budget. No system call of ours returns these. */
+#define OVER_MAX EXFULL
+#define OVER_BUDGET ENOANO
+
 static int write_slots(struct page_file *store, const void *const *page, size_t n, const uint64_t *slot_idx)
 {
 	uint64_t written_bytes = 0;
 	struct pieces pieces;
 	int rc = 0;
 
+	if (!writes_take(store->tier.writes, bytes_of_pages(n)))
+		return -OVER_BUDGET;
 	for (size_t i = 0, run; i < n && !rc; i += run) {
 		pieces_begin(&pieces);
 		for (run = 0; i + run < n && slot_idx[i + run] == slot_idx[i] + run; run++)
@@ -83,7 +89,8 @@ static int write_slots(struct page_file *store, const void *const *page, size_t 
 				break;
 		rc = swap_file_write(&store->file, &pieces, bytes_of_pages(slot_idx[i]), &written_bytes);
 	}
-	atomic_fetch_add_explicit(&store->written_bytes, written_bytes, memory_order_relaxed);
+	if (rc)
+		writes_return(store->tier.writes, bytes_of_pages(n) - written_bytes);
 	return rc;
 }
 
@@ -102,8 +109,6 @@ static void drop(struct tier *tier, const uint64_t *slot_idx, size_t n)
 	pthread_mutex_unlock(&store->lock);
 	atomic_fetch_sub_explicit(&store->used_slots, n, memory_order_relaxed);
 }
-
-#define OVER_MAX EXFULL /* a put would exceed max_bytes: no system call of ours returns this errno */
 
 /* What the file may occupy once these pages are in it: every extent that has ever had a slot counts in full.
  * Under the lock. */
@@ -189,6 +194,12 @@ static int refuse_reserve(const struct page_file *store, struct error *err)
 			 (unsigned long long)(store->keep_free_bytes >> 10), store->file.dir);
 }
 
+static int refuse_over_budget(struct page_file *store, struct error *err)
+{
+	atomic_store(&store->limited_by, LIMITED_BY_WRITE_BUDGET);
+	return error_set(err, ENOSPC, WRITES_SPENT);
+}
+
 static bool trim_step(struct tier *tier);
 
 static int put(struct tier *tier, const void *const *page, const uint64_t *owner_idx, size_t n,
@@ -220,6 +231,8 @@ static int put(struct tier *tier, const void *const *page, const uint64_t *owner
 			;
 		if (rc == -OVER_MAX)
 			return refuse_over_max(store, err);
+		if (rc == -OVER_BUDGET)
+			return refuse_over_budget(store, err);
 		if (is_no_space(rc))
 			atomic_store(&store->limited_by, LIMITED_BY_NO_SPACE);
 		return reserve && rc == -ENOSPC ? refuse_reserve(store, err) :
@@ -336,7 +349,6 @@ static void account(struct tier *tier, struct store_account *out)
 	struct page_file *store = of(tier);
 
 	out->used_slots += atomic_load_explicit(&store->used_slots, memory_order_relaxed);
-	out->written_bytes += atomic_load_explicit(&store->written_bytes, memory_order_relaxed);
 	if (atomic_load(&store->limited_by))
 		out->limited_by = atomic_load(&store->limited_by);
 	out->disk_bytes += swap_file_disk_bytes(&store->file);

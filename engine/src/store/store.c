@@ -15,11 +15,20 @@
 #include "store/slot_name.h"
 #include "store/snapshot_file.h"
 #include "store/tend.h"
+#include "store/writes.h"
 
 struct store {
 	struct tier *file; /* has the names below SLOT_LOG_FIRST; NULL: no tier has them */
 	struct tier *log;  /* has all others; NULL: there is none, and new pages go to the file */
+	struct writes writes;
 };
+
+static void use_log(struct store *store, struct tier *log)
+{
+	store->log = log;
+	log->writes = &store->writes;
+	log_of_tier(log)->writes = &store->writes;
+}
 
 static int make_store(struct tier *file, struct tier *log, struct store **out, struct error *err)
 {
@@ -32,8 +41,12 @@ static int make_store(struct tier *file, struct tier *log, struct store **out, s
 			log->ops->destroy(log);
 		return error_set(err, ENOMEM, "no memory for the store");
 	}
+	writes_init(&store->writes);
 	store->file = file;
-	store->log = log;
+	if (file)
+		file->writes = &store->writes;
+	if (log)
+		use_log(store, log);
 	*out = store;
 	return 0;
 }
@@ -76,7 +89,13 @@ int store_create_tiers(const struct log_config *config, struct store **out, stru
 
 int store_add_tiers(struct store *store, const struct log_config *config, struct error *err)
 {
-	return log_tier_create(config, &store->log, err);
+	struct tier *log = NULL;
+
+	int rc = log_tier_create(config, &log, err);
+
+	if (!rc)
+		use_log(store, log);
+	return rc;
 }
 
 void store_destroy(struct store *store)
@@ -303,20 +322,24 @@ int store_flush_step(struct store *store, struct error *err)
 	return log_move_oldest(log, UINT32_MAX, err);
 }
 
-void store_set_write_budget(struct store *store, int64_t bytes)
+void store_limit_writes(struct store *store, uint64_t max_bytes)
 {
 	struct log *log = store->log ? log_of_tier(store->log) : NULL;
 
-	if (!log)
+	if (atomic_exchange(&store->writes.max_bytes, max_bytes) >= max_bytes || !log)
 		return;
-	atomic_store(&log->write_budget_bytes, bytes);
 	atomic_store(&log->move_again_s, 0);
 	log_wake_tender(log);
 }
 
+void store_count_writes_in(struct store *store, _Atomic uint64_t *written_bytes)
+{
+	store->writes.written_bytes = written_bytes;
+}
+
 void store_account(const struct store *store, struct store_account *out)
 {
-	*out = (struct store_account){ 0 };
+	*out = (struct store_account){ .written_bytes = atomic_load(store->writes.written_bytes) };
 	if (store->file)
 		store->file->ops->account(store->file, out);
 	if (store->log)

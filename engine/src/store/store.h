@@ -10,7 +10,7 @@
  * that, they go through the page cache, and each call drops what it used from the cache before it returns.
  *
  * Threads: any number of threads may call any function at once, except those that make a store, store_limit,
- * store_next_data, store_mark_used, store_ready and store_destroy. store_get takes no lock. A get that races
+ * store_next_data, store_count_writes_in, store_mark_used, store_ready and store_destroy. store_get takes no lock. A get that races
  * with the drop of its slot gives an error, old bytes or another page's bytes: a caller that lets this happen
  * must notice it and discard the result.
  *
@@ -22,6 +22,7 @@
 #include "base/error.h"
 
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -46,7 +47,7 @@ struct store_account {
 	uint64_t used_slots;	/* slots that were put and not dropped */
 	uint64_t ram_bytes;	/* memory of the RAM tier, as the kernel counts */
 	uint64_t disk_bytes;	/* blocks of the files as the file system counts them */
-	uint64_t written_bytes; /* sent to the files since this struct was made */
+	uint64_t written_bytes; /* to the files: see store_count_writes_in() */
 	uint64_t same_filled_pages, raw_pages;
 	uint64_t record_bytes;	    /* of all records in use, in RAM and on disk */
 	enum limited_by limited_by; /* the last put or move that failed, since store_forget_limit() */
@@ -187,9 +188,12 @@ void store_host_is_short(struct store *store, bool is_short);
 /* Move one segment from RAM to disk. 0; -ENOENT: there is none; -ENOSPC and others: it could not be moved. */
 int store_flush_step(struct store *store, struct error *err);
 
-/* How many bytes may be written to disk from now on. */
-#define STORE_ANY_BYTES INT64_MAX
-void store_set_write_budget(struct store *store, int64_t bytes);
+/* No byte is written to disk that would bring written_bytes of the account over max_bytes. UINT64_MAX: no
+ * limit. */
+void store_limit_writes(struct store *store, uint64_t max_bytes);
+
+/* Count bytes written to disk there: in memory that outlives the process. What stands there is added to. */
+void store_count_writes_in(struct store *store, _Atomic uint64_t *written_bytes);
 
 /* Takes no lock. Exact when no other thread is in the store. */
 void store_account(const struct store *store, struct store_account *out);

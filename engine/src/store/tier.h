@@ -18,6 +18,7 @@
 
 struct page_read;
 struct store_account;
+struct writes;
 struct tier;
 
 struct tier_ops {
@@ -41,6 +42,7 @@ struct tier_ops {
 
 struct tier {
 	const struct tier_ops *ops;
+	struct writes *writes; /* the store's: a tier that writes to disk asks there first */
 };
 
 #endif

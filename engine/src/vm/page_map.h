@@ -119,7 +119,7 @@ struct page_map_header {
 	_Atomic uint64_t redundant_pages;
 	_Atomic uint64_t swap_time_ms;
 	_Atomic uint64_t pause_us;
-	_Atomic uint64_t written_bytes; /* by the processes before this one */
+	_Atomic uint64_t written_bytes; /* to disk, since the VM registered */
 	_Atomic uint64_t pinned_pages;
 	_Atomic uint32_t last_mode; /* enum swap_mode of the last swap-out */
 	_Atomic uint32_t job;	    /* enum job_kind under way, for a successor to finish */

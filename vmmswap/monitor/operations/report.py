@@ -64,7 +64,13 @@ def stored_on(status: Status, file_system: str) -> Status:
     status = replace(status, swap_file_system=file_system)
     if file_system not in ON_RAM:
         return status
-    return replace(status, stored_ram_bytes=status.stored_bytes, stored_disk_bytes=0, written_bytes=0)
+    return replace(
+        status,
+        stored_ram_bytes=status.stored_bytes,
+        stored_disk_bytes=0,
+        written_bytes=0,
+        written_today_bytes=0,
+    )
 
 
 def starved(status: Status, error: VmmswapError | None) -> Status:

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Charges what the engine writes to disk to the VM's ledger, and lets it write within WriteBudgetPerDay=."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmmswap.config import Config
+from vmmswap.config_values import in_bytes
+from vmmswap.engine import Engine
+from vmmswap.errors import NoSuchVMError
+from vmmswap.monitor import ledger
+from vmmswap.monitor.guard import guarded
+from vmmswap.monitor.ledger import DamagedError, Ledger
+
+_log = logging.getLogger("vmmswap.budget")
+
+_LOOK_S = 1.0
+_LOAD_LIMIT_S = 5.0  # how long a swap-out waits for the ledger of a slow disk
+_HOUR_S = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a VM's ledger is, and the directory whose file system a percentage is of."""
+
+    path: Path
+    swap_dir: Path
+
+
+class WriteBudget:
+    """Of one VM, until close(). Until the ledger is read, nothing may be written, if there is a budget."""
+
+    def __init__(self, engine: Engine, place: Place, config: Callable[[], Config]) -> None:
+        self._engine = engine
+        self._place = place
+        self._config = config
+        self._counter = _counter_of(engine)
+        self._ledger: Ledger | None = None
+        self._text = ""  # of the ledger, to be saved
+        self._saving = threading.Lock()
+        self._saved = ""
+        self._told = ""
+        if config().has_write_budget:
+            engine.limit_writes(0)
+        self._loaded = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._work(), name="write budget")
+
+    async def ready(self) -> None:
+        """Before a swap-out: until the budget is known, if there is one and the disk answers."""
+        if self._config().has_write_budget:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._loaded.wait(), _LOAD_LIMIT_S)
+
+    def written_today(self) -> int:
+        """WrittenTodayBytes."""
+        if self._ledger is None:
+            return 0
+        now = _now_hour()
+        self._ledger.settle_clock(now)
+        self._charge(now)
+        return self._ledger.written_today(now)
+
+    def close(self) -> None:
+        """The engine is about to end. save() writes down what was not."""
+        self._task.cancel()
+        with contextlib.suppress(NoSuchVMError):
+            self.written_today()
+
+    def save(self) -> None:
+        """Waits for the disk: on a thread, or before the process ends."""
+        with self._saving:
+            text = self._text
+            if text == self._saved:
+                return
+            try:
+                ledger.write(self._place.path, text)
+            except OSError as error:
+                self._tell(f"the ledger {self._place.path} cannot be written: {error.strerror}")
+                return
+            self._saved, self._told = text, ""
+
+    # Inside
+
+    async def _work(self) -> None:
+        with guarded("the ledger of bytes written is not kept"):
+            self._ledger = await asyncio.to_thread(self._load)
+            day_bytes, known_for = 0, ""
+            while True:
+                if self._config().write_budget_per_day != known_for or not self._loaded.is_set():
+                    known_for = self._config().write_budget_per_day
+                    day_bytes = await asyncio.to_thread(self._day_bytes)
+                self._look(day_bytes, has_budget=self._config().has_write_budget)
+                self._loaded.set()
+                if self._text != self._saved:
+                    await asyncio.to_thread(self.save)
+                await asyncio.sleep(_LOOK_S)
+
+    def _look(self, day_bytes: int, *, has_budget: bool) -> None:
+        if self._ledger is None:
+            return
+        today = self.written_today()
+        if not has_budget:
+            self._engine.limit_writes(None)
+            return
+        self._engine.limit_writes(self._ledger.counted_bytes + max(0, day_bytes - today))
+
+    def _charge(self, now_hour: int) -> None:
+        if self._ledger is not None and self._ledger.charge(
+            self._counter, self._engine.written_bytes, now_hour
+        ):
+            self._text = self._ledger.to_text()
+
+    def _load(self) -> Ledger:
+        try:
+            return ledger.read(self._place.path)
+        except FileNotFoundError:
+            why = "there is none"
+        except DamagedError as error:
+            why = str(error)
+        day_bytes = self._day_bytes()
+        if not day_bytes:
+            if why != "there is none":
+                _log.warning("the ledger of bytes written, %s, begins anew: %s", self._place.path, why)
+            return Ledger()
+        _log.warning(
+            "no ledger of bytes written can be read from %s (%s): WriteBudgetPerDay= counts as used up, and"
+            " comes back by the hour within a day",
+            self._place.path,
+            why,
+        )
+        found = ledger.used_up(day_bytes, _now_hour())
+        self._text = found.to_text()
+        return found
+
+    def _day_bytes(self) -> int:
+        """0: no budget, or none of it is left by a swap directory that cannot be looked at."""
+        text = self._config().write_budget_per_day if self._config().has_write_budget else "0"
+        total_bytes = 0
+        if text.endswith("%"):
+            try:
+                found = os.statvfs(self._place.swap_dir)
+            except OSError as error:
+                self._tell(
+                    f"WriteBudgetPerDay={text}: {self._place.swap_dir} cannot be looked at: {error.strerror}"
+                )
+                return 0
+            total_bytes = found.f_blocks * found.f_frsize
+        return in_bytes(text, total_bytes)
+
+    def _tell(self, what: str) -> None:
+        """Once, until it works again."""
+        if what != self._told:
+            self._told = what
+            _log.warning("%s", what)
+
+
+def _counter_of(engine: Engine) -> str:
+    """The name of the engine's counter, which is in the page map: no other of this boot has its inode."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}:{os.fstat(engine.page_map_fd).st_ino}"
+
+
+def _now_hour() -> int:
+    return int(time.time()) // _HOUR_S
