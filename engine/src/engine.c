@@ -114,6 +114,8 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 				       page_map_adopt(config->page_map_fd, &vm->map, err);
 	if (!rc && config->page_map_fd < 0)
 		owner_take(page_map_header(vm->map));
+	if (!rc && config->mover_pid)
+		rc = mover_open(config->mover_pid, config->mailbox_fd, &vm->mover, err);
 	if (!rc)
 		rc = open_store(vm, config, err);
 	if (!rc)
@@ -163,6 +165,7 @@ void engine_destroy(struct engine *engine)
 	address_spaces_destroy(&vm->spaces);
 	store_destroy(vm->store);
 	page_map_destroy(vm->map);
+	mover_close(vm->mover);
 	trace_destroy(vm->trace);
 	notices_destroy(vm->notices);
 	gate_part(vm->gate, engine->lane);

@@ -41,6 +41,10 @@ struct engine_config {
 	bool has_disk;		/* store_max_bytes is its limit; false: there is none */
 	bool compress, encrypt;
 	uint32_t ram_age_s; /* older pages move to disk; 0: never */
+	/* Private memory that the VMM moves, engine_add_private_region(): the VMM's pid, and its mailbox
+	 * (linux/mailbox.h). Memory of other kinds cannot be added then. 0: none. */
+	int32_t mover_pid;
+	int mailbox_fd;
 	/* store_fd is the memory file of a snapshot, also of a new VM: see engine_add_snapshot_region() */
 	bool snapshot;
 };
@@ -91,6 +95,11 @@ int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, u
  * memory. -EINVAL: the file is too short. */
 int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes,
 			       uint64_t *page_idx, struct error *err);
+
+/* Add private memory of the VMM, at an address of the VMM's. The first process that is added is the VMM; others are
+ * its forked children, which may have a copy of the memory. -EINVAL: the engine was made without a mailbox. */
+int engine_add_private_region(struct engine *engine, uint64_t addr, uint64_t size_bytes, uint64_t *page_idx,
+			      struct error *err);
 
 /* Remove a region, part by part, so that nobody waits for all of it. -EBUSY while a page of it is out, or a job
  * runs; a job that starts meanwhile leaves the region out. It takes some 50 ms a GiB that was in use: call it on

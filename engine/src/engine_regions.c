@@ -29,7 +29,9 @@ int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, u
 	struct vm *vm = &engine->vm;
 	struct memory now;
 	struct region region;
-	int rc = region_of_memfd(&region, memfd, offset_bytes, 0, pages_of_bytes(size_bytes), err);
+	int rc = vm->mover ?
+			 error_set(err, EINVAL, "a VM with private memory has no other") :
+			 region_of_memfd(&region, memfd, offset_bytes, 0, pages_of_bytes(size_bytes), err);
 
 	if (rc)
 		return rc;
@@ -84,5 +86,24 @@ int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uin
 		atomic_store(&vm->tracking, true);
 	}
 	gate_release(vm->gate);
+	return rc;
+}
+
+int engine_add_private_region(struct engine *engine, uint64_t addr, uint64_t size_bytes, uint64_t *page_idx,
+			      struct error *err)
+{
+	struct vm *vm = &engine->vm;
+	struct region region;
+	int rc;
+
+	if (!vm->mover || addr % PAGE_BYTES || size_bytes % PAGE_BYTES || !size_bytes ||
+	    addr + size_bytes < addr)
+		return error_set(err, EINVAL, "%llu bytes of private memory at %#llx cannot be served",
+				 (unsigned long long)size_bytes, (unsigned long long)addr);
+	region = region_of_private(vm->mover, addr, 0, pages_of_bytes(size_bytes));
+	gate_hold_alone(vm->gate);
+	rc = add_region(vm, &region, err);
+	gate_release(vm->gate);
+	*page_idx = region.page_idx;
 	return rc;
 }

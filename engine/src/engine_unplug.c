@@ -23,7 +23,7 @@ static bool anything_out(struct vm *vm, uint64_t page_idx, uint64_t pages)
 	for (struct used_pages at = used_pages(vm->map, page_idx, page_idx + pages); used_pages_next(&at);) {
 		enum page_state state = page_state_of(page_word(vm, at.page_idx));
 
-		if (state == PAGE_STORED || state == PAGE_POISONED)
+		if (state == PAGE_STORED || state == PAGE_POISONED || state == PAGE_MOVED)
 			return true;
 	}
 	return false;

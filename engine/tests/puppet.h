@@ -22,7 +22,9 @@
 
 #include "base/failpoint.h"
 #include "engine.h"
+#include "guest_mover.h"
 #include "harness.h"
+#include "linux/pagemap.h"
 #include "tiers.h"
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
@@ -99,7 +101,9 @@ struct layout {
 	uint32_t not_started : 1; /* no fault threads before the test says engine_start() */
 	uint32_t huge : 1;	  /* memory on a tmpfs whose policy is huge=always */
 	uint32_t stranger : 1;
-	uint32_t moves : 1; /* what is moved and unmapped is told */
+	uint32_t moves : 1;	/* what is moved and unmapped is told */
+	uint32_t private : 1;	/* private memory, and a thread that moves it; memfd_pages is all 0 */
+	uint32_t inherited : 1; /* that a forked child gets a copy of */
 };
 
 struct rig {
@@ -107,7 +111,8 @@ struct rig {
 	size_t regions_n;
 	uint64_t total_pages;
 	int memfds[2];
-	int file; /* PUPPET_PAGES_MAX pages; page p holds what page p's next version shall be */
+	int mailbox; /* of private memory */
+	int file;    /* PUPPET_PAGES_MAX pages; page p holds what page p's next version shall be */
 	struct puppet_shared *shared;
 	pid_t pids[PUPPET_PROCESSES];
 	int uffds[PUPPET_PROCESSES];
@@ -186,12 +191,13 @@ static inline void puppet_give_up(const struct rig *rig, uint32_t process, const
 {
 	uint64_t pages = order->pages ? order->pages : 1;
 	void *at = (void *)puppet_at(rig, process, order->page);
+	bool holes = !rig->layout.private;
 
-	if (order->kind != ORDER_REMOVE && order->kind != ORDER_REMOVE_LOOP)
+	if (holes && order->kind != ORDER_REMOVE && order->kind != ORDER_REMOVE_LOOP)
 		puppet_punch(rig, order->page, pages);
 	if (order->kind != ORDER_PUNCH)
 		CHECK_SYS(madvise(at, pages * 4096,
-				  order->kind == ORDER_DISCARD ? MADV_DONTNEED : MADV_REMOVE));
+				  order->kind == ORDER_DISCARD || !holes ? MADV_DONTNEED : MADV_REMOVE));
 	for (uint64_t page = order->page; page < order->page + pages; page++)
 		rig->shared->versions[page][0] = rig->shared->versions[page][1] = 0;
 }
@@ -316,6 +322,9 @@ static inline void *puppet_map(const struct rig *rig, const struct puppet_region
 	uintptr_t at = (reserve + huge - 1) / huge * huge + region->offset_pages * 4096 % huge;
 
 	CHECK((void *)reserve != MAP_FAILED);
+	if (rig->layout.private)
+		return mmap((void *)at, bytes, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 	return mmap((void *)at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
 		    rig->memfds[region->memfd_i], (off_t)(region->offset_pages * 4096));
 }
@@ -345,6 +354,22 @@ static inline void puppet_forbid_huge_pages(const struct rig *rig, uint32_t proc
 	}
 }
 
+/* As QEMU does, its children have none of guest memory. */
+static inline void puppet_start_mover(struct rig *rig)
+{
+	static struct vmmswap_mover mover;
+
+	for (size_t i = 0; i < rig->regions_n; i++) {
+		uint64_t bytes = rig->layout.regions[i].pages * 4096;
+
+		mover.ranges[i] = (struct vmmswap_mover_range){ rig->shared->base_addr[0][i], bytes };
+		if (!rig->layout.inherited)
+			CHECK_SYS(madvise((void *)rig->shared->base_addr[0][i], bytes, MADV_DONTFORK));
+	}
+	mover.ranges_n = (uint32_t)rig->regions_n;
+	mover_start(&mover, rig->mailbox);
+}
+
 static inline void puppet_be(struct rig *rig, uint32_t process)
 {
 	static struct puppet_place places[PUPPET_HANDS];
@@ -368,6 +393,8 @@ static inline void puppet_be(struct rig *rig, uint32_t process)
 	}
 	puppet_forbid_huge_pages(rig, process);
 	rig->shared->uffd[process] = puppet_open_uffd(rig->layout.moves);
+	if (rig->layout.private)
+		puppet_start_mover(rig);
 	for (uint32_t i = 1; i < PUPPET_HANDS; i++) {
 		places[i] = (struct puppet_place){ rig, process, i };
 		CHECK_OK(pthread_create(&thread, NULL, puppet_hand, &places[i]));
@@ -460,6 +487,14 @@ static inline bool rig_resident(const struct rig *rig, uint64_t page)
 	const struct puppet_region *region = puppet_region_of(rig, &page, &region_i);
 	off_t at = (off_t)((region->offset_pages + page) * 4096);
 
+	if (rig->layout.private) {
+		int fd = pagemap_open(rig->pids[0]);
+		int found = pagemap_look(fd, rig->shared->base_addr[0][region_i] + page * 4096);
+
+		CHECK_SYS(found);
+		close(fd);
+		return found != PAGEMAP_NOTHING;
+	}
 	return lseek(rig->memfds[region->memfd_i], at, SEEK_DATA) == at;
 }
 
@@ -666,6 +701,7 @@ static inline void rig_start_guest(struct rig *rig, const struct layout *layout)
 	}
 	for (size_t i = 0; i < 2; i++)
 		rig->memfds[i] = layout->memfd_pages[i] ? rig_open_memory(rig, layout->memfd_pages[i]) : -1;
+	rig->mailbox = layout->private ? mover_mailbox() : -1;
 	rig->file = (int)CHECK_SYS(memfd_create("file", MFD_CLOEXEC));
 	CHECK_SYS(ftruncate(rig->file, PUPPET_PAGES_MAX * 4096));
 	rig_start_process(rig, 0);
@@ -683,13 +719,21 @@ static inline void rig_start(struct rig *rig, const struct layout *layout)
 
 	test_use_tiers(&config);
 	rig_start_guest(rig, layout);
+	if (layout->private) {
+		config.mover_pid = rig->pids[0];
+		config.mailbox_fd = rig->mailbox;
+	}
 	if (engine_create(&config, &rig->engine, &err))
 		FAIL("engine_create: %s", err.message);
 	for (size_t i = 0; i < rig->regions_n; i++) {
 		const struct puppet_region *region = &layout->regions[i];
 
-		if (engine_add_region(rig->engine, rig->memfds[region->memfd_i], region->offset_pages * 4096,
-				      region->pages * 4096, &rig->first_idx[i], &err))
+		if (layout->private ?
+			    engine_add_private_region(rig->engine, rig->shared->base_addr[0][i],
+						      region->pages * 4096, &rig->first_idx[i], &err) :
+			    engine_add_region(rig->engine, rig->memfds[region->memfd_i],
+					      region->offset_pages * 4096, region->pages * 4096,
+					      &rig->first_idx[i], &err))
 			FAIL("engine_add_region: %s", err.message);
 	}
 	CHECK_OK(rig_add_process(rig, 0, &err));
@@ -720,6 +764,8 @@ static inline void rig_stop(struct rig *rig)
 	for (size_t i = 0; i < 2; i++)
 		if (rig->memfds[i] >= 0)
 			close(rig->memfds[i]);
+	if (rig->mailbox >= 0)
+		close(rig->mailbox);
 	close(rig->file);
 	munmap(rig->shared, sizeof *rig->shared);
 }

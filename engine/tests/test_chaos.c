@@ -28,7 +28,7 @@
 
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
 
-#define KILLS_TIERS 60	   /* all other points are the same */
+#define KILLS_TIERS 60	   /* also of private memory: most points are the same */
 #define KILLS_THOROUGH 150 /* enough to have been at every point */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define KILLS_DEFAULT 60
@@ -65,6 +65,18 @@ static const char *const left_out[] = {
 static const char *const left_out_without_tiers[] = {
 	"store.freed",	      "store.headroom", "store.move.placed",
 	"store.move.written", "store.ram",	"store.sealed",
+};
+static const char *const left_out_of_memfds[] = {
+	"move.back", "move.discarded", "move.marked", "move.moved",  "move.out",
+	"move.read", "move.stored",    "mover.ask",   "mover.asked", "mover.read",
+};
+/* Nothing is protected, punched or frozen; no copies are kept. */
+static const char *const left_out_of_private[] = {
+	"evict.checked",  "evict.finished", "evict.marked",   "evict.protected",    "evict.punched",
+	"evict.read",	  "evict.selected", "evict.stored",   "freeze.before-thaw", "freeze.seized",
+	"freeze.stopped", "incore.find",    "mappers.read",   "memory.punch",	    "memory.read",
+	"memory.seek",	  "swapper.listed", "swapper.looked", "uffd.continue",	    "uffd.minor",
+	"uffd.protect",
 };
 static const char *const left_out_with_tiers[] = { "store.alloc", "store.cut" };
 
@@ -157,6 +169,10 @@ static struct engine *start_engine(struct chaos *chaos)
 	int rc;
 
 	test_use_tiers(&config);
+	if (TEST_PRIVATE) {
+		config.mover_pid = vmm->pid;
+		config.mailbox_fd = vmm->mailbox;
+	}
 	if (TEST_TIERS) {
 		config.segments_fd = chaos->tier_fds.segments;
 		config.ram_fd = chaos->tier_fds.ram;
@@ -166,7 +182,10 @@ static struct engine *start_engine(struct chaos *chaos)
 	rc = engine_create(&config, &engine, &err);
 
 	for (int i = 0; i < VMM_REGIONS && !rc; i++) {
-		rc = engine_add_region(engine, vmm->memfds[i], 0, vmm->pages[i] * 4096, &page_idx, &err);
+		rc = TEST_PRIVATE ? engine_add_private_region(engine, vmm->shared->base_addr[i],
+							      vmm->pages[i] * 4096, &page_idx, &err) :
+				    engine_add_region(engine, vmm->memfds[i], 0, vmm->pages[i] * 4096,
+						      &page_idx, &err);
 		ranges[i] = (struct range){ vmm->shared->base_addr[i], page_idx, vmm->pages[i] };
 	}
 	for (size_t i = 0; i < chaos->uffds_n && !rc; i++) {
@@ -523,6 +542,7 @@ static bool is_among(const char *name, const char *const *names, size_t n)
 static bool is_left_out(const char *name)
 {
 	return IS_AMONG(name, left_out) ||
+	       (TEST_PRIVATE ? IS_AMONG(name, left_out_of_private) : IS_AMONG(name, left_out_of_memfds)) ||
 	       (TEST_TIERS ? IS_AMONG(name, left_out_with_tiers) : IS_AMONG(name, left_out_without_tiers));
 }
 
@@ -656,7 +676,8 @@ TEST(faults_that_were_read_are_raised_again)
 
 TEST(chaos)
 {
-	uint64_t kills = number_from_env("CHAOS_KILLS", TEST_TIERS ? KILLS_TIERS : KILLS_DEFAULT);
+	uint64_t kills =
+		number_from_env("CHAOS_KILLS", TEST_TIERS || TEST_PRIVATE ? KILLS_TIERS : KILLS_DEFAULT);
 	struct chaos *chaos = start_guest();
 
 	alarm((unsigned)(TEST_TIMEOUT_S + (kills + TRIES) / 2));

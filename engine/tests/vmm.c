@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "vmm.h"
 
+#include "guest_mover.h"
+
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
@@ -135,7 +137,9 @@ static void give_page_up(struct worker *self, uint64_t page, unsigned way)
 	off_t offset = (off_t)((second ? page - self->vmm->pages[0] : page) * PAGE);
 	void *at = (void *)(uintptr_t)page_at(self->vmm, page);
 
-	if (way == 0) {
+	if (TEST_PRIVATE) {
+		need(madvise(at, PAGE, MADV_DONTNEED) == 0, "MADV_DONTNEED");
+	} else if (way == 0) {
 		need(madvise(at, PAGE, MADV_REMOVE) == 0, "MADV_REMOVE");
 	} else {
 		need(fallocate(self->vmm->memfds[second], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset,
@@ -201,7 +205,7 @@ static void be_device(struct vmm *vmm, uint32_t number)
 	while (!shared->quit && (!shared->children || number + shared->children >= shared->forked)) {
 		volatile uint64_t *words = page_at(vmm, total_pages(vmm) - 1);
 
-		if (words[1] != wanted_word(total_pages(vmm) - 1, 1, 1))
+		if (!TEST_PRIVATE && words[1] != wanted_word(total_pages(vmm) - 1, 1, 1))
 			atomic_fetch_add(&vmm->shared->wrong_pages, 1);
 		usleep(500);
 	}
@@ -227,6 +231,19 @@ static void fork_devices(struct vmm *vmm)
 		;
 }
 
+static void start_mover(struct vmm *vmm)
+{
+	static struct vmmswap_mover mover;
+
+	for (uint32_t i = 0; i < VMM_REGIONS; i++) {
+		uint64_t addr = vmm->shared->base_addr[i], size_bytes = vmm->pages[i] * PAGE;
+
+		need(madvise((void *)addr, size_bytes, MADV_DONTFORK) == 0, "MADV_DONTFORK");
+		mover.ranges[mover.ranges_n++] = (struct vmmswap_mover_range){ addr, size_bytes };
+	}
+	mover_start(&mover, vmm->mailbox);
+}
+
 static int open_uffd(void)
 {
 	struct uffdio_api api = { .api = UFFD_API,
@@ -248,8 +265,10 @@ static void be_vmm(struct vmm *vmm, int ready)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	need(pages != NULL, "calloc");
 	for (int i = 0; i < VMM_REGIONS; i++) {
-		void *at = mmap(NULL, vmm->pages[i] * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED,
-				vmm->memfds[i], 0);
+		uint64_t size_bytes = vmm->pages[i] * PAGE;
+		void *at = TEST_PRIVATE ? (void *)mover_map(size_bytes, (uint64_t)i * 100 * PAGE) :
+					  mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+					       vmm->memfds[i], 0);
 
 		need(at != MAP_FAILED, "mmap");
 		vmm->shared->base_addr[i] = (uintptr_t)at;
@@ -262,6 +281,8 @@ static void be_vmm(struct vmm *vmm, int ready)
 		if (page % 8 != 3)
 			write_page(&workers[0], page);
 	vmm->shared->uffd = open_uffd();
+	if (TEST_PRIVATE)
+		start_mover(vmm);
 	for (uint32_t i = 0; i < vmm->workers; i++)
 		need(pthread_create(&threads[i], NULL, run_worker, &workers[i]) == 0, "pthread_create");
 	need(write(ready, "r", 1) == 1, "write");
@@ -276,11 +297,12 @@ void vmm_start(struct vmm *vmm, uint64_t pages_0, uint64_t pages_1, uint32_t wor
 	int ready[2];
 	char byte;
 
-	*vmm = (struct vmm){ .pages = { pages_0, pages_1 }, .workers = workers };
+	*vmm = (struct vmm){ .pages = { pages_0, pages_1 }, .workers = workers, .memfds = { -1, -1 } };
+	vmm->mailbox = TEST_PRIVATE ? mover_mailbox() : -1;
 	vmm->shared =
 		mmap(NULL, sizeof *vmm->shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	need(vmm->shared != MAP_FAILED && pipe(ready) == 0, "vmm_start");
-	for (int i = 0; i < VMM_REGIONS; i++) {
+	for (int i = 0; i < VMM_REGIONS && !TEST_PRIVATE; i++) {
 		vmm->memfds[i] = memfd_create("test guest", MFD_CLOEXEC);
 		need(vmm->memfds[i] >= 0 && ftruncate(vmm->memfds[i], (off_t)(vmm->pages[i] * PAGE)) == 0,
 		     "memfd");
@@ -337,8 +359,10 @@ void vmm_stop(struct vmm *vmm)
 	vmm->shared->quit = true;
 	need(waitpid(vmm->pid, &status, 0) == vmm->pid, "waitpid");
 	need(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the VMM's end");
-	for (int i = 0; i < VMM_REGIONS; i++)
+	for (int i = 0; i < VMM_REGIONS && !TEST_PRIVATE; i++)
 		close(vmm->memfds[i]);
+	if (TEST_PRIVATE)
+		close(vmm->mailbox);
 	close(vmm->uffd);
 	close(vmm->pidfd);
 	munmap(vmm->shared, sizeof *vmm->shared);

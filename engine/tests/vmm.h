@@ -11,6 +11,11 @@
 #define VMM_REGIONS 2
 #define VMM_WORKERS_MAX 8
 
+/* With private memory, which a thread of the VMM moves, in place of memfds. Its children have none of it. */
+#ifndef TEST_PRIVATE
+#define TEST_PRIVATE false
+#endif
+
 /* In memory shared with the test; the counters are the VMM's, `run` the test's. */
 struct vmm_shared {
 	_Atomic bool run, quit;
@@ -39,8 +44,9 @@ struct vmm_shared {
 struct vmm {
 	pid_t pid;
 	int pidfd;
-	int uffd; /* fetched from the VMM */
-	int memfds[VMM_REGIONS];
+	int uffd;		 /* fetched from the VMM */
+	int memfds[VMM_REGIONS]; /* -1: of private memory */
+	int mailbox;		 /* of private memory; else -1 */
 	uint64_t pages[VMM_REGIONS];
 	uint32_t workers;
 	struct vmm_shared *shared;

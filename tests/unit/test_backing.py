@@ -12,14 +12,23 @@ from tests.unit.test_layers import ROOT, SOURCES
 
 # A kind by its name: its backing or its constructor, a field that says so, or what the page map keeps of it.
 NAMES_A_KIND_IN_C = re.compile(
-    r"\bbacking_(?:memfd|snapshot)\b|\bregion_of_(?:memfd|snapshot)\b|(?:->|\.)(?:snapshot|is_private|snapshot_\w+)\b"
+    r"\bbacking_(?:memfd|snapshot|private)\b|\bregion_of_(?:memfd|snapshot|private)\b"
+    r"|(?:->|\.)(?:snapshot|is_private|snapshot_\w+)\b"
 )
 ALLOWED_IN_C = {
-    "vm/backing.h": {"backing_memfd", "backing_snapshot", "region_of_memfd", "region_of_snapshot"},
+    "vm/backing.h": {
+        "backing_memfd",
+        "backing_snapshot",
+        "backing_private",
+        "region_of_memfd",
+        "region_of_snapshot",
+        "region_of_private",
+    },
     "vm/backing_memfd.c": {"backing_memfd", "region_of_memfd"},
+    "vm/backing_private.c": {"backing_private", "region_of_private"},
     "vm/backing_snapshot.c": {"backing_snapshot", "region_of_snapshot"},
     # the doors by which memory comes in
-    "engine_regions.c": {"region_of_memfd", "region_of_snapshot", "->snapshot_bytes"},
+    "engine_regions.c": {"region_of_memfd", "region_of_snapshot", "region_of_private", "->snapshot_bytes"},
     # which store: the snapshot's file is one
     "engine.c": {"->snapshot", "->snapshot_bytes", "->snapshot_mtime_ns"},
     # a mapping's MAP_PRIVATE, as the kernel shows it: of any process, and of any file

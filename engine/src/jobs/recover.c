@@ -53,16 +53,27 @@ static bool is_lost(uint64_t word)
 	return page_state_of(word) == PAGE_STORED && !(word & PAGE_PUNCHING) && !was_filled;
 }
 
+/* MOVED: scratch has it, or it is a hole. */
+static bool is_out(uint64_t word)
+{
+	return page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED ||
+	       page_state_of(word) == PAGE_MOVED;
+}
+
 /* The pages in [page_idx, end_idx) are either all resident or all holes. */
 static int recover_run(struct vm *vm, uint64_t page_idx, uint64_t end_idx, bool resident, struct error *err)
 {
 	for (struct used_pages at = used_pages(vm->map, page_idx, end_idx); used_pages_next(&at);) {
 		uint64_t idx = at.page_idx, word = page_word(vm, idx);
+		bool resident_here = resident;
 
+		/* A poison marker looks like data in the host's swap. */
+		if (page_state_of(word) == PAGE_POISONED && resident)
+			resident_here = !backing_of(&vm->memory, idx)
+						 ->is_hole(memory_region_of(&vm->memory, idx), idx);
 		if (put_back_at_once(vm, idx, word)) {
 			page_recover_resident(vm, idx, word);
-		} else if (!resident &&
-			   (page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED)) {
+		} else if (!resident_here && is_out(word)) {
 			int rc = keep_out(vm, idx, word, err);
 
 			if (rc)

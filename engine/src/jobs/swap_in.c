@@ -4,6 +4,7 @@
 
 #include "base/held.h"
 #include "jobs/job.h"
+#include "jobs/move_out.h"
 #include "jobs/restore.h"
 #include "jobs/track.h"
 #include "vm/page.h"
@@ -64,6 +65,8 @@ void swap_in(struct swapper *swapper)
 	uint64_t idle_since_ns = 0;
 
 	wake_record_spoil(vm->wake);
+	if (move_back_left(vm, swapper->lane, &swapper->error))
+		return;
 	/* Demand faults also bring pages in, and may give up on a page that we must then try, so loop until
 	 * nothing is out. A poisoned page may be readable by now. */
 	while (pages_out(vm) && job_goes_on(swapper)) {

@@ -9,6 +9,7 @@
 #include "freeze/freeze.h"
 #include "jobs/freeze_vm.h"
 #include "jobs/job.h"
+#include "jobs/move_out.h"
 #include "jobs/track.h"
 #include "vm/folios.h"
 #include "vm/page.h"
@@ -77,7 +78,8 @@ static void *evict_worker(void *argument)
 
 		if (!job_goes_on(swapper) || job_was_joined(swapper))
 			evict_abandon(&evictor, &window);
-		else if (evict_protected(&evictor, &window, swapper->joined, &error))
+		else if (swapper->vm->mover ? move_out(&evictor, &window, swapper->joined, &error) :
+					      evict_protected(&evictor, &window, swapper->joined, &error))
 			job_fail(swapper, &error);
 		atomic_fetch_add(&swapper->progress_pages, window.pages);
 	}
@@ -87,10 +89,10 @@ static void *evict_worker(void *argument)
 
 static int choose_mode(struct swapper *swapper, enum swap_mode *mode)
 {
-	*mode = swapper->options.mode;
+	*mode = swapper->vm->mover ? MODE_LIVE : swapper->options.mode;
 	if (*mode == MODE_AUTO)
 		*mode = all_protect(swapper) ? MODE_LIVE : MODE_FREEZE;
-	if (*mode == MODE_LIVE && !all_protect(swapper))
+	if (*mode == MODE_LIVE && !swapper->vm->mover && !all_protect(swapper))
 		return error_set(
 			&swapper->error, ENOTSUP,
 			"swap-out of a running guest needs write-protection by userfaultfd, which this kernel (or "
@@ -104,8 +106,8 @@ static int prepare_pin_check(struct swapper *swapper)
 {
 	pins_destroy(swapper->pins);
 	swapper->pins = NULL;
-	if (!swapper->options.check_pins) {
-		atomic_store(&swapper->pin_check, "none");
+	if (swapper->vm->mover || !swapper->options.check_pins) {
+		atomic_store(&swapper->pin_check, swapper->vm->mover ? "move" : "none");
 		return 0;
 	}
 	int rc = pins_create(&swapper->options.pins, &swapper->pins, &swapper->error);
@@ -185,9 +187,11 @@ static void pass_over_memory(struct swapper *swapper)
 	swapper->resume = false;
 	folios_look(swapper->vm, &swapper->memory);
 	job_rewind(swapper);
-	job_run_workers(swapper, protect_worker);
-	if (!swapper->frozen)
-		let_hot_pages_out(swapper);
+	if (!swapper->vm->mover) { /* else nothing is protected */
+		job_run_workers(swapper, protect_worker);
+		if (!swapper->frozen)
+			let_hot_pages_out(swapper);
+	}
 	if (swapper->pins && job_goes_on(swapper)) {
 		let_io_end(swapper);
 		pins_begin_pass(swapper->pins);
@@ -314,7 +318,7 @@ void swap_out(struct swapper *swapper)
 			untrack_memory(swapper);
 		return;
 	}
-	if (prepare_pin_check(swapper))
+	if (prepare_pin_check(swapper) || move_back_left(swapper->vm, swapper->lane, &swapper->error))
 		return;
 	atomic_store(&header->copied_pages, 0);
 	atomic_store(&header->zeroed_pages, 0);
@@ -334,7 +338,8 @@ void swap_out(struct swapper *swapper)
 
 void trim(struct swapper *swapper)
 {
-	if (swapper->vm->tracking && !prepare_pin_check(swapper)) {
+	/* Of private memory there are no kept copies. */
+	if (swapper->vm->tracking && !swapper->vm->mover && !prepare_pin_check(swapper)) {
 		swapper->free_only = true;
 		for (unsigned joins = 0;
 		     joins == 0 || (job_was_joined(swapper) && joins < FRUITLESS_JOINS_MAX); joins++) {

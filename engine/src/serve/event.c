@@ -51,6 +51,13 @@ bool event_go_on(struct vm *vm)
 	return found;
 }
 
+/* A child that has a copy of private memory gives up its own alone. */
+static void forget_copy(struct process *process, uint64_t start_addr, uint64_t end_addr)
+{
+	uffd_unregister(process->uffd, start_addr, end_addr - start_addr);
+	process_forget(process, start_addr, end_addr);
+}
+
 static void give_up_addresses(struct vm *vm, struct process *process, uint64_t start_addr, uint64_t end_addr)
 {
 	for (size_t i = 0; i < process->ranges_n; i++) {
@@ -81,7 +88,10 @@ void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *
 	FAILPOINT_HERE("event.read");
 	switch (msg->event) {
 	case UFFD_EVENT_REMOVE:
-		give_up_addresses(vm, process, msg->arg.remove.start, msg->arg.remove.end);
+		if (vm_has_copy(vm, process))
+			forget_copy(process, msg->arg.remove.start, msg->arg.remove.end);
+		else
+			give_up_addresses(vm, process, msg->arg.remove.start, msg->arg.remove.end);
 		break;
 	case UFFD_EVENT_UNMAP:
 		rc = process_forget(process, msg->arg.remove.start, msg->arg.remove.end);

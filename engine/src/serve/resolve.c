@@ -187,6 +187,14 @@ static enum resolved found_present(struct attempt *attempt)
 	return RESOLVED;
 }
 
+/* A child has a copy of private memory as it was at the fork. What is out has been so since then: nothing goes out
+ * while there is a child with guest memory. What is not may have come back and have been written to: it is not
+ * known what the child is to see, and it gets SIGBUS. */
+static bool is_a_copy(const struct attempt *attempt)
+{
+	return vm_has_copy(attempt->vm, attempt->process);
+}
+
 static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 {
 	struct vm *vm = attempt->vm;
@@ -198,6 +206,12 @@ static enum resolved put_back(struct attempt *attempt, bool was_poisoned)
 	outcome = uffd_copy(attempt->process->uffd, attempt->fault->addr, attempt->page, PAGE_BYTES, keep,
 			    &copied_bytes);
 	FAILPOINT_HERE("resolve.copied");
+	if (is_a_copy(attempt)) { /* the VMM's own page is still out */
+		release(attempt);
+		if (outcome == UFFD_EXISTS)
+			wake_own(attempt);
+		return outcome == UFFD_DONE || outcome == UFFD_EXISTS ? RESOLVED : unfilled(attempt, outcome);
+	}
 	if (outcome == UFFD_DONE && !vm_has_landed(vm, attempt->process, attempt->page_idx)) {
 		release(attempt);
 		return RESOLVED;
@@ -261,6 +275,40 @@ static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 	return rc ? unreadable(attempt, rc, was_poisoned) : put_back(attempt, was_poisoned);
 }
 
+/* A swap-out has moved the page to scratch, where reading it waits for nobody: scratch is not emptied while the page
+ * is MOVED. */
+static enum resolved fill_moved(struct attempt *attempt)
+{
+	struct vm *vm = attempt->vm;
+	const struct region *region = memory_region_of(&vm->memory, attempt->page_idx);
+	uint64_t addr = region_offset_of(region, attempt->page_idx);
+	int place = mover_find(vm->mover, addr & ~(CHUNK_BYTES - 1));
+	int rc = place < 0 ?
+			 -EIO :
+			 mover_read(vm->mover, place, pages_of_bytes(addr % CHUNK_BYTES), 1, attempt->page);
+
+	/* A predecessor marked a hole. */
+	if (rc == -ENOENT)
+		memset(attempt->page, 0, PAGE_BYTES);
+	else if (rc) { /* the VMM has ended, or the kernel has no memory */
+		release(attempt);
+		return later(attempt, FIRST_RETRY_NS);
+	}
+	return put_back(attempt, false);
+}
+
+/* Not known: see is_a_copy(). */
+static enum resolved missing_in_copy(struct attempt *attempt)
+{
+	enum uffd_outcome outcome = uffd_poison(attempt->process->uffd, attempt->fault->addr);
+
+	if (outcome == UFFD_EXISTS)
+		wake_own(attempt);
+	else if (outcome != UFFD_DONE)
+		return unfilled(attempt, outcome);
+	return RESOLVED;
+}
+
 /* A minor fault on a page whose punch waits: the page is there, and may be read (jobs/punch.h). True if the
  * thread need not wait. If the punch comes at the same time, the kernel removes the entry together with the
  * page. */
@@ -284,6 +332,8 @@ static enum resolved missing(struct attempt *attempt)
 
 		if (map_for_reading(attempt, word)) {
 			return RESOLVED;
+		} else if (state == PAGE_IN_MEMFD && !page_is_held(word) && is_a_copy(attempt)) {
+			return missing_in_copy(attempt);
 		} else if (page_is_held(word) || is_being_lifted(word)) {
 			if (!page_ask_for_wake(attempt->vm, attempt->page_idx, word))
 				continue;
@@ -295,6 +345,9 @@ static enum resolved missing(struct attempt *attempt)
 			/* A poisoned page is read again each time it is needed: a good read heals it. */
 			if (claim(attempt, word))
 				return fill_stored(attempt, state == PAGE_POISONED);
+		} else if (state == PAGE_MOVED) {
+			if (claim(attempt, word))
+				return fill_moved(attempt);
 		} else if (claim(attempt, word)) {
 			/* Never touched, or given up; or a page in flight that the VMM punched without an
 			 * event. */

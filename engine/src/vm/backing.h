@@ -6,6 +6,7 @@
  *             see which pages it has.
  *   snapshot  private memory, which a VMM restores from the memory file of a snapshot. Only its process can
  *             see what is in it.
+ *   private   private memory of the VMM, which a thread of the VMM moves for us (linux/mover.h).
  *
  * Any thread may call the functions, also while it passes or holds the gate, unless they say that they
  * wait. */
@@ -15,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "linux/mover.h"
 #include "linux/uffd.h"
 #include "vm/incore.h"
 #include "vm/memory.h"
@@ -41,6 +43,10 @@ struct backing {
 	 * else, and it is better that a thread waits than that it reads zeros. */
 	bool vmm_registers;
 
+	/* Pages leave by being moved: jobs/move_out.h, which uses none of what is here for taking out. Nothing is
+	 * write-protected. Only the VMM has the memory: a forked child that has some of it has a copy. */
+	bool moves;
+
 	/* Why this memory cannot be swapped out, for people. NULL: it can. */
 	const char *stays;
 
@@ -63,6 +69,9 @@ struct backing {
 
 	/* True if a page that was copied to a process other than the VMM has arrived in guest memory. */
 	bool (*has_landed)(const struct region *region, uint64_t page_idx);
+
+	/* How many pages are resident, where the file's blocks do not tell; -errno. NULL: they do. */
+	int64_t (*count)(const struct region *region, uint64_t page_idx, uint64_t pages);
 
 	/* False if no page can be taken out: the file is sealed against writing. */
 	bool (*may_leave)(const struct region *region);
@@ -107,7 +116,7 @@ struct backing {
  * shared memory, or refuses. */
 const struct backing *backing_of(const struct memory *memory, uint64_t page_idx);
 
-extern const struct backing backing_memfd, backing_snapshot;
+extern const struct backing backing_memfd, backing_snapshot, backing_private;
 
 /* Make a region of pages from page_idx on. The memfd is opened anew through /proc/self/fd, or dup'ed if its
  * mode forbids that: a caller who could not open it anew must not pass one that shares its position with the
@@ -118,5 +127,8 @@ int region_of_memfd(struct region *out, int memfd, uint64_t offset_bytes, uint64
 /* Make a region of private memory, of which only the page map knows anything. offset_bytes: in the
  * snapshot's file. */
 struct region region_of_snapshot(uint64_t offset_bytes, uint64_t page_idx, uint64_t pages);
+
+/* Make a region of the VMM's private memory at an address. The mover stays the caller's. */
+struct region region_of_private(struct mover *mover, uint64_t addr, uint64_t page_idx, uint64_t pages);
 
 #endif

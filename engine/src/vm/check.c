@@ -44,7 +44,8 @@ static int note_slot(struct check *check, uint64_t slot_idx)
 
 static const char *wrong_flags(const struct check *check, uint64_t word)
 {
-	if (check->when != CHECK_ANY_TIME && (word & PAGE_PUNCHING))
+	/* The VMM's thread may have been stopped in the middle of a move: only a successor can wait for it. */
+	if (check->when != CHECK_ANY_TIME && (word & PAGE_PUNCHING) && page_state_of(word) != PAGE_MOVED)
 		return "PUNCHING, and no job is under way";
 	if (check->when != CHECK_ANY_TIME && (word & PAGE_BACKGROUND))
 		return "a swap-in has it, and no job is under way";
@@ -70,6 +71,7 @@ static const char *wrong_state(struct check *check, uint64_t page_idx, uint64_t 
 
 	switch (page_state_of(word)) {
 	case PAGE_STORED:
+	case PAGE_MOVED:
 		check->stored_pages++;
 		return vm->tracking ? NULL : "it is out, and guest memory is not registered";
 	case PAGE_POISONED:

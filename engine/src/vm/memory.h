@@ -13,13 +13,16 @@
 #define MEMORY_MAX_REGIONS 256
 
 struct backing;
+struct mover;
 
 struct region {
 	const struct backing *backing;
 	/* of its file, opened anew: its offset and flags are not shared with the VMM; -1: it has no file */
 	int fd;
-	uint64_t offset_bytes; /* where in the memfd, or the snapshot's file, the region starts */
-	uint64_t page_idx;     /* the region's first page, counted over all regions */
+	struct mover *mover; /* of private memory, which the VMM moves; not owned */
+	/* where in the memfd, or the snapshot's file, or of private memory in the VMM, the region starts */
+	uint64_t offset_bytes;
+	uint64_t page_idx; /* the region's first page, counted over all regions */
 	uint64_t pages;
 	uint64_t device, inode; /* of its file, as /proc/PID/maps shows them */
 	bool is_leaving;	/* it is being unplugged */

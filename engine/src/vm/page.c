@@ -19,6 +19,7 @@ static void is_a_bug(const char *text, uint64_t word)
 #endif
 
 #define STATE(state) (1u << PAGE_##state)
+#define STATES_OUT (STATE(STORED) | STATE(POISONED) | STATE(MOVED))
 
 /* The word that a change begins with: in one of these states, with these flags and no other but WAITER. */
 static inline void begins_with(uint64_t word, unsigned states, uint64_t flags)
@@ -51,6 +52,7 @@ static _Atomic uint64_t *counter_of(struct vm *vm, uint64_t word)
 {
 	switch (page_state_of(word)) {
 	case PAGE_STORED:
+	case PAGE_MOVED: /* nobody but scratch has it */
 		return &vm->stored_pages;
 	case PAGE_POISONED:
 		return &vm->poisoned_pages;
@@ -190,6 +192,21 @@ bool page_mark_zero(struct vm *vm, uint64_t page_idx, uint64_t *word)
 	return mark(vm, page_idx, word, word_after(*word, PAGE_IN_MEMFD, 0, PAGE_PUNCHING));
 }
 
+bool page_mark_moving(struct vm *vm, uint64_t page_idx, uint64_t *word)
+{
+	begins_with(*word, STATE(IN_MEMFD), 0);
+	return mark(vm, page_idx, word, word_after(*word, PAGE_MOVED, 0, PAGE_PUNCHING));
+}
+
+bool page_move_out(struct vm *vm, uint64_t page_idx, uint64_t word, uint64_t slot_idx)
+{
+	begins_with(word, STATE(MOVED), 0);
+	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
+	return change(vm, page_idx, word,
+		      slot_idx == PAGE_SLOT_NONE ? word_after(word, PAGE_IN_MEMFD, 0, 0) :
+						   word_after(word, PAGE_STORED, slot_idx, 0));
+}
+
 /* The mark is ours still, also where a REMOVE took the page: it alone changes a page that is PUNCHING. */
 static void end_given_up_mark(struct vm *vm, uint64_t page_idx)
 {
@@ -203,14 +220,14 @@ static void end_given_up_mark(struct vm *vm, uint64_t page_idx)
 
 void page_punched(struct vm *vm, uint64_t page_idx, uint64_t marked)
 {
-	begins_with(marked, STATE(STORED) | STATE(IN_MEMFD), PAGE_PUNCHING);
+	begins_with(marked, STATE(STORED) | STATE(IN_MEMFD) | STATE(MOVED), PAGE_PUNCHING);
 	if (!end_claim(vm, page_idx, marked, marked & ~PAGE_PUNCHING))
 		end_given_up_mark(vm, page_idx);
 }
 
 void page_not_punched(struct vm *vm, uint64_t page_idx, uint64_t marked)
 {
-	begins_with(marked, STATE(STORED) | STATE(IN_MEMFD), PAGE_PUNCHING);
+	begins_with(marked, STATE(STORED) | STATE(IN_MEMFD) | STATE(MOVED), PAGE_PUNCHING);
 	if (!end_claim(vm, page_idx, marked, word_after(marked, PAGE_IN_MEMFD, 0, 0)))
 		end_given_up_mark(vm, page_idx);
 }
@@ -219,7 +236,7 @@ bool page_claim(struct vm *vm, uint64_t page_idx, uint64_t word, uint64_t *claim
 {
 	uint64_t flags = PAGE_FILLING | (word & PAGE_WAITER);
 	uint32_t since_ms = vm_given_up_ms(vm, page_idx, word);
-	bool out = page_state_of(word) == PAGE_STORED || page_state_of(word) == PAGE_POISONED;
+	bool out = STATES_OUT >> page_state_of(word) & 1;
 
 	MUST_BE(!page_is_held(word), "a page that another has was claimed", word);
 	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
@@ -293,7 +310,7 @@ static void filled_is_over(struct vm *vm, uint64_t page_idx, uint64_t claimed)
 
 bool page_filled(struct vm *vm, uint64_t page_idx, uint64_t claimed)
 {
-	begins_with(claimed, STATE(IN_MEMFD) | STATE(STORED) | STATE(POISONED), PAGE_FILLING);
+	begins_with(claimed, STATE(IN_MEMFD) | STATES_OUT, PAGE_FILLING);
 	if (!end_claim(vm, page_idx, claimed, filled(claimed)))
 		return false;
 	filled_is_over(vm, page_idx, claimed);
@@ -409,7 +426,8 @@ static void recover_as(struct vm *vm, uint64_t page_idx, uint64_t word)
 
 int page_recover_out(struct vm *vm, uint64_t page_idx, uint64_t word)
 {
-	int rc = is_being_lifted(word) ? 0 : store_mark_used(vm->store, page_slot_of(word));
+	bool in_store = page_state_of(word) != PAGE_MOVED && !is_being_lifted(word);
+	int rc = !in_store ? 0 : store_mark_used(vm->store, page_slot_of(word));
 
 	if (!rc)
 		recover_as(vm, page_idx, with_flags(word, 0));

@@ -24,6 +24,12 @@
  *                                                                                              |
  *                                                         IN_MEMFD <--page_lifted--page_claim--+
  *
+ * Private memory goes out another way (jobs/move_out.h), and comes back from each of these states as from STORED:
+ *
+ *   IN_MEMFD --page_mark_moving--> MOVED + PUNCHING --page_punched--> MOVED --page_move_out--> STORED
+ *      ^                                |                               |
+ *      +------page_not_punched----------+          IN_MEMFD <-----------+ page_move_out, of zeros
+ *
  * From every state page_give_up leads to IN_MEMFD + GIVEN_UP, or from POISONED to POISONED without a slot.
  *
  * The changes, and what must be held for each. "Gate": passed or held alone. "Alone": held alone. A claim is
@@ -35,6 +41,9 @@
  *   page_let_go            PROTECTED -> IN_MEMFD                          nothing
  *   page_mark_out          PROTECTED, KEPT -> STORED + PUNCHING           gate; the slot has the page's bytes
  *   page_mark_zero         PROTECTED -> IN_MEMFD + PUNCHING               gate; the page is all zeros
+ *   page_mark_moving       IN_MEMFD -> MOVED + PUNCHING                  gate; a place in scratch is recorded
+ *   page_move_out          MOVED -> STORED, IN_MEMFD                     gate; the slot has the page's bytes, or
+ *                                                                        they are all zeros
  *   page_punched           PUNCHING ends                                  gate; the mark; there is a hole
  *   page_not_punched       PUNCHING ends -> IN_MEMFD                      gate; the mark
  *   page_claim             any but PUNCHING, FILLING -> + FILLING         gate, until it ends or is softened
@@ -43,7 +52,7 @@
  *   page_soften            + BACKGROUND                                   gate; the claim
  *   page_ask_for_wake      + WAITER                                       gate
  *   page_release           FILLING ends, all else stays                   gate; the claim
- *   page_filled            STORED, FILLING -> IN_MEMFD                    gate; the claim; the memfd has it
+ *   page_filled            STORED, MOVED, FILLING -> IN_MEMFD                    gate; the claim; the memfd has it
  *                          POISONED, FILLING -> POISONED without a slot
  *   pages_filled           the same, for many pages
  *   page_kept              STORED, FILLING -> KEPT                        gate; the claim; it is protected
@@ -53,7 +62,7 @@
  *   page_give_up           any -> IN_MEMFD + GIVEN_UP, PUNCHING stays     alone
  *                          POISONED -> POISONED without a slot
  *   page_begin_out         a new page -> STORED                           alone
- *   page_recover_out       a predecessor's STORED, POISONED: flags end    no other thread is there yet
+ *   page_recover_out       a predecessor's STORED, POISONED, MOVED: flags end    no other thread is there yet
  *   page_recover_resident  a predecessor's word -> IN_MEMFD,              no other thread is there yet
  *                          or POISONED without a slot
  *   page_relocate          STORED, KEPT -> the same with another slot     nothing; the bytes are in both slots
@@ -116,7 +125,7 @@ static inline bool is_being_lifted(uint64_t word)
 	return page_state_of(word) == PAGE_POISONED && page_slot_of(word) == PAGE_SLOT_NONE;
 }
 
-/* How many pages are STORED or POISONED. 0 only if none is. */
+/* How many pages are STORED, MOVED or POISONED. 0 only if none is. */
 uint64_t pages_out(const struct vm *vm);
 
 /* Swap-out. `word` is what the caller saw: false if it has changed since. */
@@ -127,6 +136,13 @@ void page_let_go(struct vm *vm, uint64_t page_idx, uint64_t word);
  * has changed: the page stays, and the slot is still the caller's. */
 bool page_mark_out(struct vm *vm, uint64_t page_idx, uint64_t *word, uint64_t slot_idx);
 bool page_mark_zero(struct vm *vm, uint64_t page_idx, uint64_t *word);
+
+/* The same for private memory: mark a page that is moved. It is out from then on. */
+bool page_mark_moving(struct vm *vm, uint64_t page_idx, uint64_t *word);
+
+/* A page that was moved is in the slot now; PAGE_SLOT_NONE: it is all zeros. False if the word has changed: the slot
+ * is still the caller's. */
+bool page_move_out(struct vm *vm, uint64_t page_idx, uint64_t word, uint64_t slot_idx);
 
 /* End a mark. A REMOVE may have given the page up since, but the mark stays until here. */
 void page_punched(struct vm *vm, uint64_t page_idx, uint64_t marked);

@@ -12,6 +12,9 @@
  *   KEPT       it came back unchanged: the memfd holds the truth, write-protected in every process, and the slot
  *              holds the same bytes, so that the next swap-out need not write them. A kept copy never serves a fault
  *
+ *   MOVED      a swap-out of private memory has moved it to scratch (linux/mailbox.h), and scratch has it; with PUNCHING:
+ *              it is being moved, and may still be where it was
+ *
  *   FILLING    one thread is bringing the page in or changing its protection; nobody else may
  *   BACKGROUND together with FILLING: a swap-in does it, and a demand fault may take it over
  *   PUNCHING   a hole is being punched here: nothing may be put there until it is done
@@ -40,6 +43,7 @@ enum page_state {
 	PAGE_STORED = 2,
 	PAGE_POISONED = 3,
 	PAGE_KEPT = 4,
+	PAGE_MOVED = 5,
 };
 
 #define PAGE_SLOT_NONE ((uint64_t)UINT32_MAX) /* of a POISONED page: poison.h tells */
@@ -98,6 +102,8 @@ static inline bool page_word_is_sane(enum page_state state, uint64_t slot_idx, u
 		return !given_up && !(flags & PAGE_PUNCHING);
 	case PAGE_KEPT:
 		return !given_up && !(flags & ~PAGE_WAITER);
+	case PAGE_MOVED:
+		return !given_up && !(flags & PAGE_BACKGROUND) && slot_idx == 0;
 	}
 	return false;
 }

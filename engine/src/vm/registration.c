@@ -17,6 +17,36 @@ static bool vmm_registers(const struct vm *vm, const struct range *range)
 	return backing_of(&vm->memory, range->page_idx)->vmm_registers;
 }
 
+/* In how many places of a range at most to look. */
+#define LOOKS 64
+
+/* Whether some of the range is registered: *page_idx of the range's pages, if so. */
+static enum uffd_answer is_registered(const struct process *process, const struct range *range,
+				      uint64_t *page_idx)
+{
+	enum uffd_answer answer = UFFD_NO;
+
+	for (*page_idx = 0; answer == UFFD_NO && *page_idx < range->pages;
+	     *page_idx += range->pages / LOOKS + 1) {
+		answer = uffd_is_registered(process->uffd, range->addr + bytes_of_pages(*page_idx));
+		if (answer != UFFD_NO)
+			break;
+	}
+	return answer;
+}
+
+/* A copy of private memory is registered since the fork, or not at all. Nothing goes out while somebody has one. */
+static bool is_copied(const struct vm *vm, struct process *process, const struct range *range)
+{
+	uint64_t page_idx;
+
+	if (!vm_has_copy(vm, process))
+		return false;
+	process->protects = false;
+	process->unwatched = process->unwatched || is_registered(process, range, &page_idx) != UFFD_NO;
+	return true;
+}
+
 void register_process(struct vm *vm, struct process *process)
 {
 	HELD_NEEDS(HELD_GATE_ALONE);
@@ -27,7 +57,7 @@ void register_process(struct vm *vm, struct process *process)
 		const struct range *range = &process->ranges[i];
 		enum uffd_outcome outcome;
 
-		if (vmm_registers(vm, range))
+		if (vmm_registers(vm, range) || is_copied(vm, process, range))
 			continue;
 		outcome = register_range(vm, process, range);
 		if (outcome == UFFD_GONE)
@@ -149,24 +179,6 @@ bool registration_release_pages(struct vm *vm, struct process *process, uint64_t
 	return true;
 }
 
-/* In how many places of a range at most to look. */
-#define LOOKS 64
-
-/* Whether some of the range is registered: *page_idx of the range's pages, if so. */
-static enum uffd_answer is_registered(const struct process *process, const struct range *range,
-				      uint64_t *page_idx)
-{
-	enum uffd_answer answer = UFFD_NO;
-
-	for (*page_idx = 0; answer == UFFD_NO && *page_idx < range->pages;
-	     *page_idx += range->pages / LOOKS + 1) {
-		answer = uffd_is_registered(process->uffd, range->addr + bytes_of_pages(*page_idx));
-		if (answer != UFFD_NO)
-			break;
-	}
-	return answer;
-}
-
 /* What its VMM registers must be so by now. */
 static void look_whether_registered(const struct vm *vm, struct process *process)
 {
@@ -185,7 +197,7 @@ int register_or_refuse(struct vm *vm, struct process *process, struct error *err
 {
 	register_process(vm, process);
 	look_whether_registered(vm, process);
-	if (process->gone || !process->unwatched)
+	if (process->gone || !process->unwatched || vm_has_copy(vm, process))
 		return 0;
 	return error_set(
 		err, EINVAL,
@@ -221,6 +233,12 @@ static void unregister_new(const struct process *process, const struct range *ra
 		uffd_unregister(process->uffd, from, to - from);
 }
 
+/* Private memory is never registered for more than missing pages: undone at once, too. */
+static bool is_moved(const struct vm *vm, const struct range *range)
+{
+	return backing_of(&vm->memory, range->page_idx)->moves;
+}
+
 /* For missing pages alone, which is undone without a walk over page tables (fs/userfaultfd.c, userfaultfd_unregister()). */
 static enum uffd_outcome try_new(const struct process *process, const struct range *range)
 {
@@ -243,7 +261,8 @@ static int register_or_undo(struct vm *vm, struct process *process, struct proce
 		enum uffd_outcome outcome = UFFD_DONE;
 
 		if (!process_has_range(process, range))
-			outcome = only_try ? try_new(process, range) : register_range(vm, next, range);
+			outcome = only_try && !is_moved(vm, range) ? try_new(process, range) :
+								     register_range(vm, next, range);
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 		if (outcome == UFFD_GONE || outcome == UFFD_DONE)
@@ -298,6 +317,8 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 		child->releasing = true;
 		return UFFD_DONE;
 	}
+	if (is_copied(vm, child, range))
+		return answer == UFFD_NO ? UFFD_REFUSED : UFFD_DONE;
 	if (vmm_registers(vm, range))
 		return answer == UFFD_NO ? UFFD_REFUSED : UFFD_DONE;
 	if (answer == UFFD_NO) {

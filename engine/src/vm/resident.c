@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "vm/backing.h"
 #include "vm/incore.h"
 
 /* Since Linux 6.5; the same number everywhere. glibc's headers of Debian 12 do not have it. */
@@ -32,6 +33,12 @@ struct file {
 	uint64_t guest_pages;	/* of its length, guest memory */
 	uint64_t counted_pages; /* of these, on RAM at the last count */
 };
+
+/* Private memory: nothing tells but a walk over the page tables of its process. */
+static bool counts_itself(const struct region *region)
+{
+	return region->backing->count;
+}
 
 static bool is_same_file(const struct region *region, const struct region *other)
 {
@@ -92,7 +99,9 @@ uint64_t resident_pages(struct vm *vm)
 
 	pthread_mutex_lock(&vm->regions_lock);
 	for (size_t i = 0; i < vm->memory.regions_n; i++)
-		if (look_at_file(&vm->memory, i, &file))
+		if (counts_itself(&vm->memory.regions[i]))
+			pages += vm->memory.regions[i].counted_pages;
+		else if (look_at_file(&vm->memory, i, &file))
 			pages += is_all_guest(&file) || file.pages < file.counted_pages ? file.pages :
 											  file.counted_pages;
 	pthread_mutex_unlock(&vm->regions_lock);
@@ -106,7 +115,8 @@ bool resident_needs_count(struct vm *vm)
 
 	pthread_mutex_lock(&vm->regions_lock);
 	for (size_t i = 0; i < vm->memory.regions_n && !needed; i++)
-		needed = look_at_file(&vm->memory, i, &file) && !is_all_guest(&file);
+		needed = counts_itself(&vm->memory.regions[i]) ||
+			 (look_at_file(&vm->memory, i, &file) && !is_all_guest(&file));
 	pthread_mutex_unlock(&vm->regions_lock);
 	return needed;
 }
@@ -139,7 +149,8 @@ static int64_t count_piece(const struct region *region, uint64_t first, uint64_t
 static struct region *next_region(struct vm *vm, uint64_t page_idx)
 {
 	for (size_t i = 0; i < vm->memory.regions_n; i++)
-		if (vm->memory.regions[i].page_idx >= page_idx && region_has_file(&vm->memory.regions[i]))
+		if (vm->memory.regions[i].page_idx >= page_idx &&
+		    (region_has_file(&vm->memory.regions[i]) || counts_itself(&vm->memory.regions[i])))
 			return &vm->memory.regions[i];
 	return NULL;
 }
@@ -176,20 +187,46 @@ static void count_region(struct vm *vm, uint64_t page_idx)
 	}
 }
 
+/* Outside of the lock: it takes the mmap lock of the process. */
+static void count_private(struct vm *vm, struct region region)
+{
+	const uint64_t piece_pages = 64 * PIECE_PAGES;
+	int64_t counted = 0, found = 0;
+	struct region *now;
+
+	for (uint64_t done = 0; done < region.pages && found >= 0; done += piece_pages) {
+		if (atomic_load(&vm->stopping))
+			return;
+		found = region.backing->count(&region, region.page_idx + done,
+					      region.pages - done < piece_pages ? region.pages - done :
+										  piece_pages);
+		counted += found;
+	}
+	pthread_mutex_lock(&vm->regions_lock);
+	now = next_region(vm, region.page_idx);
+	if (found >= 0 && now && now->page_idx == region.page_idx && now->pages == region.pages)
+		now->counted_pages = (uint64_t)counted;
+	pthread_mutex_unlock(&vm->regions_lock);
+}
+
 void resident_count(struct vm *vm)
 {
 	uint64_t page_idx = 0;
 
 	while (resident_needs_count(vm) && !atomic_load(&vm->stopping)) {
-		struct region *region;
+		struct region *region, copy = { 0 };
 
 		pthread_mutex_lock(&vm->regions_lock);
 		region = next_region(vm, page_idx);
 		if (region)
-			page_idx = region->page_idx;
+			copy = *region;
 		pthread_mutex_unlock(&vm->regions_lock);
 		if (!region)
 			return;
-		count_region(vm, page_idx++);
+		if (counts_itself(&copy))
+			count_private(vm, copy);
+		else
+			count_region(vm, copy.page_idx);
+		page_idx = copy.page_idx + 1;
 	}
 }

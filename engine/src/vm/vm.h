@@ -39,6 +39,7 @@
 #include "base/notice.h"
 #include "base/stats.h"
 #include "base/trace.h"
+#include "linux/mover.h"
 #include "linux/uffd.h"
 #include "store/store.h"
 #include "vm/address_space.h"
@@ -64,6 +65,7 @@ struct vm {
 	pthread_mutex_t regions_lock;
 	struct address_spaces spaces; /* changes with the gate held alone */
 	struct store *store;
+	struct mover *mover; /* of private memory that the VMM moves: then there is no other; else NULL */
 	struct notices *notices;
 	struct trace *trace;
 	struct wake_record *wake;
@@ -113,6 +115,12 @@ struct vm {
 	pthread_mutex_t punching_lock;
 	struct punching *punching; /* under the lock */
 };
+
+/* Private memory is the VMM's alone. A forked child that has some of it has a copy, as it was at the fork. */
+static inline bool vm_has_copy(const struct vm *vm, const struct process *process)
+{
+	return vm->mover && process->id != 0;
+}
 
 uint64_t monotonic_ns(void);
 
