@@ -871,6 +871,35 @@ TEST(a_cgroup_without_room_for_a_segment_stops_the_swap_out)
 }
 #endif
 
+/* A thread that was about to release the memory of a segment on disk stopped for long enough that the segment was
+ * emptied and taken again: then it released 426 pages of the next swap-out. */
+TEST(memory_that_is_being_released_belongs_to_nobody_else)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[300];
+	struct log *log = make(&one);
+	uint32_t stale_idx, empty_idx;
+
+	put(log, TEXT, 1, 300, slots);
+	segments_enter(&log->segments, 0);
+	move_all(log);
+	CHECK_EQ(log->segments.ram_n, 1); /* somebody is reading it */
+	segments_leave(&log->segments, 0);
+	CHECK(segments_take_stale(&log->segments, &stale_idx));
+	CHECK_EQ(stale_idx, 0);
+	for (size_t i = 0; i < 300; i++)
+		log_drop(log, slots[i]);
+	CHECK(!segments_take_empty(&log->segments, &empty_idx));
+	ram_tier_drop(&log->ram, stale_idx, 1);
+	segments_ram_is_gone(&log->segments);
+	segments_unclaim(&log->segments, stale_idx);
+	drop(log, slots, 0);
+	CHECK_EQ(log->segments.ram_n, 0);
+	CHECK_EQ(account(log).ram_bytes, 0);
+	CHECK_EQ(account(log).disk_bytes, 0);
+	log_destroy(log);
+}
+
 /* --- when the tender has to come back */
 
 static bool nobody(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)

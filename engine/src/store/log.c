@@ -327,6 +327,7 @@ bool log_tidy_step(struct log *log)
 	if (segments_take_stale(&log->segments, &segment_idx)) {
 		ram_tier_drop(&log->ram, segment_idx, 1);
 		segments_ram_is_gone(&log->segments);
+		segments_unclaim(&log->segments, segment_idx);
 		return true;
 	}
 	if (!segments_take_empty(&log->segments, &segment_idx))

@@ -342,18 +342,24 @@ bool segments_leave_ram(struct segments *segments, uint32_t segment_idx)
 	return !atomic_load(&own->readers) && atomic_exchange(&own->stale_ram, false);
 }
 
+/* It is claimed until its memory is gone: else it could be emptied, freed and taken by a writer meanwhile, whose
+ * records would be released. Of an EMPTY one, whoever frees it releases the memory. */
 bool segments_take_stale(struct segments *segments, uint32_t *segment_idx)
 {
-	for (uint32_t idx = 0; idx < segments->known_n; idx++) {
+	bool found = false;
+
+	pthread_mutex_lock(&segments->lock);
+	for (uint32_t idx = 0; idx < segments->known_n && !found; idx++) {
 		struct segment *own = own_of(segments, idx);
 
-		if (!atomic_load(&own->stale_ram) || atomic_load(&own->readers) ||
-		    !atomic_exchange(&own->stale_ram, false))
-			continue;
+		found = own->state == SEGMENT_SEALED && atomic_load(&own->stale_ram) &&
+			!atomic_load(&own->readers) && atomic_exchange(&own->stale_ram, false);
+		if (found)
+			own->state = SEGMENT_MOVING;
 		*segment_idx = idx;
-		return true;
 	}
-	return false;
+	pthread_mutex_unlock(&segments->lock);
+	return found;
 }
 
 bool segments_clear_stale(struct segments *segments, uint32_t segment_idx)

@@ -148,7 +148,8 @@ void segments_leave(struct segments *segments, uint32_t segment_idx);
 /* True if nobody is reading the memory of a segment that is now on disk: the caller may release it. False:
  * segments_take_stale() returns it later. */
 bool segments_leave_ram(struct segments *segments, uint32_t segment_idx);
-/* Find a segment on disk whose memory can be released now. */
+/* Claim a segment on disk whose memory can be released now; then call segments_ram_is_gone() and
+ * segments_unclaim(). */
 bool segments_take_stale(struct segments *segments, uint32_t *segment_idx);
 /* True if the memory of a segment that belongs to the caller alone is still to be released. */
 bool segments_clear_stale(struct segments *segments, uint32_t segment_idx);
