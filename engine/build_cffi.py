@@ -31,6 +31,7 @@ HEADERS = (
     "vm/lost.h",
     "jobs/swapper.h",
     "engine.h",
+    "../planted/mover_thread.h",
 )
 
 # What Python uses, in cffi's subset of C. The compiler checks each line against the headers.
@@ -70,6 +71,7 @@ struct swap_out_options {
 struct engine_config {
     const char *swap_dir; uint32_t fault_threads; uint32_t spin_us; uint32_t workers;
     int page_map_fd; int store_fd; int wake_fd; uint64_t store_max_bytes; uint64_t store_keep_free_bytes;
+    int32_t mover_pid; int mailbox_fd; int pagemap_fd;
     bool snapshot; bool tiers; int segments_fd; int ram_fd; int disk_fd; int key_fd; uint64_t ram_max_bytes;
     bool has_disk; bool compress; bool encrypt; uint32_t ram_age_s; ...;
 };
@@ -80,6 +82,7 @@ int engine_create(const struct engine_config *, struct engine **, struct error *
 void engine_destroy(struct engine *);
 int engine_add_region(struct engine *, int, uint64_t, uint64_t, uint64_t *, struct error *);
 int engine_add_snapshot_region(struct engine *, uint64_t, uint64_t, uint64_t *, struct error *);
+int engine_add_private_region(struct engine *, uint64_t, uint64_t, uint64_t *, struct error *);
 int engine_remove_region(struct engine *, uint64_t, struct error *);
 int engine_undo_add_region(struct engine *, uint64_t, struct error *);
 int engine_add_process(struct engine *, int, const struct range *, size_t, uint32_t *, struct error *);
@@ -169,6 +172,19 @@ struct keeper_plan {
 };
 pid_t keeper_start(const struct keeper_plan *);
 
+#define VMMSWAP_MAILBOX_BYTES ...
+#define VMMSWAP_SCRATCH_BYTES ...
+#define VMMSWAP_WINDOW_BYTES ...
+#define VMMSWAP_MAILBOX_MAGIC ...
+#define VMMSWAP_MOVER_RANGES_MAX ...
+struct vmmswap_mailbox { uint64_t magic; uint64_t scratch_addr; uint32_t tid; ...; };
+struct vmmswap_mover_range { uint64_t addr; uint64_t size_bytes; ...; };
+struct vmmswap_mover {
+    struct vmmswap_mailbox *mailbox; uint64_t scratch_addr; int uffd; uint32_t ranges_n;
+    struct vmmswap_mover_range ranges[...]; ...;
+};
+void vmmswap_mover_run(struct vmmswap_mover *);
+
 int failpoint_arm(const char *);
 uint64_t failpoint_hits(const char *);
 const char *failpoint_name(size_t);
@@ -191,14 +207,19 @@ def declarations() -> str:
     return DECLARATIONS.replace("@ENGINE_STATS@", _stats_struct())
 
 
+def _files(pattern: str) -> list[str]:
+    found = [*SOURCES.rglob(pattern), *(ENGINE / "planted").glob(pattern)]
+    return sorted(str(path.relative_to(ENGINE.parent)) for path in found)
+
+
 def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
     builder = FFI()
     builder.cdef("typedef int... dev_t; typedef int... ino_t; typedef int... pid_t;" + declarations())
     builder.set_source(
         module,
         PREAMBLE,
-        sources=sorted(str(path.relative_to(ENGINE.parent)) for path in SOURCES.rglob("*.c")),
-        depends=sorted(str(path.relative_to(ENGINE.parent)) for path in SOURCES.rglob("*.h")),
+        sources=_files("*.c"),
+        depends=_files("*.h"),
         include_dirs=[str(SOURCES.relative_to(ENGINE.parent))],
         define_macros=[("_GNU_SOURCE", None), *macros],
         extra_compile_args=["-std=c11", "-O2", "-g", "-pthread", "-Wall", "-Wextra", *_UNUSED_IN_CFFI],

@@ -35,7 +35,8 @@ SYSTEMD_VERSION ?= $(shell systemctl --version 2>/dev/null | sed -n '1s/^systemd
 
 # With their folders, so that links between them lead somewhere.
 DOCUMENTS := README.md NEWS.md CONTRIBUTING.md LICENSE systemd/vmmswap.conf \
-	$(wildcard docs/*.md docs/examples/* dbus/*.xml) engine/src/README.md vmmswap/README.md
+	$(wildcard docs/*.md docs/examples/* dbus/*.xml) engine/src/README.md vmmswap/README.md \
+	engine/planted/mover_thread.c engine/planted/mover_thread.h engine/src/linux/mailbox.h
 MANPAGES := $(MANDIR)/man1/vmmswapctl.1 $(MANDIR)/man5/vmmswap.conf.5 \
 	$(MANDIR)/man8/vmmswap-monitor.8 $(MANDIR)/man8/vmmswapd.8
 

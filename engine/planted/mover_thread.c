@@ -101,9 +101,6 @@ static uint64_t move_run(const struct vmmswap_mover *mover, uint64_t to_addr, ui
 	uint64_t moved;
 	int rc = move_some(mover, to_addr + from * PAGE, from_addr + from * PAGE, pages, &moved);
 
-	/* All of it must be in one mapping. */
-	if (rc == -EINVAL && pages > 1)
-		rc = move_some(mover, to_addr + from * PAGE, from_addr + from * PAGE, 1, &moved);
 	if (!rc) {
 		set_bits(box->moved, from, moved);
 		*tries = 0;
@@ -114,9 +111,10 @@ static uint64_t move_run(const struct vmmswap_mover *mover, uint64_t to_addr, ui
 	*tries = 0;
 	if (rc == -EBUSY || rc == -EAGAIN)
 		set_bits(box->busy, from, 1);
-	else if (rc != -ENOENT) /* nothing is there */
+	else if (rc != -ENOENT) /* else nothing is there */
 		__atomic_store_n(&box->error, -rc, __ATOMIC_RELAXED);
-	return 1;
+	/* Not all of them are in one mapping. Then what is there may not be guest memory, and is not tried alone. */
+	return rc == -EINVAL ? pages : 1;
 }
 
 static void move_window(const struct vmmswap_mover *mover, uint64_t to_addr)

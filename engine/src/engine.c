@@ -115,7 +115,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	if (!rc && config->page_map_fd < 0)
 		owner_take(page_map_header(vm->map));
 	if (!rc && config->mover_pid)
-		rc = mover_open(config->mover_pid, config->mailbox_fd, &vm->mover, err);
+		rc = mover_open(config->mover_pid, config->mailbox_fd, config->pagemap_fd, &vm->mover, err);
 	if (!rc)
 		rc = open_store(vm, config, err);
 	if (!rc)

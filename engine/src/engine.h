@@ -41,10 +41,11 @@ struct engine_config {
 	bool has_disk;		/* store_max_bytes is its limit; false: there is none */
 	bool compress, encrypt;
 	uint32_t ram_age_s; /* older pages move to disk; 0: never */
-	/* Private memory that the VMM moves, engine_add_private_region(): the VMM's pid, and its mailbox
-	 * (linux/mailbox.h). Memory of other kinds cannot be added then. 0: none. */
+	/* Private memory that the VMM moves, engine_add_private_region(): the VMM's pid, its mailbox
+	 * (linux/mailbox.h), and its /proc/self/pagemap, or -1. Memory of other kinds cannot be added then. Pid -1: the
+	 * VMM has ended; 0: there is no such memory. */
 	int32_t mover_pid;
-	int mailbox_fd;
+	int mailbox_fd, pagemap_fd;
 	/* store_fd is the memory file of a snapshot, also of a new VM: see engine_add_snapshot_region() */
 	bool snapshot;
 };

@@ -722,6 +722,7 @@ static inline void rig_start(struct rig *rig, const struct layout *layout)
 	if (layout->private) {
 		config.mover_pid = rig->pids[0];
 		config.mailbox_fd = rig->mailbox;
+		config.pagemap_fd = -1;
 	}
 	if (engine_create(&config, &rig->engine, &err))
 		FAIL("engine_create: %s", err.message);

@@ -172,6 +172,7 @@ static struct engine *start_engine(struct chaos *chaos)
 	if (TEST_PRIVATE) {
 		config.mover_pid = vmm->pid;
 		config.mailbox_fd = vmm->mailbox;
+		config.pagemap_fd = -1;
 	}
 	if (TEST_TIERS) {
 		config.segments_fd = chaos->tier_fds.segments;

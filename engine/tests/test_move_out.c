@@ -438,6 +438,64 @@ TEST(huge_pages)
 	rig_stop(&rig);
 }
 
+static long split(void *addr, long size_bytes)
+{
+	return madvise(addr, (size_t)size_bytes, MADV_DONTDUMP);
+}
+
+/* The kernel moves only what is in one mapping: pages of a window that is in several are moved all the same. */
+TEST(several_mappings_in_a_window)
+{
+	struct rig rig;
+
+	start(&rig, &private_memory);
+	CHECK_EQ(puppet_do(&rig, 0, 0,
+			   (struct puppet_order){
+				   .kind = ORDER_CALL, .page = 100, .run = split, .argument = 2 * 4096 }),
+		 0);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(rig_stats(&rig).resident_pages, 0);
+	check_after(&rig);
+	rig_stop(&rig);
+}
+
+static long map_anew(void *addr, long size_bytes)
+{
+	if (mmap(addr, (size_t)size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+		 -1, 0) != addr)
+		return -errno;
+	memset(addr, 0xee, (size_t)size_bytes);
+	return 0;
+}
+
+static long is_as_mapped(void *addr, long size_bytes)
+{
+	for (long i = 0; i < size_bytes; i++)
+		if (((unsigned char *)addr)[i] != 0xee)
+			return i + 1;
+	return 0;
+}
+
+/* What the VMM has mapped in the place of guest memory, with no event, is not guest memory: nobody would wait for it. */
+TEST(memory_that_was_mapped_anew_stays)
+{
+	struct puppet_order call = { .kind = ORDER_CALL, .page = 100, .run = map_anew, .argument = 3 * 4096 };
+	struct rig rig;
+
+	start(&rig, &private_memory);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_do(&rig, 0, 0, order(ORDER_CHECK, 96, 16)); /* in again */
+	CHECK_EQ(puppet_do(&rig, 0, 0, call), 0);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	CHECK_EQ(rig_resident_pages(&rig, 100, 3), 3);
+	CHECK_EQ(rig_resident_pages(&rig, 96, 4), 0);
+	call.run = is_as_mapped;
+	CHECK_EQ(puppet_do(&rig, 0, 0, call), 0);
+	rig_stop(&rig);
+}
+
 /* Nobody at the mailbox: the job fails, the guest has all of its memory, and the next one works. */
 TEST(nobody_moves)
 {

@@ -60,7 +60,7 @@ static void rig_start(struct rig *rig)
 	while (!rig->shared->ready)
 		sched_yield();
 	rig->window_addr = rig->shared->guest_addr & ~(VMMSWAP_WINDOW_BYTES - 1);
-	if (mover_open(rig->pid, rig->mailbox_fd, &rig->mover, &err))
+	if (mover_open(rig->pid, rig->mailbox_fd, -1, &rig->mover, &err))
 		test_fail(__FILE__, __LINE__, "mover_open: %s", err.message);
 }
 
@@ -205,7 +205,7 @@ TEST(a_successor)
 	rig_start(&rig);
 	place = mover_take_place(rig.mover, rig.window_addr);
 	CHECK_EQ(mover_take_left(rig.mover, &window_addr), -1);
-	CHECK_OK(mover_open(rig.pid, rig.mailbox_fd, &next, &err));
+	CHECK_OK(mover_open(rig.pid, rig.mailbox_fd, -1, &next, &err));
 	CHECK_EQ(mover_take_place(next, rig.window_addr), -1); /* first what was left there */
 	CHECK_EQ(mover_take_left(next, &window_addr), place);
 	CHECK_EQ(window_addr, rig.window_addr);
@@ -215,7 +215,7 @@ TEST(a_successor)
 
 	/* An order that the thread has taken and that it is not done with. */
 	rig.box->state = VMMSWAP_MAILBOX_TAKEN;
-	CHECK_EQ(mover_open(rig.pid, rig.mailbox_fd, &next, &err), -EBUSY);
+	CHECK_EQ(mover_open(rig.pid, rig.mailbox_fd, -1, &next, &err), -EBUSY);
 	rig_stop(&rig);
 }
 
@@ -228,14 +228,14 @@ TEST(bad_mailboxes)
 
 	rig_start(&rig);
 	CHECK_SYS(ftruncate(unsealed, VMMSWAP_MAILBOX_BYTES));
-	CHECK_EQ(mover_open(rig.pid, unsealed, &none, &err), -EINVAL);
-	CHECK_EQ(mover_open(rig.pid, large, &none, &err), -EINVAL); /* nobody has written to it */
-	CHECK_EQ(mover_open(rig.pid, 0, &none, &err), -EINVAL);
+	CHECK_EQ(mover_open(rig.pid, unsealed, -1, &none, &err), -EINVAL);
+	CHECK_EQ(mover_open(rig.pid, large, -1, &none, &err), -EINVAL); /* nobody has written to it */
+	CHECK_EQ(mover_open(rig.pid, 0, -1, &none, &err), -EINVAL);
 	rig.box->scratch_addr += 4096;
-	CHECK_EQ(mover_open(rig.pid, rig.mailbox_fd, &none, &err), -EINVAL);
+	CHECK_EQ(mover_open(rig.pid, rig.mailbox_fd, -1, &none, &err), -EINVAL);
 	rig.box->scratch_addr -= 4096;
 	rig.box->magic++;
-	CHECK_EQ(mover_open(rig.pid, rig.mailbox_fd, &none, &err), -EINVAL);
+	CHECK_EQ(mover_open(rig.pid, rig.mailbox_fd, -1, &none, &err), -EINVAL);
 	close(unsealed);
 	close(large);
 	rig_stop(&rig);

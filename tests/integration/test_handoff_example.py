@@ -39,6 +39,35 @@ def program(request, tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_the_example_of_private_memory_compiles(compiler, tmp_path):
+    private_program(compiler, tmp_path / "handoff_private")
+
+
+def private_program(compiler, path):
+    planted = SOURCE.parents[2] / "engine" / "planted"
+    made = subprocess.run(
+        [
+            *(
+                compiler,
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                f"-I{planted}",
+                f"-I{planted.parent / 'src'}",
+                "-o",
+                path,
+            ),
+            *(SOURCE.with_name("handoff_private.c"), planted / "mover_thread.c"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (made.returncode, made.stderr) == (0, "")
+    return path
+
+
 @contextlib.contextmanager
 def running(*argv):
     process = subprocess.Popen(

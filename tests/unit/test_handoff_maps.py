@@ -22,7 +22,7 @@ def mappings(perms, file=NO_FILE):
 
 @pytest.mark.parametrize("perms", ["rw-p", "r--p", "---p"])
 def test_private_anonymous_memory_whatever_is_allowed_there_now(perms):
-    check_private(mappings(perms), "regions[0]", REGION)
+    check_private(mappings(perms), "regions[0]", REGION, advice="use memfds")
 
 
 @pytest.mark.parametrize(
@@ -30,9 +30,9 @@ def test_private_anonymous_memory_whatever_is_allowed_there_now(perms):
 )
 def test_shared_memory_programs_and_files_are_not(perms, file):
     with pytest.raises(InvalidRegionError, match="which is not private anonymous memory"):
-        check_private(mappings(perms, file), "regions[0]", REGION)
+        check_private(mappings(perms, file), "regions[0]", REGION, advice="use memfds")
 
 
 def test_memory_that_is_not_mapped_is_not():
     with pytest.raises(InvalidRegionError, match="0x11000 is not mapped"):
-        check_private(mappings("rw-p")[::2], "regions[0]", REGION)
+        check_private(mappings("rw-p")[::2], "regions[0]", REGION, advice="use memfds")

@@ -360,3 +360,40 @@ def test_malformed_bytes_end_in_our_errors_only(data):
             check_parsed(parse(data, 2))
         except VmmswapError as error:
             assert error.message.isascii()
+
+
+def private(**changes):
+    base = {"base_host_virt_addr": ADDR, "size": 1 << 30, "page_size": PAGE_SIZE, "private": True}
+    return {**base, **changes}
+
+
+def test_private_memory_has_no_memfd():
+    parsed = messages.parse(register(private()), 3)
+    assert isinstance(parsed, Register)
+    assert (parsed.regions, parsed.memfd_count) == ((messages.private_region(ADDR, 1 << 30),), 0)
+    assert parsed.is_private
+
+
+@pytest.mark.parametrize(
+    ("regions", "fd_count", "error", "text"),
+    [
+        ([private(memfd=0)], 3, ProtocolError, "regions[0].memfd: private memory is in no memfd"),
+        ([private(offset=0)], 3, ProtocolError, "regions[0].offset: private memory is in no memfd"),
+        ([private(private=1)], 3, ProtocolError, "regions[0].private: "),
+        ([private()], 1, ProtocolError, "fds: 1 came: missing: the message needs 3"),
+        ([private()], 4, ProtocolError, "fds: 4 came: surplus: the message needs 3"),
+        ([private(), region(base_host_virt_addr=1 << 30)], 3, NotSupportedError, "regions[1].private: "),
+        ([region(base_host_virt_addr=1 << 30), private()], 3, NotSupportedError, "regions[1].private: "),
+        ([private(), private()], 3, InvalidRegionError, "regions[1].base_host_virt_addr: "),
+    ],
+)
+def test_what_private_memory_is_refused_for(regions, fd_count, error, text):
+    refused = refusal(register(*regions), fd_count)
+    assert isinstance(refused, error)
+    assert refused.message.startswith(text)
+
+
+def test_what_a_vmm_sends_of_private_memory_is_what_is_read():
+    regions = (messages.private_region(ADDR, 1 << 30),)
+    assert messages.parse(messages.encode("register", regions), 3).regions == regions
+    assert messages.parse(messages.encode("add-region", regions), 0).regions == regions

@@ -24,9 +24,9 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The swap directory's disk, which goes on once this is set."""
     goes_on = threading.Event()
 
-    def create(config: EngineConfig, *, store_fd: int | None = None) -> Engine:
+    def create(config: EngineConfig, *, store_fd: int | None = None, mover: None) -> Engine:
         assert goes_on.wait(DEADLINE_S)
-        return Engine(config, store_fd=store_fd)
+        return Engine(config, store_fd=store_fd, mover=mover)
 
     monkeypatch.setattr(register, "Engine", create)
     return goes_on

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from vmmswap.engine.c_config import EngineFds, fields_of
 from vmmswap.engine.events import event_of, pages_of
 from vmmswap.engine.native import checked as _checked
 from vmmswap.engine.native import ffi, lib, text_of
@@ -18,13 +19,13 @@ from vmmswap.engine.types import (
     EngineStats,
     Job,
     Mode,
+    Mover,
     Pages,
     PinOptions,
     Range,
     Recovered,
     SwapOutOptions,
     TierFds,
-    Tiers,
     TraceRecord,
 )
 from vmmswap.engine.waking import WakeCalls
@@ -40,7 +41,7 @@ class Engine(WakeCalls):
     calls raise NoSuchVMError.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (one keyword for each optional fd)
         self,
         config: EngineConfig,
         *,
@@ -48,40 +49,17 @@ class Engine(WakeCalls):
         store_fd: int | None = None,
         wake_fd: int = -1,
         tier_fds: TierFds = TierFds(),  # noqa: B008 - frozen
+        mover: Mover | None = None,
     ) -> None:
         """Make a new engine, or with the two fds of one that died its successor: then add the same regions in
         the same order and all processes, and call recover(). The fds stay the caller's, as do all fds given
         later. config.snapshot: store_fd is the snapshot's memory file, also of a new engine. tier_fds: of a
         predecessor with tiers, which may have a store_fd besides. wake_fd: a predecessor's record of
-        wake-ups, if it had one.
+        wake-ups, if it had one. mover: then all memory is private.
         """
         swap_dir = ffi.new("char[]", os.fsencode(config.swap_dir))
-        tiers = config.tiers or Tiers(0)
-        c_config = ffi.new(
-            "struct engine_config *",
-            {
-                "swap_dir": swap_dir,
-                "fault_threads": config.fault_threads,
-                "spin_us": config.spin_us,
-                "workers": config.workers,
-                "page_map_fd": -1 if page_map_fd is None else page_map_fd,
-                "store_fd": -1 if store_fd is None else store_fd,
-                "wake_fd": wake_fd,
-                "snapshot": config.snapshot,
-                "store_max_bytes": config.store_max_bytes,
-                "store_keep_free_bytes": config.store_keep_free_bytes,
-                "tiers": config.tiers is not None,
-                "segments_fd": tier_fds.segments,
-                "ram_fd": tier_fds.ram,
-                "disk_fd": tier_fds.disk,
-                "key_fd": tier_fds.key,
-                "ram_max_bytes": tiers.ram_max_bytes,
-                "ram_age_s": tiers.ram_age_s,
-                "has_disk": tiers.has_disk,
-                "compress": tiers.compress,
-                "encrypt": tiers.encrypt,
-            },
-        )
+        fds = EngineFds(page_map_fd, store_fd, wake_fd, tier_fds, mover)
+        c_config = ffi.new("struct engine_config *", {"swap_dir": swap_dir, **fields_of(config, fds)})
         out = ffi.new("struct engine **")
         _checked(lib.engine_create, c_config, out)
         self._open = self._handle = out[0]  # _open: as long as it may be called
@@ -124,6 +102,14 @@ class Engine(WakeCalls):
         """
         out = ffi.new("uint64_t *")
         _checked(lib.engine_add_snapshot_region, self._engine, offset_bytes, size_bytes, out)
+        return int(out[0])
+
+    def add_private_region(self, addr: int, size_bytes: int) -> int:
+        """Add private memory that the VMM has at this address and moves itself; return the index of its first
+        page. The first process that is added is the VMM.
+        """
+        out = ffi.new("uint64_t *")
+        _checked(lib.engine_add_private_region, self._engine, addr, size_bytes, out)
         return int(out[0])
 
     def remove_region(self, page_idx: int) -> None:

@@ -83,6 +83,15 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Mover:
+    """A VMM that moves its private memory itself. pid -1: it has ended. pagemap: its /proc/self/pagemap."""
+
+    pid: int
+    mailbox: int
+    pagemap: int
+
+
+@dataclass(frozen=True, slots=True)
 class PinOptions:
     """Which ways of seeing pinned pages may be used; the engine takes the first that works (docs/pins.md)."""
 

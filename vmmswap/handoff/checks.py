@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from vmmswap.engine import Mover
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, ProtocolError
-from vmmswap.handoff import fds, maps
+from vmmswap.handoff import fds, maps, private
 from vmmswap.handoff.locked import check_not_locked
 from vmmswap.handoff.messages import (
     MAX_REGIONS,
@@ -25,6 +26,7 @@ from vmmswap.handoff.messages import (
     Register,
     RemoveRegion,
     check_no_overlap,
+    is_private,
 )
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.proof import PathOf, map_file_of, owns, prove
@@ -53,6 +55,8 @@ class _Process:
 
 
 def register(message: Register, frame: Frame, connection: int) -> RegisterRequest:
+    if message.is_private:
+        return _register_private(message, frame, connection)
     peer, memfds = frame.peer, tuple(frame.fds)[1:]
     memory = Memory(peer.pid, message.regions, _check_memfds(message.regions, memfds))
     check_no_overlap(memory.regions, memory.region_files)
@@ -64,10 +68,42 @@ def register(message: Register, frame: Frame, connection: int) -> RegisterReques
     )
 
 
+def _register_private(message: Register, frame: Frame, connection: int) -> RegisterRequest:
+    peer, (uffd, mailbox, pagemap) = frame.peer, tuple(frame.fds)
+    private.check_kernel()
+    private.check_mailbox(mailbox, "fds[1]")
+    private.check_pagemap(pagemap, peer.pid, "fds[2]")
+    info = fds.check_uffd(uffd)
+    with _unseen(peer, peer.pid):
+        private.check_memory(peer.pid, message.regions)
+        dummy_page = message.dummy_page
+        if dummy_page is not None and not maps.is_mapped(maps.read_maps(peer.pid), dummy_page):
+            raise InvalidRegionError(f"dummy_page: {dummy_page:#x} is not mapped in the process")
+        _check_alive(peer.pidfd, peer.pid)
+        is_proven = prove(uffd, peer.pid, dummy_page, message.regions, _no_path)
+    process = ProcessMemory(
+        peer.pid, peer.pidfd, uffd, info, message.regions, dummy_page, is_proven, unlisted=()
+    )
+    memory = Memory(peer.pid, message.regions, ())
+    return RegisterRequest(
+        *(_all_fds(frame), peer, process, (), memory, message.pins, message.qmp, connection),
+        Mover(peer.pid, mailbox, pagemap),
+    )
+
+
+def _no_path(_region: Region) -> str:
+    """Private memory has no file in which a hole could be found: the dummy page is what is tested with."""
+    raise FileNotFoundError
+
+
 def add_process(
     message: AddProcess, frame: Frame, memory: Memory, served_pid: int | None
 ) -> AddProcessRequest:
     """served_pid: the process whose userfaultfd this is, if it is served already."""
+    if memory.is_private or is_private(message.regions):
+        raise NotSupportedError(
+            "add-process: private memory is its process's alone; memory that others map is in a memfd"
+        )
     pidfd = frame.fds[1]
     pid = fds.pid_of(pidfd, "fds[1]")
     if pid == os.getpid():
@@ -126,6 +162,12 @@ def _unseen(peer: Peer, pid: int) -> Iterator[None]:
 
 
 def add_region(message: AddRegion, frame: Frame, memory: Memory) -> AddRegionRequest:
+    if is_private(message.regions) != memory.is_private:
+        raise NotSupportedError(
+            "regions[0].private: the VM has the other kind: it has private memory or memfds, not both"
+        )
+    if memory.is_private:
+        return _add_private_region(message, frame, memory)
     sent = tuple(frame.fds)
     uffd, memfds = (sent[0], sent[1:]) if message.has_uffd else (None, sent)
     sent_files = _check_memfds(message.regions, memfds)
@@ -149,6 +191,18 @@ def add_region(message: AddRegion, frame: Frame, memory: Memory) -> AddRegionReq
     return AddRegionRequest(
         _all_fds(frame), frame.peer, regions, tuple(new.values()), tuple(new), uffd, info, unlisted
     )
+
+
+def _add_private_region(message: AddRegion, frame: Frame, memory: Memory) -> AddRegionRequest:
+    if message.has_uffd:
+        raise NotSupportedError(
+            "fds: none: the userfaultfd and the mailbox that were registered serve it, too"
+        )
+    _check_with_registered(message.regions, memory, memory.with_regions(message.regions, ()))
+    with _unseen(frame.peer, memory.pid):
+        private.check_memory(memory.pid, message.regions)
+        _check_alive(frame.peer.pidfd, memory.pid)
+    return AddRegionRequest(_all_fds(frame), frame.peer, message.regions, (), (), None, None, ())
 
 
 def remove_region(message: RemoveRegion, frame: Frame, memory: Memory) -> RemoveRegionRequest:
@@ -191,7 +245,12 @@ def firecracker(message: FirecrackerRegister, frame: Frame) -> FirecrackerReques
     process_maps = maps.read_maps(frame.peer.pid)
     with _unseen(frame.peer, frame.peer.pid):
         for idx, region in enumerate(message.regions):
-            maps.check_private(process_maps, f"regions[{idx}]", region)
+            maps.check_private(
+                process_maps,
+                f"regions[{idx}]",
+                region,
+                advice="use vmmswap's own message, which can swap shared memory out, too",
+            )
     _check_alive(frame.peer.pidfd, frame.peer.pid)
     return FirecrackerRequest(_all_fds(frame), frame.peer, uffd, info, message.regions)
 
@@ -250,6 +309,8 @@ def _check_with_registered(regions: Sequence[Region], memory: Memory, together: 
                 raise InvalidRegionError(
                     f"regions[{idx}].base_host_virt_addr: {region.addr:#x} overlaps a registered region"
                 )
+            if memory.is_private:
+                continue
             same_file = together.file_of(region) == memory.file_of(known)
             if (
                 same_file
@@ -259,7 +320,8 @@ def _check_with_registered(regions: Sequence[Region], memory: Memory, together: 
                 raise InvalidRegionError(
                     f"regions[{idx}].offset: {region.offset_bytes} overlaps a registered region of that memfd"
                 )
-    check_no_overlap(regions, [together.file_of(region) for region in regions])
+    if not memory.is_private:
+        check_no_overlap(regions, [together.file_of(region) for region in regions])
 
 
 def _spans(regions: Sequence[Region]) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ the monitor does not answer as it should. After an error the connection is of no
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import json
 import mmap
@@ -102,10 +103,18 @@ class VmmClient:
         dummy_page: int | None = None,
         pins: bool = True,
         qmp: str | None = None,
+        mailbox: int | None = None,
     ) -> str:
-        """Hand the memory of this process over, and return the VM's name. Region.memfd indexes memfds."""
+        """Hand the memory of this process over, and return the VM's name. Region.memfd indexes memfds. Of
+        private memory (`private_memory`) there are none, and the mailbox comes in their place.
+        """
         message = encode("register", regions, dummy_page=dummy_page, pins=pins, qmp=qmp)
-        reply = self._ask(message, [uffd, *memfds], "ready")
+        with contextlib.ExitStack() as opened:
+            private = []
+            if mailbox is not None:
+                pagemap = opened.enter_context(Path("/proc/self/pagemap").open("rb", buffering=0))
+                private = [mailbox, pagemap.fileno()]
+            reply = self._ask(message, [uffd, *memfds, *private], "ready")
         return str(reply.get("name"))
 
     def add_process(

@@ -66,7 +66,7 @@ def _check_mapping(mapping: Mapping, field: str, region: Region, file: FileId) -
         )
 
 
-def check_private(mappings: Iterable[Mapping], field: str, region: Region) -> None:
+def check_private(mappings: Iterable[Mapping], field: str, region: Region, *, advice: str) -> None:
     """InvalidRegionError unless the whole region is private anonymous memory of the process."""
     known = list(mappings)
     check_mapped(known, field, region, None)
@@ -74,7 +74,7 @@ def check_private(mappings: Iterable[Mapping], field: str, region: Region) -> No
         if mapping.start < region.end and region.addr < mapping.end and not _is_private(mapping):
             raise InvalidRegionError(
                 f"{field}.base_host_virt_addr: the process maps {mapping.place}, which is not private"
-                " anonymous memory: use vmmswap's own message, which can swap shared memory out, too"
+                f" anonymous memory: {advice}"
             )
 
 

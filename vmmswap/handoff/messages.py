@@ -23,6 +23,7 @@ MAX_REGIONS = 64
 MAX_TOTAL_BYTES = 1 << 44  # 16 TiB: page numbers fit 32 bits
 MAX_FDS = 253  # the kernel's SCM_MAX_FD
 MAX_MESSAGE_BYTES = 1 << 20
+PRIVATE = -1  # in place of a memfd's number: private memory of the VMM
 _MAX_FILE_BYTES = (1 << 63) - 1
 _MAX_SOCKET_PATH_BYTES = 107
 
@@ -33,8 +34,8 @@ class Region:
 
     addr: int  # page aligned, in the process that the uffd belongs to
     size_bytes: int
-    offset_bytes: int  # in the memfd
-    memfd: int  # which memfd: see the message that the region belongs to
+    offset_bytes: int  # in the memfd; of private memory, its address
+    memfd: int  # which memfd: see the message that the region belongs to; PRIVATE: none
 
     @property
     def end(self) -> int:
@@ -47,13 +48,19 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """fds: uffd, memfd 0, memfd 1, ...; Region.memfd counts the memfds of this message."""
+    """fds: uffd, memfd 0, memfd 1, ...; Region.memfd counts the memfds of this message. With private memory:
+    uffd, mailbox, the VMM's pagemap.
+    """
 
     regions: tuple[Region, ...]
     memfd_count: int
     dummy_page: int | None = None
     pins: bool = True
     qmp: str | None = None
+
+    @property
+    def is_private(self) -> bool:
+        return is_private(self.regions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,9 @@ class AddProcess:
 
 @dataclass(frozen=True, slots=True)
 class AddRegion:
-    """fds: as register's, and the uffd may be left out; Region.memfd counts the memfds of this message."""
+    """fds: as register's, and the uffd may be left out; Region.memfd counts the memfds of this message. With
+    private memory there are none.
+    """
 
     regions: tuple[Region, ...]
     memfd_count: int
@@ -100,6 +109,16 @@ class FirecrackerRegister:
     """fds: uffd. Region.memfd is always 0: the snapshot's memory file, which the monitor was given."""
 
     regions: tuple[Region, ...]
+
+
+def is_private(regions: Sequence[Region]) -> bool:
+    """A message has private regions only, or none."""
+    return regions[0].memfd == PRIVATE
+
+
+def private_region(addr: int, size_bytes: int) -> Region:
+    """Private memory of the process that hands it over."""
+    return Region(addr, size_bytes, addr, PRIVATE)
 
 
 Message = Register | AddProcess | AddRegion | RemoveRegion | Attach | FirecrackerRegister
@@ -148,8 +167,11 @@ def parse_firecracker(data: bytes, fd_count: int) -> FirecrackerRegister:
 
 def _register(message: Fields, fd_count: int) -> Register:
     regions = _regions(message)
-    memfd_count = _memfd_count(regions)
-    _check_fds(fd_count, 1 + memfd_count, f"a userfaultfd and {memfd_count} memfds")
+    memfd_count = 0 if is_private(regions) else _memfd_count(regions)
+    if is_private(regions):
+        _check_fds(fd_count, 3, "a userfaultfd, the mailbox and /proc/self/pagemap, for private memory")
+    else:
+        _check_fds(fd_count, 1 + memfd_count, f"a userfaultfd and {memfd_count} memfds")
     return Register(
         regions, memfd_count, _dummy_page(message, regions), message.boolean("pins", True), _qmp(message)
     )
@@ -176,7 +198,7 @@ def _add_process(message: Fields, fd_count: int) -> AddProcess:
 
 def _add_region(message: Fields, fd_count: int) -> AddRegion:
     regions = _regions(message)
-    memfd_count = _memfd_count(regions)
+    memfd_count = 0 if is_private(regions) else _memfd_count(regions)
     has_uffd = fd_count == memfd_count + 1
     if not has_uffd:
         _check_fds(fd_count, memfd_count, f"{memfd_count} memfds, after a userfaultfd or alone")
@@ -201,11 +223,21 @@ def _memfd_count(regions: Sequence[Region]) -> int:
 def _regions(message: Fields) -> tuple[Region, ...]:
     items = message.objects("regions", MAX_REGIONS)
     regions = tuple(_region(item, item.integer("page_size"), _memfd(item)) for item in items)
+    for idx, region in enumerate(regions):
+        if (region.memfd == PRIVATE) != is_private(regions):
+            raise NotSupportedError(
+                f"regions[{idx}].private: regions[0] differs: a VM has private memory or memfds, not both"
+            )
     _check_together(regions)
     return regions
 
 
 def _memfd(item: Fields) -> int:
+    if item.boolean("private", False):
+        for key in ("memfd", "offset"):
+            if key in item:
+                raise ProtocolError(f"{item.name_of(key)}: private memory is in no memfd: leave it out")
+        return PRIVATE
     memfd = item.integer("memfd")
     if not 0 <= memfd < MAX_FDS:
         raise ProtocolError(f"{item.name_of('memfd')}: {memfd} is not 0 to {MAX_FDS - 1}")
@@ -230,7 +262,7 @@ def _region(item: Fields, page_size: int, memfd: int) -> Region:
         )
     addr = _aligned(item, "base_host_virt_addr")
     size_bytes = _aligned(item, "size")
-    offset_bytes = _aligned(item, "offset")
+    offset_bytes = addr if memfd == PRIVATE else _aligned(item, "offset")
     if addr == 0:
         raise InvalidRegionError(
             f"{item.name_of('base_host_virt_addr')}: 0 is not an address of guest memory"
@@ -243,7 +275,7 @@ def _region(item: Fields, page_size: int, memfd: int) -> Region:
         raise InvalidRegionError(
             f"{item.name_of('size')}: {size_bytes} from address {addr:#x} wraps around the end of memory"
         )
-    if offset_bytes + size_bytes > _MAX_FILE_BYTES:
+    if memfd != PRIVATE and offset_bytes + size_bytes > _MAX_FILE_BYTES:
         raise InvalidRegionError(
             f"{item.name_of('offset')}: {offset_bytes} + size is past the end of any file"
         )
@@ -326,13 +358,12 @@ def encode(kind: str, regions: Iterable[Region] = (), **more: object) -> bytes:
     """One message as a VMM sends it, newline included. Values of None are left out."""
     message: dict[str, object] = {"vmmswap": VERSION, "type": kind}
     listed = [
-        {
-            "base_host_virt_addr": region.addr,
-            "size": region.size_bytes,
-            "offset": region.offset_bytes,
-            "page_size": PAGE_SIZE,
-            "memfd": region.memfd,
-        }
+        {"base_host_virt_addr": region.addr, "size": region.size_bytes, "page_size": PAGE_SIZE}
+        | (
+            {"private": True}
+            if region.memfd == PRIVATE
+            else {"offset": region.offset_bytes, "memfd": region.memfd}
+        )
         for region in regions
     ]
     if listed:

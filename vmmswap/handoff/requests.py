@@ -13,9 +13,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from vmmswap.engine import Mover
 from vmmswap.errors import VmmswapError
 from vmmswap.handoff.fds import UffdInfo
-from vmmswap.handoff.messages import Region
+from vmmswap.handoff.messages import Region, is_private
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
 from vmmswap.linux.files import FileId
@@ -25,7 +26,7 @@ from vmmswap.linux.owned import OwnedFds
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a VM has registered. Region.memfd indexes `files`."""
+    """What a VM has registered. Region.memfd indexes `files`, unless the memory is private."""
 
     pid: int  # the process that registered: the only one that may say more
     regions: tuple[Region, ...]  # addresses are that process's
@@ -36,8 +37,12 @@ class Memory:
 
     @property
     def region_files(self) -> tuple[FileId, ...]:
-        """Each region's file."""
-        return tuple(map(self.file_of, self.regions))
+        """Each region's file; none of private memory."""
+        return () if self.is_private else tuple(map(self.file_of, self.regions))
+
+    @property
+    def is_private(self) -> bool:
+        return is_private(self.regions)
 
     def with_regions(self, regions: tuple[Region, ...], files: tuple[FileId, ...]) -> Memory:
         return replace(self, regions=self.regions + regions, files=self.files + files)
@@ -92,6 +97,7 @@ class RegisterRequest:
     pins: bool  # False: the VMM promises that nothing pins guest memory beyond a system call
     qmp: str | None  # absolute path; check who owns that socket before trusting it
     connection: int  # the socket's fd, for the fd store; stays the session's
+    mover: Mover | None = None  # of private memory; there are no memfds then
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ _LINE = re.compile(rb"([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) ([0-9a-f]+):([
 
 LOCKED = b"lo"  # flags of a mapping (VmFlags): mlock()
 MAY_WRITE = b"mw"
+HUGETLB = b"ht"
+NOT_FORKED = b"dc"  # MADV_DONTFORK
 NO_HUGE_PAGES = b"nh"  # MADV_NOHUGEPAGE
 REGISTERED_MISSING = b"um"  # with a userfaultfd, for missing pages
 

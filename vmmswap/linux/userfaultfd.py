@@ -52,6 +52,7 @@ class Feature(enum.IntFlag, boundary=enum.KEEP):
     WP_HUGETLBFS_SHMEM = 1 << 12
     POISON = 1 << 14
     WP_ASYNC = 1 << 15
+    MOVE = 1 << 16
 
 
 # What the engine uses; never SIGBUS or WP_ASYNC, which take faults away from whoever serves them.

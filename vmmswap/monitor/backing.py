@@ -2,18 +2,21 @@
 """What backs a VM's memory. Everything that differs between the kinds is here; no other file names a kind.
 
 A memfd is shared memory: others may map it, and it may outlive the VMM. A snapshot's memory is private to its
-VMM, which filled it from a file and registered it itself. The engine makes the same distinction:
+VMM, which filled it from a file and registered it itself. A thread of the VMM moves other private memory, as
+the mailbox asks. The engine makes the same distinction:
 engine/src/vm/backing.h.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vmmswap.engine import Engine, Range
 from vmmswap.errors import StorageFailedError
+from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor import snapshot
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.manifest import Manifest
@@ -28,6 +31,7 @@ class Backing(ABC):
     """
 
     vmm_registers: bool
+    vmm_moves: bool = False  # private memory: what is asked of the VMM must outlive us, too
     others_may_map: bool
     source_is_store: bool
     origin: str
@@ -43,6 +47,15 @@ class Backing(ABC):
         """Add memory to the engine and return the index of its first page. number: the number of its memfd,
         if it has one. StorageFailedError if that memfd is missing.
         """
+
+    def add_gap(self, engine: Engine, pages: int) -> None:
+        """Page numbers that nothing has any more."""
+        fd = os.memfd_create("vmmswap-gap", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, pages * PAGE_SIZE)
+            engine.remove_region(engine.add_region(fd, 0, pages * PAGE_SIZE))
+        finally:
+            os.close(fd)
 
     @abstractmethod
     def undo_add_region(self, engine: Engine, page_idx: int) -> None:
@@ -121,13 +134,49 @@ class Snapshot(Backing):
         return "the snapshot's file"
 
 
+class Private(Backing):
+    vmm_registers = False
+    vmm_moves = True
+    others_may_map = False
+    source_is_store = False
+    origin = ""
+
+    def as_recorded(self, manifest: Manifest) -> Manifest:
+        return replace(manifest, private=True)
+
+    def add_region(
+        self, engine: Engine, _memfds: Mapping[int, int], _number: int, offset_bytes: int, size_bytes: int, /
+    ) -> int:
+        return engine.add_private_region(offset_bytes, size_bytes)
+
+    def add_gap(self, engine: Engine, pages: int) -> None:
+        engine.remove_region(engine.add_private_region(PAGE_SIZE, pages * PAGE_SIZE))
+
+    def undo_add_region(self, engine: Engine, page_idx: int) -> None:
+        engine.undo_add_region(page_idx)
+
+    def check_may_go_out(self) -> None:
+        pass
+
+    def resident(self, _pid: int, _ranges: Sequence[Range], /) -> snapshot.Resident | None:
+        return None
+
+    def file_of(self, _number: int, /) -> str:
+        return "the VMM's addresses"
+
+
 _MEMFD = Memfd()
 _SNAPSHOT = Snapshot()
+_PRIVATE = Private()
 
 
 def of_new(new: NewVm) -> Backing:
+    if new.mover is not None:
+        return _PRIVATE
     return _MEMFD if new.snapshot is None else _SNAPSHOT
 
 
 def of_record(manifest: Manifest) -> Backing:
+    if manifest.private:
+        return _PRIVATE
     return _SNAPSHOT if manifest.snapshot else _MEMFD

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vmmswap.engine import Mover
 from vmmswap.handoff.messages import Region
 from vmmswap.linux.access import ROOT, User
 
@@ -25,7 +26,7 @@ class NewProcess:
 @dataclass(frozen=True, slots=True)
 class NewVm:
     """A VM to register. connection: None if its end is not the VM's end. snapshot: the memory file that its
-    private memory comes from; there are no memfds then.
+    private memory comes from. mover: of a VMM that moves its private memory. With either there are no memfds.
     """
 
     vmm: NewProcess
@@ -35,6 +36,7 @@ class NewVm:
     qmp: str | None = None
     connection: int | None = None
     snapshot: int | None = None
+    mover: Mover | None = None
     attached: bool = False
     forced: bool = False
     chosen: bool = False

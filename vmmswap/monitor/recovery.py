@@ -13,13 +13,14 @@ from pathlib import Path
 
 from vmmswap import message_ids
 from vmmswap.config import Config
-from vmmswap.engine import Engine, Job, Range, Recovered, TierFds
+from vmmswap.engine import Engine, Job, Mover, Range, Recovered, TierFds
 from vmmswap.errors import InternalError, StorageFailedError, VmmswapError
 from vmmswap.failpoint import reach
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
 from vmmswap.linux import closing
 from vmmswap.linux.files import file_id
+from vmmswap.linux.process import is_alive
 from vmmswap.log import fields
 from vmmswap.monitor import backing, orphans
 from vmmswap.monitor.keep import fdstore, keeper
@@ -34,7 +35,10 @@ from vmmswap.monitor.vm import Vm
 _log = logging.getLogger("vmmswap.recovery")
 
 _MAX_INTERRUPTED = 3
-_OF_THE_ENGINE = {fdstore.PAGE_MAP, fdstore.STORE, fdstore.WAKE, *fdstore.TIERS}
+_OF_THE_ENGINE = {
+    *(fdstore.PAGE_MAP, fdstore.STORE, fdstore.WAKE, fdstore.MAILBOX, fdstore.PAGEMAP),
+    *fdstore.TIERS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,11 @@ def _rebuild(
     vmm_key = manifest.vmm_key
     has_tiers = fdstore.TIERS[0] in kept
     stores = fdstore.TIERS[:2] if has_tiers else (fdstore.STORE,)
-    needed = (fdstore.PAGE_MAP, *stores, fdstore.uffd_name(vmm_key), fdstore.pidfd_name(vmm_key))
+    of_private = (fdstore.MAILBOX, fdstore.PAGEMAP) if backing.of_record(manifest).vmm_moves else ()
+    needed = (
+        *(fdstore.PAGE_MAP, *stores, *of_private),
+        *(fdstore.uffd_name(vmm_key), fdstore.pidfd_name(vmm_key)),
+    )
     missing = [name for name in needed if name not in kept]
     if missing:
         raise StorageFailedError(
@@ -145,6 +153,7 @@ def _rebuild(
         store_fd=kept.get(fdstore.STORE),
         wake_fd=kept.get(fdstore.WAKE, -1),
         tier_fds=TierFds(*(kept.get(name, -1) for name in fdstore.TIERS)),
+        mover=_mover(manifest, kept) if of_private else None,
     )
     vm = Vm(engine, manifest, file, store)
     _add_memory(vm, kept)
@@ -192,7 +201,7 @@ def _add_memory(vm: Vm, kept: dict[str, int]) -> None:
     next_idx = 0
     for region in sorted(vm.manifest.regions, key=lambda item: item.page_idx):
         if region.page_idx > next_idx:
-            _skip_pages(vm.engine, region.page_idx - next_idx)
+            vm.backing.add_gap(vm.engine, region.page_idx - next_idx)
         next_idx = _add_region(vm, region)
 
 
@@ -205,13 +214,11 @@ def _add_region(vm: Vm, region: RegionRecord) -> int:
     return page_idx + region.pages
 
 
-def _skip_pages(engine: Engine, pages: int) -> None:
-    fd = os.memfd_create("vmmswap-gap", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, pages * PAGE_SIZE)
-        engine.remove_region(engine.add_region(fd, 0, pages * PAGE_SIZE))
-    finally:
-        os.close(fd)
+def _mover(manifest: Manifest, kept: dict[str, int]) -> Mover:
+    """If the VMM has ended, its pid may be another process's by now."""
+    vmm = next((item for item in manifest.processes if item.key == manifest.vmm_key), None)
+    pid = vmm.pid if vmm and is_alive(kept[fdstore.pidfd_name(vmm.key)]) else -1
+    return Mover(pid, kept[fdstore.MAILBOX], kept[fdstore.PAGEMAP])
 
 
 def _mapped_now(vm: Vm) -> coverage.Picture | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from vmmswap.config import Config
 from vmmswap.disk_limits import disk_limits
-from vmmswap.engine import Engine, EngineConfig
+from vmmswap.engine import Engine, EngineConfig, Mover
 from vmmswap.monitor.backing import Backing, of_new
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
@@ -39,6 +39,7 @@ def engine_config(
 async def create_engine(new: NewVm, config: Config, swap_dir: Path) -> Engine:
     """Make an engine without memory. The event loop does not wait for the swap directory's disk."""
     snapshot = None if new.snapshot is None else os.dup(new.snapshot)  # its owner may give up meanwhile
+    mover = None if new.mover is None else _dup(new.mover)
 
     def create() -> Engine:
         backing = of_new(new)
@@ -52,12 +53,20 @@ async def create_engine(new: NewVm, config: Config, swap_dir: Path) -> Engine:
                     has_tiers=bool(config.ram_tier_max) and not backing.source_is_store,
                 ),
                 store_fd=snapshot,
+                mover=mover,
             )
         finally:
             if snapshot is not None:
                 os.close(snapshot)
+            if mover is not None:
+                os.close(mover.mailbox)
+                os.close(mover.pagemap)
 
     return await made_on_thread(create, lambda engine: engine.close())
+
+
+def _dup(mover: Mover) -> Mover:
+    return replace(mover, mailbox=os.dup(mover.mailbox), pagemap=os.dup(mover.pagemap))
 
 
 def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdStore) -> Vm:
@@ -95,6 +104,9 @@ def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdSto
         for kept, fd in zip(fdstore.TIERS, astuple(engine.tier_fds), strict=True):
             if fd >= 0:
                 store.add(kept, fd)
+        if new.mover is not None:
+            store.add(fdstore.MAILBOX, new.mover.mailbox)
+            store.add(fdstore.PAGEMAP, new.mover.pagemap)
         if new.connection is not None:
             store.add(fdstore.CONNECTION, new.connection)
         store.add(fdstore.MANIFEST, file.fd)

@@ -93,6 +93,7 @@ class Registration:
                 pins=request.pins,
                 qmp=request.qmp,
                 connection=request.connection,
+                mover=request.mover,
             )
         )
 
@@ -281,7 +282,7 @@ class Registration:
         self._registered().take_events()  # a child that was forked by now does not have the new memory
         vm = self._registered().vm
         given_up = {region.memfd for region in request.regions} - vm.memfds.keys()
-        reopened = {number: _fd_of(request, vm, number) for number in given_up if number < len(vm.files)}
+        reopened = {number: _fd_of(request, vm, number) for number in given_up if 0 <= number < len(vm.files)}
         vm.add_memory(request.memfds, request.regions, reopened)
         await self._store.try_barrier()
 

@@ -15,6 +15,7 @@ from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.mappers import attached
 from vmmswap.monitor.mappers.lookout import Lookout, Watcher
+from vmmswap.monitor.mappers.private import PrivateWatch
 from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.mappers.succession import Succession
 from vmmswap.monitor.operations.orders import Orders
@@ -113,6 +114,8 @@ class ServedVm:
     def _watch_mappers(self) -> Watcher:
         if self.vm.manifest.attached:
             return attached.Watch(self.vm, self.processes, self._around.barrier, self._unserved)
+        if self.vm.backing.vmm_moves:
+            return PrivateWatch(self.vm, self.processes)
         if not self.vm.backing.others_may_map:
             return Watcher(self.processes)
         return Lookout(self.vm, self.processes, self._unserved)

@@ -53,25 +53,54 @@ static size_t run_length(const struct moving *moving, size_t from)
 	return n;
 }
 
+/* True if the VMM has the page where the region says, and whoever misses it there waits for us: it may have moved
+ * guest memory, or mapped something else in its place, with no event. */
+static bool is_guest_memory(const struct moving *moving, uint64_t page_idx)
+{
+	const struct vm *vm = moving->evictor->vm;
+	struct process *process = address_space_find(&vm->spaces, 0);
+	uint64_t addr = region_offset_of(moving->region, page_idx), at;
+
+	return process && process_addr_of(process, page_idx, 1, &at) && at == addr &&
+	       uffd_is_registered(process->uffd, addr) != UFFD_NO;
+}
+
 /* A page that is being served, or that was given up a moment ago, stays: as in evict.c. */
-static void mark(struct moving *moving, const struct window *window, uint64_t joined)
+static bool may_move(const struct moving *moving, uint64_t page_idx, uint64_t word)
 {
 	struct vm *vm = moving->evictor->vm;
 
+	return page_state_of(word) == PAGE_IN_MEMFD && !(word & PAGE_FLAGS) &&
+	       !vm_may_be_punched_yet(vm, page_idx, word) && !removals_have(&vm->removals, page_idx, 1);
+}
+
+static void want(uint64_t *words, uint64_t bit)
+{
+	words[bit / 64] |= (uint64_t)1 << (bit % 64);
+}
+
+/* The kernel moves adjacent pages only if they are in one mapping: one look for each run will do. */
+static void mark(struct moving *moving, const struct window *window, uint64_t joined)
+{
+	struct vm *vm = moving->evictor->vm;
+	bool in_run = false, is_guest = false;
+
 	gate_pass(vm->gate, moving->evictor->lane);
 	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
-		uint64_t word = window_has_data(window, idx) ? page_word(vm, idx) : PAGE_FLAGS;
+		uint64_t word = page_word(vm, idx);
+		bool wanted = window_has_data(window, idx) && may_move(moving, idx, word);
 
-		if (page_state_of(word) != PAGE_IN_MEMFD || (word & PAGE_FLAGS) ||
-		    vm_may_be_punched_yet(vm, idx, word) || atomic_load(&vm->joined) != joined ||
-		    removals_have(&vm->removals, idx, 1) || !page_mark_moving(vm, idx, &word))
+		if (wanted && !in_run)
+			is_guest = atomic_load(&vm->joined) == joined && is_guest_memory(moving, idx);
+		in_run = wanted;
+		if (!wanted || !is_guest || !page_mark_moving(vm, idx, &word))
 			continue;
 		moving->idx[moving->n] = idx;
 		moving->words[moving->n++] = word;
 	}
 	gate_leave(vm->gate, moving->evictor->lane);
 	for (size_t i = 0; i < moving->n; i++)
-		moving->wanted[bit_of(moving, i) / 64] |= (uint64_t)1 << (bit_of(moving, i) % 64);
+		want(moving->wanted, bit_of(moving, i));
 }
 
 /* There is no thread that would say what it has moved. What guest memory does not have, it has moved, or it was a
@@ -80,7 +109,7 @@ static void look_what_moved(struct moving *moving)
 {
 	for (size_t i = 0; i < moving->n; i++)
 		if (!moving->region->backing->has_page(moving->region, moving->idx[i]))
-			moving->moved[bit_of(moving, i) / 64] |= (uint64_t)1 << (bit_of(moving, i) % 64);
+			want(moving->moved, bit_of(moving, i));
 }
 
 /* Pages that were not moved are resident as before, those that were can be served; who waits is woken. */
@@ -117,13 +146,49 @@ static void report_unmoved(struct moving *moving, size_t wanted_n, int why)
 	left_add(moving->evictor->left, moving->idx[0], wanted_n - moving->n, &error);
 }
 
-static int move(struct moving *moving, struct error *err)
+/* A mapping ends in the middle of pages that were wanted together. Those with even numbers, and those with odd ones,
+ * are not adjacent, and each is looked at. */
+static int move_one_by_one(struct moving *moving, unsigned parity, int *why)
 {
 	struct vm *vm = moving->evictor->vm;
+	uint64_t wanted[VMMSWAP_WINDOW_WORDS] = { 0 }, moved[VMMSWAP_WINDOW_WORDS],
+		 busy[VMMSWAP_WINDOW_WORDS];
+	int rc;
+
+	gate_pass(vm->gate, moving->evictor->lane);
+	for (size_t i = 0; i < moving->n; i++) {
+		uint64_t bit = bit_of(moving, i);
+
+		if (bit % 2 == parity && !has_bit(moving->moved, bit) && !has_bit(moving->busy, bit) &&
+		    is_guest_memory(moving, moving->idx[i]))
+			want(wanted, bit);
+	}
+	gate_leave(vm->gate, moving->evictor->lane);
+	rc = mover_move(vm->mover, moving->place, wanted, moved, busy, why, &vm->stopping);
+	for (size_t i = 0; i < VMMSWAP_WINDOW_WORDS && !rc; i++) {
+		moving->moved[i] |= moved[i];
+		moving->busy[i] |= busy[i];
+	}
+	return rc;
+}
+
+static int ask_to_move(struct moving *moving, int *why)
+{
+	struct vm *vm = moving->evictor->vm;
+	int rc = mover_move(vm->mover, moving->place, moving->wanted, moving->moved, moving->busy, why,
+			    &vm->stopping);
+
+	if (rc || *why != EINVAL)
+		return rc;
+	rc = move_one_by_one(moving, 0, why);
+	return rc ? rc : move_one_by_one(moving, 1, why);
+}
+
+static int move(struct moving *moving, struct error *err)
+{
 	uint64_t since_ns = monotonic_ns(), stop_ns;
 	size_t wanted_n = moving->n;
-	int why = 0, rc = mover_move(vm->mover, moving->place, moving->wanted, moving->moved, moving->busy,
-				     &why, &vm->stopping);
+	int why = 0, rc = ask_to_move(moving, &why);
 
 	FAILPOINT_HERE("move.moved");
 	if (rc)

@@ -36,9 +36,10 @@ enum vmmswap_mailbox_state {
 };
 
 enum vmmswap_mailbox_call {
-	VMMSWAP_MAILBOX_MOVE = 1, /* pages of the window to the place */
-	VMMSWAP_MAILBOX_DISCARD,  /* empty the place */
-	VMMSWAP_MAILBOX_LEAVE,	  /* end the thread */
+	/* pages of the window to the place; adjacent ones only if one mapping has them all, else EINVAL */
+	VMMSWAP_MAILBOX_MOVE = 1,
+	VMMSWAP_MAILBOX_DISCARD, /* empty the place */
+	VMMSWAP_MAILBOX_LEAVE,	 /* end the thread */
 };
 
 struct vmmswap_mailbox {

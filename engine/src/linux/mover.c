@@ -52,7 +52,7 @@ static uint32_t load(const uint32_t *field)
 
 static bool is_alive(const struct mover *mover)
 {
-	return faccessat(mover->proc_fd, "task", F_OK, 0) == 0;
+	return mover->proc_fd >= 0 && faccessat(mover->proc_fd, "task", F_OK, 0) == 0;
 }
 
 /* A thread ends only with its process, by exec, or by itself. */
@@ -62,7 +62,7 @@ static bool has_thread(const struct mover *mover)
 	char path[32];
 
 	snprintf(path, sizeof path, "task/%u", tid);
-	return tid && faccessat(mover->proc_fd, path, F_OK, 0) == 0;
+	return tid && mover->proc_fd >= 0 && faccessat(mover->proc_fd, path, F_OK, 0) == 0;
 }
 
 static void futex_wait(uint32_t *state, uint32_t value)
@@ -328,20 +328,38 @@ static int map_mailbox(struct mover *mover, int fd, struct error *err)
 	return 0;
 }
 
-static int open_proc(struct mover *mover, struct error *err)
+static void close_proc(struct mover *mover)
+{
+	if (mover->proc_fd >= 0)
+		close(mover->proc_fd);
+	if (mover->pagemap_fd >= 0)
+		close(mover->pagemap_fd);
+	mover->proc_fd = mover->pagemap_fd = -1;
+}
+
+static int open_proc(struct mover *mover, int pagemap_fd, struct error *err)
 {
 	char path[32];
 
 	snprintf(path, sizeof path, "/proc/%d", (int)mover->pid);
-	mover->proc_fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-	mover->pagemap_fd = pagemap_open(mover->pid);
-	if (mover->proc_fd >= 0 && mover->pagemap_fd >= 0)
+	mover->proc_fd = mover->pid > 0 ? open(path, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+	if (mover->proc_fd < 0)
+		mover->pagemap_fd = -ESRCH;
+	else
+		mover->pagemap_fd = pagemap_fd < 0 ? pagemap_open(mover->pid) : pagemap_of(pagemap_fd);
+	switch (mover->pagemap_fd) {
+	case -ENOENT:
+	case -ESRCH:
+	case -EINVAL: /* it has no memory any more */
+		close_proc(mover);
 		return 0;
-	if (mover->pagemap_fd == -ENOTTY || mover->pagemap_fd == -EINVAL)
+	case -ENOTTY:
 		return error_set(err, ENOTSUP, "private guest memory needs Linux 6.8");
-	return error_set(err, mover->proc_fd < 0 ? ENOENT : -mover->pagemap_fd,
-			 "cannot see the memory of process %d: %s", (int)mover->pid,
-			 mover->proc_fd < 0 ? "it has ended" : strerror(-mover->pagemap_fd));
+	}
+	return mover->pagemap_fd >= 0 ?
+		       0 :
+		       error_set(err, -mover->pagemap_fd, "cannot see the memory of process %d: %s",
+				 (int)mover->pid, strerror(-mover->pagemap_fd));
 }
 
 /* A predecessor died with an order under way. One that was not taken is taken back; what one that was did, is
@@ -369,7 +387,7 @@ static int await_predecessors(struct mover *mover, struct error *err)
 	return 0;
 }
 
-int mover_open(pid_t pid, int mailbox_fd, struct mover **out, struct error *err)
+int mover_open(pid_t pid, int mailbox_fd, int pagemap_fd, struct mover **out, struct error *err)
 {
 	struct mover *mover = calloc(1, sizeof *mover);
 	int rc;
@@ -383,7 +401,7 @@ int mover_open(pid_t pid, int mailbox_fd, struct mover **out, struct error *err)
 	pthread_cond_init(&mover->place_is_free, NULL);
 	rc = map_mailbox(mover, mailbox_fd, err);
 	if (!rc)
-		rc = open_proc(mover, err);
+		rc = open_proc(mover, pagemap_fd, err);
 	if (!rc)
 		rc = await_predecessors(mover, err);
 	if (rc) {
@@ -400,10 +418,7 @@ void mover_close(struct mover *mover)
 		return;
 	if (mover->mailbox)
 		munmap(mover->mailbox, VMMSWAP_MAILBOX_BYTES);
-	if (mover->proc_fd >= 0)
-		close(mover->proc_fd);
-	if (mover->pagemap_fd >= 0)
-		close(mover->pagemap_fd);
+	close_proc(mover);
 	pthread_cond_destroy(&mover->place_is_free);
 	pthread_mutex_destroy(&mover->places_lock);
 	pthread_mutex_destroy(&mover->call_lock);

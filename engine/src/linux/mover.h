@@ -18,13 +18,15 @@
 
 struct mover;
 
-/* Both fds are dup'ed or opened anew. pid: of the VMM, which must have a thread at the mailbox. What a predecessor
- * has left in scratch is taken over with it: mover_next_left(). -EINVAL: no such mailbox; -ENOTSUP: a kernel before
- * 6.8; -EBUSY: the thread is still busy for a predecessor, and may be done soon. */
-int mover_open(pid_t pid, int mailbox_fd, struct mover **out, struct error *err);
+/* pid: of the VMM, which must have a thread at the mailbox. pagemap_fd: the VMM's own, /proc/self/pagemap; -1: it is
+ * opened here. The fds stay the caller's. What a predecessor has left in scratch is taken over: mover_take_left(). A
+ * VMM that has ended (pid -1 too) has no memory and no thread.
+ * -EINVAL: no such mailbox; -ENOTSUP: a kernel before 6.8; -EBUSY: the thread is still busy for a predecessor, and may
+ * be done soon. */
+int mover_open(pid_t pid, int mailbox_fd, int pagemap_fd, struct mover **out, struct error *err);
 void mover_close(struct mover *mover); /* NULL is allowed */
 
-/* For pagemap.h. */
+/* For pagemap.h; -1: the VMM had ended before mover_open(). */
 int mover_pagemap(const struct mover *mover);
 
 /* Own a place in scratch, once one is free and nobody else has the window, and record that the window may be there

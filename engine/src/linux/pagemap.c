@@ -26,14 +26,12 @@ struct scan_request {
 
 #define RUNS_MAX 64
 
-int pagemap_open(pid_t pid)
+/* The fd if it does what is wanted of it; else -errno, and it is closed. */
+static int checked(int fd)
 {
 	struct scan_request nothing = { .size = sizeof nothing, .return_mask = IS_FILE };
-	char path[64];
-	int fd, code;
+	int code;
 
-	snprintf(path, sizeof path, "/proc/%d/pagemap", (int)pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	if (ioctl(fd, SCAN_IOCTL, &nothing) >= 0)
@@ -41,6 +39,19 @@ int pagemap_open(pid_t pid)
 	code = errno;
 	close(fd);
 	return -code;
+}
+
+int pagemap_of(int fd)
+{
+	return checked(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+}
+
+int pagemap_open(pid_t pid)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d/pagemap", (int)pid);
+	return checked(open(path, O_RDONLY | O_CLOEXEC));
 }
 
 /* Categories are not returned, so that pages of several in a row are one run. Returns how many runs there are;
@@ -74,7 +85,7 @@ int pagemap_next(int fd, uint64_t addr, uint64_t end_addr, uint64_t pages_max, u
 {
 	struct scan_region run;
 	uint64_t done_addr;
-	int n = scan(fd, addr, end_addr, pages_max, &run, 1, &done_addr);
+	int n = fd < 0 ? 0 : scan(fd, addr, end_addr, pages_max, &run, 1, &done_addr);
 
 	if (n > 0) {
 		*start_addr = run.start;
@@ -88,7 +99,7 @@ int64_t pagemap_count(int fd, uint64_t addr, uint64_t end_addr)
 	struct scan_region runs[RUNS_MAX];
 	int64_t pages = 0;
 
-	while (addr < end_addr) {
+	while (addr < end_addr && fd >= 0) {
 		uint64_t done_addr;
 		int n = scan(fd, addr, end_addr, 0, runs, RUNS_MAX, &done_addr);
 
@@ -117,6 +128,8 @@ int pagemap_look(int fd, uint64_t addr)
 	};
 	int n;
 
+	if (fd < 0)
+		return PAGEMAP_NOTHING;
 	do {
 		n = ioctl(fd, SCAN_IOCTL, &request);
 	} while (n < 0 && errno == EINTR);

@@ -59,6 +59,7 @@ class Manifest:
     ordered_by: int = 0  # attached by this uid: what it may not trace is left, but for root
     ordered_by_gid: int = -1  # -1: not known, which is no process's
     snapshot: bool = False  # private memory, filled from a snapshot's memory file, which is the store
+    private: bool = False  # private memory, which the VMM moves as the mailbox asks
     releasing: bool = False  # its connection has ended: all in, and let it go
     memfds: tuple[int, ...] = ()  # the numbers that still have one, as memfd-N
     files: int = 0  # how many numbers were given

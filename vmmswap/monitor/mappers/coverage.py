@@ -84,13 +84,15 @@ class Picture:
 
 
 def question_of(vm: Vm) -> Question:
+    known = tuple(
+        ServedProcess(process.process_id, process.pid, process.ranges) for process in vm.processes.values()
+    )
+    if not vm.backing.others_may_map:
+        return Question(known, (), ())
     numbers = sorted(vm.memfds)
     regions = tuple(
         RegionRecord(item.addr, item.page_idx, item.pages, numbers.index(item.memfd), item.offset_bytes)
         for item in vm.manifest.regions
-    )
-    known = tuple(
-        ServedProcess(process.process_id, process.pid, process.ranges) for process in vm.processes.values()
     )
     return Question(known, tuple(vm.memfds[number] for number in numbers), regions)
 

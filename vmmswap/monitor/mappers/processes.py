@@ -158,6 +158,17 @@ class Processes:
         self._vm.remove_process(process_id)
         _log.info("process %s no longer shares the VM's memory", process.pid or "(of unknown pid)")
 
+    def check_served(self) -> None:
+        """NotSupportedError if the userfaultfd of a process would not do while memory is out."""
+        self._check_kept()
+        for process in self._vm.processes.values():
+            if not process.is_proven:
+                raise NotSupportedError(
+                    f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd also serves"
+                    " accesses by the kernel (KVM, vhost); without that they would fail: have the VMM"
+                    f" {_advice(process)}"
+                )
+
     def _check_kept(self) -> None:
         """If a process's userfaultfd dies with the monitor, the process reads zeros where memory is out."""
         for process in self._vm.processes.values():
@@ -193,18 +204,11 @@ class Processes:
                 "cannot tell if the processes %s map guest memory: their maps may not be read",
                 ", ".join(map(str, sorted(unreadable)[:10])),
             )
-        self._check_kept()
+        self.check_served()
         await asyncio.to_thread(coverage.check_not_locked, picture.mapped)
         await self.check_huge_pages(coverage.spans_of(picture.mapped))
         await asyncio.to_thread(coverage.check_buffers, coverage.question_of(vm))
         await self._holders.accept()
-        for process in vm.processes.values():
-            if not process.is_proven:
-                raise NotSupportedError(
-                    f"process {process.pid or '(forked)'}: nothing shows that its userfaultfd also serves"
-                    " accesses by the kernel (KVM, vhost); without that they would fail: have the VMM"
-                    f" {_advice(process)}"
-                )
 
     async def check_huge_pages(self, spans: Iterable[tuple[int, int, int]]) -> None:
         """NotSupportedError if the kernel may put zeros where memory is out. spans: (pid, start, end)."""
