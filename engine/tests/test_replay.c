@@ -437,8 +437,9 @@ static void play_job(struct rig *rig, const struct point *point, uint32_t job)
 	if (engine_start_job(rig->engine, job, &rig->options, &err))
 		FAIL("engine_start_job: %s", err.message);
 	rig_disarm(point->name);
-	CHECK_EQ(end_replay(rig).code, 0);
-	rig_end_job(rig);
+	rig_end_job(rig); /* the replay may end before the job or after it */
+	if (!rig->replayed)
+		CHECK_EQ(end_replay(rig).code, 0);
 }
 
 static void play_enable(struct rig *rig, const struct point *point)
