@@ -471,6 +471,39 @@ TEST(a_successor_has_all_that_the_page_map_names_and_gives_back_the_rest)
 	log_destroy(log);
 }
 
+/* Bits of the records that a segment had before would cut those that follow short: they could not be read from disk.
+ * The monitor locks its memory, where MADV_DONTNEED fails. */
+TEST(a_segment_that_is_used_again_in_locked_memory_has_no_records_of_before)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[N];
+	struct log *log;
+
+	CHECK_SYS(mlockall(MCL_FUTURE | MCL_ONFAULT));
+	log = make(&one);
+	for (uint64_t use = 0; use < 3; use++) {
+		for (size_t i = 0; i < N; i++) {
+			char page[PAGE_BYTES] = { 0 };
+			struct page_to_put put = { .page = page, .owner = i };
+			struct error err = { 0 };
+
+			test_fill_page(page, i);
+			memset(page + 200 + 300 * use, 0, PAGE_BYTES - 200 - 300 * use);
+			CHECK_EQ(log_put(log, 0, &put, 1, &err), 1);
+			slots[i] = put.slot_idx;
+		}
+		move_all(log);
+		for (size_t i = 0; i < N; i++) {
+			char page[PAGE_BYTES];
+
+			CHECK_OK(log_get(log, slots[i], page));
+		}
+		drop(log, slots, N);
+	}
+	log_destroy(log);
+	munlockall();
+}
+
 static bool relocate(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
 {
 	uint64_t *slots = context;

@@ -6,6 +6,10 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#ifndef MADV_DONTNEED_LOCKED /* Linux 5.18 */
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
 #define SPARSE_GRANULES (SEGMENT_GRANULES / 2)
 
 static uint32_t now_s(void)
@@ -108,11 +112,18 @@ void segments_now_in_ram(struct segments *segments, uint32_t segment_idx)
 	atomic_fetch_add(&segments->ram_n, 1);
 }
 
+/* The monitor's memory is locked, and there MADV_DONTNEED does nothing but return EINVAL. */
+static void forget_bits(struct segment_bits *bits)
+{
+	if (madvise(bits, sizeof *bits, MADV_DONTNEED_LOCKED))
+		memset(bits, 0, sizeof *bits);
+}
+
 /* Under the lock. */
 static void now_free(struct segments *segments, uint32_t segment_idx)
 {
 	atomic_store(&segments->entries[segment_idx].place, place_of(TIER_NONE, 0));
-	madvise(bits_of(segments, segment_idx), sizeof(struct segment_bits), MADV_DONTNEED);
+	forget_bits(bits_of(segments, segment_idx));
 	own_of(segments, segment_idx)->state = SEGMENT_FREE;
 	if (segment_idx < segments->free_from_idx)
 		segments->free_from_idx = segment_idx;
