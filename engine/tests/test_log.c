@@ -803,6 +803,24 @@ TEST(what_frees_too_little_stops_where_there_is_no_disk)
 	log_destroy(log);
 }
 
+/* Each writer has opened a segment of each kind, and there is little in them yet. */
+TEST(segments_just_opened_are_no_sign_of_pages_that_do_not_compress)
+{
+	struct log_config one = config(NULL);
+	struct error err = { 0 };
+	uint64_t slots[2];
+	struct log *log;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	for (size_t writer = 0; writer < LOG_COMPACTOR; writer++) {
+		CHECK_EQ(try_put(log, writer, TEXT, 1, 1, &slots[0], &err), 1);
+		CHECK_EQ(try_put(log, writer, NOISE, 1, 1, &slots[1], &err), 1);
+	}
+	CHECK_EQ(log->limited_by, LIMITED_BY_NOTHING);
+	log_destroy(log);
+}
+
 /* Little memory is left: what is in RAM goes to disk first, and nothing is taken where that does not help. */
 TEST(where_little_memory_is_left_none_is_taken)
 {

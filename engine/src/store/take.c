@@ -15,7 +15,7 @@
 #define MOVER_NS 1000000
 
 /* Without a disk tier, this much is stored before we judge whether compression frees enough. */
-#define JUDGED_SEGMENTS 8
+#define JUDGED_BYTES ((uint64_t)15 << 20)
 
 /* The number of segments that may hold memory. Even if the RAM tier may hold nothing, RAM is the way to the
  * disk: each writer fills one segment of each kind, and one more is on its way. */
@@ -105,14 +105,15 @@ static bool make_room(struct log *log)
 	return true;
 }
 
-/* Without a disk, pages that do not compress would only go from the guest's memory to ours. */
+/* Without a disk, pages that do not compress would only go from the guest's memory to ours. Judge by the
+ * records: each writer has two segments open, and those are nearly empty at first. */
 static bool frees_too_little(struct log *log)
 {
 	uint64_t pages = atomic_load(&log->segments.live_n) + atomic_load(&log->fills.pages);
-	uint64_t ram_bytes = atomic_load(&log->segments.ram_n) * SEGMENT_BYTES;
+	uint64_t record_bytes = atomic_load(&log->segments.live_granules) << GRANULE_SHIFT;
 
-	return !log->disk && log->compress && ram_bytes >= JUDGED_SEGMENTS * SEGMENT_BYTES &&
-	       ram_bytes > pages * 4096 / 8 * 7;
+	return !log->disk && log->compress && record_bytes >= JUDGED_BYTES &&
+	       record_bytes > pages * 4096 / 8 * 7;
 }
 
 static int take(struct log *log, bool raw, uint32_t *segment_idx, struct error *err)
