@@ -370,7 +370,11 @@ TEST(successor)
 		FAIL("engine_recover: %s", err.message);
 	CHECK(out_pages == (PAGES_0 + PAGES_1) - (PAGES_0 + PAGES_1) / 8);
 	CHECK(last_job == JOB_NONE);
-	CHECK_EQ(stats_of(&rig).written_bytes, written_bytes); /* since the VM registered */
+	/* Since the VM registered; pages in RAM may have gone to disk since we looked. */
+	if (TEST_TIERS)
+		CHECK(stats_of(&rig).written_bytes >= written_bytes);
+	else
+		CHECK_EQ(stats_of(&rig).written_bytes, written_bytes);
 	CHECK(engine_start(rig.engine, &err) == 0);
 	vmm_idle(&rig.vmm);
 	check_bytes(&rig);
