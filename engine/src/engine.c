@@ -121,7 +121,11 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	if (!rc)
 		store_count_writes_in(vm->store, &page_map_header(vm->map)->written_bytes);
 	if (!rc)
-		rc = faults_create(vm, vm->fault_threads_n == cpus, config->spin_us, &engine->faults, err);
+		rc = faults_create(vm,
+				   &(struct faults_config){ .pin = vm->fault_threads_n == cpus,
+							    .no_uring = config->no_uring,
+							    .spin_us = config->spin_us },
+				   &engine->faults, err);
 	if (!rc)
 		rc = swapper_create(vm, &engine->swapper, err);
 	if (!rc)

@@ -26,6 +26,7 @@
 struct engine_config {
 	const char *swap_dir;	/* where a new store's file goes; not needed with store_fd */
 	uint32_t fault_threads; /* 0: one for each usable CPU, ENGINE_MAX_FAULT_THREADS at most */
+	bool no_uring;		/* read with threads, also where io_uring is allowed */
 	uint32_t spin_us;
 	uint32_t workers; /* threads of a long job: at least 1 */
 	/* -1: a new VM. Otherwise a predecessor's: the same regions must be added again, in the same order */

@@ -101,9 +101,11 @@ struct layout {
 	uint32_t not_started : 1; /* no fault threads before the test says engine_start() */
 	uint32_t huge : 1;	  /* memory on a tmpfs whose policy is huge=always */
 	uint32_t stranger : 1;
-	uint32_t moves : 1;	/* what is moved and unmapped is told */
-	uint32_t private : 1;	/* private memory, and a thread that moves it; memfd_pages is all 0 */
-	uint32_t inherited : 1; /* that a forked child gets a copy of */
+	uint32_t moves : 1;	 /* what is moved and unmapped is told */
+	uint32_t private : 1;	 /* private memory, and a thread that moves it; memfd_pages is all 0 */
+	uint32_t inherited : 1;	 /* that a forked child gets a copy of */
+	uint32_t one_thread : 1; /* serves all faults */
+	uint32_t no_uring : 1;
 };
 
 struct rig {
@@ -712,9 +714,12 @@ static inline void rig_start_guest(struct rig *rig, const struct layout *layout)
 /* One worker: so a stall holds up the whole job, and chunks go in order. */
 static inline void rig_start(struct rig *rig, const struct layout *layout)
 {
-	struct engine_config config = {
-		.swap_dir = "/tmp", .workers = 1, .fault_threads = 3, .page_map_fd = -1, .store_fd = -1
-	};
+	struct engine_config config = { .swap_dir = layout->no_uring ? "/var/tmp" : "/tmp",
+					.workers = 1,
+					.fault_threads = layout->one_thread ? 1 : 3,
+					.no_uring = layout->no_uring,
+					.page_map_fd = -1,
+					.store_fd = -1 };
 	struct error err = { 0 };
 
 	test_use_tiers(&config);

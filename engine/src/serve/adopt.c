@@ -15,7 +15,7 @@ int faults_watch(struct faults *faults, const struct process *process)
 	int rc = FAILPOINT("adopt.watch");
 
 	for (size_t i = 0; i < faults->n && !rc; i++)
-		if (epoll_ctl(faults->servers[i].epoll_fd, EPOLL_CTL_ADD, process->uffd, &event) != 0 &&
+		if (epoll_ctl(faults->servers[i]->epoll_fd, EPOLL_CTL_ADD, process->uffd, &event) != 0 &&
 		    errno != EEXIST) /* from an earlier try */
 			rc = -errno;
 	return rc;
@@ -24,7 +24,7 @@ int faults_watch(struct faults *faults, const struct process *process)
 void faults_unwatch(struct faults *faults, const struct process *process)
 {
 	for (size_t i = 0; i < faults->n; i++)
-		epoll_ctl(faults->servers[i].epoll_fd, EPOLL_CTL_DEL, process->uffd, NULL);
+		epoll_ctl(faults->servers[i]->epoll_fd, EPOLL_CTL_DEL, process->uffd, NULL);
 }
 
 /* Each event before the FORK may split two ranges. */

@@ -4,7 +4,10 @@
  * A missing page costs two wake-ups: of the thread that serves it, and then of the guest's own. On which CPUs
  * they happen matters more than all work in between, as a CPU in deep sleep takes tens of microseconds to
  * wake. So one thread is pinned to each CPU, and all of them wait for every uffd: the CPU that faulted is
- * awake already. */
+ * awake already.
+ *
+ * No thread waits for a device, or for another fault: it begins the read that a page needs and serves the next fault meanwhile
+ * (fetch.h). Faults that were read together are taken one by one, by whichever thread is free (reading.h). */
 #ifndef VMMSWAP_FAULT_H
 #define VMMSWAP_FAULT_H
 
@@ -12,10 +15,15 @@
 
 struct faults;
 
-/* Create vm->fault_threads_n threads, without starting them. pin: pin each to one of the CPUs that the
- * process may use. spin_us: how long a thread polls for the next event, after it served one, before it
- * sleeps. */
-int faults_create(struct vm *vm, bool pin, uint32_t spin_us, struct faults **out, struct error *err);
+struct faults_config {
+	bool pin;      /* pin each thread to one of the CPUs that the process may use */
+	bool no_uring; /* read with threads, also where io_uring is allowed */
+	uint32_t
+		spin_us; /* how long a thread polls for the next event, after it served one, before it sleeps */
+};
+
+/* Create vm->fault_threads_n threads, without starting them. */
+int faults_create(struct vm *vm, const struct faults_config *config, struct faults **out, struct error *err);
 
 int faults_start(struct faults *faults, struct error *err);
 

@@ -23,8 +23,8 @@
  * memory.
  *
  * There are two exceptions, each argued where it is: a claimed page waits for its own bytes from the store,
- * outside of the gate (serve/resolve.c), also together with a few others (jobs/ahead.h), and pages PUNCHING wait
- * for their own punch (jobs/punch.h).
+ * outside of the gate and of any thread (serve/fetch.h), also together with a few others (jobs/ahead.h), and pages
+ * PUNCHING wait for their own punch (jobs/punch.h).
  *
  * In builds with failpoints, which all tests use, base/held.h aborts as soon as a rule is broken, whether a
  * fault was delayed or not. If you add a way to wait, add HELD_MAY_WAIT() to it. */

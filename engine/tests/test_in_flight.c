@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* One thread serves all faults, and storage does not answer: reads are in flight many at a time, and nothing waits behind them that
+ * needs no storage. The failpoint in the reading threads is the storage. */
+#include "puppet.h"
+
+static const struct layout layout = {
+	.memfd_pages = { 512 }, .regions = { { 0, 0, 512 } }, .one_thread = 1, .no_uring = 1
+};
+
+#define HOLE 7 /* out, and nowhere in the store */
+#define FIRST 8
+#define GIVEN_UP 100
+
+static void tell_touch(struct rig *rig, uint32_t process, uint32_t hand, uint64_t page)
+{
+	puppet_tell(rig, process, hand, (struct puppet_order){ .kind = ORDER_TOUCH, .page = page });
+}
+
+static void await_reads(const struct rig *rig, uint64_t n)
+{
+	while (failpoint_hits("store.read") < rig->hits + n)
+		sched_yield();
+}
+
+static void start(struct rig *rig)
+{
+	rig_start(rig, &layout);
+	rig_fork(rig, 1);
+	rig_fork(rig, 2);
+	rig_run_job(rig, JOB_SWAP_OUT);
+	rig_settle(rig);
+	rig_arm(rig, "store.read", "stall");
+}
+
+/* The whole of what each hand got is right, too. */
+static void stop(struct rig *rig)
+{
+	puppet_check_all(rig, 0);
+	CHECK_EQ(rig->odd, 0);
+	rig_stop(rig);
+}
+
+TEST(reads_are_in_flight_together_and_zeros_pass_them)
+{
+	struct rig rig;
+
+	start(&rig);
+	for (uint32_t hand = 0; hand < 3; hand++)
+		tell_touch(&rig, 0, hand, FIRST + hand);
+	tell_touch(&rig, 1, 0, FIRST + 3);
+	await_reads(&rig, 4); /* all, of one thread */
+	tell_touch(&rig, 2, 0, HOLE);
+	CHECK_EQ(puppet_await(&rig, 2, 0), 0);
+	for (uint32_t hand = 0; hand < 3; hand++)
+		CHECK(!puppet_is_done(&rig, 0, hand));
+	rig_disarm("store.read");
+	for (uint32_t hand = 0; hand < 3; hand++)
+		puppet_await(&rig, 0, hand);
+	puppet_await(&rig, 1, 0);
+	stop(&rig);
+}
+
+TEST(a_remove_and_a_fork_pass_reads)
+{
+	struct rig rig;
+
+	start(&rig);
+	for (uint32_t hand = 1; hand < PUPPET_HANDS; hand++)
+		tell_touch(&rig, 0, hand, FIRST + hand);
+	await_reads(&rig, PUPPET_HANDS - 1);
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_REMOVE, .page = GIVEN_UP });
+	rig_fork(&rig, 3);
+	CHECK_EQ(puppet_do(&rig, 3, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = GIVEN_UP }), 0);
+	rig_disarm("store.read");
+	for (uint32_t hand = 1; hand < PUPPET_HANDS; hand++)
+		puppet_await(&rig, 0, hand);
+	stop(&rig);
+}
+
+/* The page that is read is given up, and written anew: what was read is not used. */
+TEST(a_remove_of_the_page_that_is_read)
+{
+	struct rig rig;
+
+	start(&rig);
+	tell_touch(&rig, 1, 0, FIRST);
+	await_reads(&rig, 1);
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_REMOVE, .page = FIRST });
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = FIRST });
+	rig_disarm("store.read");
+	puppet_await(&rig, 1, 0);
+	stop(&rig);
+}
+
+TEST(a_page_that_many_want_is_read_once)
+{
+	struct rig rig;
+	uint64_t faults;
+
+	start(&rig);
+	faults = rig_stats(&rig).fault_count;
+	tell_touch(&rig, 0, 0, FIRST);
+	await_reads(&rig, 1);
+	for (uint32_t hand = 1; hand < PUPPET_HANDS; hand++)
+		tell_touch(&rig, 0, hand, FIRST);
+	tell_touch(&rig, 1, 0, FIRST);
+	rig_await_fault(&rig, faults + PUPPET_HANDS - 1); /* the others have joined */
+	rig_disarm("store.read");
+	for (uint32_t hand = 0; hand < PUPPET_HANDS; hand++)
+		puppet_await(&rig, 0, hand);
+	puppet_await(&rig, 1, 0);
+	CHECK_EQ(failpoint_hits("store.read"), rig.hits + 1);
+	stop(&rig);
+}
+
+static void *touch_one(void *addr)
+{
+	return (void *)(uintptr_t)atomic_load((_Atomic uint64_t *)addr);
+}
+
+/* By a thread each. */
+static long touch_at_once(void *addr, long pages)
+{
+	pthread_t threads[400];
+	pthread_attr_t attr;
+
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, (size_t)256 << 10);
+	for (long page = 0; page < pages; page++)
+		CHECK_OK(pthread_create(&threads[page], &attr, touch_one,
+					(char *)addr + page * (long)PAGE_BYTES));
+	for (long page = 0; page < pages; page++)
+		pthread_join(threads[page], NULL);
+	return 0;
+}
+
+/* More than can be read at once: they are read as places get free, and zeros pass them all. */
+TEST(more_faults_than_reads)
+{
+	struct puppet_order touch = {
+		.kind = ORDER_CALL, .page = FIRST, .run = touch_at_once, .argument = 300
+	};
+	struct rig rig;
+
+	start(&rig);
+	puppet_tell(&rig, 0, 0, touch);
+	await_reads(&rig, 32);
+	tell_touch(&rig, 2, 0, HOLE);
+	CHECK_EQ(puppet_await(&rig, 2, 0), 0);
+	CHECK(!puppet_is_done(&rig, 0, 0));
+	rig_disarm("store.read");
+	puppet_await(&rig, 0, 0);
+	stop(&rig);
+}
+
+/* The device is asked for the last time, and answers: the threads' end waits for that. */
+static void *let_go(void *argument)
+{
+	while (failpoint_hits("store.read") < ((struct rig *)argument)->hits + 3)
+		sched_yield();
+	rig_disarm("store.read");
+	return NULL;
+}
+
+TEST(an_engine_stops_while_reads_are_in_flight)
+{
+	struct rig rig;
+	pthread_t thread;
+
+	start(&rig);
+	for (uint32_t hand = 0; hand < 3; hand++)
+		tell_touch(&rig, 0, hand, FIRST + hand);
+	await_reads(&rig, 3);
+	CHECK_OK(pthread_create(&thread, NULL, let_go, &rig));
+	engine_stop(rig.engine);
+	pthread_join(thread, NULL);
+	for (uint32_t hand = 0; hand < 3; hand++)
+		puppet_await(&rig, 0, hand);
+	rig_stop(&rig);
+}
