@@ -81,8 +81,9 @@ class Config:
     fault_threads: int = _key(
         "FaultThreads",
         "count",
-        values.count(0, 4),
-        "Threads that serve page faults. 0: one for each CPU, at most 4.",
+        values.count(0, 16),
+        "Threads that serve page faults; beyond 4, they sleep until faults queue up."
+        " 0: one for each CPU, at most 16.",
         0,
     )
     spin_us: int = _key(

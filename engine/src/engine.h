@@ -20,7 +20,7 @@
 #include "vm/address_space.h"
 #include "vm/lost.h"
 
-#define ENGINE_MAX_FAULT_THREADS 4
+#define ENGINE_MAX_FAULT_THREADS 16
 #define ENGINE_DEFAULT_SPIN_US 0
 
 struct engine_config {

@@ -105,6 +105,7 @@ struct layout {
 	uint32_t private : 1;	 /* private memory, and a thread that moves it; memfd_pages is all 0 */
 	uint32_t inherited : 1;	 /* that a forked child gets a copy of */
 	uint32_t one_thread : 1; /* serves all faults */
+	uint32_t six_threads : 1;
 	uint32_t no_uring : 1;
 };
 
@@ -716,7 +717,9 @@ static inline void rig_start(struct rig *rig, const struct layout *layout)
 {
 	struct engine_config config = { .swap_dir = layout->no_uring ? "/var/tmp" : "/tmp",
 					.workers = 1,
-					.fault_threads = layout->one_thread ? 1 : 3,
+					.fault_threads = layout->one_thread  ? 1 :
+							 layout->six_threads ? 6 :
+									       3,
 					.no_uring = layout->no_uring,
 					.page_map_fd = -1,
 					.store_fd = -1 };

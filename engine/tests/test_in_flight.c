@@ -178,3 +178,45 @@ TEST(an_engine_stops_while_reads_are_in_flight)
 		puppet_await(&rig, 0, hand);
 	rig_stop(&rig);
 }
+
+/* Page faults that nobody has read. */
+static unsigned long pending_faults(const struct rig *rig)
+{
+	char path[64], line[256];
+	unsigned long pending = 0;
+	FILE *info;
+
+	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", rig->uffds[0]);
+	info = fopen(path, "re");
+	CHECK(info);
+	while (fgets(line, sizeof line, info))
+		sscanf(line, "pending: %lu", &pending);
+	fclose(info);
+	return pending;
+}
+
+/* They are read at once, and each thread takes one: also those threads that sleep while there are few. */
+TEST(faults_that_were_read_together_are_taken_by_all_threads)
+{
+	static const struct layout six = { .memfd_pages = { 512 },
+					   .regions = { { 0, 0, 512 } },
+					   .six_threads = 1 };
+	struct puppet_order touch = {
+		.kind = ORDER_CALL, .page = FIRST, .run = touch_at_once, .argument = 12
+	};
+	struct rig rig;
+
+	rig_start(&rig, &six);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_arm(&rig, "fault.reading", "stall");
+	puppet_tell(&rig, 0, 0, touch);
+	while (pending_faults(&rig) < 12)
+		sched_yield();
+	rig_arm(&rig, "resolve.claimed", "stall");
+	rig_disarm("fault.reading");
+	while (failpoint_hits("resolve.claimed") < rig.hits + 6)
+		sched_yield();
+	rig_disarm("resolve.claimed");
+	puppet_await(&rig, 0, 0);
+	stop(&rig);
+}

@@ -65,7 +65,7 @@ class TierFds:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most four.
+    """swap_dir: where the store's unnamed file goes. fault_threads 0: one for each usable CPU, at most 16.
     spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long
     job. snapshot: guest memory is private and comes from a snapshot's memory file, which is the store.
     store_max_bytes: what the VM may occupy on the disk; store_keep_free_bytes: what it leaves free there;

@@ -21,6 +21,7 @@
 #define READY_MAX 16
 #define STOP_ID UINT64_MAX
 #define READS_ID (UINT64_MAX - 1)
+#define HELP_ID (UINT64_MAX - 2)
 #define STACK_BYTES ((size_t)256 << 10)
 #define SERVE_AT_ONCE 16 /* new faults, before those that wait for another try have their turn */
 #define SUBMIT_AT_ONCE 4 /* reads begun by one system call */
@@ -216,6 +217,16 @@ static void end_all(struct server *self)
 	}
 }
 
+/* Call the next one first, if there is work for it. */
+static void come_to_help(struct faults *faults)
+{
+	eventfd_t value;
+
+	eventfd_read(faults->help_fd, &value);
+	if (faults->queue_n > 1)
+		call_for_help(faults);
+}
+
 static void *serve(void *argument)
 {
 	struct server *self = argument;
@@ -237,7 +248,9 @@ static void *serve(void *argument)
 		served = false;
 		for (int i = 0; i < n; i++) {
 			served = ready[i].data.u64 != STOP_ID;
-			if (ready[i].data.u64 < READS_ID)
+			if (ready[i].data.u64 == HELP_ID)
+				come_to_help(faults);
+			else if (ready[i].data.u64 < HELP_ID)
 				serve_process(self, (uint32_t)ready[i].data.u64, ready[i].events, seen);
 		}
 	}
@@ -247,7 +260,8 @@ static void *serve(void *argument)
 
 static int watch_own(struct server *self, int fd, uint64_t id)
 {
-	struct epoll_event event = { .events = EPOLLIN, .data.u64 = id };
+	struct epoll_event event = { .events = id == HELP_ID ? EPOLLIN | EPOLLEXCLUSIVE : EPOLLIN,
+				     .data.u64 = id };
 
 	return epoll_ctl(self->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
 }
@@ -276,6 +290,8 @@ static int create_server(struct faults *faults, bool uring)
 	if (self->epoll_fd < 0)
 		return -errno;
 	rc = watch_own(self, faults->stop_fd, STOP_ID);
+	if (!rc && self->number >= faults->watching_n)
+		rc = watch_own(self, faults->help_fd, HELP_ID);
 	return rc ? rc : watch_own(self, reads_fd(self->means.fetches->reads), READS_ID);
 }
 
@@ -303,8 +319,10 @@ int faults_create(struct vm *vm, const struct faults_config *config, struct faul
 	pthread_mutex_init(&faults->queue_lock, NULL);
 	rc = readers_create(&faults->readers);
 	faults->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (!rc && faults->stop_fd < 0)
+	faults->help_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (!rc && (faults->stop_fd < 0 || faults->help_fd < 0))
 		rc = -errno;
+	faults->watching_n = vm->fault_threads_n < WATCHING_MAX ? vm->fault_threads_n : WATCHING_MAX;
 	while (!rc && faults->n < vm->fault_threads_n)
 		rc = create_server(faults, !config->no_uring);
 	if (rc) {
@@ -337,6 +355,8 @@ void faults_destroy(struct faults *faults)
 	readers_destroy(faults->readers);
 	if (faults->stop_fd >= 0)
 		close(faults->stop_fd);
+	if (faults->help_fd >= 0)
+		close(faults->help_fd);
 	pthread_mutex_destroy(&faults->reading);
 	pthread_mutex_destroy(&faults->queue_lock);
 	free(faults);

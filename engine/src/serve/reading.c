@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <time.h>
 
 #include "base/failpoint.h"
@@ -112,6 +113,12 @@ static int read_and_apply(struct server *self, uint32_t process_id)
 	return n;
 }
 
+void call_for_help(struct faults *faults)
+{
+	if (faults->watching_n < faults->n)
+		eventfd_write(faults->help_fd, 1);
+}
+
 /* If the kernel finds no free fd for a FORK event, the event stays queued, and each read fails the same
  * way. */
 static void report_unreadable(struct server *self, uint32_t process_id, int n)
@@ -138,6 +145,8 @@ void read_events(struct server *self, uint32_t process_id, uint64_t seen)
 		n = read_and_apply(self, process_id);
 	}
 	pthread_mutex_unlock(&faults->reading);
+	if (n > 0 && faults->queue_n > faults->watching_n)
+		call_for_help(faults);
 	if (n < 0)
 		report_unreadable(self, process_id, n);
 	else if (n > 0)

@@ -22,6 +22,9 @@ void let_events_pass(struct server *self, unsigned round);
 /* The VMM may have made its uffd blocking. */
 void restore_nonblock(struct server *self, uint32_t process_id);
 
+/* Wake a thread that sleeps while there are few faults. */
+void call_for_help(struct faults *faults);
+
 /* Take the fault that has waited longest. False: there is none. */
 bool take_from_queue(struct server *self, struct fault *fault);
 
