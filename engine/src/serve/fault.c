@@ -290,7 +290,8 @@ static int create_server(struct faults *faults, bool uring)
 	if (self->epoll_fd < 0)
 		return -errno;
 	rc = watch_own(self, faults->stop_fd, STOP_ID);
-	if (!rc && self->number >= faults->watching_n)
+	/* Also those that listen: one that is woken late finds nothing to read, and sleeps while the queue is full. */
+	if (!rc && faults->watching_n < faults->vm->fault_threads_n)
 		rc = watch_own(self, faults->help_fd, HELP_ID);
 	return rc ? rc : watch_own(self, reads_fd(self->means.fetches->reads), READS_ID);
 }
