@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "base/failpoint.h"
+#include "base/relax.h"
 #include "serve/adopt.h"
 #include "serve/event.h"
 
@@ -133,12 +134,23 @@ static void report_unreadable(struct server *self, uint32_t process_id, int n)
 	nanosleep(&(struct timespec){ .tv_nsec = 10000000 }, NULL);
 }
 
+/* Whoever reads is done in microseconds, and has then put faults into the queue for us. */
+static void lock_soon(pthread_mutex_t *lock)
+{
+	for (unsigned spins = 0; spins < RELAX_SPINS; spins++) {
+		if (pthread_mutex_trylock(lock) == 0)
+			return;
+		relax();
+	}
+	pthread_mutex_lock(lock);
+}
+
 void read_events(struct server *self, uint32_t process_id, uint64_t seen)
 {
 	struct faults *faults = self->faults;
 	int n = 0;
 
-	pthread_mutex_lock(&faults->reading);
+	lock_soon(&faults->reading);
 	if (seen == READ_ANYWAY || seen == faults->reads_n || faults->last_read_id != process_id) {
 		atomic_fetch_add(&faults->reads_n, 1);
 		faults->last_read_id = process_id;

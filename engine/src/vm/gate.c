@@ -11,6 +11,7 @@
 
 #include "base/failpoint.h"
 #include "base/held.h"
+#include "base/relax.h"
 
 /* A lane's word. Its thread sets PASSING unless the lane is CLOSED; a holder closes the lane and waits until
  * nobody is PASSING. Only one of the two sleeps on the word at a time. */
@@ -19,9 +20,6 @@
 #define WAITS 4u /* the lane's thread wants to pass: it is being overtaken */
 #define THREAD_SLEEPS 8u
 #define HOLDER_SLEEPS 16u
-
-/* Look this often before sleeping: a holder reads some events, a passage copies some pages. */
-#define SPINS 100
 
 struct lane {
 	_Alignas(64) _Atomic uint32_t word; /* a cache line each, so that passing costs no traffic */
@@ -46,21 +44,12 @@ static void futex_wake(_Atomic uint32_t *word)
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-static void relax(void)
-{
-#if defined(__x86_64__)
-	__builtin_ia32_pause();
-#elif defined(__aarch64__)
-	__asm__ volatile("yield");
-#endif
-}
-
 static void take_turn(struct gate *gate)
 {
 	uint32_t mine = atomic_fetch_add(&gate->ticket, 1), turn;
 
 	for (unsigned spins = 0; (turn = atomic_load(&gate->turn)) != mine; spins++) {
-		if (spins < SPINS) {
+		if (spins < RELAX_SPINS) {
 			relax();
 			continue;
 		}
@@ -131,7 +120,7 @@ static void wait_to_pass(struct lane *lane)
 				return;
 		} else if (!(seen & WAITS)) {
 			atomic_compare_exchange_weak(&lane->word, &seen, seen | WAITS);
-		} else if (spins < SPINS) {
+		} else if (spins < RELAX_SPINS) {
 			relax();
 		} else if ((seen & THREAD_SLEEPS) ||
 			   atomic_compare_exchange_weak(&lane->word, &seen, seen | THREAD_SLEEPS)) {
@@ -168,7 +157,7 @@ static void wait_until_passed(struct lane *lane)
 	uint32_t seen;
 
 	for (unsigned spins = 0; (seen = atomic_load(&lane->word)) & PASSING; spins++) {
-		if (spins < SPINS)
+		if (spins < RELAX_SPINS)
 			relax();
 		else if ((seen & HOLDER_SLEEPS) ||
 			 atomic_compare_exchange_weak(&lane->word, &seen, seen | HOLDER_SLEEPS))
