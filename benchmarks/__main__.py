@@ -14,7 +14,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from benchmarks import store_figures, wake_figures
+from benchmarks import parallel_faults, store_figures, wake_figures
 from benchmarks.monitor_memory import measure
 from benchmarks.rivals import compile_program, dd, interleaved, ratio, run_json, table
 
@@ -122,10 +122,19 @@ def bench_wake(options: argparse.Namespace) -> None:
     wake_figures.bench(64 if options.quick else 512, options.swap_dir, options.rounds)
 
 
+def bench_threads(options: argparse.Namespace) -> None:
+    """Many page faults at once."""
+    pages = 4096 if options.quick else 32768
+    parallel_faults.bench_disk(pages, options.swap_dir, options.rounds)
+    parallel_faults.bench_cpus(pages, options.rounds)
+    parallel_faults.bench_slow_storage(20 if options.quick else 100, options.rounds)
+
+
 BENCHES = {
     "store": bench_store,
     "wake": bench_wake,
     "faults": bench_faults,
+    "threads": bench_threads,
     "throughput": bench_throughput,
     "pause": bench_pause,
     "memory": bench_memory,
