@@ -90,9 +90,11 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	struct vm *vm = &engine->vm;
 	uint32_t cpus = usable_cpus();
 	uint32_t threads = config->fault_threads ? config->fault_threads : cpus;
+	struct faults_config how = { .no_uring = config->no_uring, .spin_us = config->spin_us };
 	int rc;
 
 	vm->fault_threads_n = threads < ENGINE_MAX_FAULT_THREADS ? threads : ENGINE_MAX_FAULT_THREADS;
+	how.pin = vm->fault_threads_n == cpus;
 	vm->workers_n = config->workers < 1	      ? 1 :
 			config->workers > MAX_WORKERS ? MAX_WORKERS :
 							config->workers;
@@ -121,11 +123,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	if (!rc)
 		store_count_writes_in(vm->store, &page_map_header(vm->map)->written_bytes);
 	if (!rc)
-		rc = faults_create(vm,
-				   &(struct faults_config){ .pin = vm->fault_threads_n == cpus,
-							    .no_uring = config->no_uring,
-							    .spin_us = config->spin_us },
-				   &engine->faults, err);
+		rc = faults_create(vm, &how, &engine->faults, err);
 	if (!rc)
 		rc = swapper_create(vm, &engine->swapper, err);
 	if (!rc)
