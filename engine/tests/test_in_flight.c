@@ -220,3 +220,26 @@ TEST(faults_that_were_read_together_are_taken_by_all_threads)
 	puppet_await(&rig, 0, 0);
 	stop(&rig);
 }
+
+/* A copy fails until an event was read of which epoll need not tell this thread again, and the page is read anew each time. */
+TEST(events_are_read_before_a_page_is_tried_again)
+{
+	static const struct layout one = { .memfd_pages = { 512 },
+					   .regions = { { 0, 0, 512 } },
+					   .one_thread = 1 };
+	uint64_t before;
+	struct rig rig;
+
+	rig_start(&rig, &one);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_arm(&rig, "uffd.copy", "EAGAIN");
+	tell_touch(&rig, 0, 0, FIRST);
+	rig_await_point(&rig, "uffd.copy"); /* its fault was read */
+	before = failpoint_hits("fault.reading");
+	while (failpoint_hits("fault.reading") < before + 3)
+		sched_yield();
+	puppet_do(&rig, 0, 1, (struct puppet_order){ .kind = ORDER_REMOVE, .page = GIVEN_UP });
+	rig_disarm("uffd.copy");
+	puppet_await(&rig, 0, 0);
+	stop(&rig);
+}

@@ -42,6 +42,8 @@ static void add_outcome(struct server *self, struct fault *fault, enum resolved 
 	case READING:
 		return;
 	case RETRY_SOON:
+		self->reads_events_first = true;
+		/* fall through */
 	case RETRY_LATER:
 	case AWAIT_FETCH:
 		fault->awaits_fetch = result == AWAIT_FETCH;
@@ -126,7 +128,7 @@ static uint64_t earlier(uint64_t a_ns, uint64_t b_ns)
 	return a_ns < b_ns ? a_ns : b_ns;
 }
 
-/* Try everything once. Returns when to look again; 0: events must be read first. *any: something was done. */
+/* Try everything once. Returns when to look again. *any: something was done. */
 static uint64_t serve_once(struct server *self, bool *any)
 {
 	uint64_t next_ns;
@@ -139,22 +141,23 @@ static uint64_t serve_once(struct server *self, bool *any)
 	return next_ns;
 }
 
-/* All that can be done now. Returns when to look again; UINT64_MAX: when something happens. */
+/* All that can be done now. Returns when to look again; UINT64_MAX: when something happens.
+ *
+ * A fault that is to be tried again soon needs that events are read. It may be in flight by the time that this is looked at, so it is
+ * not asked of what is pending: else it would be tried without end, and the event never read. */
 static uint64_t serve_all(struct server *self)
 {
-	unsigned rounds = 0, idle_rounds = 0;
 	bool any = true;
 	uint64_t next_ns;
 
-	while ((next_ns = serve_once(self, &any)) == 0 || any) {
-		if (self->faults->stopping && rounds > 1000)
+	for (unsigned round = 0; (next_ns = serve_once(self, &any)) == 0 || any;) {
+		if (self->faults->stopping && round > 1000)
 			break;
-		idle_rounds = any ? 0 : idle_rounds;
-		if (next_ns)
+		if (!self->reads_events_first)
 			continue;
+		self->reads_events_first = false;
 		event_go_on(self->faults->vm);
-		let_events_pass(self, idle_rounds++);
-		rounds++;
+		let_events_pass(self, round++);
 	}
 	if (!poison_lift(self->faults->vm, self->means.lane))
 		next_ns = earlier(next_ns, monotonic_ns() + LIFT_RETRY_NS); /* the guest must run first */

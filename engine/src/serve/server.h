@@ -24,6 +24,7 @@ struct server {
 	pthread_t thread;
 	bool started;
 	_Atomic bool unreadable; /* reading events failed, and was reported */
+	bool reads_events_first; /* a fault cannot be served before events were read */
 	size_t pending_n;
 	struct fault pending[TAKEN_MAX]; /* to be tried again */
 };
