@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How long a guest thread waits for one page, under the engine and under the smallest handlers that could do the same.
+/* How long a guest thread waits for one page, under the engine and under the smallest handlers that could do
+ * the same.
  *
  *	fault_latency HANDLER PAGES seq|rnd SWAP_DIR [CONTENTS]
  *
- * HANDLER: `engine`; `engine-ram`, with the RAM tier instead of a file; `poll`: one thread in another process, poll() then read(), on whatever CPU; `samecpu`: the same,
- * bound to the CPU of the faulting thread, so that no wake-up crosses CPUs: the floor. The small handlers read the page
- * with pread() from a file in SWAP_DIR and hash it, as the engine does; `samecpu-lz4` decompresses it from its own memory
- * instead. Each page is touched once; what is printed are
- * microseconds as the touching thread sees them: p50 p90 p99 mean, one line of JSON. */
+ * HANDLER: `engine`; `engine-ram`, with the RAM tier instead of a file; `poll`: one thread in another
+ * process, poll() then read(), on whatever CPU; `samecpu`: the same, bound to the CPU of the faulting thread,
+ * so that no wake-up crosses CPUs: the floor. The small handlers read the page with pread() from a file in
+ * SWAP_DIR and hash it, as the engine does; `samecpu-lz4` decompresses it from its own memory instead. Each
+ * page is touched once; what is printed are microseconds as the touching thread sees them: p50 p90 p99 mean,
+ * one line of JSON. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Many threads of a guest touch random pages that are out, and what the storage alone gives to as many readers.
+/* Many threads of a guest touch random pages that are out, and what the storage alone gives to as many
+ * readers.
  *
  *	fault_threads engine PAGES THREADS SWAP_DIR	pages a second that the threads get
  *	fault_threads pool PAGES THREADS SWAP_DIR	the same, with threads that read in place of io_uring
  *	fault_threads disk PAGES THREADS SWAP_DIR	as many threads read random pages of a file there, with O_DIRECT
  *
- * Each page is touched, or read, once. One line of JSON; latencies as the threads see them. FAULT_THREADS=: the engine's threads. */
+ * Each page is touched, or read, once. One line of JSON; latencies as the threads see them. FAULT_THREADS=:
+ * the engine's threads. */
 #include <errno.h>
 #include <pthread.h>
 #include <string.h>

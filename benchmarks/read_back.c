@@ -4,10 +4,11 @@
  *	gcc -O2 -D_GNU_SOURCE -o /tmp/read_back benchmarks/read_back.c -llz4 -lzstd      (package libzstd-dev)
  *	/tmp/read_back DIR [MIB] [ROUNDS]
  *
- * Pages are those of the machine's own libraries (/usr/lib), which compress like a guest's; those that LZ4 does not
- * bring below 3328 bytes are left out, as the store keeps them as they are. Each codec's records lie in a file of
- * their own in DIR, at multiples of 64 bytes, as in the store. One page is read back by an O_DIRECT read of the
- * blocks that its record touches, and unpacked. All codecs take turns in each round; the medians are printed. */
+ * Pages are those of the machine's own libraries (/usr/lib), which compress like a guest's; those that LZ4
+ * does not bring below 3328 bytes are left out, as the store keeps them as they are. Each codec's records lie
+ * in a file of their own in DIR, at multiples of 64 bytes, as in the store. One page is read back by an
+ * O_DIRECT read of the blocks that its record touches, and unpacked. All codecs take turns in each round; the
+ * medians are printed. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <lz4.h>

@@ -3,9 +3,10 @@
  *
  *	slow_reads THREADS DELAY_MS SAMPLES
  *
- * THREADS threads of a guest touch pages of a snapshot's file one after the other; each read of that file takes DELAY_MS. Beside
- * them, one thread gives a page up (MADV_DONTNEED) and touches it, SAMPLES times: it gets zeros, from nowhere. One line of JSON:
- * how long both take, as that thread sees them. Needs root and /dev/fuse, for a file whose reads take so long. */
+ * THREADS threads of a guest touch pages of a snapshot's file one after the other; each read of that file
+ * takes DELAY_MS. Beside them, one thread gives a page up (MADV_DONTNEED) and touches it, SAMPLES times: it
+ * gets zeros, from nowhere. One line of JSON: how long both take, as that thread sees them. Needs root and
+ * /dev/fuse, for a file whose reads take so long. */
 #include <errno.h>
 #include <linux/fuse.h>
 #include <pthread.h>

@@ -3,8 +3,9 @@
  *
  *	store_tiers DIR [MIB] [ROUNDS]
  *
- * Pages are those of the machine's own libraries (mapped files of /usr/lib), which compress like a guest's; a sixth is noise. Each round does every
- * measurement once, in turns; the medians are printed. DIR is where the disk tier goes. */
+ * Pages are those of the machine's own libraries (mapped files of /usr/lib), which compress like a guest's; a
+ * sixth is noise. Each round does every measurement once, in turns; the medians are printed. DIR is where the
+ * disk tier goes. */
 #include "base/units.h"
 #include "store/log.h"
 #include "store/move.h"

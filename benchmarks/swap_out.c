@@ -3,12 +3,13 @@
  *
  *	swap_out live|freeze|staging MIB SWAP_DIR [idle]
  *
- * live, freeze: the engine's two ways. staging: the way of crosvm's HEAD, the smallest that could do it: freeze, copy all
- * to a staging memfd with all CPUs, punch, thaw (and nothing of it written to disk).
+ * live, freeze: the engine's two ways. staging: the way of crosvm's HEAD, the smallest that could do it:
+ * freeze, copy all to a staging memfd with all CPUs, punch, thaw (and nothing of it written to disk).
  *
- * The guest has two threads (none with `idle`): `hot` writes to 2 % of its memory over and over, `all` reads one random page after the other.
- * Printed as one line of JSON: total_ms of the swap-out; the longest gap of each thread meanwhile; hot_ratio, the hot thread's
- * throughput during the swap-out over that before it; swap_in_ms; and for the engine what it wrote. */
+ * The guest has two threads (none with `idle`): `hot` writes to 2 % of its memory over and over, `all` reads
+ * one random page after the other. Printed as one line of JSON: total_ms of the swap-out; the longest gap of
+ * each thread meanwhile; hot_ratio, the hot thread's throughput during the swap-out over that before it;
+ * swap_in_ms; and for the engine what it wrote. */
 #include "rig.h"
 
 #include <pthread.h>

@@ -3,15 +3,16 @@
  *
  *	tier_job STORE CONTENTS MIB DIR
  *
- * STORE: `file`, one file of raw pages in DIR, as without RamTierMax=; `ram`, the RAM tier alone; `disk`, compressed and
- * encrypted segments in DIR, and RAM only on the way there; `clear`, the same without encryption; `lz4`, WORKERS threads
- * that run LZ4 over each page once and do nothing else; `zram`, the pages in a zram device with LZ4 of the running kernel.
- * CONTENTS: contents.h.
+ * STORE: `file`, one file of raw pages in DIR, as without RamTierMax=; `ram`, the RAM tier alone; `disk`,
+ * compressed and encrypted segments in DIR, and RAM only on the way there; `clear`, the same without
+ * encryption; `lz4`, WORKERS threads that run LZ4 over each page once and do nothing else; `zram`, the pages
+ * in a zram device with LZ4 of the running kernel. CONTENTS: contents.h.
  *
- * Printed as one line of JSON. out_ms, in_ms: of the swap-out and the swap-in; out_cpu_ms, in_cpu_ms: the processor time of
- * all threads meanwhile. net_freed_ratio: by how much the pages that were resident shrank, as a part of them, with all that
- * the store and this process had to take for it, by the kernel's figures. own_bytes_a_page: of memory that is not the RAM
- * tier's own (tables, the page map, page tables), for each page that is out. */
+ * Printed as one line of JSON. out_ms, in_ms: of the swap-out and the swap-in; out_cpu_ms, in_cpu_ms: the
+ * processor time of all threads meanwhile. net_freed_ratio: by how much the pages that were resident shrank,
+ * as a part of them, with all that the store and this process had to take for it, by the kernel's figures.
+ * own_bytes_a_page: of memory that is not the RAM tier's own (tables, the page map, page tables), for each
+ * page that is out. */
 #include "rig.h"
 
 #include <fcntl.h>

@@ -3,8 +3,8 @@
  *
  *	wake_up MODE MIB SWAP_DIR
  *
- * 20 % of the guest's memory (contents.h: mixed) are touched once, in short runs in an order that differs each time, with 1 us
- * of work between two. MODE:
+ * 20 % of the guest's memory (contents.h: mixed) are touched once, in short runs in an order that differs
+ * each time, with 1 us of work between two. MODE:
  *
  *   resident  memory was never out
  *   demand    all was out, and every page comes by a page fault
@@ -135,7 +135,8 @@ static void wake(struct engine *engine, bool is_ordered)
 	}
 }
 
-/* Until the guest has touched its set; as the monitor does, start a replay when page faults show the wake-up. */
+/* Until the guest has touched its set; as the monitor does, start a replay when page faults show the
+ * wake-up. */
 static void guest_wakes(struct engine *engine, struct shared *shared, bool replays)
 {
 	uint32_t order = ++shared->order;

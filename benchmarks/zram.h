@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What zram of the running kernel takes for the pages of a memfd: a device of our own, made and removed here.
  *
- * Only mem_used_total counts: the pages that its allocator took. Its table, 16 bytes or more for each page of the device's
- * size, and what kernel swap needs are not in it, in zram's favour. */
+ * Only mem_used_total counts: the pages that its allocator took. Its table, 16 bytes or more for each page of
+ * the device's size, and what kernel swap needs are not in it, in zram's favour. */
 #ifndef VMMSWAP_BENCHMARK_ZRAM_H
 #define VMMSWAP_BENCHMARK_ZRAM_H
 

@@ -29,7 +29,8 @@ void command_refuse(struct command *command, const char *reason);
 uint64_t command_number(struct command *command, int idx, uint64_t most);
 bool command_has_word(const struct command *command, int idx, const char *word);
 
-/* The value of key=value, or NULL; the same as a number; by= as a process number or ALL_PROCESSES. Without the option: otherwise. */
+/* The value of key=value, or NULL; the same as a number; by= as a process number or ALL_PROCESSES. Without
+ * the option: otherwise. */
 const char *command_option(const struct command *command, const char *key);
 uint64_t command_number_option(struct command *command, const char *key, uint64_t otherwise, uint64_t most);
 int command_by_option(struct command *command, int otherwise);

@@ -157,7 +157,8 @@ int memory_map(struct memory *memory)
 		if (base == MAP_FAILED)
 			return -errno;
 		region->base = base;
-		/* EINVAL: a kernel without huge pages. One before 6.4 would make them where memory is swapped out. */
+		/* EINVAL: a kernel without huge pages. One before 6.4 would make them where memory is swapped
+		 * out. */
 		if (madvise(base, region->size_bytes, memory->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) < 0 &&
 		    (memory->huge || errno != EINVAL))
 			return -errno;

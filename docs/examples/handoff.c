@@ -41,8 +41,8 @@ static int create_guest_memory(uint64_t **memory)
 	*memory = mmap(NULL, GUEST_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
 	if (*memory == MAP_FAILED)
 		err(1, "mmap");
-	/* Linux before 6.4 fills what is swapped out with zeros where it makes huge pages, and the monitor refuses
-	 * Enable where it may. EINVAL: this kernel makes none. */
+	/* Linux before 6.4 fills what is swapped out with zeros where it makes huge pages, and the monitor
+	 * refuses Enable where it may. EINVAL: this kernel makes none. */
 	if (madvise(*memory, GUEST_BYTES, MADV_NOHUGEPAGE) < 0 && errno != EINVAL)
 		err(1, "madvise");
 	return memfd;

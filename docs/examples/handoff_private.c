@@ -2,12 +2,12 @@
 /* How a VMM hands private, anonymous memory to vmmswap. handoff.c is the same for shared memory; what differs
  * is here: a thread of the VMM moves its pages, because nobody else can (UFFDIO_MOVE, Linux 6.8 or newer).
  *
- * 	gcc -Wall -Wextra -I../../engine/src -I../../engine/planted -o handoff_private handoff_private.c \
- * 		../../engine/planted/mover_thread.c
- * 	./handoff_private /run/vmmswap/NAME.sock
+ *	gcc -Wall -Wextra -I../../engine/src -I../../engine/planted -o handoff_private handoff_private.c \
+ *		../../engine/planted/mover_thread.c
+ *	./handoff_private /run/vmmswap/NAME.sock
  *
- * This example's guest is 64 MiB of numbers; once `ready` it checks one for each line on standard input, until
- * that ends. */
+ * This example's guest is 64 MiB of numbers; once `ready` it checks one for each line on standard input,
+ * until that ends. */
 #define _GNU_SOURCE
 #include <err.h>
 #include <errno.h>

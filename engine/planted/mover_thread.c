@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Freestanding: also compiled to be put into a process that does not know of it. So no library, no data, and no
- * call that the compiler might make (memcpy). */
+/* Freestanding: also compiled to be put into a process that does not know of it. So no library, no data, and
+ * no call that the compiler might make (memcpy). */
 #include "mover_thread.h"
 
 #include <linux/errno.h>
@@ -93,7 +93,8 @@ static int move_some(const struct vmmswap_mover *mover, uint64_t to_addr, uint64
 	return *moved ? 0 : (int)rc;
 }
 
-/* Pages from `from` on, all of them wanted, until one cannot be moved. Returns how many pages were dealt with. */
+/* Pages from `from` on, all of them wanted, until one cannot be moved. Returns how many pages were dealt
+ * with. */
 static uint64_t move_run(const struct vmmswap_mover *mover, uint64_t to_addr, uint64_t from_addr,
 			 uint64_t from, uint64_t pages, unsigned *tries)
 {
@@ -113,7 +114,8 @@ static uint64_t move_run(const struct vmmswap_mover *mover, uint64_t to_addr, ui
 		set_bits(box->busy, from, 1);
 	else if (rc != -ENOENT) /* else nothing is there */
 		__atomic_store_n(&box->error, -rc, __ATOMIC_RELAXED);
-	/* Not all of them are in one mapping. Then what is there may not be guest memory, and is not tried alone. */
+	/* Not all of them are in one mapping. Then what is there may not be guest memory, and is not tried
+	 * alone. */
 	return rc == -EINVAL ? pages : 1;
 }
 

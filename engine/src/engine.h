@@ -34,8 +34,8 @@ struct engine_config {
 	int store_fd;					 /* -1: a new store */
 	int wake_fd;					 /* of the record of wake-ups; -1: a new one */
 	uint64_t store_max_bytes, store_keep_free_bytes; /* see store_limit(); 0: no limit */
-	/* New pages go to the tiers, log.h, and what store_fd has stays there until it is dropped. Their fds: -1, or a
-	 * predecessor's. */
+	/* New pages go to the tiers, log.h, and what store_fd has stays there until it is dropped. Their fds:
+	 * -1, or a predecessor's. */
 	bool tiers;
 	int segments_fd, ram_fd, disk_fd, key_fd;
 	uint64_t ram_max_bytes; /* 0: RAM only on the way to disk */
@@ -43,8 +43,8 @@ struct engine_config {
 	bool compress, encrypt;
 	uint32_t ram_age_s; /* older pages move to disk; 0: never */
 	/* Private memory that the VMM moves, engine_add_private_region(): the VMM's pid, its mailbox
-	 * (linux/mailbox.h), and its /proc/self/pagemap, or -1. Memory of other kinds cannot be added then. Pid -1: the
-	 * VMM has ended; 0: there is no such memory. */
+	 * (linux/mailbox.h), and its /proc/self/pagemap, or -1. Memory of other kinds cannot be added then.
+	 * Pid -1: the VMM has ended; 0: there is no such memory. */
 	int32_t mover_pid;
 	int mailbox_fd, pagemap_fd;
 	/* store_fd is the memory file of a snapshot, also of a new VM: see engine_add_snapshot_region() */
@@ -98,22 +98,24 @@ int engine_add_region(struct engine *engine, int memfd, uint64_t offset_bytes, u
 int engine_add_snapshot_region(struct engine *engine, uint64_t offset_bytes, uint64_t size_bytes,
 			       uint64_t *page_idx, struct error *err);
 
-/* Add private memory of the VMM, at an address of the VMM's. The first process that is added is the VMM; others are
- * its forked children, which may have a copy of the memory. -EINVAL: the engine was made without a mailbox. */
+/* Add private memory of the VMM, at an address of the VMM's. The first process that is added is the VMM;
+ * others are its forked children, which may have a copy of the memory. -EINVAL: the engine was made without a
+ * mailbox. */
 int engine_add_private_region(struct engine *engine, uint64_t addr, uint64_t size_bytes, uint64_t *page_idx,
 			      struct error *err);
 
-/* Remove a region, part by part, so that nobody waits for all of it. -EBUSY while a page of it is out, or a job
- * runs; a job that starts meanwhile leaves the region out. It takes some 50 ms a GiB that was in use: call it on
- * any thread, beside any other call but engine_release_memory() and engine_destroy(). engine_stop() ends it
- * (-ECANCELED). */
+/* Remove a region, part by part, so that nobody waits for all of it. -EBUSY while a page of it is out, or a
+ * job runs; a job that starts meanwhile leaves the region out. It takes some 50 ms a GiB that was in use:
+ * call it on any thread, beside any other call but engine_release_memory() and engine_destroy().
+ * engine_stop() ends it (-ECANCELED). */
 int engine_remove_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
 /* True if any page in the range is swapped out. It takes 0.5 ms a GiB; call it on any thread, as
  * engine_remove_region(). */
 bool engine_is_out(struct engine *engine, uint64_t page_idx, uint64_t pages);
 
-/* Remove a region that was added after the running job began, and that no process has. The job does not know of it. */
+/* Remove a region that was added after the running job began, and that no process has. The job does not know
+ * of it. */
 int engine_undo_add_region(struct engine *engine, uint64_t page_idx, struct error *err);
 
 /* Add a process that maps guest memory. UFFDIO_API must have been called on the uffd. While guest memory is
@@ -189,8 +191,8 @@ void engine_continue_job(struct engine *engine);
  * while there is more to give back. For idle moments. */
 bool engine_housekeep(struct engine *engine);
 
-/* What the tiers need now and then, store_tend_step(): true while there is more. After engine_start() a thread of
- * the engine does that, beside all jobs; who cannot wait for it may call this on any thread. */
+/* What the tiers need now and then, store_tend_step(): true while there is more. After engine_start() a
+ * thread of the engine does that, beside all jobs; who cannot wait for it may call this on any thread. */
 bool engine_tend(struct engine *engine);
 
 /* The host is short of memory, or no longer: while it is, all that can move from RAM to disk does. */
@@ -205,8 +207,8 @@ uint64_t engine_written_bytes(const struct engine *engine);
  * write budget. */
 void engine_limit_writes(struct engine *engine, uint64_t max_bytes);
 
-/* Bring back what earlier wake-ups touched; NOTICE_REPLAY_DONE follows. is_ordered: a caller knows that the guest wakes up.
- * -EBUSY: a job runs, or the last replay is just ending. */
+/* Bring back what earlier wake-ups touched; NOTICE_REPLAY_DONE follows. is_ordered: a caller knows that the
+ * guest wakes up. -EBUSY: a job runs, or the last replay is just ending. */
 int engine_wake(struct engine *engine, bool is_ordered, struct error *err);
 void engine_cancel_wake(struct engine *engine);
 

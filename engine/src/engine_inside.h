@@ -18,7 +18,8 @@ struct engine {
 	bool started, stopped;
 };
 
-/* Unregister one more piece of what children inherited when nothing was tracked any more. False: there is none. */
+/* Unregister one more piece of what children inherited when nothing was tracked any more. False: there is
+ * none. */
 bool release_children(struct engine *engine);
 
 #endif

@@ -42,8 +42,8 @@ static bool has_more(const struct process *process)
 	return process->released_addr < last->addr + bytes_of_pages(last->pages);
 }
 
-/* It has ended as a rule. One that lives must not wait for us for ever. True if it does, and some of its memory is registered yet: so
- * much that the rest is left to engine_release_rest(). */
+/* It has ended as a rule. One that lives must not wait for us for ever. True if it does, and some of its
+ * memory is registered yet: so much that the rest is left to engine_release_rest(). */
 static bool let_process_go(struct engine *engine, struct process *process)
 {
 	struct vm *vm = &engine->vm;
@@ -198,8 +198,8 @@ int engine_add_process(struct engine *engine, int uffd, const struct range *rang
 	return rc;
 }
 
-/* Of ranges that are to be a process's: pages at two addresses would be protected and filled at one of them; a range over two
- * regions would not end with one of them. */
+/* Of ranges that are to be a process's: pages at two addresses would be protected and filled at one of them;
+ * a range over two regions would not end with one of them. */
 static int check_range(struct vm *vm, const struct range *ranges, size_t i, struct error *err)
 {
 	const struct range *range = &ranges[i];

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Guest memory goes. All that takes longer for more memory is done a piece at a time, and in between everybody else gets on: page faults,
- * events, and jobs, which leave the region out. */
+/* Guest memory goes. All that takes longer for more memory is done a piece at a time, and in between
+ * everybody else gets on: page faults, events, and jobs, which leave the region out. */
 #include <errno.h>
 
 #include "base/failpoint.h"
@@ -72,7 +72,8 @@ static void unregister_in_pieces(struct unplug *unplug)
 	}
 }
 
-/* No process has it any more, as far as we know. False, with nothing changed: somebody's memory was registered meanwhile. */
+/* No process has it any more, as far as we know. False, with nothing changed: somebody's memory was
+ * registered meanwhile. */
 static bool part(struct unplug *unplug, bool must)
 {
 	struct vm *vm = unplug->vm;
@@ -92,7 +93,8 @@ static bool part(struct unplug *unplug, bool must)
 	return done;
 }
 
-/* Nothing is out, and nobody acts on the pages any more: that needs a process that has them. Kept copies go. */
+/* Nothing is out, and nobody acts on the pages any more: that needs a process that has them. Kept copies
+ * go. */
 static void drop_records(struct unplug *unplug)
 {
 	struct vm *vm = unplug->vm;

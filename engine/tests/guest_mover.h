@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What a VMM with private memory does for its monitor: scratch, its userfaultfd, and a thread at the mailbox. */
+/* What a VMM with private memory does for its monitor: scratch, its userfaultfd, and a thread at the
+ * mailbox. */
 #ifndef VMMSWAP_TESTS_GUEST_MOVER_H
 #define VMMSWAP_TESTS_GUEST_MOVER_H
 

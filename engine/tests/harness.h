@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A small test harness: TEST(name) { ... CHECK(...) }, and no main().
  *
- * Each case runs in a process of its own, so that it may crash, kill itself, change limits or mount things
- * in a mount namespace (test_private_mounts) without touching the others. A case that does not end in 120
- * s is killed; VMMSWAP_TEST_PATIENCE=N gives it N times as long. Exit status: 0 all passed, 1 something failed, 77 every case was skipped. Arguments are the
- * names of the cases to run; none: all of them, in the order of the file. */
+ * Each case runs in a process of its own, so that it may crash, kill itself, change limits or mount things in
+ * a mount namespace (test_private_mounts) without touching the others. A case that does not end in 120 s is
+ * killed; VMMSWAP_TEST_PATIENCE=N gives it N times as long. Exit status: 0 all passed, 1 something failed, 77
+ * every case was skipped. Arguments are the names of the cases to run; none: all of them, in the order of the
+ * file. */
 #ifndef VMMSWAP_TESTS_HARNESS_H
 #define VMMSWAP_TESTS_HARNESS_H
 
@@ -208,7 +209,8 @@ static inline void test_print_tasks(int pid)
 		closedir(tasks);
 }
 
-/* Where every thread of the group stands in the kernel. By the runner: a case that hangs cannot say so itself. */
+/* Where every thread of the group stands in the kernel. By the runner: a case that hangs cannot say so
+ * itself. */
 static inline void test_print_group(pid_t group)
 {
 	DIR *processes = opendir("/proc");

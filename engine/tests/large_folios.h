@@ -9,7 +9,8 @@
 
 #define SHMEM_SETTING "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 
-/* The kernel's settings are everybody's, so they stay: guest memory lies on a tmpfs of our own with this policy (huge=). */
+/* The kernel's settings are everybody's, so they stay: guest memory lies on a tmpfs of our own with this
+ * policy (huge=). */
 static inline void use_large_folios(const char *policy)
 {
 	char options[64];

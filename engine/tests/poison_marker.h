@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Whether this kernel has poison markers. They came with Linux 6.6: before, whoever touches a page that cannot be read back
- * waits until it can be. */
+/* Whether this kernel has poison markers. They came with Linux 6.6: before, whoever touches a page that
+ * cannot be read back waits until it can be. */
 #ifndef VMMSWAP_POISON_MARKER_H
 #define VMMSWAP_POISON_MARKER_H
 

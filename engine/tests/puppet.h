@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A VMM that does what the test says, one step at a time, and an engine that swaps it.
  *
- * Its processes have hands: threads, each of which carries out one order and then says so. A hand that runs into a page
- * that is out stands still in the kernel meanwhile, and the test can look at that. What each half of each page must hold is
- * written down next to it, so that any process can check every byte at any time.
+ * Its processes have hands: threads, each of which carries out one order and then says so. A hand that runs
+ * into a page that is out stands still in the kernel meanwhile, and the test can look at that. What each half
+ * of each page must hold is written down next to it, so that any process can check every byte at any time.
  *
- * Process 0 is the VMM. Processes it forks have one hand each. The last process is a stranger: it maps the same memory with
- * a userfaultfd of its own, and the engine does not know it until the test adds it. */
+ * Process 0 is the VMM. Processes it forks have one hand each. The last process is a stranger: it maps the
+ * same memory with a userfaultfd of its own, and the engine does not know it until the test adds it. */
 #ifndef VMMSWAP_TESTS_PUPPET_H
 #define VMMSWAP_TESTS_PUPPET_H
 
@@ -316,7 +316,8 @@ static inline void *puppet_hand(void *argument)
 	return NULL;
 }
 
-/* At an address as far from a 2 MiB boundary as its place in the file is, so that huge pages can be mapped. */
+/* At an address as far from a 2 MiB boundary as its place in the file is, so that huge pages can be
+ * mapped. */
 static inline void *puppet_map(const struct rig *rig, const struct puppet_region *region)
 {
 	size_t bytes = region->pages * 4096, huge = 2 << 20;
@@ -346,7 +347,8 @@ static inline int puppet_open_uffd(bool moves)
 	return uffd;
 }
 
-/* Large folios that there are stay. Kernels before 6.4 would make more of them, with zeros where memory is out. */
+/* Large folios that there are stay. Kernels before 6.4 would make more of them, with zeros where memory is
+ * out. */
 static inline void puppet_forbid_huge_pages(const struct rig *rig, uint32_t process)
 {
 	for (size_t i = 0; i < rig->regions_n; i++) {
@@ -520,7 +522,8 @@ static inline struct engine_stats rig_stats(struct rig *rig)
 	return stats;
 }
 
-/* A hand has run into a page and its fault was looked at, whatever became of it. Before: rig_stats().fault_count. */
+/* A hand has run into a page and its fault was looked at, whatever became of it. Before:
+ * rig_stats().fault_count. */
 static inline void rig_await_fault(struct rig *rig, uint64_t before)
 {
 	while (rig_stats(rig).fault_count <= before)
@@ -555,8 +558,9 @@ static inline struct notice rig_await_notice(struct rig *rig, uint32_t kind)
 	}
 }
 
-/* A guest thread runs on as soon as its page is there, a little before the engine has taken note of that and let go of the
- * page. It does both within the gate, and whoever changes the set of processes waits for that. */
+/* A guest thread runs on as soon as its page is there, a little before the engine has taken note of that and
+ * let go of the page. It does both within the gate, and whoever changes the set of processes waits for
+ * that. */
 static inline void rig_settle(struct rig *rig)
 {
 	struct error err = { 0 };
@@ -635,7 +639,8 @@ static inline int rig_add_process(struct rig *rig, uint32_t process, struct erro
 				  &rig->process_ids[process], err);
 }
 
-/* The notice comes a little before the child's memory is registered as it should be, which happens with the gate held alone. */
+/* The notice comes a little before the child's memory is registered as it should be, which happens with the
+ * gate held alone. */
 static inline struct notice rig_await_fork(struct rig *rig)
 {
 	struct notice forked = rig_await_notice(rig, NOTICE_PROCESS_FORKED);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Where processes map guest memory, against a model that has one entry for each address; and the walk over that: process by
- * process, in runs that are contiguous there. */
+/* Where processes map guest memory, against a model that has one entry for each address; and the walk over
+ * that: process by process, in runs that are contiguous there. */
 #include "vm/address_space.h"
 
 #include <sys/eventfd.h>

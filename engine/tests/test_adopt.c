@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A child is forked, and there is no memory for it in the engine, or no place in epoll's sets: it is served all the same. */
+/* A child is forked, and there is no memory for it in the engine, or no place in epoll's sets: it is served
+ * all the same. */
 #include "puppet.h"
 
 static const struct layout layout = { .memfd_pages = { 512 }, .regions = { { 0, 0, 512 } }, .full = 1 };
@@ -12,7 +13,8 @@ static void all_out(struct rig *rig)
 	rig_run_job(rig, JOB_SWAP_OUT);
 }
 
-/* For as long as there is none: the event stays unread. The fork, and other page faults of the process, wait for that. */
+/* For as long as there is none: the event stays unread. The fork, and other page faults of the process, wait
+ * for that. */
 TEST(memory_comes_later)
 {
 	struct rig rig;

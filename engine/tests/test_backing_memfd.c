@@ -90,8 +90,8 @@ static void *take_all_out(void *stays)
 	return NULL;
 }
 
-/* Between the punch and the look: what somebody else has put there is the truth, and zeros, as the kernel leaves them of a folio
- * that it could not split, are made good. */
+/* Between the punch and the look: what somebody else has put there is the truth, and zeros, as the kernel
+ * leaves them of a folio that it could not split, are made good. */
 TEST(pages_that_are_there_after_the_punch)
 {
 	char zeros[PAGE_BYTES] = { 0 }, foreign[PAGE_BYTES] = "foreign", got[PAGE_BYTES];

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The engine killed at every failpoint and at random instants, under a guest that checks every byte.
  *
- * The engine runs in a process of its own that shares our table of fds (CLONE_FILES). So whatever it had open when it died
- * is still open here: we are systemd's fd store and the keeper in one. What it had read from a FORK event and told nobody is
- * found in the table by what it is, as the keeper does it.
+ * The engine runs in a process of its own that shares our table of fds (CLONE_FILES). So whatever it had open
+ * when it died is still open here: we are systemd's fd store and the keeper in one. What it had read from a
+ * FORK event and told nobody is found in the table by what it is, as the keeper does it.
  *
- * CHAOS_KILLS in the environment: how often to kill (150; 60 under sanitizers). CHAOS_SEED: the same choices again. */
+ * CHAOS_KILLS in the environment: how often to kill (150; 60 under sanitizers). CHAOS_SEED: the same choices
+ * again. */
 #include "engine.h"
 
 #include <dirent.h>
@@ -47,8 +48,9 @@
 #define HANG_S 60
 #define TRIES 400 /* the rarest point, uffd.continue, is reached in one life of twenty */
 
-/* Points that these runs do not pass: asked only about pins or poison, or only once in a VM's life, or of a REMOVE that is larger
- * than this guest (test_removal), or of a page that somebody else filled (test_lost). */
+/* Points that these runs do not pass: asked only about pins or poison, or only once in a VM's life, or of a
+ * REMOVE that is larger than this guest (test_removal), or of a page that somebody else filled
+ * (test_lost). */
 static const char *const left_out[] = {
 	"event.piece",
 	"pins.blind",
@@ -205,8 +207,8 @@ static struct engine *start_engine(struct chaos *chaos)
 	return engine;
 }
 
-/* It runs beside the guest, and is cancelled by the next job, unless it is what this life is about. EBUSY: the last one has
- * not ended. */
+/* It runs beside the guest, and is cancelled by the next job, unless it is what this life is about. EBUSY:
+ * the last one has not ended. */
 static void replay(struct control *control, struct engine *engine, uint32_t *jobs)
 {
 	bool to_its_end = strncmp(control->arm, "ahead.", 6) == 0 || strncmp(control->arm, "replay.", 7) == 0;
@@ -307,7 +309,8 @@ static void know(struct chaos *chaos, int fd)
 	chaos->known[fd] = true;
 }
 
-/* What the dead engine left open: a uffd that we do not have is a child's that it told nobody of; all else is not needed. */
+/* What the dead engine left open: a uffd that we do not have is a child's that it told nobody of; all else is
+ * not needed. */
 static void take_over(struct chaos *chaos, int fd)
 {
 	bool ours = !is_uffd(fd);
@@ -386,7 +389,8 @@ __attribute__((format(printf, 3, 4))) static pid_t start_life(struct chaos *chao
 	return pid;
 }
 
-/* Wait for the engine's own death or stop at the failpoint; past the time kill it where it is. True if it was the failpoint. */
+/* Wait for the engine's own death or stop at the failpoint; past the time kill it where it is. True if it was
+ * the failpoint. */
 static bool wait_for_death(pid_t pid, unsigned patience_ms)
 {
 	uint64_t until_ns = now_ns() + (uint64_t)patience_ms * 1000000;
@@ -456,7 +460,8 @@ static bool needs_freeze(const char *arm)
 	return false;
 }
 
-/* One engine's life: armed with `arm`, or with "" killed at a random instant. True if it died at its failpoint. */
+/* One engine's life: armed with `arm`, or with "" killed at a random instant. True if it died at its
+ * failpoint. */
 static bool one_life(struct chaos *chaos, const char *arm)
 {
 	uint64_t faults = next_random(&chaos->seed);
@@ -556,7 +561,8 @@ static bool killed_at(struct chaos *chaos, size_t point, const char *arm)
 	return reached;
 }
 
-/* Each point in turn, at its first hit in the first round and later ones at a random one; every third life ends anywhere. */
+/* Each point in turn, at its first hit in the first round and later ones at a random one; every third life
+ * ends anywhere. */
 static void kill_again_and_again(struct chaos *chaos, uint64_t kills)
 {
 	static const char *const actions[] = { "kill", "kill", "kill", "segv", "stop" };
@@ -579,8 +585,8 @@ static void kill_again_and_again(struct chaos *chaos, uint64_t kills)
 	}
 }
 
-/* Some are passed only by the successor of one that died in the middle of something: store.punch, when a swap-in had emptied a part
- * of the store. */
+/* Some are passed only by the successor of one that died in the middle of something: store.punch, when a
+ * swap-in had emptied a part of the store. */
 static void kill_at_the_rest(struct chaos *chaos)
 {
 	for (size_t i = 0; failpoint_name(i); i++) {
@@ -650,7 +656,8 @@ static struct chaos *start_guest(void)
 	return chaos;
 }
 
-/* A fault that the dead engine had read is in no queue any more: the successor must make the thread fault again. */
+/* A fault that the dead engine had read is in no queue any more: the successor must make the thread fault
+ * again. */
 TEST(faults_that_were_read_are_raised_again)
 {
 	struct chaos *chaos = start_guest();
@@ -692,7 +699,8 @@ TEST(chaos)
 		kill_at_the_rest(chaos);
 	last_life(chaos);
 	report(chaos);
-	/* A killed engine takes no more with it than what its threads had read: one event of each worker at most. */
+	/* A killed engine takes no more with it than what its threads had read: one event of each worker at
+	 * most. */
 	CHECK(chaos->vmm.shared->returned_pages <= chaos->kills * WORKERS);
 	if (kills >= KILLS_THOROUGH && chaos->points_hit < points_wanted())
 		FAIL("only %zu of %zu points were reached", chaos->points_hit, points_wanted());

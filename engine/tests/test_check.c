@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The check of the whole engine finds what is wrong with it: here, what the test has planted in its page map. */
+/* The check of the whole engine finds what is wrong with it: here, what the test has planted in its page
+ * map. */
 #include "puppet.h"
 #include "vm/page_map.h"
 

@@ -72,7 +72,8 @@ static void rig_stop(struct rig *rig)
 	engine_destroy(rig->engine);
 }
 
-/* A page is there a little before the engine has noted that; whoever changes the set of processes waits for it. */
+/* A page is there a little before the engine has noted that; whoever changes the set of processes waits for
+ * it. */
 static void settle(struct rig *rig)
 {
 	struct error err = { 0 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Which settings make a swap-out treat 2 MiB of guest memory as one, where its way of seeing pins does not see folios. */
+/* Which settings make a swap-out treat 2 MiB of guest memory as one, where its way of seeing pins does not
+ * see folios. */
 #include <glob.h>
 
 #include "large_folios.h"

@@ -125,7 +125,8 @@ TEST(one_passage_of_each_lane_at_most_comes_before_a_holder)
 	gate_destroy(gate);
 }
 
-/* On one CPU, who waits does not run before the holder sleeps, and without its right to be next that is never. */
+/* On one CPU, who waits does not run before the holder sleeps, and without its right to be next that is
+ * never. */
 TEST(a_passage_is_overtaken_by_a_bounded_number_of_holders)
 {
 	struct passer passer = { 0 };

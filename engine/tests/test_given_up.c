@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the guest has given up by MADV_REMOVE stays so, however late the kernel punches: it raises its event before. */
+/* What the guest has given up by MADV_REMOVE stays so, however late the kernel punches: it raises its event
+ * before. */
 #include "inode_lock.h"
 #include "vm/page_map.h"
 
@@ -56,8 +57,8 @@ static void *hog(void *unused)
 	return unused;
 }
 
-/* The guest's thread stands between its event and its hole, for the lock of the inode and then for want of a CPU, while a pass of
- * a swap-out begins and ends. written: another thread writes to the page meanwhile. */
+/* The guest's thread stands between its event and its hole, for the lock of the inode and then for want of a
+ * CPU, while a pass of a swap-out begins and ends. written: another thread writes to the page meanwhile. */
 static void swap_out_before_the_hole(struct rig *rig, pid_t tid, bool written)
 {
 	struct puppet_order give_up = { .kind = ORDER_REMOVE, .page = GIVEN_UP },
@@ -172,7 +173,8 @@ static uint64_t word_of(const struct rig *rig, uint64_t page_idx)
 	return word;
 }
 
-/* A child that was forked while its parent's memory was being registered asks for each page that it has not mapped yet. */
+/* A child that was forked while its parent's memory was being registered asks for each page that it has not
+ * mapped yet. */
 static void fork_one_that_asks(struct rig *rig)
 {
 	rig_arm(rig, "uffd.minor", "stall");
@@ -185,8 +187,9 @@ static void fork_one_that_asks(struct rig *rig)
 	rig_end_job(rig);
 }
 
-/* The event was read, the hole waits for the lock of the inode, and the child finds the page in the file. False if it had the page
- * without a fault: then nobody has asked, and what is known of the chunk still holds. */
+/* The event was read, the hole waits for the lock of the inode, and the child finds the page in the file.
+ * False if it had the page without a fault: then nobody has asked, and what is known of the chunk still
+ * holds. */
 static bool given_up_and_asked_for(uint64_t page, uint64_t pages)
 {
 	static const char bytes[PAGE_BYTES] = "from outside";

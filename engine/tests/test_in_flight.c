@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* One thread serves all faults, and storage does not answer: reads are in flight many at a time, and nothing waits behind them that
- * needs no storage. The failpoint in the reading threads is the storage. */
+/* One thread serves all faults, and storage does not answer: reads are in flight many at a time, and nothing
+ * waits behind them that needs no storage. The failpoint in the reading threads is the storage. */
 #include "puppet.h"
 
 static const struct layout layout = {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Processes that join, mappings and files that change: each case lost a byte, or hung, in some version of the engine. */
+/* Processes that join, mappings and files that change: each case lost a byte, or hung, in some version of the
+ * engine. */
 #include "inode_lock.h"
 
 #define PAGES 1024
@@ -19,8 +20,8 @@ static void stranger_writes(struct rig *rig, uint64_t page)
 		  (struct puppet_order){ .kind = ORDER_WRITE, .page = page, .half = 1 });
 }
 
-/* What came back unchanged is write-protected in the processes of then. One that joins later writes without an event: no copy
- * that was kept before may be used after that, dropped or not. */
+/* What came back unchanged is write-protected in the processes of then. One that joins later writes without
+ * an event: no copy that was kept before may be used after that, dropped or not. */
 TEST(kept_copies_end_when_a_process_joins)
 {
 	struct error err = { 0 };
@@ -42,7 +43,8 @@ TEST(kept_copies_end_when_a_process_joins)
 	rig_stop(&rig);
 }
 
-/* Dropping them takes the longer the more there are, and a join holds up all page faults: it is done later, aside. */
+/* Dropping them takes the longer the more there are, and a join holds up all page faults: it is done later,
+ * aside. */
 TEST(stale_copies_are_dropped_when_there_is_time)
 {
 	struct error err = { 0 };
@@ -95,7 +97,8 @@ static void all_but_the_written_went_out(struct rig *rig, struct notice done)
 	puppet_check_all(rig, 0);
 }
 
-/* The pass that it joins in evicts nothing more; what that pass had protected is protected anew, in all, by the one that follows. */
+/* The pass that it joins in evicts nothing more; what that pass had protected is protected anew, in all, by
+ * the one that follows. */
 TEST(what_a_pass_left_is_protected_anew)
 {
 	struct error err = { 0 };
@@ -187,7 +190,8 @@ static long keep_from_children(void *addr, long pages)
 	return madvise(addr, (size_t)bytes_of_pages((uint64_t)pages), MADV_DONTFORK);
 }
 
-/* QEMU keeps guest memory from its children. Such a child takes nothing from a swap-out, nor its kept copies. */
+/* QEMU keeps guest memory from its children. Such a child takes nothing from a swap-out, nor its kept
+ * copies. */
 TEST(a_child_without_guest_memory)
 {
 	struct rig rig;
@@ -243,8 +247,8 @@ static long map_read_only(void *addr, long memfd)
 	return mmap(addr, PAGES * 4096, PROT_READ, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ? errno : 0;
 }
 
-/* The kernel registers no mapping that could never be written to. What cannot be registered cannot be watched, so nothing goes
- * out; it is not a kernel without write-protection, for which freezing would do. */
+/* The kernel registers no mapping that could never be written to. What cannot be registered cannot be
+ * watched, so nothing goes out; it is not a kernel without write-protection, for which freezing would do. */
 TEST(a_mapping_that_cannot_be_registered_stops_the_swap_out)
 {
 	struct error err = { 0 };
@@ -328,8 +332,9 @@ static long touch_many(void *addr, long n)
 	return 0;
 }
 
-/* read() gives page faults before events, and an unread event makes every COPY fail. So the list of faults to be served may be
- * full when the event is what must be read: more threads wait here than the one fault thread has room for. */
+/* read() gives page faults before events, and an unread event makes every COPY fail. So the list of faults to
+ * be served may be full when the event is what must be read: more threads wait here than the one fault thread
+ * has room for. */
 TEST(an_event_behind_a_full_list_is_read)
 {
 	struct engine_config config = {
@@ -392,8 +397,8 @@ static long map_anew(void *addr, long memfd)
 		       0;
 }
 
-/* A vhost-user back-end does so when the VMM gives it its memory table again. The kernel knows nothing of the new mapping, though
- * it is where the old one was: said again, it is registered. */
+/* A vhost-user back-end does so when the VMM gives it its memory table again. The kernel knows nothing of the
+ * new mapping, though it is where the old one was: said again, it is registered. */
 TEST(memory_that_was_mapped_anew_at_its_place)
 {
 	struct error err = { 0 };
@@ -425,7 +430,8 @@ static void refuse_ranges(struct rig *rig, struct range first, struct range seco
 	CHECK_CONTAINS(err.message, reason);
 }
 
-/* What was registered before stays so, also where it is a part of what was asked for, or the other way round. */
+/* What was registered before stays so, also where it is a part of what was asked for, or the other way
+ * round. */
 TEST(ranges_that_cannot_be_are_refused_and_nothing_is_changed)
 {
 	struct error err = { 0 };
@@ -661,7 +667,8 @@ TEST(memory_that_is_moved_and_unmapped_is_followed)
 	rig_stop(&rig);
 }
 
-/* Who maps the memory is found before the freeze. A process that comes after that must stand still too: all again. */
+/* Who maps the memory is found before the freeze. A process that comes after that must stand still too: all
+ * again. */
 TEST(a_process_that_comes_before_the_freeze_is_frozen_too)
 {
 	static const struct layout alone = { .memfd_pages = { PAGES },

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A process that lives and is given up, or refused, is unregistered a piece at a time: page faults come in between, its own too. */
+/* A process that lives and is given up, or refused, is unregistered a piece at a time: page faults come in
+ * between, its own too. */
 #include "puppet.h"
 
 #define PAGES 8192 /* more than is unregistered at once */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A swap-out leaves behind what it cannot read, store or punch, goes on with all else, and says how many and which. */
+/* A swap-out leaves behind what it cannot read, store or punch, goes on with all else, and says how many and
+ * which. */
 #include "puppet.h"
 
 #define PAGES 1024 /* two windows */

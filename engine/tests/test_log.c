@@ -471,8 +471,8 @@ TEST(a_successor_has_all_that_the_page_map_names_and_gives_back_the_rest)
 	log_destroy(log);
 }
 
-/* Bits of the records that a segment had before would cut those that follow short: they could not be read from disk.
- * The monitor locks its memory, where MADV_DONTNEED fails. */
+/* Bits of the records that a segment had before would cut those that follow short: they could not be read
+ * from disk. The monitor locks its memory, where MADV_DONTNEED fails. */
 TEST(a_segment_that_is_used_again_in_locked_memory_has_no_records_of_before)
 {
 	struct log_config one = config(test_dir());
@@ -596,8 +596,8 @@ TEST(a_slot_that_is_dropped_twice_ends_the_process)
 
 #define FLIP_PAGES 700
 
-/* A process dies with pages in RAM and on disk, and a bit of the table flips: its successor refuses, or each page is
- * right or an error. */
+/* A process dies with pages in RAM and on disk, and a bit of the table flips: its successor refuses, or each
+ * page is right or an error. */
 static void flip_and_recover(const char *dir, size_t byte, unsigned bit)
 {
 	struct log_config one = config(dir);
@@ -779,8 +779,8 @@ TEST(a_full_disk_behind_a_full_ram_tier_stops)
 	close(one.disk_fd);
 }
 
-/* On RAM alone, pages that do not compress would take more there than they free: it stops early, and goes on with
- * pages that do. */
+/* On RAM alone, pages that do not compress would take more there than they free: it stops early, and goes on
+ * with pages that do. */
 TEST(what_frees_too_little_stops_where_there_is_no_disk)
 {
 	struct log_config one = config(NULL);
@@ -908,8 +908,8 @@ static int put_beside_guest(void)
 	return n == CGROUP_PAGES ? 0 : log->limited_by == LIMITED_BY_NO_SPACE ? 4 : 5;
 }
 
-/* 94 MiB of pages through a cgroup that has 28 MiB beside the guest: what there is room for goes through RAM to
- * disk. */
+/* 94 MiB of pages through a cgroup that has 28 MiB beside the guest: what there is room for goes through RAM
+ * to disk. */
 TEST(a_cgroup_too_small_for_guest_and_ram_tier_gets_no_worse)
 {
 	CHECK_EQ(in_cgroup(GUEST_BYTES + 28 * MIB, put_beside_guest), 0);
@@ -922,8 +922,8 @@ TEST(a_cgroup_without_room_for_a_segment_stops_the_swap_out)
 }
 #endif
 
-/* A thread that was about to release the memory of a segment on disk stopped for long enough that the segment was
- * emptied and taken again: then it released 426 pages of the next swap-out. */
+/* A thread that was about to release the memory of a segment on disk stopped for long enough that the segment
+ * was emptied and taken again: then it released 426 pages of the next swap-out. */
 TEST(memory_that_is_being_released_belongs_to_nobody_else)
 {
 	struct log_config one = config(test_dir());
@@ -1178,7 +1178,8 @@ TEST(all_at_once_every_page_is_right)
 
 #define DEATH_PAGES (6 * N)
 
-/* A process puts, moves and compacts until it dies at the failpoint; what its page map names then is right for a successor. */
+/* A process puts, moves and compacts until it dies at the failpoint; what its page map names then is right
+ * for a successor. */
 static void die_and_recover(const char *failpoint)
 {
 	struct log_config one = config(test_dir());

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Somebody besides us fills holes of guest memory: what is lost by that is counted, all of it, and reported as one. */
+/* Somebody besides us fills holes of guest memory: what is lost by that is counted, all of it, and reported
+ * as one. */
 #include "file_capabilities.h"
 #include "large_folios.h"
 #include "poison_marker.h"
@@ -215,7 +216,8 @@ TEST(a_page_next_to_a_page_table_that_is_freed)
 	rig_stop(&rig);
 }
 
-/* The kernel cannot say which pages are there after a punch: each is looked at, and one that somebody wrote meanwhile stays. */
+/* The kernel cannot say which pages are there after a punch: each is looked at, and one that somebody wrote
+ * meanwhile stays. */
 TEST(nothing_where_mincore_fails)
 {
 	struct rig rig;
@@ -235,7 +237,8 @@ TEST(nothing_where_mincore_fails)
 	rig_stop(&rig);
 }
 
-/* Add memory of as many pages as there are numbers left, and take it away: what is added next begins with the first number again. */
+/* Add memory of as many pages as there are numbers left, and take it away: what is added next begins with the
+ * first number again. */
 static void use_all_numbers(struct rig *rig)
 {
 	uint64_t bytes = bytes_of_pages(PAGE_MAP_MAX_PAGES - rig->total_pages), page_idx;
@@ -265,7 +268,8 @@ static void replace_memory(struct rig *rig)
 	close(memfd);
 }
 
-/* While the pages around a lost one are looked at, their memory goes, and other memory gets their numbers and goes out. */
+/* While the pages around a lost one are looked at, their memory goes, and other memory gets their numbers and
+ * goes out. */
 TEST(nothing_of_memory_that_has_the_numbers_of_other_memory)
 {
 	struct puppet_order write = { .kind = ORDER_WRITE, .page = PAGE };
@@ -337,7 +341,8 @@ TEST(a_page_that_is_poisoned)
 	rig_stop(&rig);
 }
 
-/* It was read back, and a marker of another process is to be lifted yet: that is no loss, and who writes waits for it. */
+/* It was read back, and a marker of another process is to be lifted yet: that is no loss, and who writes
+ * waits for it. */
 TEST(nothing_while_markers_are_lifted)
 {
 	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = PAGE };
@@ -366,8 +371,9 @@ TEST(nothing_while_markers_are_lifted)
 	rig_stop(&rig);
 }
 
-/* The VMM's user takes all others' rights to the memfd away, while it is being punched. The kernel answers mincore() with "all is
- * there" from then on (mm/mincore.c, can_do_mincore()): a hole must not be taken for a page that stayed, and nothing else goes out. */
+/* The VMM's user takes all others' rights to the memfd away, while it is being punched. The kernel answers
+ * mincore() with "all is there" from then on (mm/mincore.c, can_do_mincore()): a hole must not be taken for a
+ * page that stayed, and nothing else goes out. */
 TEST(nothing_where_mincore_tells_nothing)
 {
 	struct notice done;

@@ -7,7 +7,8 @@
 
 static uint64_t hole_seeks;
 
-/* In place of the C library's: how far the kernel walks with the lock of the inode is not to be seen from outside. */
+/* In place of the C library's: how far the kernel walks with the lock of the inode is not to be seen from
+ * outside. */
 off_t lseek(int fd, off_t offset, int whence)
 {
 	hole_seeks += whence == SEEK_HOLE;

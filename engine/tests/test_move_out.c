@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Private memory on its way out, as in test_races.c: the engine is held at a failpoint, the guest does its part, the engine
- * goes on, and every byte is looked at.
+/* Private memory on its way out, as in test_races.c: the engine is held at a failpoint, the guest does its
+ * part, the engine goes on, and every byte is looked at.
  *
- * Pages 0 to 299 are in flight when the engine is held: the first window of the first region, which begins in its middle. */
+ * Pages 0 to 299 are in flight when the engine is held: the first window of the first region, which begins in
+ * its middle. */
 #include <setjmp.h>
 
 #include "puppet.h"
@@ -79,8 +80,8 @@ static void at_each_point(scene *play)
 	}
 }
 
-/* Where pages are being moved, the thread waits, and has its page as soon as that is over. Elsewhere it is served while the
- * engine stands still: it waits for no disk. */
+/* Where pages are being moved, the thread waits, and has its page as soon as that is over. Elsewhere it is
+ * served while the engine stands still: it waits for no disk. */
 static void touch(struct rig *rig, const struct point *point, struct puppet_order what)
 {
 	uint64_t faults = rig_stats(rig).fault_count;
@@ -123,8 +124,8 @@ TEST(read)
 	at_each_point(play_read);
 }
 
-/* The event is read while the engine stands still, and the memory is given up. Then half of a page is written: the other half
- * is zeros. */
+/* The event is read while the engine stands still, and the memory is given up. Then half of a page is
+ * written: the other half is zeros. */
 static void play_discard(struct rig *rig, const struct point *point)
 {
 	puppet_do(rig, 0, 0, order(ORDER_DISCARD, PAGE, 3));
@@ -301,8 +302,8 @@ static long gets_sigbus(void *addr, long unused)
 	return *(volatile char *)addr * 0;
 }
 
-/* A child that has guest memory sees it as it was at the fork, or gets no answer, never the VMM's later bytes. Nothing goes
- * out while it lives. */
+/* A child that has guest memory sees it as it was at the fork, or gets no answer, never the VMM's later
+ * bytes. Nothing goes out while it lives. */
 TEST(a_child_has_a_copy)
 {
 	struct rig rig;
@@ -444,7 +445,8 @@ static long split(void *addr, long size_bytes)
 	return madvise(addr, (size_t)size_bytes, MADV_DONTDUMP);
 }
 
-/* The kernel moves only what is in one mapping: pages of a window that is in several are moved all the same. */
+/* The kernel moves only what is in one mapping: pages of a window that is in several are moved all the
+ * same. */
 TEST(several_mappings_in_a_window)
 {
 	struct rig rig;
@@ -477,7 +479,8 @@ static long is_as_mapped(void *addr, long size_bytes)
 	return 0;
 }
 
-/* What the VMM has mapped in the place of guest memory, with no event, is not guest memory: nobody would wait for it. */
+/* What the VMM has mapped in the place of guest memory, with no event, is not guest memory: nobody would wait
+ * for it. */
 TEST(memory_that_was_mapped_anew_stays)
 {
 	struct puppet_order call = { .kind = ORDER_CALL, .page = 100, .run = map_anew, .argument = 3 * 4096 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The mailbox from both ends: what the VMM's thread does, what it refuses, and what the monitor makes of a VMM that lies. */
+/* The mailbox from both ends: what the VMM's thread does, what it refuses, and what the monitor makes of a
+ * VMM that lies. */
 #include "linux/mover.h"
 
 #include <string.h>

@@ -4,7 +4,8 @@
 
 #define SPAN_BYTES ((size_t)1 << 20)
 
-/* Three neighbours, which the kernel makes one mapping of: what is beside what stays must not stay with it. */
+/* Three neighbours, which the kernel makes one mapping of: what is beside what stays must not stay with
+ * it. */
 static char *neighbours(void)
 {
 	char *memory = mmap(NULL, 3 * SPAN_BYTES, PROT_READ | PROT_WRITE,
@@ -21,7 +22,8 @@ static bool is_mapped(const char *page)
 	return mincore((void *)page, 1, &resident) == 0;
 }
 
-/* In a process of its own; its exit status: a bit for each of the three that is left. 128: it did not get there. */
+/* In a process of its own; its exit status: a bit for each of the three that is left. 128: it did not get
+ * there. */
 static int left_of(char *memory, const struct span *spans, size_t spans_n)
 {
 	int status;

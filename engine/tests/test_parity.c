@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What the seed system's tests assert, asserted of ours; and what its later versions had to fix. docs/parity.md says which test
- * here stands for which there, and where the others are. */
+/* What the seed system's tests assert, asserted of ours; and what its later versions had to fix.
+ * docs/parity.md says which test here stands for which there, and where the others are. */
 #include "base/held.h"
 #include "puppet.h"
 
@@ -163,7 +163,8 @@ TEST(addresses_outside_are_nobodys)
 	free(process.ranges);
 }
 
-/* A VMM that registers something else with its uffd gets it served by the kernel, and a person hears of it. */
+/* A VMM that registers something else with its uffd gets it served by the kernel, and a person hears of
+ * it. */
 static long touch_a_page_of_its_own(void *shared, long argument)
 {
 	struct uffdio_register request = { .mode = UFFDIO_REGISTER_MODE_MISSING };
@@ -197,7 +198,8 @@ static void await_userfault(pid_t tid)
 		procfs_wait_channel(tid, tid, where, sizeof where);
 }
 
-/* Both faults are raised before the first is served: the second finds the page there, is counted, and is woken. */
+/* Both faults are raised before the first is served: the second finds the page there, is counted, and is
+ * woken. */
 TEST(duplicated_faults_of_two_processes)
 {
 	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = 1 };
@@ -270,7 +272,8 @@ static unsigned protected_pages(struct vm *vm)
 	return n;
 }
 
-/* Only the part of a REMOVE that is guest memory means anything to us; a VMM may give up what it likes of its own. */
+/* Only the part of a REMOVE that is guest memory means anything to us; a VMM may give up what it likes of its
+ * own. */
 TEST(remove_outside_of_the_region)
 {
 	struct error err = { 0 };
@@ -360,7 +363,8 @@ TEST(swap_in_10_11_12_13_20_15_0_0_0)
 	rig_stop(&rig);
 }
 
-/* Runs that were cleared, trimmed at their heads, split and joined: pages 1-2, 14-15, 17, 19, 30-31 are left. */
+/* Runs that were cleared, trimmed at their heads, split and joined: pages 1-2, 14-15, 17, 19, 30-31 are
+ * left. */
 TEST(what_is_out_is_exactly_what_was_not_given_up)
 {
 	static const struct layout one_region = { .memfd_pages = { 40 },
@@ -390,7 +394,8 @@ TEST(what_is_out_is_exactly_what_was_not_given_up)
 	rig_stop(&rig);
 }
 
-/* Counted since the last swap-out began; giving up lowers none of the first three. ResidentPages is the kernel's. */
+/* Counted since the last swap-out began; giving up lowers none of the first three. ResidentPages is the
+ * kernel's. */
 TEST(counters_mean_what_the_seeds_mean)
 {
 	struct engine_stats stats;

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Disk transfers into guest memory, in flight across a swap-out: lost if nobody looks for them, and not otherwise.
+/* Disk transfers into guest memory, in flight across a swap-out: lost if nobody looks for them, and not
+ * otherwise.
  *
- * The VMM reads with O_DIRECT from a disk that answers when the test says so: by pread(), by libaio, by io_uring. The engine
- * swaps everything out meanwhile, live or with the VMM frozen. Then the disk answers, and the bytes must be there. */
+ * The VMM reads with O_DIRECT from a disk that answers when the test says so: by pread(), by libaio, by
+ * io_uring. The engine swaps everything out meanwhile, live or with the VMM frozen. Then the disk answers,
+ * and the bytes must be there. */
 #include <linux/aio_abi.h>
 #include <linux/io_uring.h>
 
@@ -354,7 +356,8 @@ TEST(settling_loses_none_that_end_in_time)
 	close_disk();
 }
 
-/* A transfer that begins after the protect faults on each of its pages: they are the guest's again, and stay. */
+/* A transfer that begins after the protect faults on each of its pages: they are the guest's again, and
+ * stay. */
 TEST(transfers_that_begin_after_the_protect)
 {
 	open_disk();

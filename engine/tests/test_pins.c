@@ -957,7 +957,8 @@ TEST(a_large_folio_is_judged_as_one)
 	CHECK_EQ(count(seen.chunk.held), 7);
 }
 
-/* A chunk that is one folio, of a kernel before 6.10: mapped as a whole by one, and three of its pages by another. */
+/* A chunk that is one folio, of a kernel before 6.10: mapped as a whole by one, and three of its pages by
+ * another. */
 static struct pins_snapshot *fake_folio(struct pins_layout *layout, bool entire_in_pages)
 {
 	static struct pins_snapshot snap;

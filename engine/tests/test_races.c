@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Each interleaving of a swap-out, a swap-in or a fault with what the guest does meanwhile, made to happen: the engine is held
- * at a failpoint, the guest does its part, the engine goes on. docs/live-swap-out.md has the table of them all.
+/* Each interleaving of a swap-out, a swap-in or a fault with what the guest does meanwhile, made to happen:
+ * the engine is held at a failpoint, the guest does its part, the engine goes on. docs/live-swap-out.md has
+ * the table of them all.
  *
- * Pages 0 to 511 are in flight when the engine is held: the first window of the first region. The first hole punched is that
- * of pages 0 to 6. */
+ * Pages 0 to 511 are in flight when the engine is held: the first window of the first region. The first hole
+ * punched is that of pages 0 to 6. */
 #include <dirent.h>
 #include <sys/mount.h>
 
@@ -55,9 +56,9 @@ static bool held_in_gate;
 
 typedef void scene(struct rig *rig, const struct point *point);
 
-/* The order is given; whether it comes to its end while the engine is held. Where it must not, its fault is known to the
- * engine when this returns, so that it really waits. Where the gate is held, and a kept copy means that the page is protected
- * already, no fault can be read: that cannot be looked at. */
+/* The order is given; whether it comes to its end while the engine is held. Where it must not, its fault is
+ * known to the engine when this returns, so that it really waits. Where the gate is held, and a kept copy
+ * means that the page is protected already, no fault can be read: that cannot be looked at. */
 static bool give_order(struct rig *rig, uint32_t process, uint32_t number, struct puppet_order order,
 		       bool waits)
 {
@@ -82,8 +83,8 @@ static void settle(struct rig *rig, uint32_t process, uint32_t number, bool done
 		puppet_await(rig, process, number);
 }
 
-/* Set the scene at each point of a swap-out. prepare: with the engine at rest, or NULL. All bytes are right afterwards, in the
- * VMM and in its first child if it has one, by demand faults and after swap-in. */
+/* Set the scene at each point of a swap-out. prepare: with the engine at rest, or NULL. All bytes are right
+ * afterwards, in the VMM and in its first child if it has one, by demand faults and after swap-in. */
 static void at_each_point(const struct layout *layout, void (*prepare)(struct rig *rig), scene *play)
 {
 	for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
@@ -238,8 +239,9 @@ TEST(punch_then_dontneed)
 	at_each_point(&two_regions, NULL, play_discard);
 }
 
-/* A hole without an event: that the page is touched is the only sign. Before the mark it reads zeros and stays so. After the
- * mark nobody can tell it from our own hole, and the page comes back with what it held: that, or zeros, but not a mixture. */
+/* A hole without an event: that the page is touched is the only sign. Before the mark it reads zeros and
+ * stays so. After the mark nobody can tell it from our own hole, and the page comes back with what it held:
+ * that, or zeros, but not a mixture. */
 static void play_silent_punch(struct rig *rig, const struct point *point)
 {
 	bool marked = point->punching || point->out, done;
@@ -267,7 +269,8 @@ TEST(silent_punch_and_touch)
 	at_each_point(&two_regions, NULL, play_silent_punch);
 }
 
-/* QEMU's balloon punches before it tells. A page with a copy that is a hole when it is read has not changed behind our back. */
+/* QEMU's balloon punches before it tells. A page with a copy that is a hole when it is read has not changed
+ * behind our back. */
 TEST(silent_punch_of_a_kept_page)
 {
 	struct rig rig;
@@ -313,7 +316,8 @@ TEST(fork_and_the_child_writes)
 	at_each_point(&two_regions, NULL, play_fork);
 }
 
-/* KVM and vhost write guest memory from within the kernel; so do these, in the VMM and in a device process. */
+/* KVM and vhost write guest memory from within the kernel; so do these, in the VMM and in a device
+ * process. */
 static void play_kernel_writes(struct rig *rig, const struct point *point)
 {
 	struct puppet_order from_file = { .kind = ORDER_FROM_FILE, .page = PAGE, .half = 1 };
@@ -385,8 +389,9 @@ static void *join(void *argument)
 	return NULL;
 }
 
-/* A process that maps guest memory joins in the middle. It was not protected, so what it writes is seen by nobody: nothing that
- * was protected before it came may go. Where a punch is under way it is protected at once, and what it writes there waits. */
+/* A process that maps guest memory joins in the middle. It was not protected, so what it writes is seen by
+ * nobody: nothing that was protected before it came may go. Where a punch is under way it is protected at
+ * once, and what it writes there waits. */
 static void play_join(struct rig *rig, const struct point *point)
 {
 	struct joining joining = { .rig = rig };
@@ -632,7 +637,8 @@ TEST(slot_reused_while_a_fault_is_fetching)
 	stop_fetching(&rig);
 }
 
-/* Given up, written anew, and out again, into the same slot perhaps: the fault's bytes are of another life. */
+/* Given up, written anew, and out again, into the same slot perhaps: the fault's bytes are of another
+ * life. */
 TEST(out_again_while_a_fault_is_fetching)
 {
 	struct rig rig;
@@ -670,7 +676,8 @@ TEST(two_processes_fault_on_one_page)
 	rig_stop(&rig);
 }
 
-/* The bytes are there, the COPY is about to be made: a REMOVE is read before or after, never between the two. */
+/* The bytes are there, the COPY is about to be made: a REMOVE is read before or after, never between the
+ * two. */
 static void remove_at(const char *point)
 {
 	struct rig rig;
@@ -712,8 +719,8 @@ TEST(swap_out_while_a_fault_is_fetching)
 	stop_fetching(&rig);
 }
 
-/* While one thread gives pages up without end, its unread events make each COPY, ZEROPAGE and WRITEPROTECT of the process
- * fail with EAGAIN. All others get on all the same. */
+/* While one thread gives pages up without end, its unread events make each COPY, ZEROPAGE and WRITEPROTECT of
+ * the process fail with EAGAIN. All others get on all the same. */
 TEST(events_without_end)
 {
 	struct rig rig;
@@ -896,7 +903,8 @@ TEST(parts_of_large_folios_stay_seen_by_bpf)
 	parts_of_folios_stay(true);
 }
 
-/* The VMM makes a huge page itself, on a machine whose settings say that there are none: only the page check knows. */
+/* The VMM makes a huge page itself, on a machine whose settings say that there are none: only the page check
+ * knows. */
 static long collapse(void *addr, long argument)
 {
 	(void)argument;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What is registered is the guest's memory, all of it and nothing else, whatever the processes that map it do meanwhile. */
+/* What is registered is the guest's memory, all of it and nothing else, whatever the processes that map it do
+ * meanwhile. */
 #include "puppet.h"
 #include "vm/registration.h"
 
@@ -92,8 +93,8 @@ static void await_wait_in_fork(pid_t pid)
 	}
 }
 
-/* The child runs as soon as its event is read, and may have something of its own in the place of the guest's before it is looked
- * at. */
+/* The child runs as soon as its event is read, and may have something of its own in the place of the guest's
+ * before it is looked at. */
 static void squat_before_adopted(struct rig *rig, uint32_t child, long (*map)(void *, long))
 {
 	rig_arm(rig, "fault.fork-read", "stall");
@@ -105,7 +106,8 @@ static void squat_before_adopted(struct rig *rig, uint32_t child, long (*map)(vo
 	rig_await_fork(rig);
 }
 
-/* Guest memory is not inherited: all that the child maps there is its own, and stays so, whenever it was forked. */
+/* Guest memory is not inherited: all that the child maps there is its own, and stays so, whenever it was
+ * forked. */
 TEST(a_childs_own_memory_is_left_alone)
 {
 	struct rig rig;
@@ -165,8 +167,8 @@ static long touch_by_two(void *addr, long pages)
 	return 0;
 }
 
-/* Shared memory of its own cannot be told from the guest's then. The child gets what is not its own where it had nothing, may use
- * all of it, and takes nothing from the guest. */
+/* Shared memory of its own cannot be told from the guest's then. The child gets what is not its own where it
+ * had nothing, may use all of it, and takes nothing from the guest. */
 static void other_shmem(long (*map)(void *, long), bool writes)
 {
 	struct rig rig;
@@ -198,8 +200,8 @@ TEST(a_childs_shared_memory_takes_nothing_from_the_guest)
 
 TEST(a_childs_private_mapping_of_a_memfd_takes_nothing_from_the_guest)
 {
-	/* What came to it in a hole of that file it can read, and its writes there wait for ever: the kernel answers no question that
-	 * would tell such a page from a hole. */
+	/* What came to it in a hole of that file it can read, and its writes there wait for ever: the kernel
+	 * answers no question that would tell such a page from a hole. */
 	other_shmem(map_private_memfd, false);
 }
 
@@ -249,7 +251,8 @@ TEST(a_childs_memory_in_the_place_of_guest_memory_stops_the_swap_out)
 	rig_stop(&rig);
 }
 
-/* The child has the VMM's registrations as they were in the middle. It is served, and what it does is seen. */
+/* The child has the VMM's registrations as they were in the middle. It is served, and what it does is
+ * seen. */
 TEST(a_fork_while_memory_is_registered)
 {
 	struct puppet_order write = { .kind = ORDER_WRITE, .page = 5, .half = 1 };
@@ -310,8 +313,8 @@ static long own_pid(void *unused, long also_unused)
 	return getpid();
 }
 
-/* The child was forked before memory was registered, and forks itself before it is looked at: the kernel answers no question about
- * it then. */
+/* The child was forked before memory was registered, and forks itself before it is looked at: the kernel
+ * answers no question about it then. */
 TEST(a_child_that_forks_at_once)
 {
 	struct error err = { 0 };
@@ -450,7 +453,8 @@ static void check_registered(const struct rig *rig, uint32_t process, int uffd, 
 		uint64_t addr = (uint64_t)(uintptr_t)puppet_at(rig, process, page);
 		enum uffd_answer answer = uffd_is_registered(uffd, addr);
 
-		/* A thread that has forked need not have run on since its event was read: until then the kernel does not say. */
+		/* A thread that has forked need not have run on since its event was read: until then the
+		 * kernel does not say. */
 		for (int waited_ms = 0; answer == UFFD_UNKNOWN && waited_ms < PUPPET_PATIENCE_MS;
 		     waited_ms++) {
 			poll(NULL, 0, 1);
@@ -492,8 +496,8 @@ TEST(unregistered_in_pieces_while_a_child_is_forked)
 	rig_stop(&rig);
 }
 
-/* Its event is read only when nothing is tracked any more. What it has inherited is unregistered in pieces by housekeeping, and
- * served until then. */
+/* Its event is read only when nothing is tracked any more. What it has inherited is unregistered in pieces by
+ * housekeeping, and served until then. */
 TEST(a_child_that_is_seen_when_all_is_unregistered)
 {
 	struct notice forked;
@@ -589,7 +593,8 @@ TEST(cancelled_while_it_is_unregistered)
 	rig_stop(&rig);
 }
 
-/* The child has the VMM's registrations as they were between two pieces; its event is read when the VMM has them all again. */
+/* The child has the VMM's registrations as they were between two pieces; its event is read when the VMM has
+ * them all again. */
 TEST(a_fork_between_two_pieces_and_a_cancel)
 {
 	struct notice forked;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A large REMOVE reaches the page map a piece at a time, and nothing that was given up comes back in between. */
+/* A large REMOVE reaches the page map a piece at a time, and nothing that was given up comes back in
+ * between. */
 #include "puppet.h"
 #include "vm/removal.h"
 
@@ -43,7 +44,8 @@ TEST(a_large_removal_comes_in_pieces)
 	rig_stop(&rig);
 }
 
-/* Its bytes were read from the store before the REMOVE was, and are there when the page is still to be struck off. */
+/* Its bytes were read from the store before the REMOVE was, and are there when the page is still to be struck
+ * off. */
 TEST(a_page_that_is_given_up_while_it_is_fetched)
 {
 	struct rig rig;
@@ -98,7 +100,8 @@ TEST(a_swap_in_brings_nothing_back_that_is_to_be_struck_off)
 	rig_stop(&rig);
 }
 
-/* The guest has given the memory up, and its VMM writes to the file there, after the hole and before that is struck off. */
+/* The guest has given the memory up, and its VMM writes to the file there, after the hole and before that is
+ * struck off. */
 static void write_and_swap_out(struct rig *rig)
 {
 	static const char bytes[PAGE_BYTES] = "written after the hole";

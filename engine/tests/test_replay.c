@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Replays of wake-ups: what they bring back, and each thing that can happen to a page while one is bringing it back, made
- * to happen: the replay is held at a failpoint, the guest does its part, the replay continues. */
+/* Replays of wake-ups: what they bring back, and each thing that can happen to a page while one is bringing
+ * it back, made to happen: the replay is held at a failpoint, the guest does its part, the replay
+ * continues. */
 #include "puppet.h"
 
 #define PAGE 1	       /* the page that things happen to */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* How much of guest memory is on RAM, whatever its VMM does with its files, and whoever holds the locks of their inodes. */
+/* How much of guest memory is on RAM, whatever its VMM does with its files, and whoever holds the locks of
+ * their inodes. */
 #include <fcntl.h>
 
 #include "base/failpoint.h"

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A VMM that restores its private memory from a snapshot's file, as Firecracker does, and an engine that serves it: the VMM has
- * registered its memory before we hear of it, and nothing but the page map knows which pages it has had already.
+/* A VMM that restores its private memory from a snapshot's file, as Firecracker does, and an engine that
+ * serves it: the VMM has registered its memory before we hear of it, and nothing but the page map knows which
+ * pages it has had already.
  *
- * The guest has hands, threads that carry out one order each and write down what they saw. What each page must hold is in
- * memory shared with the test, so that any hand can check any page at any time. */
+ * The guest has hands, threads that carry out one order each and write down what they saw. What each page
+ * must hold is in memory shared with the test, so that any hand can check any page at any time. */
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
@@ -120,7 +121,8 @@ static void obey(struct hand *hand, enum order order)
 		own->versions[hand->page] = GIVEN_UP;
 		break;
 	case MAP_ANEW: /* the same, before Firecracker's balloon used madvise(): no event tells of it */
-		/* Not by mmap(), which the thread sanitizer takes for a write; who orders the hands it cannot see. */
+		/* Not by mmap(), which the thread sanitizer takes for a write; who orders the hands it cannot
+		 * see. */
 		CHECK_EQ(syscall(SYS_mmap, at, PAGE_BYTES, PROT_READ | PROT_WRITE,
 				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0),
 			 (long)(uintptr_t)at);
@@ -326,8 +328,8 @@ static void check_all(struct rig *rig)
 		await_right(rig, i);
 }
 
-/* With all counted of what the guest has had: a page is there a little before that is noted, and whoever changes the set of
- * processes waits for it. */
+/* With all counted of what the guest has had: a page is there a little before that is noted, and whoever
+ * changes the set of processes waits for it. */
 static struct engine_stats stats_of(struct rig *rig)
 {
 	struct engine_stats stats;
@@ -556,7 +558,8 @@ TEST(a_page_that_cannot_be_read_is_poisoned_and_heals)
 	rig_end(&rig);
 }
 
-/* A file that somebody wrote to holds another guest's memory for all that we know: SIGBUS, also from a successor on. */
+/* A file that somebody wrote to holds another guest's memory for all that we know: SIGBUS, also from a
+ * successor on. */
 TEST(a_file_that_was_changed_is_not_served)
 {
 	struct timespec times[2];
@@ -617,8 +620,8 @@ TEST(a_successor_goes_on)
 	rig_end(&rig);
 }
 
-/* What the VMM has mapped anew is not registered, and stays so: to a page fault there a successor would answer with the
- * file's bytes. */
+/* What the VMM has mapped anew is not registered, and stays so: to a page fault there a successor would
+ * answer with the file's bytes. */
 TEST(a_successor_leaves_alone_what_was_mapped_anew)
 {
 	struct error err = { 0 };
@@ -745,9 +748,9 @@ static void rig_begin_after_kill(struct rig *rig, const char *failpoint)
 	rig->engine = NULL;
 }
 
-/* It had put the page back and not recorded it, and the guest writes to it. From the successor's first moment on the page is
- * the guest's: if the successor died when it had read that the page was given up, and not recorded it, a third one would
- * bring back what the file has. */
+/* It had put the page back and not recorded it, and the guest writes to it. From the successor's first moment
+ * on the page is the guest's: if the successor died when it had read that the page was given up, and not
+ * recorded it, a third one would bring back what the file has. */
 TEST(a_page_that_was_put_back_and_not_recorded_is_the_guests)
 {
 	struct error err = { 0 };
@@ -780,7 +783,8 @@ TEST(a_page_that_was_about_to_be_put_back_is_put_back_at_once)
 	rig_end(&rig);
 }
 
-/* A region that the VMM did not map there, or that another userfaultfd has: refused, and what is registered stays so. */
+/* A region that the VMM did not map there, or that another userfaultfd has: refused, and what is registered
+ * stays so. */
 TEST(a_region_that_cannot_be_watched_is_refused)
 {
 	struct range range = { .addr = 0x10000, .pages = 4 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What is slow, or stands still, holds up nobody else: nothing waits inside the gate, for everybody would wait with it. */
+/* What is slow, or stands still, holds up nobody else: nothing waits inside the gate, for everybody would
+ * wait with it. */
 #include "inode_lock.h"
 
 static const struct layout layout = { .memfd_pages = { 512 }, .regions = { { 0, 0, 512 } } };
@@ -147,7 +148,8 @@ TEST(inode_is_locked_while_unmapped_pages_come_back)
 	rig_stop(&rig);
 }
 
-/* Whether it came where the guest's memory is has to be found out when it reads as zeros, while the file's lock is held. */
+/* Whether it came where the guest's memory is has to be found out when it reads as zeros, while the file's
+ * lock is held. */
 TEST(inode_is_locked_when_a_childs_page_is_looked_for)
 {
 	struct puppet_order touch = { .kind = ORDER_TOUCH, .page = OUT },
@@ -202,7 +204,8 @@ TEST(inode_is_locked_when_a_page_is_found_after_a_wp_fault)
 	rig_stop(&rig);
 }
 
-/* A swap-in waits for a process that is in the middle of changing its mappings. Who needs the page does not wait with it. */
+/* A swap-in waits for a process that is in the middle of changing its mappings. Who needs the page does not
+ * wait with it. */
 TEST(a_swap_in_that_cannot_copy_holds_no_page)
 {
 	struct rig rig;
@@ -284,8 +287,8 @@ TEST(the_vmm_writes_to_its_memfd_from_a_page_that_is_punched)
 	rig_stop(&rig);
 }
 
-/* Somebody has the lock, and the punch of the second run waits for it: all that can be asked of memory but a write to that very run is
- * answered, in every process, and the whole of it reads right. */
+/* Somebody has the lock, and the punch of the second run waits for it: all that can be asked of memory but a
+ * write to that very run is answered, in every process, and the whole of it reads right. */
 static void inode_is_locked_while_a_run_is_punched(uint32_t process)
 {
 	struct puppet_order read_all = { .kind = ORDER_CHECK, .pages = 490 };
@@ -325,7 +328,8 @@ TEST(inode_is_locked_while_a_run_is_punched_and_a_child_reads)
 	inode_is_locked_while_a_run_is_punched(1);
 }
 
-/* A child that was forked while its parent's memory was being registered asks for each page that it has not mapped yet. */
+/* A child that was forked while its parent's memory was being registered asks for each page that it has not
+ * mapped yet. */
 TEST(inode_is_locked_while_a_child_asks_for_pages_that_are_there)
 {
 	struct puppet_order fork_one = { .kind = ORDER_FORK, .process = 1 };
@@ -376,7 +380,8 @@ static long write_and_write(void *addr, long memfd)
 	return wrong;
 }
 
-/* The same without being held anywhere: a thread that copies guest memory to another part of the file, during swap-outs and -ins. */
+/* The same without being held anywhere: a thread that copies guest memory to another part of the file, during
+ * swap-outs and -ins. */
 TEST(the_vmm_writes_to_its_memfd_all_the_time)
 {
 	static const struct layout beside = { .memfd_pages = { BUSY_PAGES + 68 },

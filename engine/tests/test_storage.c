@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Storage that gives back wrong bytes, an error, or nothing for a while: what the guest sees, and how it ends. */
+/* Storage that gives back wrong bytes, an error, or nothing for a while: what the guest sees, and how it
+ * ends. */
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
@@ -318,8 +319,9 @@ static void poison_by_corruption(struct rig *rig, uint64_t page)
 	CHECK_EQ(stats_of(rig).poisoned_pages, 1);
 }
 
-/* Wrong bytes never reach the guest: SIGBUS in every process (or it waits), children from before and after included. Swapping in fails
- * while the page is poisoned and changes nothing; when its bytes are right again, it heals everywhere. */
+/* Wrong bytes never reach the guest: SIGBUS in every process (or it waits), children from before and after
+ * included. Swapping in fails while the page is poisoned and changes nothing; when its bytes are right again,
+ * it heals everywhere. */
 TEST(wrong_bytes)
 {
 	struct rig rig;
@@ -350,7 +352,8 @@ TEST(wrong_bytes)
 	rig_stop(&rig);
 }
 
-/* A child that is forked with the marker in its page tables gets SIGBUS too, and is healed with the others. */
+/* A child that is forked with the marker in its page tables gets SIGBUS too, and is healed with the
+ * others. */
 TEST(forked_after_poison)
 {
 	struct rig rig;
@@ -367,7 +370,8 @@ TEST(forked_after_poison)
 	rig_stop(&rig);
 }
 
-/* Only that page is left, and the budget is small: it is tried all the same, and costs nothing while it cannot be read. */
+/* Only that page is left, and the budget is small: it is tried all the same, and costs nothing while it
+ * cannot be read. */
 TEST(a_poisoned_page_and_a_small_budget)
 {
 	struct rig rig;
@@ -463,7 +467,8 @@ TEST(poison_outlives_the_engine)
 	rig_stop(&rig);
 }
 
-/* EIO is tried again, off the way of other pages: with one fault thread, another page is served between the tries. */
+/* EIO is tried again, off the way of other pages: with one fault thread, another page is served between the
+ * tries. */
 TEST(read_errors)
 {
 	struct hand *waiting;

@@ -371,7 +371,8 @@ TEST(a_store_leaves_the_reserve_free)
 	store_destroy(store);
 }
 
-/* What is counted is what was written; what does not fit into the budget is refused whole, and no slot is taken. */
+/* What is counted is what was written; what does not fit into the budget is refused whole, and no slot is
+ * taken. */
 TEST(a_write_budget_is_never_exceeded)
 {
 	struct store *store = open_store(test_dir());

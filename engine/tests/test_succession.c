@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* An engine that is killed while it waits for the lock of a memfd's inode punches all the same, once it has that. */
+/* An engine that is killed while it waits for the lock of a memfd's inode punches all the same, once it has
+ * that. */
 #include "inode_lock.h"
 #include <sys/socket.h>
 
@@ -42,7 +43,8 @@ static void be_predecessor(struct rig *rig, int told)
 	pause();
 }
 
-/* Until one of its threads waits for the lock of the inode; the kernel may show the semaphore, or who wants it. */
+/* Until one of its threads waits for the lock of the inode; the kernel may show the semaphore, or who wants
+ * it. */
 static void await_punch(pid_t pid)
 {
 	for (int tries = 0; tries < 30000; tries++) {

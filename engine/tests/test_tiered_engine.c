@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What test_engine.c asks, with pages in the tiers; and a VM whose pages were put out before there were any. */
+/* What test_engine.c asks, with pages in the tiers; and a VM whose pages were put out before there were
+ * any. */
 #define TEST_TIERS true
 #include "test_engine.c"
 
@@ -110,7 +111,8 @@ TEST(all_that_is_out_goes_from_ram_to_disk_and_comes_back_from_there)
 	rig_stop(&rig);
 }
 
-/* Most pages are written anew, so that what is left of the segments is sparse, and is compacted while the guest runs. */
+/* Most pages are written anew, so that what is left of the segments is sparse, and is compacted while the
+ * guest runs. */
 TEST(sparse_segments_are_compacted_under_a_guest_that_runs)
 {
 	uint64_t before_bytes;
@@ -302,8 +304,8 @@ static void flip_in(int fd, const struct flip *flip)
 	CHECK_EQ(pwrite(fd, block, sizeof block, at), sizeof block);
 }
 
-/* Everything is out, on RAM or on disk, and a bit flips there. A swap-in brings no wrong byte; once the bit is right
- * again, another one brings the rest. */
+/* Everything is out, on RAM or on disk, and a bit flips there. A swap-in brings no wrong byte; once the bit
+ * is right again, another one brings the rest. */
 static void flip_and_bring_in(struct rig *rig, const struct flip *flip)
 {
 	struct store_fds fds = engine_tier_fds(rig->engine);

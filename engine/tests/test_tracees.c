@@ -58,8 +58,8 @@ static void serve_fault(struct fault_server *server)
 	CHECK_SYS(ioctl(server->uffd, UFFDIO_ZEROPAGE, &zero));
 }
 
-/* A freeze that one thread does not let succeed: it gives up, and names that thread. A limit that is too short for
- * the others on a busy machine names one of those, rightly: then it gets a longer one. */
+/* A freeze that one thread does not let succeed: it gives up, and names that thread. A limit that is too
+ * short for the others on a busy machine names one of those, rightly: then it gets a longer one. */
 static void check_times_out_by_name(struct target *target, const char *name, struct error *err)
 {
 	char within[32];
@@ -300,8 +300,8 @@ static void body_execs(struct memory *memory)
 	count_forever(memory);
 }
 
-/* Wherever exec() is when the freeze comes: it ends well, or times out and all run on. On a busy machine it may
- * take more rounds until one ends well. */
+/* Wherever exec() is when the freeze comes: it ends well, or times out and all run on. On a busy machine it
+ * may take more rounds until one ends well. */
 TEST(exec_while_being_frozen)
 {
 	int frozen = 0;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Guest memory that was in use is unplugged a piece at a time: page faults, forks and jobs come in between. */
+/* Guest memory that was in use is unplugged a piece at a time: page faults, forks and jobs come in
+ * between. */
 #include "puppet.h"
 
 #define STAYS_PAGES 64

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Guest memory is walked over window by window: all of it, each page once, and never over a large folio's bounds. */
+/* Guest memory is walked over window by window: all of it, each page once, and never over a large folio's
+ * bounds. */
 #include "vm/window.h"
 
 #include <sys/syscall.h>

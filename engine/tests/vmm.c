@@ -36,9 +36,9 @@ struct expected {
 	uint64_t version; /* 0: zeros */
 	uint64_t newest;  /* ever written */
 
-	/* A REMOVE that a monitor had read and not yet recorded when it was killed is lost: the page is zeros, or comes back
-	 * with exactly the contents that it had. Which of the two is seen at the first look, and holds from then on. The
-	 * version that may come back; 0: none may. */
+	/* A REMOVE that a monitor had read and not yet recorded when it was killed is lost: the page is
+	 * zeros, or comes back with exactly the contents that it had. Which of the two is seen at the first
+	 * look, and holds from then on. The version that may come back; 0: none may. */
 	uint64_t returning;
 };
 

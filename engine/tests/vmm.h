@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A small VMM for the engine's tests: a process of its own whose threads know what each byte of their memory must be. */
+/* A small VMM for the engine's tests: a process of its own whose threads know what each byte of their memory
+ * must be. */
 #ifndef VMMSWAP_TEST_VMM_H
 #define VMMSWAP_TEST_VMM_H
 
@@ -52,8 +53,8 @@ struct vmm {
 	struct vmm_shared *shared;
 };
 
-/* Start it: two memfds of pages_0 and pages_1 pages, filled (every eighth page is left zero), a uffd with API done, an idle
- * pool of workers. Exits the test on failure. */
+/* Start it: two memfds of pages_0 and pages_1 pages, filled (every eighth page is left zero), a uffd with API
+ * done, an idle pool of workers. Exits the test on failure. */
 void vmm_start(struct vmm *vmm, uint64_t pages_0, uint64_t pages_1, uint32_t workers);
 void vmm_stop(struct vmm *vmm);
 

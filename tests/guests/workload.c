@@ -224,8 +224,8 @@ static void tag(const char *mib, bool are_written)
 	printf("%s disks=%zu wrong=%d\n", are_written ? "tagged" : "tag", disks_n, !wrote);
 }
 
-/* Each block goes to another place, and is looked at only after some more were read: by then it may have been taken out
- * and brought back. Each eighth is written again from where it was read to. */
+/* Each block goes to another place, and is looked at only after some more were read: by then it may have been
+ * taken out and brought back. Each eighth is written again from where it was read to. */
 static void read_blocks_of(size_t idx, uint64_t random)
 {
 	uint64_t *place = take((size_t)SLOTS * BLOCK_BYTES), numbers[SLOTS] = { 0 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Programs that are awkward to attach to. Each has shared guest memory, its first half written, says "ready", and then
- * for each byte on its standard input does one thing and says what came of it.
+/* Programs that are awkward to attach to. Each has shared guest memory, its first half written, says "ready",
+ * and then for each byte on its standard input does one thing and says what came of it.
  *
  *     attach_odd_target KIND [NUMBER]
  *

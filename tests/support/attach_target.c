@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A program for the tests of attach: threads that each do one thing again and again and notice if it was disturbed.
+/* A program for the tests of attach: threads that each do one thing again and again and notice if it was
+ * disturbed.
  *
  *     attach_target STATS-FD SIZE-MIB KIND[,KIND...] [OPTION...]
  *
- * The first kind is the main thread's. Each thread counts in the shared page STATS-FD what it has done, what was
- * wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, locked, hugetlb (not touched), no-fd,
- * twice, fork, seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is killed),
- * seccomp-back-end (the same, and what a vhost-user back-end needs is allowed).
+ * The first kind is the main thread's. Each thread counts in the shared page STATS-FD what it has done, what
+ * was wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, locked, hugetlb
+ * (not touched), no-fd, twice, fork, seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few
+ * (all but what it needs itself is killed), seccomp-back-end (the same, and what a vhost-user back-end needs
+ * is allowed).
  */
 #include <errno.h>
 #include <fcntl.h>

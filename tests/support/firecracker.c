@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A VMM that restores a snapshot as Firecracker does (src/vmm/src/persist.rs, guest_memory_from_uffd and
- * send_uffd_handshake; format of the message: GuestRegionUffdMapping): private anonymous memory, one userfaultfd
- * with EVENT_REMOVE, O_NONBLOCK and kernel-mode faults, registered for missing pages; connect; all regions as one
- * JSON array with the userfaultfd in one sendmsg(); nothing is read, and neither the socket nor the userfaultfd is
- * ever closed. Then its guest does what standard input says, one order a line, one answer a line:
+ * send_uffd_handshake; format of the message: GuestRegionUffdMapping): private anonymous memory, one
+ * userfaultfd with EVENT_REMOVE, O_NONBLOCK and kernel-mode faults, registered for missing pages; connect;
+ * all regions as one JSON array with the userfaultfd in one sendmsg(); nothing is read, and neither the
+ * socket nor the userfaultfd is ever closed. Then its guest does what standard input says, one order a line,
+ * one answer a line:
  *
  *     firecracker SOCKET VERSION SIZE-MIB[,SIZE-MIB...] [ODD]
  *
- * VERSION: new, or old: page_size_kib alone, where new has page_size too; EVENT_REMOVE only if there is a balloon
- * (there is none); the socket is closed as soon as all is sent.
- * ODD: split (the message comes in pieces), or what Firecracker would not do and what we do not serve: shared, fork,
- * no-api, huge.
+ * VERSION: new, or old: page_size_kib alone, where new has page_size too; EVENT_REMOVE only if there is a
+ * balloon (there is none); the socket is closed as soon as all is sent. ODD: split (the message comes in
+ * pieces), or what Firecracker would not do and what we do not serve: shared, fork, no-api, huge.
  *
  *     read PAGE N FILE     write() N pages to FILE: the kernel reads guest memory
  *     sum PAGE N           read each byte and answer the sum of all words; "sigbus" if that raises it

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A VMM whose guest gets memory and loses it, as by hotplug, and a device process of it that maps the memory when it is
- * told to, as a vhost-user back-end does: pieces of 16 MiB, numbered from 0, each in a memfd of its own, the first there
- * from the start. Says "ready PID", the device's; then obeys one order a line and answers each with one line:
+/* A VMM whose guest gets memory and loses it, as by hotplug, and a device process of it that maps the memory
+ * when it is told to, as a vhost-user back-end does: pieces of 16 MiB, numbered from 0, each in a memfd of
+ * its own, the first there from the start. Says "ready PID", the device's; then obeys one order a line and
+ * answers each with one line:
  *
  *     plug N       make piece N and write it
  *     unplug N     unmap it and close its memfd

@@ -3,10 +3,10 @@
  *
  *     slow_disk FILE DELAY_MS
  *
- * It is FILE, reached through the FUSE file system that this program serves. The mount is a plain file and lies over FILE in a
- * mount namespace of the program's own, so that it goes when the program does: others open it as /proc/PID/root/FILE, once
- * "ready" was printed. With O_DIRECT a transfer holds the pages of whoever asked for it until it is answered. End those who
- * have it open first. Needs root and /dev/fuse. */
+ * It is FILE, reached through the FUSE file system that this program serves. The mount is a plain file and
+ * lies over FILE in a mount namespace of the program's own, so that it goes when the program does: others
+ * open it as /proc/PID/root/FILE, once "ready" was printed. With O_DIRECT a transfer holds the pages of
+ * whoever asked for it until it is answered. End those who have it open first. Needs root and /dev/fuse. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fuse.h>

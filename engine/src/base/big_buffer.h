@@ -6,7 +6,8 @@
 #include "base/units.h"
 
 /* Allocate CHUNK_BYTES of zeros, aligned to that. One huge page if the kernel has one: it is cleared in a
- * fraction of the time, and a read or write with O_DIRECT looks up one page instead of 512. NULL: no memory. */
+ * fraction of the time, and a read or write with O_DIRECT looks up one page instead of 512. NULL: no
+ * memory. */
 void *big_buffer_new(void);
 void big_buffer_free(void *buffer); /* NULL is allowed */
 

@@ -302,7 +302,8 @@ static void sleep_ms(long ms)
 		;
 }
 
-/* The engine's threads block all signals, and raise() of a blocked one only leaves it pending: a real fault does not. */
+/* The engine's threads block all signals, and raise() of a blocked one only leaves it pending: a real fault
+ * does not. */
 static void die_of_segv(void)
 {
 	sigset_t segv;

@@ -24,7 +24,8 @@ struct notices {
 	pthread_mutex_t lock;
 	size_t n;
 	struct entry *first, **last;
-	/* For when there is no memory: a notice that is lost is a child that nobody serves, or a job without an end. */
+	/* For when there is no memory: a notice that is lost is a child that nobody serves, or a job without
+	 * an end. */
 	struct entry *spare;
 	size_t spare_n;
 };

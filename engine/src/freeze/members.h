@@ -11,8 +11,7 @@
 struct members {
 	const struct mapped_file *files; /* the caller's, valid until members_free() */
 	size_t files_n;
-	uint64_t
-		deadline_ns; /* CLOCK_MONOTONIC: members_list() looks no longer than that; UINT64_MAX: no limit */
+	uint64_t deadline_ns; /* CLOCK_MONOTONIC: members_list() stops looking then; UINT64_MAX: no limit */
 	struct pid_list mappers; /* processes that map one of the files shared */
 };
 

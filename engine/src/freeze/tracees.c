@@ -20,7 +20,7 @@
 enum task_state {
 	TASK_RUNNING, /* interrupted, and about to stop */
 	TASK_STOPPED,
-	TASK_DEAD, /* a leader that has ended: its number stays in use by its process, or by a sibling after exec */
+	TASK_DEAD, /* an ended leader: its process still has the number, or a sibling after exec */
 };
 
 struct task {

@@ -90,7 +90,8 @@ static size_t run_length(const struct batch *batch, size_t i)
 	return n;
 }
 
-/* Copy pages at i, n at most, through the first process that maps them. *done: how many were dealt with, at least 1. */
+/* Copy pages at i, n at most, through the first process that maps them. *done: how many were dealt with, at
+ * least 1. */
 static int copy_run(struct batch *batch, size_t i, size_t n, size_t *done)
 {
 	struct vm *vm = batch->vm;

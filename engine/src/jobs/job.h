@@ -35,8 +35,9 @@ struct swapper {
 	bool free_only;
 	uint64_t joined; /* vm->joined before the first pass began */
 	struct window_cursor cursor;
-	struct memory
-		memory; /* as it was when the job began, without what was on its way out; no region of it is removed meanwhile */
+	/* As it was when the job began, without what was on its way out; no region of it is removed
+	 * meanwhile. */
+	struct memory memory;
 	struct error error; /* the first one; ends the job */
 	struct evict_counts counts;
 	struct left left;

@@ -5,8 +5,8 @@
 
 #include "vm/vm.h"
 
-/* Put those of the pages that are still MOVED back from a place in scratch; window_page: which page of the place
- * the first one is. 0: none of them is MOVED any more. -errno: why one still is. */
+/* Put those of the pages that are still MOVED back from a place in scratch; window_page: which page of the
+ * place the first one is. 0: none of them is MOVED any more. -errno: why one still is. */
 int move_back(struct vm *vm, struct lane *lane, int place, uint64_t page_idx, uint64_t window_page,
 	      uint64_t pages);
 

@@ -53,8 +53,8 @@ static size_t run_length(const struct moving *moving, size_t from)
 	return n;
 }
 
-/* True if the VMM has the page where the region says, and whoever misses it there waits for us: it may have moved
- * guest memory, or mapped something else in its place, with no event. */
+/* True if the VMM has the page where the region says, and whoever misses it there waits for us: it may have
+ * moved guest memory, or mapped something else in its place, with no event. */
 static bool is_guest_memory(const struct moving *moving, uint64_t page_idx)
 {
 	const struct vm *vm = moving->evictor->vm;
@@ -103,8 +103,8 @@ static void mark(struct moving *moving, const struct window *window, uint64_t jo
 		want(moving->wanted, bit_of(moving, i));
 }
 
-/* There is no thread that would say what it has moved. What guest memory does not have, it has moved, or it was a
- * hole. */
+/* There is no thread that would say what it has moved. What guest memory does not have, it has moved, or it
+ * was a hole. */
 static void look_what_moved(struct moving *moving)
 {
 	for (size_t i = 0; i < moving->n; i++)
@@ -134,8 +134,8 @@ static void settle(struct moving *moving)
 	gate_leave(vm->gate, moving->evictor->lane);
 }
 
-/* Once more than half of what was wanted cannot be moved for another reason than that it is in use, the reason is
- * reported. */
+/* Once more than half of what was wanted cannot be moved for another reason than that it is in use, the
+ * reason is reported. */
 static void report_unmoved(struct moving *moving, size_t wanted_n, int why)
 {
 	struct error error;
@@ -146,8 +146,8 @@ static void report_unmoved(struct moving *moving, size_t wanted_n, int why)
 	left_add(moving->evictor->left, moving->idx[0], wanted_n - moving->n, &error);
 }
 
-/* A mapping ends in the middle of pages that were wanted together. Those with even numbers, and those with odd ones,
- * are not adjacent, and each is looked at. */
+/* A mapping ends in the middle of pages that were wanted together. Those with even numbers, and those with
+ * odd ones, are not adjacent, and each is looked at. */
 static int move_one_by_one(struct moving *moving, unsigned parity, int *why)
 {
 	struct vm *vm = moving->evictor->vm;
@@ -205,9 +205,9 @@ static int move(struct moving *moving, struct error *err)
 	return rc;
 }
 
-/* The VMM may have mapped memory anew since it was registered, with no event: what is moved from there is not waited
- * for by who touches it. The kernel moves pages of one mapping in one call, so each run is looked at where it
- * begins. */
+/* The VMM may have mapped memory anew since it was registered, with no event: what is moved from there is not
+ * waited for by who touches it. The kernel moves pages of one mapping in one call, so each run is looked at
+ * where it begins. */
 static int check_registration(struct moving *moving, struct error *err)
 {
 	struct vm *vm = moving->evictor->vm;

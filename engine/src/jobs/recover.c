@@ -142,11 +142,11 @@ int recover_pages(struct vm *vm, struct error *err)
 	/* Register again everything that should be: the predecessor may have died while it registered, and
 	 * may not yet have registered a child that it knew to be forked.
 	 *
-	 * One hold of the gate for all of it, though others give it back between two pieces: nobody is there to
-	 * pass. Fault threads and jobs start later, and all page faults wait for them. It takes no longer for
-	 * that: registering takes microseconds a GiB, and where nothing is tracked the predecessor had
-	 * unregistered all but a child that was just being forked. Piece by piece nevertheless, because
-	 * the child cannot use its memory map meanwhile. */
+	 * One hold of the gate for all of it, though others give it back between two pieces: nobody is there
+	 * to pass. Fault threads and jobs start later, and all page faults wait for them. It takes no longer
+	 * for that: registering takes microseconds a GiB, and where nothing is tracked the predecessor had
+	 * unregistered all but a child that was just being forked. Piece by piece nevertheless, because the
+	 * child cannot use its memory map meanwhile. */
 	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
 		if (vm->tracking || atomic_load(&vm->stored_pages))

@@ -13,8 +13,8 @@
 #include "jobs/ahead.h"
 #include "jobs/budget.h"
 
-/* Wake-ups repeat the set of pages, and hardly their order: so many pages of the order are sorted by place, for fewer
- * reads and larger copies. */
+/* Wake-ups repeat the set of pages, and hardly their order: so many pages of the order are sorted by place,
+ * for fewer reads and larger copies. */
 #define BAND_PAGES 4096
 #define WORKERS_MAX 4
 #define STACK_BYTES ((size_t)256 << 10)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Replay of a wake-up: brings the pages of the VM's record (wake/wake_record.h) back, in their order, while page faults
- * are served. On threads of its own, which exist only while a replay runs. It may run beside a job of the swapper, and
- * ends soon once that has begun. */
+/* Replay of a wake-up: brings the pages of the VM's record (wake/wake_record.h) back, in their order, while
+ * page faults are served. On threads of its own, which exist only while a replay runs. It may run beside a
+ * job of the swapper, and ends soon once that has begun. */
 #ifndef VMMSWAP_REPLAY_H
 #define VMMSWAP_REPLAY_H
 
@@ -12,8 +12,8 @@ struct replay;
 int replay_create(struct vm *vm, struct replay **out, struct error *err);
 void replay_destroy(struct replay *replay); /* NULL is allowed */
 
-/* Start one, unless one runs. NOTICE_REPLAY_DONE follows. -EBUSY: one was cancelled and has not ended. Not from two
- * threads at once. */
+/* Start one, unless one runs. NOTICE_REPLAY_DONE follows. -EBUSY: one was cancelled and has not ended. Not
+ * from two threads at once. */
 int replay_start(struct replay *replay, struct error *err);
 
 /* It ends within a few pages, and keeps what it has done. */

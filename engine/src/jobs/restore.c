@@ -265,7 +265,8 @@ static void pass_when_removed(struct batch *batch, size_t from, size_t end)
 	}
 }
 
-/* One passage of the gate: pages from *next on, a piece at most. 0, -EAGAIN (nothing came on), -ENOMEM, or -EIO. */
+/* One passage of the gate: pages from *next on, a piece at most. 0, -EAGAIN (nothing came on), -ENOMEM, or
+ * -EIO. */
 static int copy_piece(struct batch *batch, size_t *next)
 {
 	struct vm *vm = batch->restorer->vm;

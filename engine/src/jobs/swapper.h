@@ -23,8 +23,7 @@ struct swap_out_options {
 	uint32_t max_passes;
 	uint64_t until_resident_pages; /* no further pass once this few pages are resident */
 	uint32_t freeze_timeout_ms;    /* abort a freeze unless all threads stop within this time */
-	uint32_t
-		freeze_limit_ms; /* how long the threads are stopped at most, give or take one window; 0: no limit */
+	uint32_t freeze_limit_ms;      /* stop the threads no longer than this and one window; 0: no limit */
 	struct pins_config pins;
 	bool check_pins; /* false: the caller knows that nothing can pin guest memory */
 };
@@ -66,7 +65,8 @@ uint64_t swapper_hot_looks_max(uint64_t resident_pages);
 /* How many jobs were started so far. False: one runs. */
 bool swapper_is_idle(struct swapper *swapper, uint64_t *started);
 
-/* The region is on its way out: no job that is started from now on works on it. False, and nothing has changed: one was, since that many. */
+/* The region is on its way out: no job that is started from now on works on it. False, and nothing has
+ * changed: one was, since that many. */
 bool swapper_leave_out(struct swapper *swapper, uint64_t started, uint64_t page_idx);
 
 enum job_kind swapper_job(const struct swapper *swapper);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* A thread that tends the store's tiers (store/tend.h), beside all jobs: pages age to disk and sparse segments
- * are compacted while a swap-out runs as well as when nothing does. It sleeps for as long as there is nothing
- * to do. */
+/* A thread that tends the store's tiers (store/tend.h), beside all jobs: pages age to disk and sparse
+ * segments are compacted while a swap-out runs as well as when nothing does. It sleeps for as long as there
+ * is nothing to do. */
 #ifndef VMMSWAP_TENDER_H
 #define VMMSWAP_TENDER_H
 

@@ -152,8 +152,8 @@ static void name_orphan(const struct keeper *keeper, const struct orphan *orphan
 	text_add_number(text, (uint64_t)orphan->fd);
 }
 
-/* With an fd store: the orphans, and what the monitor could not send any more. The manager must have taken them, and seen who
- * sent them, before we are gone: if it stands still, so do we. */
+/* With an fd store: the orphans, and what the monitor could not send any more. The manager must have taken
+ * them, and seen who sent them, before we are gone: if it stands still, so do we. */
 static void store(const struct keeper *keeper)
 {
 	struct fd_store manager;

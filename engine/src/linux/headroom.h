@@ -9,8 +9,8 @@
 
 struct headroom;
 
-/* Of the calling process's cgroups, of version 1 or 2, as /proc/self has them now. proc is "/proc", or another
- * directory for tests. NULL: no memory. */
+/* Of the calling process's cgroups, of version 1 or 2, as /proc/self has them now. proc is "/proc", or
+ * another directory for tests. NULL: no memory. */
 struct headroom *headroom_create(const char *proc);
 void headroom_destroy(struct headroom *headroom);
 

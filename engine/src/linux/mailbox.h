@@ -3,10 +3,11 @@
  *
  * Only a process itself can move its pages (UFFDIO_MOVE), and drop what it moved. So a thread of the VMM does
  * these two things for the monitor, and nothing else: it takes pages of a window of guest memory to its place
- * in scratch, a second mapping of the VMM, and empties that place. engine/planted/mover_thread.c is the thread.
+ * in scratch, a second mapping of the VMM, and empties that place. engine/planted/mover_thread.c is the
+ * thread.
  *
- * A window is 2 MiB of the VMM's addresses, aligned; so is a place in scratch, and page i of the window goes to
- * page i of the place: a huge page moves whole.
+ * A window is 2 MiB of the VMM's addresses, aligned; so is a place in scratch, and page i of the window goes
+ * to page i of the place: a huge page moves whole.
  *
  * `state` is a futex, and says whose the rest is:
  *
@@ -14,8 +15,8 @@
  *                       +-----monitor, which does not want to wait any longer----> IDLE
  *
  * The monitor and the VMM do not trust each other: each reads a field once and checks it. The thread knows by
- * itself which addresses are guest memory and scratch, and refuses all others. The file must be sealed against
- * shrinking, or the VMM could have the monitor killed by SIGBUS. */
+ * itself which addresses are guest memory and scratch, and refuses all others. The file must be sealed
+ * against shrinking, or the VMM could have the monitor killed by SIGBUS. */
 #ifndef VMMSWAP_MAILBOX_H
 #define VMMSWAP_MAILBOX_H
 

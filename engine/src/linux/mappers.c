@@ -16,7 +16,7 @@ struct scan {
 	const struct mapped_file *files;
 	size_t files_n;
 	struct mapper_list *out;
-	char *line; /* getline()'s buffer, grown as needed: a path of 4 KiB takes 16 KiB if each byte is escaped */
+	char *line; /* getline()'s buffer, grown as needed: a path of 4 KiB can take 16 KiB */
 	size_t line_max;
 };
 

@@ -161,8 +161,8 @@ static void record(struct mover *mover, int place, uint64_t window_addr)
 	atomic_store(&mover->windows[place], window_addr);
 }
 
-/* A window can be of two regions, and two threads' at once: who looks for a page looks in one place. -1: none is
- * free; *will_be: one will be. */
+/* A window can be of two regions, and two threads' at once: who looks for a page looks in one place. -1: none
+ * is free; *will_be: one will be. */
 static int free_place(const struct mover *mover, uint64_t window_addr, bool *will_be)
 {
 	int found = -1;

@@ -54,8 +54,8 @@ int pagemap_open(pid_t pid)
 	return checked(open(path, O_RDONLY | O_CLOEXEC));
 }
 
-/* Categories are not returned, so that pages of several in a row are one run. Returns how many runs there are;
- * *done_addr: up to where was looked. */
+/* Categories are not returned, so that pages of several in a row are one run. Returns how many runs there
+ * are; *done_addr: up to where was looked. */
 static int scan(int fd, uint64_t addr, uint64_t end_addr, uint64_t pages_max, struct scan_region *runs,
 		uint64_t runs_max, uint64_t *done_addr)
 {

@@ -14,12 +14,14 @@
 enum uffd_outcome {
 	UFFD_DONE,
 	UFFD_EXISTS, /* EEXIST: the page is present; threads that wait for it must be woken */
-	/* EAGAIN: an event is unread, or its process has not run since it was read: read events, then try again */
+	/* EAGAIN: an event is unread, or its process has not run since it was read: read events, then try
+	 * again */
 	UFFD_RETRY,
 	/* ESRCH, or ENOMEM of (un)register that stands for ESRCH: the process died or called exec */
 	UFFD_GONE,
 	UFFD_UNMAPPED, /* ENOENT: the range is not mapped, or not registered with this uffd */
-	/* ENOMEM: the process's cgroup or the host is out of memory; of (un)register: no mapping can be split */
+	/* ENOMEM: the process's cgroup or the host is out of memory; of (un)register: no mapping can be
+	 * split */
 	UFFD_NO_MEMORY,
 	UFFD_BEYOND,  /* EFAULT: the memfd is shorter than the range */
 	UFFD_REFUSED, /* EINVAL and all others: the kernel or this uffd cannot do it */

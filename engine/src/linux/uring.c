@@ -10,8 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Both rings are in one mapping (IORING_FEAT_SINGLE_MMAP, Linux 5.4). Of a pair of head and tail, one is ours and the other the
- * kernel's: io_uring(7). */
+/* Both rings are in one mapping (IORING_FEAT_SINGLE_MMAP, Linux 5.4). Of a pair of head and tail, one is ours
+ * and the other the kernel's: io_uring(7). */
 struct uring {
 	int fd;
 	char *rings;

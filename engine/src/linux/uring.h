@@ -10,8 +10,9 @@
 
 struct uring;
 
-/* A ring for `entries` reads at a time, a power of two. -EPERM, -ENOSYS: the kernel or a seccomp filter does not allow io_uring here
- * (kernel.io_uring_disabled, SystemCallFilter=); -ENOMEM and others: it cannot be had now. */
+/* A ring for `entries` reads at a time, a power of two. -EPERM, -ENOSYS: the kernel or a seccomp filter does
+ * not allow io_uring here (kernel.io_uring_disabled, SystemCallFilter=); -ENOMEM and others: it cannot be had
+ * now. */
 int uring_create(unsigned entries, struct uring **out);
 void uring_destroy(struct uring *uring); /* no read is in flight; NULL is allowed */
 

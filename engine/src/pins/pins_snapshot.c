@@ -17,11 +17,11 @@
  *   else has one. A large folio has its counters in two words: pins by DMA have a counter of their own there,
  *   which must be zero, and the number of mappings must be the same before and after the references were
  *   read.
- * - Before 6.10 no word has the number of a large folio's mappings: those of each page are counted there, and those of
- *   all of it once more. They are read one after the other, all before the references and all again after them, and
- *   must be the same. Up to 6.1 a mapping of the whole adds to each page's counter in turn, and a thread that is
- *   halfway through that could make up for as many references of others. The folio is locked meanwhile (a fault
- *   maps it so), and a locked one is held.
+ * - Before 6.10 no word has the number of a large folio's mappings: those of each page are counted there, and
+ *   those of all of it once more. They are read one after the other, all before the references and all again
+ *   after them, and must be the same. Up to 6.1 a mapping of the whole adds to each page's counter in turn,
+ *   and a thread that is halfway through that could make up for as many references of others. The folio is
+ *   locked meanwhile (a fault maps it so), and a locked one is held.
  * - Whatever is not understood is held. */
 #include "pins/pins_snapshot.h"
 

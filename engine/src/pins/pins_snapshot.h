@@ -58,8 +58,8 @@ struct pins_snapshot {
 	uint8_t leaf[PINS_GROUPS][PINS_NODE_HEAD_BYTES]; /* read after the slots */
 	uint64_t slots[PINS_CHUNK_PAGES]; /* of group i / 64; or its one entry, if that is no node */
 	struct pins_page_copy pages[PINS_CHUNK_PAGES]; /* of slots[i], where that is a pointer */
-	/* Where no word counts all mappings of a folio: every struct page of one that fills the chunk, before and
-	 * after pages[0] was read. */
+	/* Where no word counts all mappings of a folio: every struct page of one that fills the chunk, before
+	 * and after pages[0] was read. */
 	uint8_t folio_pages[2][PINS_CHUNK_PAGES * PINS_PAGE_BYTES];
 };
 

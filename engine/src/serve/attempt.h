@@ -32,7 +32,8 @@ enum resolved attempt_unfilled(struct attempt *attempt, enum uffd_outcome outcom
 /* We hold the claim on a page that is out, and yet it is present. */
 enum resolved attempt_found_present(struct attempt *attempt);
 
-/* The page is claimed, and its bytes were read outside of the gate, which is passed again. page: the bytes, if rc is 0. */
+/* The page is claimed, and its bytes were read outside of the gate, which is passed again. page: the bytes,
+ * if rc is 0. */
 enum resolved attempt_put_back(struct attempt *attempt, bool was_poisoned, int rc, const void *page);
 
 /* True if the process has a private copy of guest memory: a forked child. */

@@ -101,8 +101,8 @@ static bool is_due(const struct server *self, const struct fault *fault)
 	return !fault->not_before_ns || fault->not_before_ns <= monotonic_ns();
 }
 
-/* Try every fault again whose time has come. Returns the earliest time of those left; 0 if some should be tried
- * soon; UINT64_MAX if none is left, or a fetch must end first. */
+/* Try every fault again whose time has come. Returns the earliest time of those left; 0 if some should be
+ * tried soon; UINT64_MAX if none is left, or a fetch must end first. */
 static uint64_t serve_pending(struct server *self)
 {
 	size_t n = self->pending_n;
@@ -293,7 +293,8 @@ static int create_server(struct faults *faults, bool uring)
 	if (self->epoll_fd < 0)
 		return -errno;
 	rc = watch_own(self, faults->stop_fd, STOP_ID);
-	/* Also those that listen: one that is woken late finds nothing to read, and sleeps while the queue is full. */
+	/* Also those that listen: one that is woken late finds nothing to read, and sleeps while the queue is
+	 * full. */
 	if (!rc && faults->watching_n < faults->vm->fault_threads_n)
 		rc = watch_own(self, faults->help_fd, HELP_ID);
 	return rc ? rc : watch_own(self, reads_fd(self->means.fetches->reads), READS_ID);

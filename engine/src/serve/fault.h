@@ -6,11 +6,12 @@
  * wake. So one thread is pinned to each CPU, and all of them wait for every uffd: the CPU that faulted is
  * awake already.
  *
- * Each fault wakes all threads that wait for its uffd, so at most four do. Further threads sleep until more faults have been read than
- * there are threads awake.
+ * Each fault wakes all threads that wait for its uffd, so at most four do. Further threads sleep until more
+ * faults have been read than there are threads awake.
  *
- * No thread waits for a device, or for another fault: it begins the read that a page needs and serves the next fault meanwhile
- * (fetch.h). Faults that were read together are taken one by one, by whichever thread is free (reading.h). */
+ * No thread waits for a device, or for another fault: it begins the read that a page needs and serves the
+ * next fault meanwhile (fetch.h). Faults that were read together are taken one by one, by whichever thread is
+ * free (reading.h). */
 #ifndef VMMSWAP_FAULT_H
 #define VMMSWAP_FAULT_H
 

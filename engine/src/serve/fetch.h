@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Pages on their way from a device: each is claimed for a page fault, its read has begun, and nobody waits for it.
+/* Pages on their way from a device: each is claimed for a page fault, its read has begun, and nobody waits
+ * for it.
  *
  *	resolve()           claims the page and begins its read: READING. The thread is free for other faults.
  *	fetches_ended()     a fetch whose read has ended
  *	resolve_fetched()   puts the page in place, or says what is to become of the fault
  *
- * The claim (FILLING) is what a later fault on the same page joins: it asks for a wake (page_ask_for_wake()) instead of reading
- * again, and is woken when the claim ends. A page that no thread has asked for yet can be fetched the same way, by resolve() of a
- * fault that nobody raised; threads that fault on it meanwhile join it. A REMOVE takes the claim away, and the bytes are then not
- * used.
+ * The claim (FILLING) is what a later fault on the same page joins: it asks for a wake (page_ask_for_wake())
+ * instead of reading again, and is woken when the claim ends. A page that no thread has asked for yet can be
+ * fetched the same way, by resolve() of a fault that nobody raised; threads that fault on it meanwhile join
+ * it. A REMOVE takes the claim away, and the bytes are then not used.
  *
  * One thread's own. */
 #ifndef VMMSWAP_FETCH_H

@@ -78,9 +78,9 @@ enum resolved attempt_found_present(struct attempt *attempt)
 	return RESOLVED;
 }
 
-/* A child has a copy of private memory as it was at the fork. What is out has been so since then: nothing goes out
- * while there is a child with guest memory. What is not may have come back and have been written to: it is not
- * known what the child is to see, and it gets SIGBUS. */
+/* A child has a copy of private memory as it was at the fork. What is out has been so since then: nothing
+ * goes out while there is a child with guest memory. What is not may have come back and have been written to:
+ * it is not known what the child is to see, and it gets SIGBUS. */
 bool attempt_is_a_copy(const struct attempt *attempt)
 {
 	return vm_has_copy(attempt->vm, attempt->process);
@@ -123,8 +123,8 @@ enum resolved attempt_copy(struct attempt *attempt, bool was_poisoned, const voi
 	return attempt_unfilled(attempt, outcome);
 }
 
-/* Reading takes milliseconds, and happened outside of the gate. Meanwhile a REMOVE can have taken the page from us, and its slot may
- * hold another page by now. So check the claim before using the bytes. */
+/* Reading takes milliseconds, and happened outside of the gate. Meanwhile a REMOVE can have taken the page
+ * from us, and its slot may hold another page by now. So check the claim before using the bytes. */
 enum resolved attempt_put_back(struct attempt *attempt, bool was_poisoned, int rc, const void *page)
 {
 	struct vm *vm = attempt->vm;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Threads that read files for threads that must not wait: where io_uring is not allowed. They come when reads are asked for, and
- * leave when there are none for a while. */
+/* Threads that read files for threads that must not wait: where io_uring is not allowed. They come when reads
+ * are asked for, and leave when there are none for a while. */
 #ifndef VMMSWAP_READERS_H
 #define VMMSWAP_READERS_H
 

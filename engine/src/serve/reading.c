@@ -84,7 +84,8 @@ static void take_fault(struct server *self, const struct process *process, const
 		trace_add(self->faults->vm->trace, self->number, &record);
 }
 
-/* All but page faults take effect before anyone else acts on a page again. Returns the number of messages, or -errno. */
+/* All but page faults take effect before anyone else acts on a page again. Returns the number of messages, or
+ * -errno. */
 static int read_and_apply(struct server *self, uint32_t process_id)
 {
 	struct vm *vm = self->faults->vm;

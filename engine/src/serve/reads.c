@@ -68,7 +68,8 @@ static struct file_read *pop(struct file_read **list)
 	return file;
 }
 
-/* What is left of it: a read may be cut short. There is a place, as no more are in flight than the ring has. */
+/* What is left of it: a read may be cut short. There is a place, as no more are in flight than the ring
+ * has. */
 static void send(struct reads *reads, struct file_read *file)
 {
 	if (uring_read(reads->uring, file->fd, file->bytes + file->done_bytes,

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* One thread's reads of files: any number in flight, each begun and taken apart, none waited for. Through an io_uring, or where that
- * is not allowed through threads that read (readers.h). */
+/* One thread's reads of files: any number in flight, each begun and taken apart, none waited for. Through an
+ * io_uring, or where that is not allowed through threads that read (readers.h). */
 #ifndef VMMSWAP_READS_H
 #define VMMSWAP_READS_H
 
@@ -10,7 +10,8 @@
 
 struct reads;
 
-/* For `most` reads in flight, a power of two, and no more. uring: use an io_uring, if it can be had. 0 or -errno. */
+/* For `most` reads in flight, a power of two, and no more. uring: use an io_uring, if it can be had. 0 or
+ * -errno. */
 int reads_create(struct readers *readers, unsigned most, bool uring, struct reads **out);
 void reads_destroy(struct reads *reads); /* none is in flight; NULL is allowed */
 
@@ -18,7 +19,8 @@ void reads_destroy(struct reads *reads); /* none is in flight; NULL is allowed *
 int reads_fd(const struct reads *reads);
 bool reads_use_uring(const struct reads *reads);
 
-/* Begin a read of whole pages: fd, bytes, size_bytes and offset_bytes are set. It may begin only with reads_submit(). */
+/* Begin a read of whole pages: fd, bytes, size_bytes and offset_bytes are set. It may begin only with
+ * reads_submit(). */
 void reads_begin(struct reads *reads, struct file_read *file);
 
 /* Begin all that has not begun yet. False: the kernel did not take all; call it again soon. */

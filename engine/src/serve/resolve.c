@@ -81,7 +81,8 @@ static enum resolved fill_zero(struct attempt *attempt)
 	struct page_map_header *header = page_map_header(attempt->vm->map);
 	enum uffd_outcome outcome = UFFD_BEYOND;
 
-	/* A minor fault: see uffd_register_shared(). Whatever protection is lost by that, the page counts as written already. */
+	/* A minor fault: see uffd_register_shared(). Whatever protection is lost by that, the page counts as
+	 * written already. */
 	if (attempt->fault->flags & UFFD_PAGEFAULT_FLAG_MINOR)
 		outcome = uffd_continue(attempt->process->uffd, attempt->fault->addr);
 	if (outcome == UFFD_DONE)
@@ -104,7 +105,8 @@ static enum resolved fill_zero(struct attempt *attempt)
 	return attempt_unfilled(attempt, outcome);
 }
 
-/* Reading may take milliseconds, so it happens outside of the gate, and nobody waits for it. What needs no device is put back now. */
+/* Reading may take milliseconds, so it happens outside of the gate, and nobody waits for it. What needs no
+ * device is put back now. */
 static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 {
 	struct vm *vm = attempt->vm;
@@ -139,8 +141,8 @@ static enum resolved fill_stored(struct attempt *attempt, bool was_poisoned)
 	return AWAIT_FETCH;
 }
 
-/* A swap-out has moved the page to scratch, where reading it waits for nobody: scratch is not emptied while the page
- * is MOVED. */
+/* A swap-out has moved the page to scratch, where reading it waits for nobody: scratch is not emptied while
+ * the page is MOVED. */
 static enum resolved fill_moved(struct attempt *attempt)
 {
 	struct vm *vm = attempt->vm;

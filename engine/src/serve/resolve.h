@@ -24,7 +24,8 @@ struct means {
 /* Serve a fault. Waits for no device. Takes the gate. */
 enum resolved resolve(struct vm *vm, const struct means *means, struct fault *fault);
 
-/* Serve a fault whose read has ended, and give its fetch back. *fault: the fault, if it is not RESOLVED. Takes the gate. */
+/* Serve a fault whose read has ended, and give its fetch back. *fault: the fault, if it is not RESOLVED.
+ * Takes the gate. */
 enum resolved resolve_fetched(struct vm *vm, const struct means *means, struct fetch *fetch,
 			      struct fault *fault);
 

@@ -13,7 +13,8 @@
 #define QUEUE_MAX 512
 /* Each fault wakes all threads that listen to its userfaultfd, so no more than this do. */
 #define WATCHING_MAX 4
-/* Page faults that a thread has taken and not served yet: those that its fetches have, and those to be tried again. */
+/* Page faults that a thread has taken and not served yet: those that its fetches have, and those to be tried
+ * again. */
 #define TAKEN_MAX (FETCHES_MAX + 448)
 
 struct server {
@@ -43,7 +44,8 @@ struct faults {
 	_Atomic uint64_t reads_n; /* begun under the lock */
 	uint32_t last_read_id;	  /* the process; under the lock */
 
-	/* A ring. Each thread takes one fault at a time, so that none waits behind another's work while a thread is idle. */
+	/* A ring. Each thread takes one fault at a time, so that none waits behind another's work while a
+	 * thread is idle. */
 	pthread_mutex_t queue_lock;
 	size_t queue_from;
 	_Atomic size_t queue_n;

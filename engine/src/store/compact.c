@@ -51,8 +51,8 @@ static bool compact(struct log *log, uint32_t segment_idx, relocate_page relocat
 	return moved;
 }
 
-/* Records whose pages somebody is working on, or which are damaged, cannot be moved: then the next segment may
- * do. */
+/* Records whose pages somebody is working on, or which are damaged, cannot be moved: then the next segment
+ * may do. */
 bool log_compact_step(struct log *log, relocate_page relocate, void *context)
 {
 	const struct log_writer *writer = &log->writers[LOG_COMPACTOR];

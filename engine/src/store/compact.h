@@ -9,8 +9,8 @@
 
 #include "store/log.h"
 
-/* Compact one segment, if there is one whose compaction releases memory. False: no record could be moved. Only
- * one thread at a time may call this. */
+/* Compact one segment, if there is one whose compaction releases memory. False: no record could be moved.
+ * Only one thread at a time may call this. */
 bool log_compact_step(struct log *log, relocate_page relocate, void *context);
 
 #endif

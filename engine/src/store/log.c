@@ -128,8 +128,8 @@ int log_mark_used(struct log *log, uint64_t slot_idx)
 	return segments_mark(&log->segments, slot_segment(slot_idx), slot_granule(slot_idx));
 }
 
-/* Bits of the entry may have flipped. Two segments at one place: the second one is the wrong one, or the first;
- * tags and hashes tell when their pages are read. */
+/* Bits of the entry may have flipped. Two segments at one place: the second one is the wrong one, or the
+ * first; tags and hashes tell when their pages are read. */
 static uint64_t checked_place(struct log *log, uint32_t segment_idx)
 {
 	_Atomic uint64_t *place = &log->segments.entries[segment_idx].place;

@@ -29,8 +29,8 @@ static int seal_record(struct log *log, uint64_t serial, uint32_t granule, const
 }
 
 /* A record that is damaged in memory is left out: reading it gives an error on disk as it does in memory. The
- * image's length in whole blocks follows from its records, and not from what the table says was written: a bit
- * of that may have flipped. */
+ * image's length in whole blocks follows from its records, and not from what the table says was written: a
+ * bit of that may have flipped. */
 static int make_image(struct log *log, uint32_t segment_idx, uint64_t serial, char *image, uint64_t *bytes)
 {
 	const char *segment = ram_tier_at(&log->ram, segment_idx);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The read of one page, begun and ended apart: the store says where the bytes are, the caller reads them by any means and as many at
- * a time as it likes, and the store makes the page of them. store_begin_read() and store_end_read() in store.h. */
+/* The read of one page, begun and ended apart: the store says where the bytes are, the caller reads them by
+ * any means and as many at a time as it likes, and the store makes the page of them. store_begin_read() and
+ * store_end_read() in store.h. */
 #ifndef VMMSWAP_PAGE_READ_H
 #define VMMSWAP_PAGE_READ_H
 

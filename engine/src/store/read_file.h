@@ -12,7 +12,8 @@
  * a page. */
 int read_file(int fd, struct pieces *pieces, uint64_t offset_bytes);
 
-/* Read a page if the page cache has it: 0. -EAGAIN: it does not, or the file cannot tell. Other errors as above. */
+/* Read a page if the page cache has it: 0. -EAGAIN: it does not, or the file cannot tell. Other errors as
+ * above. */
 int read_file_cached(int fd, char *page, uint64_t offset_bytes);
 
 /* How many of the n slots, from the first on, are consecutive. */

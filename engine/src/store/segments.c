@@ -353,8 +353,8 @@ bool segments_leave_ram(struct segments *segments, uint32_t segment_idx)
 	return !atomic_load(&own->readers) && atomic_exchange(&own->stale_ram, false);
 }
 
-/* It is claimed until its memory is gone: else it could be emptied, freed and taken by a writer meanwhile, whose
- * records would be released. Of an EMPTY one, whoever frees it releases the memory. */
+/* It is claimed until its memory is gone: else it could be emptied, freed and taken by a writer meanwhile,
+ * whose records would be released. Of an EMPTY one, whoever frees it releases the memory. */
 bool segments_take_stale(struct segments *segments, uint32_t *segment_idx)
 {
 	bool found = false;

@@ -122,9 +122,9 @@ bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t gra
 bool segments_claim_oldest(struct segments *segments, uint32_t born_before_s, uint32_t *segment_idx);
 /* When the oldest SEALED segment in RAM began; 0: it holds incompressible pages. False: there is none. */
 bool segments_oldest_s(struct segments *segments, uint32_t *born_s);
-/* Claim the first sparse segment at or after from_idx whose compaction can release memory. It is SEALED and in
- * RAM, and less than half of it is in use; and some of what is written there is not, or the records of two such
- * segments fit into one. has_target: there is an open segment for the records of that kind. */
+/* Claim the first sparse segment at or after from_idx whose compaction can release memory. It is SEALED and
+ * in RAM, and less than half of it is in use; and some of what is written there is not, or the records of two
+ * such segments fit into one. has_target: there is an open segment for the records of that kind. */
 bool segments_claim_sparse(struct segments *segments, uint32_t from_idx, const bool has_target[2],
 			   uint32_t *segment_idx);
 /* Records of `from_idx` were copied to to_idx: that is as old as both. */

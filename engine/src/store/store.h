@@ -10,9 +10,9 @@
  * that, they go through the page cache, and each call drops what it used from the cache before it returns.
  *
  * Threads: any number of threads may call any function at once, except those that make a store, store_limit,
- * store_next_data, store_count_writes_in, store_mark_used, store_ready and store_destroy. store_get takes no lock. A get that races
- * with the drop of its slot gives an error, old bytes or another page's bytes: a caller that lets this happen
- * must notice it and discard the result.
+ * store_next_data, store_count_writes_in, store_mark_used, store_ready and store_destroy. store_get takes no
+ * lock. A get that races with the drop of its slot gives an error, old bytes or another page's bytes: a
+ * caller that lets this happen must notice it and discard the result.
  *
  * Dropping a slot twice, or one that was never put, is a bug of ours that could hand one page's bytes to
  * another: the process aborts, and its successor rebuilds the store's map from the page map. */
@@ -121,8 +121,9 @@ struct store_fds store_tier_fds(const struct store *store);
 /* Store n pages; page[i], page aligned, gets slot_idx[i]. owner_idx[i], below 2^40, is the name of page i in
  * calls from store_tend_step(); NULL if the pages are never relocated. All or nothing: on error no slot is
  * taken. However the pages lie in memory, it makes as few writes as the free slots allow, and one if they are
- * contiguous: 2 MiB at a time is fastest. -ENOSPC, -EDQUOT, -EFBIG, -EIO, ...: *err names the directory and says what to
- * do; of a limit, see store_is_limit(). Pages stored before stay readable. A process with RLIMIT_FSIZE must ignore SIGXFSZ (Python does).
+ * contiguous: 2 MiB at a time is fastest. -ENOSPC, -EDQUOT, -EFBIG, -EIO, ...: *err names the directory and
+ * says what to do; of a limit, see store_is_limit(). Pages stored before stay readable. A process with
+ * RLIMIT_FSIZE must ignore SIGXFSZ (Python does).
  *
  * If a single page cannot be written (EIO), the put tries another place, and the bad place is not used again
  * until the file is emptied. So if a put of several pages fails, a caller that puts them one by one loses
@@ -131,17 +132,18 @@ int store_put(struct store *store, const void *const *page, const uint64_t *owne
 	      uint64_t *slot_idx, struct error *err);
 
 /* Read n slots into buf (page aligned, n pages), slot_idx[i] into page i. Reads from disk are sorted, and
- * those that lie near each other are merged. 0 or -errno; a short read is -EIO. On error the contents of buf are undefined. */
+ * those that lie near each other are merged. 0 or -errno; a short read is -EIO. On error the contents of buf
+ * are undefined. */
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf);
 
-/* Begin to read one slot (page_read.h). 0: no device was needed, and the page is in *page. 1: read read->size_bytes
- * at read->offset_bytes of read->fd, then call store_end_read(). -errno. It waits for no device: what is in RAM, or
- * in a file on tmpfs, it reads itself. page: page aligned. */
+/* Begin to read one slot (page_read.h). 0: no device was needed, and the page is in *page. 1: read
+ * read->size_bytes at read->offset_bytes of read->fd, then call store_end_read(). -errno. It waits for no
+ * device: what is in RAM, or in a file on tmpfs, it reads itself. page: page aligned. */
 int store_begin_read(struct store *store, uint64_t slot_idx, void *page, struct page_read *read);
 
-/* End a read that store_begin_read() began. result: 0 if all of it was read, else -errno. bytes: what was read, page
- * aligned; room: one page, page aligned, that does not overlap it. *page: the page, in one of the two. 0 or -errno;
- * what is said above of a get that races with the drop of its slot is true until here. */
+/* End a read that store_begin_read() began. result: 0 if all of it was read, else -errno. bytes: what was
+ * read, page aligned; room: one page, page aligned, that does not overlap it. *page: the page, in one of the
+ * two. 0 or -errno; what is said above of a get that races with the drop of its slot is true until here. */
 int store_end_read(struct store *store, const struct page_read *read, int result, void *bytes, void *room,
 		   void **page);
 

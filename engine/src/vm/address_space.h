@@ -28,7 +28,8 @@ struct process {
 	_Atomic bool moved;
 	/* a range could not be registered: no page may go out, as the process could touch it unseen */
 	bool unwatched;
-	/* a swap-out does not protect it: it is still being added, or was given up and is being unregistered */
+	/* a swap-out does not protect it: it is still being added, or was given up and is being
+	 * unregistered */
 	bool outside;
 	bool leaving; /* it was given up */
 	/* a child that inherited registrations when nothing was tracked any more: unregistered in pieces */
@@ -56,8 +57,8 @@ struct address_spaces {
 
 void address_spaces_destroy(struct address_spaces *spaces);
 
-/* Have memory for so many processes that are added later, ADDRESS_SPACE_SPARES at most, with so many ranges each. For how many there
- * is. With the gate held alone. */
+/* Have memory for so many processes that are added later, ADDRESS_SPACE_SPARES at most, with so many ranges
+ * each. For how many there is. With the gate held alone. */
 size_t address_space_reserve(struct address_spaces *spaces, size_t processes_n, size_t ranges_n);
 
 /* The uffd becomes the process's: closed with it. NULL without memory (the uffd is then still the

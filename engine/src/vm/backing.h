@@ -34,25 +34,27 @@ struct leaving {
 
 struct backing {
 	/* Nobody can see which pages are resident: next_data() finds none, and only the page map knows. If a
-	 * swapped-out page is present, a predecessor put it there and died before it could write that down. */
+	 * swapped-out page is present, a predecessor put it there and died before it could write that
+	 * down. */
 	bool hides_data;
 
-	/* The VMM registers the memory before it hands it over, and we never do. Memory that the VMM has mapped
-	 * anew since, as older balloons do, is not the guest's. There are missing faults only. The memory is
-	 * not unregistered while pages are out, even if its process is given up: their contents are nowhere
-	 * else, and it is better that a thread waits than that it reads zeros. */
+	/* The VMM registers the memory before it hands it over, and we never do. Memory that the VMM has
+	 * mapped anew since, as older balloons do, is not the guest's. There are missing faults only. The
+	 * memory is not unregistered while pages are out, even if its process is given up: their contents are
+	 * nowhere else, and it is better that a thread waits than that it reads zeros. */
 	bool vmm_registers;
 
-	/* Pages leave by being moved: jobs/move_out.h, which uses none of what is here for taking out. Nothing is
-	 * write-protected. Only the VMM has the memory: a forked child that has some of it has a copy. */
+	/* Pages leave by being moved: jobs/move_out.h, which uses none of what is here for taking out.
+	 * Nothing is write-protected. Only the VMM has the memory: a forked child that has some of it has a
+	 * copy. */
 	bool moves;
 
 	/* Why this memory cannot be swapped out, for people. NULL: it can. */
 	const char *stays;
 
-	/* Find the first resident page at or after page_idx, and the end of the resident pages that follow it.
-	 * The run ends at the next 2 MiB boundary of the file at the latest, so that nobody waits for longer.
-	 * False: there is none, or -errno in *rc. Waits for the inode's lock. */
+	/* Find the first resident page at or after page_idx, and the end of the resident pages that follow
+	 * it. The run ends at the next 2 MiB boundary of the file at the latest, so that nobody waits for
+	 * longer. False: there is none, or -errno in *rc. Waits for the inode's lock. */
 	bool (*next_data)(const struct region *region, uint64_t page_idx, uint64_t *start_idx,
 			  uint64_t *end_idx, int *rc);
 
@@ -89,10 +91,10 @@ struct backing {
 	 * resident. */
 	void (*await_others)(const struct region *region, uint64_t page_idx);
 
-	/* Take out pages that are PUNCHING; a large folio whole or not at all. bytes: what was read from them.
-	 * stays[i]: page i could not be taken out, and is resident with the contents that the guest is to
-	 * see. On error no page is taken out. Waits for the inode's lock; jobs/punch.h says why page faults
-	 * are served meanwhile. */
+	/* Take out pages that are PUNCHING; a large folio whole or not at all. bytes: what was read from
+	 * them. stays[i]: page i could not be taken out, and is resident with the contents that the guest is
+	 * to see. On error no page is taken out. Waits for the inode's lock; jobs/punch.h says why page
+	 * faults are served meanwhile. */
 	int (*take_out)(struct vm *vm, struct leaving *leaving, uint64_t page_idx, uint64_t pages,
 			const char *bytes, bool stays[CHUNK_PAGES], struct error *err);
 
@@ -108,7 +110,8 @@ struct backing {
 	 * another userfaultfd watches it. */
 	enum uffd_outcome (*register_range)(struct process *process, const struct range *range);
 
-	/* Unregister a range that a forked child got from its parent. UFFD_REFUSED: it has other memory there. */
+	/* Unregister a range that a forked child got from its parent. UFFD_REFUSED: it has other memory
+	 * there. */
 	enum uffd_outcome (*unregister_inherited)(const struct process *child, const struct range *range);
 };
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Private, anonymous memory of the VMM. Only its own process has it, and can move it; offsets of the region are its
- * addresses there. jobs/move_out.h says how it goes out. */
+/* Private, anonymous memory of the VMM. Only its own process has it, and can move it; offsets of the region
+ * are its addresses there. jobs/move_out.h says how it goes out. */
 #include <errno.h>
 
 #include "linux/pagemap.h"

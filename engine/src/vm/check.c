@@ -44,7 +44,8 @@ static int note_slot(struct check *check, uint64_t slot_idx)
 
 static const char *wrong_flags(const struct check *check, uint64_t word)
 {
-	/* The VMM's thread may have been stopped in the middle of a move: only a successor can wait for it. */
+	/* The VMM's thread may have been stopped in the middle of a move: only a successor can wait for
+	 * it. */
 	if (check->when != CHECK_ANY_TIME && (word & PAGE_PUNCHING) && page_state_of(word) != PAGE_MOVED)
 		return "PUNCHING, and no job is under way";
 	if (check->when != CHECK_ANY_TIME && (word & PAGE_BACKGROUND))

@@ -56,7 +56,8 @@ int memory_add(struct memory *memory, const struct region *region, struct error 
 /* Mark the region that begins there as leaving. */
 void memory_leave(struct memory *memory, uint64_t page_idx);
 
-/* What was the region that begins there is the caller's now: to close it may take long, where nobody else has the memory any more. */
+/* What was the region that begins there is the caller's now: to close it may take long, where nobody else has
+ * the memory any more. */
 struct region memory_remove(struct memory *memory, uint64_t page_idx);
 
 const struct region *memory_region_of(const struct memory *memory, uint64_t page_idx);

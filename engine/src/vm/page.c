@@ -359,8 +359,9 @@ bool page_drop_copy(struct vm *vm, uint64_t page_idx, uint64_t word)
 	return change(vm, page_idx, word, word_after(word, PAGE_IN_MEMFD, 0, 0));
 }
 
-/* A hole that is being punched stays marked: whoever faults there must wait until it is done, or the punch would take what the guest
- * writes next. A page that is POISONED holds zeros from now on, once all markers are lifted: who waits, waits for that. */
+/* A hole that is being punched stays marked: whoever faults there must wait until it is done, or the punch
+ * would take what the guest writes next. A page that is POISONED holds zeros from now on, once all markers
+ * are lifted: who waits, waits for that. */
 static uint64_t given_up(uint64_t word, uint32_t now_ms)
 {
 	uint64_t flags = word & PAGE_PUNCHING ? word & (PAGE_PUNCHING | PAGE_WAITER) : 0;
@@ -388,8 +389,9 @@ void page_give_up(struct vm *vm, uint64_t page_idx, uint32_t now_ms)
 		poison_lift_later(vm, page_idx, 1);
 }
 
-/* Whoever claims the page does so by compare-and-swap from the word that it read, and so never with the old slot once this is done;
- * whoever has it claimed keeps the old one. page_idx comes from a record in RAM, whose bits may have flipped. */
+/* Whoever claims the page does so by compare-and-swap from the word that it read, and so never with the old
+ * slot once this is done; whoever has it claimed keeps the old one. page_idx comes from a record in RAM,
+ * whose bits may have flipped. */
 bool page_relocate(void *context, uint64_t page_idx, uint64_t from_idx, uint64_t to_idx)
 {
 	struct vm *vm = context;

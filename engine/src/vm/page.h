@@ -8,8 +8,8 @@
  *      ^                           |                               |
  *      +--------page_let_go--------+-------page_not_punched--------+
  *
- *   A page that is KEPT goes this way from page_mark_out on. One that is all zeros becomes IN_MEMFD + PUNCHING by
- *   page_mark_zero, and then IN_MEMFD.
+ * A page that is KEPT goes this way from page_mark_out on. One that is all zeros becomes IN_MEMFD + PUNCHING
+ * by page_mark_zero, and then IN_MEMFD.
  *
  * The way back:
  *
@@ -24,7 +24,8 @@
  *                                                                                              |
  *                                                         IN_MEMFD <--page_lifted--page_claim--+
  *
- * Private memory goes out another way (jobs/move_out.h), and comes back from each of these states as from STORED:
+ * Private memory goes out another way (jobs/move_out.h), and comes back from each of these states as from
+ * STORED:
  *
  *   IN_MEMFD --page_mark_moving--> MOVED + PUNCHING --page_punched--> MOVED --page_move_out--> STORED
  *      ^                                |                               |
@@ -132,16 +133,16 @@ uint64_t pages_out(const struct vm *vm);
 bool page_protect(struct vm *vm, uint64_t page_idx, uint64_t word);
 void page_let_go(struct vm *vm, uint64_t page_idx, uint64_t word);
 
-/* Mark a page that goes out; *word becomes the mark. A page that is KEPT has the slot already. False if the word
- * has changed: the page stays, and the slot is still the caller's. */
+/* Mark a page that goes out; *word becomes the mark. A page that is KEPT has the slot already. False if the
+ * word has changed: the page stays, and the slot is still the caller's. */
 bool page_mark_out(struct vm *vm, uint64_t page_idx, uint64_t *word, uint64_t slot_idx);
 bool page_mark_zero(struct vm *vm, uint64_t page_idx, uint64_t *word);
 
 /* The same for private memory: mark a page that is moved. It is out from then on. */
 bool page_mark_moving(struct vm *vm, uint64_t page_idx, uint64_t *word);
 
-/* A page that was moved is in the slot now; PAGE_SLOT_NONE: it is all zeros. False if the word has changed: the slot
- * is still the caller's. */
+/* A page that was moved is in the slot now; PAGE_SLOT_NONE: it is all zeros. False if the word has changed:
+ * the slot is still the caller's. */
 bool page_move_out(struct vm *vm, uint64_t page_idx, uint64_t word, uint64_t slot_idx);
 
 /* End a mark. A REMOVE may have given the page up since, but the mark stays until here. */
@@ -149,8 +150,8 @@ void page_punched(struct vm *vm, uint64_t page_idx, uint64_t marked);
 void page_not_punched(struct vm *vm, uint64_t page_idx, uint64_t marked);
 
 /* Claim a page: no other thread fills, protects or evicts it until the claim ends. The word must not be
- * page_is_held(). A page that is neither STORED nor POISONED becomes IN_MEMFD and loses its kept copy. False if
- * the word has changed: look again. */
+ * page_is_held(). A page that is neither STORED nor POISONED becomes IN_MEMFD and loses its kept copy. False
+ * if the word has changed: look again. */
 bool page_claim(struct vm *vm, uint64_t page_idx, uint64_t word, uint64_t *claimed);
 bool page_claim_background(struct vm *vm, uint64_t page_idx, uint64_t word, uint64_t *claimed);
 
@@ -178,8 +179,8 @@ bool page_drop_copy(struct vm *vm, uint64_t page_idx, uint64_t word);
 /* Note that the guest gave the page up. Its hole may come later. */
 void page_give_up(struct vm *vm, uint64_t page_idx, uint32_t now_ms);
 
-/* Change the slot of a page that nobody has claimed: a relocate_page of the store's, with the VM as context. The old slot is the
- * caller's to drop. */
+/* Change the slot of a page that nobody has claimed: a relocate_page of the store's, with the VM as context.
+ * The old slot is the caller's to drop. */
 bool page_relocate(void *context, uint64_t page_idx, uint64_t from_idx, uint64_t to_idx);
 
 /* Begin the life of a snapshot's page: the slot is its place in the snapshot's file. */

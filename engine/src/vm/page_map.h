@@ -58,8 +58,8 @@ enum page_state {
 #define PAGE_GIVEN_UP ((uint64_t)1 << 40)
 
 #define PAGE_STATE_SHIFT 32
-/* A slot has 35 bits: the lower 32 at the bottom of the word, and the upper 3, which version 1 of the format did not use, above the
- * flags. So each word of version 1 is the same word of version 2. */
+/* A slot has 35 bits: the lower 32 at the bottom of the word, and the upper 3, which version 1 of the format
+ * did not use, above the flags. So each word of version 1 is the same word of version 2. */
 #define PAGE_SLOT_BITS 35
 #define PAGE_SLOT_HIGH_SHIFT 41
 #define PAGE_GENERATION_SHIFT 44
@@ -108,8 +108,9 @@ static inline bool page_word_is_sane(enum page_state state, uint64_t slot_idx, u
 	return false;
 }
 
-/* Version 2 may have slots of the log (store/slot_name.h), and is otherwise the same. A map becomes one before the first such slot
- * is put there, and not earlier: until then the version of vmmswap that wrote it reads it, too. */
+/* Version 2 may have slots of the log (store/slot_name.h), and is otherwise the same. A map becomes one
+ * before the first such slot is put there, and not earlier: until then the version of vmmswap that wrote it
+ * reads it, too. */
 #define PAGE_MAP_VERSION 1
 #define PAGE_MAP_VERSION_LOG 2
 #define PAGE_MAP_MAX_PAGES ((uint64_t)1 << 30) /* 4 TiB of guest memory */
@@ -163,8 +164,8 @@ struct page_map_header *page_map_header(struct page_map *map);
  * enough. */
 int page_map_add_pages(struct page_map *map, uint64_t pages_n, uint64_t *first_page_idx, struct error *err);
 
-/* Undo page_map_add_pages(): the indexes of the pages that were added together, from page_idx on, are free. The
- * records stay: in an adopted map they may be in use. */
+/* Undo page_map_add_pages(): the indexes of the pages that were added together, from page_idx on, are free.
+ * The records stay: in an adopted map they may be in use. */
 void page_map_return_pages(struct page_map *map, uint64_t page_idx);
 
 _Atomic uint64_t *page_map_word(struct page_map *map, uint64_t page_idx);

@@ -35,7 +35,8 @@ static enum uffd_answer is_registered(const struct process *process, const struc
 	return answer;
 }
 
-/* A copy of private memory is registered since the fork, or not at all. Nothing goes out while somebody has one. */
+/* A copy of private memory is registered since the fork, or not at all. Nothing goes out while somebody has
+ * one. */
 static bool is_copied(const struct vm *vm, struct process *process, const struct range *range)
 {
 	uint64_t page_idx;
@@ -74,8 +75,9 @@ void register_process(struct vm *vm, struct process *process)
 	}
 }
 
-/* What takes time is page tables. Where there are few, in a large VM that uses little of its memory or in many processes, small pieces
- * would take minutes in all: a piece may be twice as large as one before it that took no time, and is small again after one that did.
+/* What takes time is page tables. Where there are few, in a large VM that uses little of its memory or in
+ * many processes, small pieces would take minutes in all: a piece may be twice as large as one before it that
+ * took no time, and is small again after one that did.
  */
 static uint64_t next_piece_pages(uint64_t pages, uint64_t took_ns)
 {
@@ -84,7 +86,8 @@ static uint64_t next_piece_pages(uint64_t pages, uint64_t took_ns)
 	return pages < REGISTRATION_PIECE_PAGES_MAX ? 2 * pages : pages;
 }
 
-/* Where no mapping can be split any more (vm.max_map_count), all that is left of the range at once. How many bytes it were. */
+/* Where no mapping can be split any more (vm.max_map_count), all that is left of the range at once. How many
+ * bytes it were. */
 static uint64_t release_at(struct vm *vm, struct process *process, uint64_t addr, uint64_t end_addr)
 {
 	uint64_t pages = process->release_pages ? process->release_pages : REGISTRATION_PIECE_PAGES;
@@ -205,8 +208,8 @@ int register_or_refuse(struct vm *vm, struct process *process, struct error *err
 		"or another userfaultfd watches it");
 }
 
-/* A part of a range that lies in none of those that the process has had: from *addr on, and past it afterwards. False: there is
- * none. */
+/* A part of a range that lies in none of those that the process has had: from *addr on, and past it
+ * afterwards. False: there is none. */
 static bool next_new_part(const struct process *process, uint64_t *addr, uint64_t end_addr,
 			  uint64_t *part_addr, uint64_t *part_end_addr)
 {
@@ -239,7 +242,8 @@ static bool is_moved(const struct vm *vm, const struct range *range)
 	return backing_of(&vm->memory, range->page_idx)->moves;
 }
 
-/* For missing pages alone, which is undone without a walk over page tables (fs/userfaultfd.c, userfaultfd_unregister()). */
+/* For missing pages alone, which is undone without a walk over page tables (fs/userfaultfd.c,
+ * userfaultfd_unregister()). */
 static enum uffd_outcome try_new(const struct process *process, const struct range *range)
 {
 	uint64_t addr = range->addr, from, to;
@@ -251,8 +255,8 @@ static enum uffd_outcome try_new(const struct process *process, const struct ran
 	return outcome;
 }
 
-/* What is registered already, by this userfaultfd, stays so, whatever comes of it. What is as it was is left alone: it may be
- * unmapped by now, and something else be there. */
+/* What is registered already, by this userfaultfd, stays so, whatever comes of it. What is as it was is left
+ * alone: it may be unmapped by now, and something else be there. */
 static int register_or_undo(struct vm *vm, struct process *process, struct process *next, bool only_try,
 			    struct error *err)
 {
@@ -278,8 +282,9 @@ static int register_or_undo(struct vm *vm, struct process *process, struct proce
 	return 0;
 }
 
-/* A refusal undoes what was registered, with the gate held alone. Later and in pieces would be wrong: the process may by then have
- * moved guest memory there, whose event is not read yet. So all is tried first in a way that is undone at once. */
+/* A refusal undoes what was registered, with the gate held alone. Later and in pieces would be wrong: the
+ * process may by then have moved guest memory there, whose event is not read yet. So all is tried first in a
+ * way that is undone at once. */
 int register_new_ranges(struct vm *vm, struct process *process, struct process *next, struct error *err)
 {
 	int rc = register_or_undo(vm, process, next, true, err);
@@ -288,8 +293,9 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 	return rc ? rc : register_or_undo(vm, process, next, false, err);
 }
 
-/* A child that has its parent's registrations has them as the parent had when it forked: in the middle of being registered, too, or of
- * being unregistered, from the beginning on, by a job that was then cancelled. */
+/* A child that has its parent's registrations has them as the parent had when it forked: in the middle of
+ * being registered, too, or of being unregistered, from the beginning on, by a job that was then
+ * cancelled. */
 static enum uffd_outcome complete(struct process *child, const struct range *range, uint64_t registered_idx)
 {
 	uint64_t addr = range->addr + bytes_of_pages(registered_idx);
@@ -300,9 +306,9 @@ static enum uffd_outcome complete(struct process *child, const struct range *ran
 	return uffd_register_more(child->uffd, range->addr, bytes_of_pages(range->pages), child->protects);
 }
 
-/* The child runs on as soon as its event is read. It has what its parent had, but for what that keeps from it by MADV_DONTFORK, as
- * QEMU does with its guest's memory: it may have something of its own there already, or have forked itself, which keeps us from
- * telling. UFFD_REFUSED: there is nothing of the guest's. */
+/* The child runs on as soon as its event is read. It has what its parent had, but for what that keeps from it
+ * by MADV_DONTFORK, as QEMU does with its guest's memory: it may have something of its own there already, or
+ * have forked itself, which keeps us from telling. UFFD_REFUSED: there is nothing of the guest's. */
 static enum uffd_outcome take_over_range(const struct vm *vm, struct process *child,
 					 const struct range *range, bool *inherited)
 {

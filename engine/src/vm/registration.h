@@ -49,8 +49,8 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
  * was registered or unregistered before the event was read, and forget ranges that it did not inherit.
  * Inherited memory stays protected. True if the child has no other guest memory.
  *
- * If nothing is tracked any more, what it has inherited is many pages of page tables to unregister at once. It is
- * `releasing` then, is served as before, and engine_housekeep() unregisters it in pieces. */
+ * If nothing is tracked any more, what it has inherited is many pages of page tables to unregister at once.
+ * It is `releasing` then, is served as before, and engine_housekeep() unregisters it in pieces. */
 bool register_child(struct vm *vm, struct process *child);
 
 #endif

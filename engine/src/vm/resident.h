@@ -15,11 +15,12 @@
 #include "vm/vm.h"
 
 /* How many pages are resident, by the kernel's count of blocks or the last resident_count(); never more than
- * guest memory has. Private memory of a snapshot is not counted. Any thread may call this; it does not wait. */
+ * guest memory has. Private memory of a snapshot is not counted. Any thread may call this; it does not
+ * wait. */
 uint64_t resident_pages(struct vm *vm);
 
-/* True if resident_pages() is only right after resident_count(): of files that are larger than guest memory, and of
- * private memory. */
+/* True if resident_pages() is only right after resident_count(): of files that are larger than guest memory,
+ * and of private memory. */
 bool resident_needs_count(struct vm *vm);
 
 /* Count the pages of files that are larger than guest memory. Any thread may call this at any time. Ends

@@ -23,8 +23,8 @@
  * memory.
  *
  * There are two exceptions, each argued where it is: a claimed page waits for its own bytes from the store,
- * outside of the gate and of any thread (serve/fetch.h), also together with a few others (jobs/ahead.h), and pages
- * PUNCHING wait for their own punch (jobs/punch.h).
+ * outside of the gate and of any thread (serve/fetch.h), also together with a few others (jobs/ahead.h), and
+ * pages PUNCHING wait for their own punch (jobs/punch.h).
  *
  * In builds with failpoints, which all tests use, base/held.h aborts as soon as a rule is broken, whether a
  * fault was delayed or not. If you add a way to wait, add HELD_MAY_WAIT() to it. */
@@ -171,8 +171,8 @@ uint32_t vm_now_ms(void);
 uint32_t vm_given_up_ms(const struct vm *vm, uint64_t page_idx, uint64_t word);
 bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word);
 
-/* Note that the guest touched a page for the first time since it went out (`missing`), or wrote to one that has a kept
- * copy. Reports if this shows that the guest wakes up. */
+/* Note that the guest touched a page for the first time since it went out (`missing`), or wrote to one that
+ * has a kept copy. Reports if this shows that the guest wakes up. */
 void vm_touched(struct vm *vm, uint64_t page_idx, bool missing, bool write);
 
 /* Note that memory joins that is not write-protected like all other memory. Kept copies are stale from now

@@ -19,7 +19,8 @@ void window_around(const struct region *region, uint64_t page_idx, struct window
 		out->pages = region_end_idx - out->page_idx;
 }
 
-/* The run of data at or after page_idx. It may begin in a window to come, so the run found last is remembered. */
+/* The run of data at or after page_idx. It may begin in a window to come, so the run found last is
+ * remembered. */
 static bool find_run(const struct region *region, struct window_cursor *cursor, uint64_t page_idx)
 {
 	int rc;

@@ -74,7 +74,8 @@ struct wake_record {
 	struct wake_header *header;
 	pthread_mutex_t lock; /* of the sets; no fault thread takes it */
 	uint64_t seed;
-	/* One bit a page: the set has it, and an idle guest does not touch it. What is not used takes no memory. */
+	/* One bit a page: the set has it, and an idle guest does not touch it. What is not used takes no
+	 * memory. */
 	_Atomic uint8_t *members;
 	_Atomic uint32_t burst_n;
 	_Atomic uint32_t burst_ms[WAKE_BURST_PAGES];

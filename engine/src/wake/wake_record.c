@@ -15,8 +15,8 @@
 static const char MAGIC[8] = "VMMSWAPW";
 #define VERSION 1
 
-/* A wake-up that touches less than this, or less than this part of the set, was none. After a replay, what it held back
- * counts: a guest that wakes up touches some of that. Few pages that were held back say nothing. */
+/* A wake-up that touches less than this, or less than this part of the set, was none. After a replay, what it
+ * held back counts: a guest that wakes up touches some of that. Few pages that were held back say nothing. */
 #define WAKE_TOUCHES_MIN 64
 #define WAKE_TOUCHES_PART 32
 #define WAKE_HELD_MIN 8

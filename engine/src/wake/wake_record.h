@@ -1,20 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* What a guest touches when it wakes up: learned from its page faults, for a replay to bring back ahead of them.
+/* What a guest touches when it wakes up: learned from its page faults, for a replay to bring back ahead of
+ * them.
  *
- * A cycle begins when a swap-out has ended. From then on each first touch of a page is noted, in order: a page that is
- * back raises no further fault. Touches that come fast are a wake-up; it is over once they come slowly, and then nothing
- * is noted until the next swap-out. That is when the cycle is folded into the set: the pages that wake-ups touch, in the
- * order in which they did, at most WAKE_PAGES_MAX.
+ * A cycle begins when a swap-out has ended. From then on each first touch of a page is noted, in order: a
+ * page that is back raises no further fault. Touches that come fast are a wake-up; it is over once they come
+ * slowly, and then nothing is noted until the next swap-out. That is when the cycle is folded into the set:
+ * the pages that wake-ups touch, in the order in which they did, at most WAKE_PAGES_MAX.
  *
- * A page leaves the set if it is not touched any more. That is easy to see where nothing is brought back ahead of the
- * guest: the page raised no fault at two wake-ups in a row. A page that a replay has brought back raises no fault in
- * any case. So each replay holds back some pages of the set, at random; a page that was held back and not touched leaves
- * the set at once. The share of those that were not touched is also the best estimate of what share of the replay was
- * wasted, and the larger it is, the more the next replay holds back. A page that raised a fault at the last wake-up is
- * not held back at the next one.
+ * A page leaves the set if it is not touched any more. That is easy to see where nothing is brought back
+ * ahead of the guest: the page raised no fault at two wake-ups in a row. A page that a replay has brought
+ * back raises no fault in any case. So each replay holds back some pages of the set, at random; a page that
+ * was held back and not touched leaves the set at once. The share of those that were not touched is also the
+ * best estimate of what share of the replay was wasted, and the larger it is, the more the next replay holds
+ * back. A page that raised a fault at the last wake-up is not held back at the next one.
  *
- * Everything is in one memfd, so that a successor continues. What it says comes from a guest's behaviour: nothing of it is
- * trusted, and whoever uses a page index from here must look whether there is such a page. */
+ * Everything is in one memfd, so that a successor continues. What it says comes from a guest's behaviour:
+ * nothing of it is trusted, and whoever uses a page index from here must look whether there is such a
+ * page. */
 #ifndef VMMSWAP_WAKE_RECORD_H
 #define VMMSWAP_WAKE_RECORD_H
 
@@ -26,8 +28,8 @@
 
 #define WAKE_PAGES_MAX ((size_t)1 << 19) /* 2 GiB of guest memory; the record then takes 4 to 12 MiB */
 
-/* So many touches of the set's pages within so short a time are a wake-up, if they are not of pages that the guest touches
- * while it is idle, too. */
+/* So many touches of the set's pages within so short a time are a wake-up, if they are not of pages that the
+ * guest touches while it is idle, too. */
 #define WAKE_BURST_PAGES 32
 #define WAKE_BURST_MS 250
 
@@ -39,7 +41,8 @@ struct wake_record;
 
 int wake_record_create(struct wake_record **out, struct error *err);
 
-/* Take over the record of a process that died. The fd is dup'ed. If it is no record, or damaged, a new one is made. */
+/* Take over the record of a process that died. The fd is dup'ed. If it is no record, or damaged, a new one is
+ * made. */
 int wake_record_adopt(int fd, struct wake_record **out, struct error *err);
 void wake_record_destroy(struct wake_record *record); /* NULL is allowed */
 int wake_record_fd(const struct wake_record *record);
@@ -47,15 +50,17 @@ int wake_record_fd(const struct wake_record *record);
 /* A swap-out has ended: note touches from now on. */
 void wake_record_begin(struct wake_record *record);
 
-/* Note a touch: `missing` if the page was out, else it was written to and had a kept copy. True if it shows that the
- * guest wakes up; once for each wake-up. Any thread may call this at any time; it waits for nothing. */
+/* Note a touch: `missing` if the page was out, else it was written to and had a kept copy. True if it shows
+ * that the guest wakes up; once for each wake-up. Any thread may call this at any time; it waits for
+ * nothing. */
 bool wake_record_touch(struct wake_record *record, uint64_t page_idx, bool missing, bool write);
 
-/* A wake-up has begun, by an order or by what wake_record_touch() said. False: one is under way, or nothing is noted. */
+/* A wake-up has begun, by an order or by what wake_record_touch() said. False: one is under way, or nothing
+ * is noted. */
 bool wake_record_wake(struct wake_record *record);
 
-/* The guest touches little any more: the wake-up is over. False: it has touched hardly anything, so it was none, and
- * touches are noted further. */
+/* The guest touches little any more: the wake-up is over. False: it has touched hardly anything, so it was
+ * none, and touches are noted further. */
 bool wake_record_settle(struct wake_record *record);
 
 /* All memory is being brought back: what is not touched from now on says nothing. */
@@ -69,7 +74,8 @@ struct wake_page {
 	bool is_written; /* the guest wrote to it when it was last seen to touch it */
 };
 
-/* The pages to bring back, in order of rank; some are held back. The caller frees *out. How many there are. */
+/* The pages to bring back, in order of rank; some are held back. The caller frees *out. How many there
+ * are. */
 size_t wake_record_offer(struct wake_record *record, struct wake_page **out);
 
 /* Pages were brought back ahead of the guest. */
