@@ -22,8 +22,8 @@ struct faults;
 struct faults_config {
 	bool pin;      /* pin each thread to one of the CPUs that the process may use */
 	bool no_uring; /* read with threads, also where io_uring is allowed */
-	uint32_t
-		spin_us; /* how long a thread polls for the next event, after it served one, before it sleeps */
+	/* How long a thread polls for the next event, after it served one, before it sleeps. */
+	uint32_t spin_us;
 };
 
 /* Create vm->fault_threads_n threads, without starting them. */
