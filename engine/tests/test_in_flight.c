@@ -221,7 +221,8 @@ TEST(faults_that_were_read_together_are_taken_by_all_threads)
 	stop(&rig);
 }
 
-/* A copy fails until an event was read of which epoll need not tell this thread again, and the page is read anew each time. */
+/* A copy fails until an event was read of which epoll need not tell this thread again, and the page is read
+ * anew each time. */
 TEST(events_are_read_before_a_page_is_tried_again)
 {
 	static const struct layout one = { .memfd_pages = { 512 },

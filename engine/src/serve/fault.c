@@ -143,8 +143,9 @@ static uint64_t serve_once(struct server *self, bool *any)
 
 /* All that can be done now. Returns when to look again; UINT64_MAX: when something happens.
  *
- * A fault that is to be tried again soon needs that events are read. It may be in flight by the time that this is looked at, so it is
- * not asked of what is pending: else it would be tried without end, and the event never read. */
+ * A fault that is to be tried again soon needs that events are read. It may be in flight by the time that
+ * this is looked at, so it is not asked of what is pending: else it would be tried without end, and the event
+ * never read. */
 static uint64_t serve_all(struct server *self)
 {
 	bool any = true;
