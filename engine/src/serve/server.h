@@ -49,8 +49,8 @@ struct faults {
 	pthread_mutex_t queue_lock;
 	size_t queue_from;
 	_Atomic size_t queue_n;
-	_Atomic bool
-		overflown; /* faults were read for which the queue had no room: their threads must fault again */
+	/* Faults were read for which the queue had no room: their threads must fault again. */
+	_Atomic bool overflown;
 	struct fault queue[QUEUE_MAX];
 
 	size_t n;
