@@ -12,7 +12,7 @@ from vmmswap.status import Status
 class VmControl(Protocol):
     """One VM, as its D-Bus object sees it. All methods raise vmmswap.errors only.
 
-    enable, disable and trim return once the order is accepted; `status` and the subscription tell the rest.
+    The orders return once accepted; `status` and the subscription tell the rest.
     The last order wins: enable cancels a swap-in, disable a swap-out.
     """
 
@@ -46,6 +46,9 @@ class VmControl(Protocol):
 
     async def wake(self) -> None:
         """Bring back what earlier wake-ups touched; the VM stays Active."""
+
+    async def flush(self) -> None:
+        """Move all that is out and on RAM to disk."""
 
     async def start_page_fault_logging(self) -> None:
         """Log page faults from now on; no effect if already started."""

@@ -33,6 +33,7 @@ class Operation(enum.StrEnum):
     SWAP_OUT = "swap-out"
     SWAP_IN = "swap-in"
     TRIM = "trim"
+    FLUSH = "flush"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ class Status(WakeStatus):
         "Operation",
         "s",
         signalled=True,
-        help="`swap-out`, `swap-in`, `trim`, or empty.",
+        help="`swap-out`, `swap-in`, `trim`, `flush`, or empty.",
     )
     progress_pages: int = _key(
         0,

@@ -63,6 +63,7 @@ static const char *const left_out[] = {
 	"store.compact.relocated",
 	"lost.looked",
 	"unplug.piece",
+	"flush.moved",
 };
 static const char *const left_out_without_tiers[] = {
 	"store.freed",	      "store.headroom", "store.move.placed",

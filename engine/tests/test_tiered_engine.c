@@ -382,3 +382,35 @@ TEST(a_flipped_bit_on_disk_brings_no_wrong_byte)
 		rig_stop(&rig);
 	}
 }
+
+/* As a job: all moves, or what the budget allows; a second one goes on where a cancelled one stopped. */
+TEST(a_flush_moves_all_within_the_budget)
+{
+	struct swap_out_options options = { .mode = MODE_LIVE, .max_passes = 1 };
+	struct error err = { 0 };
+	struct notice done;
+	struct rig rig;
+
+	rig_start(&rig, 2);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	engine_limit_writes(rig.engine, engine_written_bytes(rig.engine));
+	CHECK_OK(engine_start_job(rig.engine, JOB_FLUSH, &options, &err));
+	done = wait_job(&rig);
+	CHECK_EQ(done.code, 0);
+	CHECK_EQ(done.limited_by, LIMITED_BY_WRITE_BUDGET);
+	CHECK_CONTAINS(done.message, "WriteBudgetPerDay=");
+	CHECK(stats_of(&rig).stored_ram_bytes > 0);
+	engine_limit_writes(rig.engine, UINT64_MAX);
+	CHECK_OK(engine_start_job(rig.engine, JOB_FLUSH, &options, &err));
+	engine_cancel_job(rig.engine);
+	wait_job(&rig);
+	CHECK_OK(engine_start_job(rig.engine, JOB_FLUSH, &options, &err));
+	done = wait_job(&rig);
+	CHECK(done.code == 0 && done.limited_by == LIMITED_BY_NOTHING && !done.cancelled);
+	while (engine_tend(rig.engine))
+		;
+	CHECK_EQ(stats_of(&rig).stored_ram_bytes, 0);
+	CHECK(stats_of(&rig).stored_disk_bytes > 0);
+	check_bytes(&rig);
+	rig_stop(&rig);
+}

@@ -159,6 +159,7 @@ async def test_without_polkit_only_root_and_the_owner_may_change(
         "Enable",
         "Disable",
         "Trim",
+        "Flush",
         "StartPageFaultLogging",
         "StopPageFaultLogging",
         "Exit",
@@ -170,7 +171,7 @@ async def test_without_polkit_only_root_and_the_owner_may_change(
     assert vm.orders == []
     assert vm.status().state is State.READY
     denials = [record for record in caplog.records if f"denied uid {STRANGER}" in record.message]
-    assert len(denials) == 7
+    assert len(denials) == 8
     assert all(record.levelno == logging.WARNING for record in denials)
     assert await client.call(M, "Enable", uid=OWNER) == ""
     assert vm.orders == ["enable"]

@@ -81,6 +81,9 @@ class ScriptedVm:
     async def trim(self) -> None:
         self._order("trim", Operation.TRIM)
 
+    async def flush(self) -> None:
+        self._order("flush", Operation.FLUSH)
+
     async def exit(self) -> None:
         self._order("exit", Operation.SWAP_IN)
 
@@ -256,6 +259,7 @@ async def test_bus_option_wins_over_the_environment(bus, publish_vm):
         ("enable", Operation.SWAP_OUT, State.ACTIVE),
         ("disable", Operation.SWAP_IN, State.READY),
         ("trim", Operation.TRIM, State.ACTIVE),
+        ("flush", Operation.FLUSH, State.ACTIVE),
     ],
 )
 async def test_operations_wait_until_done(bus, publish_vm, verb, operation, final):
@@ -269,6 +273,18 @@ async def test_operations_wait_until_done(bus, publish_vm, verb, operation, fina
     code, out, err = await run.end()
     assert (code, err) == (0, "")
     assert json.loads(out)["State"] == final
+
+
+async def test_a_flush_that_a_limit_stops_has_failed(bus, publish_vm):
+    vm, _ = await publish_vm("web")
+    run = await Ctl.start(bus, "flush", "web")
+    await ordered(vm)
+    vm.become(
+        state=State.ACTIVE, operation=Operation.NONE, stored_ram_bytes=3 << 20, limited_by="write-budget"
+    )
+    code, out, err = await run.end()
+    assert (code, out) == (1, "")
+    assert err.startswith("vmmswapctl: 3.0 MiB of web stay on RAM: limited by write-budget")
 
 
 async def test_a_turn_round_is_waited_for_and_told(bus, publish_vm):
@@ -428,6 +444,7 @@ async def test_log(bus, publish_vm):
         ("enable",),
         ("disable",),
         ("trim",),
+        ("flush",),
         ("exit",),
         ("detach",),
         ("log", "start"),

@@ -44,6 +44,7 @@ VERBS = (
     "enable nobody",
     "trim web",
     "wake web",
+    "flush web",
     "disable web --json",
     "exit nobody",
     "detach nobody",

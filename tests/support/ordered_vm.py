@@ -90,6 +90,9 @@ class FakeEngine:
     def start_swap_in(self):
         self._start(Job.SWAP_IN, "start swap-in")
 
+    def start_flush(self):
+        self._start(Job.FLUSH, "start flush")
+
     def start_trim(self, _options):
         self._start(Job.TRIM, "start trim")
 

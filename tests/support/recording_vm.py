@@ -56,6 +56,9 @@ class RecordingVm:
     async def wake(self) -> None:
         await self._take("wake")
 
+    async def flush(self) -> None:
+        await self._take("flush")
+
     async def start_page_fault_logging(self) -> None:
         self.orders.append("log start")
         self.change(page_fault_logging=True)

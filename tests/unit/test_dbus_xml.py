@@ -43,6 +43,7 @@ def test_manager_and_host_have_the_members_of_the_contract() -> None:
             "Disable",
             "Trim",
             "Wake",
+            "Flush",
             "StartPageFaultLogging",
             "StopPageFaultLogging",
             "Exit",

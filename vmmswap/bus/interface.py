@@ -97,6 +97,7 @@ MANAGER = Interface(
         Method("Disable", action=CONTROL),
         Method("Trim", action=CONTROL),
         Method("Wake", action=CONTROL),
+        Method("Flush", action=CONTROL),
         Method("Status", outs=(Arg("status", "a{sv}"),)),
         Method("Configuration", outs=(Arg("settings", "a(ssss)"),)),
         Method("StartPageFaultLogging", action=LOG),

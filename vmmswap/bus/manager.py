@@ -62,6 +62,8 @@ class ManagerObject:
                 await self._control.trim()
             case "Wake":
                 await self._control.wake()
+            case "Flush":
+                await self._control.flush()
             case "StartPageFaultLogging":
                 await self._control.start_page_fault_logging()
             case "StopPageFaultLogging":

@@ -190,6 +190,7 @@ def _add_operations(verbs: Verbs) -> None:
         "enable": "swap all of a VM's memory out",
         "disable": "swap all of a VM's memory in",
         "trim": "swap out again, without a write, pages that came back and have not changed",
+        "flush": "move what is out and on RAM to disk",
         "exit": "swap all memory in, release the VM and end its monitor",
         "detach": "swap all memory in and leave an attached VMM as it was before",
     }

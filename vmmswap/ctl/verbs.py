@@ -39,6 +39,7 @@ _OPERATIONS = {
     "enable": _Operation("Enable", "swap-out", State.ACTIVE),
     "disable": _Operation("Disable", "swap-in", State.READY),
     "trim": _Operation("Trim", "trim", None),
+    "flush": _Operation("Flush", "flush", None),
 }
 _ENDINGS = {
     "exit": _Operation("Exit", "swap-in", None),
@@ -127,7 +128,7 @@ async def wait(client: Client, args: argparse.Namespace) -> None:
 
 
 async def operate(client: Client, args: argparse.Namespace) -> None:
-    """`enable`, `disable`, `trim`: order it, and wait until the VM has settled."""
+    """`enable`, `disable`, `trim`, `flush`: order it, and wait until the VM has settled."""
     operation = _OPERATIONS[args.verb]
     async with client.watch(args.name) as watch:
         with goes_on(args.name, operation.noun):
@@ -138,10 +139,21 @@ async def operate(client: Client, args: argparse.Namespace) -> None:
                 with progress(args.name, quiet=args.json) as show:
                     status = await until_settled(client, watch, show)
                 _check_settled(status, operation)
+                if args.verb == "flush" and status.get("LimitedBy"):
+                    raise _stopped(status)
     if args.json:
         output.print_json(status)
     elif not args.no_wait:
         print(output.change_line(status))
+
+
+def _stopped(status: StatusKeys) -> CtlError:
+    name, limit = one_line(str(status["Name"])), one_line(str(status["LimitedBy"]))
+    return CtlError(
+        ExitStatus.FAILED,
+        f"{output.mib(status.get('StoredRamBytes', 0))} of {name} stay on RAM: limited by {limit};"
+        f" `journalctl VMMSWAP_VM={name}` says more",
+    )
 
 
 def _check_settled(status: StatusKeys, operation: _Operation) -> None:

@@ -211,6 +211,10 @@ class Engine(WakeCalls):
         """Give back what need not be held, without waking the guest; JobDone follows."""
         self._start_job(Job.TRIM, options)
 
+    def start_flush(self) -> None:
+        """Move all that is out and on RAM to disk; JobDone follows. BusyError while a job runs."""
+        self._start_job(Job.FLUSH, SwapOutOptions())
+
     def _start_job(self, job: Job, options: SwapOutOptions) -> None:
         pins = options.pins or PinOptions()
         c_options = ffi.new(

@@ -17,6 +17,7 @@ class Job(enum.IntEnum):
     SWAP_OUT = 1
     SWAP_IN = 2
     TRIM = 3
+    FLUSH = 4
 
 
 class Mode(enum.IntEnum):

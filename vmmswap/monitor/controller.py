@@ -53,6 +53,12 @@ class Controller:
     async def wake(self) -> None:
         self._registered().orders.wake()
 
+    async def flush(self) -> None:
+        served = self._registered()
+        await served.writes.ready()
+        served.writes.check_flush()
+        served.orders.flush()
+
     async def start_page_fault_logging(self) -> None:
         await self._registered().start_page_fault_logging()
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.config import Config
-from vmmswap.config_values import in_bytes
+from vmmswap.config_values import SEGMENT_BYTES, in_bytes
 from vmmswap.engine import Engine
-from vmmswap.errors import NoSuchVMError
+from vmmswap.errors import NoSpaceError, NoSuchVMError
 from vmmswap.monitor import ledger
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.ledger import DamagedError, Ledger
@@ -49,6 +49,7 @@ class WriteBudget:
         self._saving = threading.Lock()
         self._saved = ""
         self._told = ""
+        self._max_bytes = 0  # up to where the engine may write, if there is a budget
         if config().has_write_budget:
             engine.limit_writes(0)
         self._loaded = asyncio.Event()
@@ -59,6 +60,15 @@ class WriteBudget:
         if self._config().has_write_budget:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._loaded.wait(), _LOAD_LIMIT_S)
+
+    def check_flush(self) -> None:
+        """NoSpaceError if not even one segment may be written now."""
+        config = self._config()
+        if config.has_write_budget and self._max_bytes - self._engine.written_bytes < SEGMENT_BYTES:
+            raise NoSpaceError(
+                f"{self.written_today() >> 20} MiB were written to disk for the VM within a day:"
+                f" WriteBudgetPerDay={config.write_budget_per_day} is used up; wait, or raise it"
+            )
 
     def written_today(self) -> int:
         """WrittenTodayBytes."""
@@ -111,7 +121,8 @@ class WriteBudget:
         if not has_budget:
             self._engine.limit_writes(None)
             return
-        self._engine.limit_writes(self._ledger.counted_bytes + max(0, day_bytes - today))
+        self._max_bytes = self._ledger.counted_bytes + max(0, day_bytes - today)
+        self._engine.limit_writes(self._max_bytes)
 
     def _charge(self, now_hour: int) -> None:
         if self._ledger is not None and self._ledger.charge(

@@ -124,3 +124,21 @@ void job_run_workers(struct swapper *swapper, void *(*run)(void *))
 		put_worker_away(&workers[n]);
 	}
 }
+
+void job_forget_limit(struct swapper *swapper)
+{
+	store_forget_limit(swapper->vm->store);
+	atomic_store(&page_map_header(swapper->vm->map)->limited_by, LIMITED_BY_NOTHING);
+}
+
+void job_note_limit(struct swapper *swapper)
+{
+	struct store_account account;
+
+	if (!store_is_limit(swapper->error.code))
+		return;
+	store_account(swapper->vm->store, &account);
+	atomic_store(&page_map_header(swapper->vm->map)->limited_by,
+		     account.limited_by ? account.limited_by : LIMITED_BY_NO_SPACE);
+	swapper->error.code = 0;
+}

@@ -293,20 +293,6 @@ static void tell_left(struct swapper *swapper)
 	notices_post(swapper->vm->notices, &notice);
 }
 
-/* A limit is no failure: what is out stays out, and the rest stays where it is. The message is for the notice
- * of the job's end. */
-static void note_limit(struct swapper *swapper)
-{
-	struct store_account account;
-
-	if (!store_is_limit(swapper->error.code))
-		return;
-	store_account(swapper->vm->store, &account);
-	atomic_store(&page_map_header(swapper->vm->map)->limited_by,
-		     account.limited_by ? account.limited_by : LIMITED_BY_NO_SPACE);
-	swapper->error.code = 0;
-}
-
 void swap_out(struct swapper *swapper)
 {
 	struct page_map_header *header = page_map_header(swapper->vm->map);
@@ -324,16 +310,15 @@ void swap_out(struct swapper *swapper)
 	atomic_store(&header->zeroed_pages, 0);
 	atomic_store(&header->redundant_pages, 0);
 	atomic_store(&header->pause_us, 0);
-	atomic_store(&header->limited_by, LIMITED_BY_NOTHING);
 	left_begin(&swapper->left);
-	store_forget_limit(swapper->vm->store);
+	job_forget_limit(swapper);
 	wake_record_fold(swapper->vm->wake);
 	swap_out_until_nobody_joins(swapper);
 	wake_record_begin(swapper->vm->wake);
 	store_settle(swapper->vm->store);
 	atomic_store(&header->pinned_pages, swapper->counts.pinned_pages);
 	tell_left(swapper);
-	note_limit(swapper);
+	job_note_limit(swapper);
 }
 
 void trim(struct swapper *swapper)

@@ -29,13 +29,16 @@ static void *run_job(void *argument)
 	case JOB_TRIM:
 		trim(swapper);
 		break;
+	case JOB_FLUSH:
+		flush(swapper);
+		break;
 	}
 	resident_count(swapper->vm); /* whoever gets the end notice asks how much is left */
 	FAILPOINT_HERE("swapper.done");
 	atomic_store(&header->job, JOB_NONE);
 	done.cancelled = atomic_load(&swapper->cancel);
 	done.code = swapper->error.code;
-	if (done.job == JOB_SWAP_OUT && !done.code)
+	if ((done.job == JOB_SWAP_OUT || done.job == JOB_FLUSH) && !done.code)
 		done.limited_by = atomic_load(&header->limited_by);
 	memcpy(done.message, swapper->error.message, sizeof done.message);
 	pins_destroy(swapper->pins);
@@ -165,7 +168,9 @@ int swapper_start(struct swapper *swapper, enum job_kind job, const struct swap_
 	swapper->started++;
 	atomic_store(&swapper->job, job);
 	pthread_mutex_unlock(&swapper->lock);
-	atomic_store(&header->job, job); /* now: once this returns, a successor must know of the job */
+	if (job != JOB_FLUSH) /* which leaves nothing that a successor must finish */
+		atomic_store(&header->job,
+			     job); /* now: once this returns, a successor must know of the job */
 	code = pthread_create(&swapper->thread, NULL, run_job, swapper);
 	if (code) {
 		atomic_store(&header->job, JOB_NONE);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The long jobs: swap-out, swap-in, trim. One runs at a time, on threads of its own. Each can be cancelled
+/* The long jobs: swap-out, swap-in, trim, flush. One runs at a time, on threads of its own. Each can be cancelled
  * after any window. */
 #ifndef VMMSWAP_SWAPPER_H
 #define VMMSWAP_SWAPPER_H
@@ -8,7 +8,7 @@
 #include "vm/lost.h"
 #include "vm/vm.h"
 
-enum job_kind { JOB_NONE, JOB_SWAP_OUT, JOB_SWAP_IN, JOB_TRIM };
+enum job_kind { JOB_NONE, JOB_SWAP_OUT, JOB_SWAP_IN, JOB_TRIM, JOB_FLUSH };
 
 enum swap_mode {
 	MODE_NONE,

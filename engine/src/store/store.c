@@ -309,17 +309,8 @@ void store_host_is_short(struct store *store, bool is_short)
 
 int store_flush_step(struct store *store, struct error *err)
 {
-	struct log *log = store->log ? log_of_tier(store->log) : NULL;
-	int rc;
-
 	HELD_MAY_WAIT(WAIT_WRITE);
-	if (!log)
-		return -ENOENT;
-	rc = log_move_oldest(log, UINT32_MAX, err);
-	if (rc != -ENOENT)
-		return rc;
-	log_seal_open(log);
-	return log_move_oldest(log, UINT32_MAX, err);
+	return store->log ? log_flush_step(log_of_tier(store->log), err) : -ENOENT;
 }
 
 void store_limit_writes(struct store *store, uint64_t max_bytes)

@@ -56,6 +56,20 @@ bool log_tend_step(struct log *log, relocate_page relocate, void *context)
 	return is_more;
 }
 
+int log_flush_step(struct log *log, struct error *err)
+{
+	int rc;
+
+	pthread_mutex_lock(&log->tend_lock);
+	rc = log_move_oldest(log, UINT32_MAX, err);
+	if (rc == -ENOENT) {
+		log_seal_open(log);
+		rc = log_move_oldest(log, UINT32_MAX, err);
+	}
+	pthread_mutex_unlock(&log->tend_lock);
+	return rc;
+}
+
 int64_t log_tend_wait_ms(struct log *log)
 {
 	uint64_t now = now_s(), again_s = atomic_load(&log->move_again_s), due_s;

@@ -20,6 +20,9 @@ bool log_tend_step(struct log *log, relocate_page relocate, void *context);
 /* How long there will be nothing to do, unless log->tend_fd becomes readable before; -1: until it does. */
 int64_t log_tend_wait_ms(struct log *log);
 
+/* See store_flush_step(). log_tend_step() waits meanwhile: no segment is on its way by another hand. */
+int log_flush_step(struct log *log, struct error *err);
+
 /* Make log->tend_fd readable: there may be something to do. Waits for nothing. */
 void log_wake_tender(struct log *log);
 

@@ -150,6 +150,8 @@ class Jobs:
                 self._room.start()
             case Action.TRIM:
                 engine.start_trim(options)
+            case Action.FLUSH:
+                engine.start_flush()
             case _:
                 raise InternalError(f"{action} is not a job")
 

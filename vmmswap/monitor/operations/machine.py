@@ -22,10 +22,21 @@ class Action(enum.Enum):
     SWAP_OUT = "start a swap-out"
     SWAP_IN = "start a swap-in"
     TRIM = "start a trim"
+    FLUSH = "start a flush"
 
 
-_START = {Job.SWAP_OUT: Action.SWAP_OUT, Job.SWAP_IN: Action.SWAP_IN, Job.TRIM: Action.TRIM}
-_OPERATION = {Job.SWAP_OUT: Operation.SWAP_OUT, Job.SWAP_IN: Operation.SWAP_IN, Job.TRIM: Operation.TRIM}
+_START = {
+    Job.SWAP_OUT: Action.SWAP_OUT,
+    Job.SWAP_IN: Action.SWAP_IN,
+    Job.TRIM: Action.TRIM,
+    Job.FLUSH: Action.FLUSH,
+}
+_OPERATION = {
+    Job.SWAP_OUT: Operation.SWAP_OUT,
+    Job.SWAP_IN: Operation.SWAP_IN,
+    Job.TRIM: Operation.TRIM,
+    Job.FLUSH: Operation.FLUSH,
+}
 
 
 class Machine:
@@ -78,11 +89,18 @@ class Machine:
 
     def trim(self) -> Action:
         """Nothing to do while nothing is out. BusyError while a job runs."""
+        return self._want_while_out(Job.TRIM)
+
+    def flush(self) -> Action:
+        """As trim()."""
+        return self._want_while_out(Job.FLUSH)
+
+    def _want_while_out(self, job: Job) -> Action:
         if self.job is not Job.NONE:
-            raise BusyError(f"a {self.operation} is under way: trim when it is done")
+            raise BusyError(f"a {self.operation} is under way: {_OPERATION[job]} when it is done")
         if not self.tracking:
             return Action.NOTHING
-        return self._want(Job.TRIM)
+        return self._want(job)
 
     def job_done(self, error: VmmswapError | None, tracking: bool) -> Action:
         """The job has ended, or could not start; tracking: whether guest memory is registered now."""

@@ -15,6 +15,7 @@ from vmmswap.errors import (
     InternalError,
     NoSpaceError,
     NoSuchVMError,
+    NotSupportedError,
     StorageFailedError,
     VmmswapError,
 )
@@ -152,6 +153,17 @@ class Orders:
             raise BusyError(f"a {self.machine.operation} is under way: wake when it is done")
         if self.machine.job is Job.NONE and self.machine.tracking:
             self.wake_ups.ordered()
+
+    def flush(self) -> None:
+        """NotSupportedError if the VM has no RAM tier, or no disk tier."""
+        fds = self._vm.engine.tier_fds
+        if fds.ram < 0:
+            raise NotSupportedError(
+                "the VM has nothing compressed on RAM: RamTierMax= was not set when it registered"
+            )
+        if fds.disk < 0:
+            raise NotSupportedError("the VM has no disk tier: DiskTierMax=0 was set when it registered")
+        self.jobs.perform(self.machine.flush())
 
     async def exit(self) -> None:
         self._checks.check_before_exit()
