@@ -414,3 +414,32 @@ TEST(a_flush_moves_all_within_the_budget)
 	check_bytes(&rig);
 	rig_stop(&rig);
 }
+
+/* A successor moves what its predecessor put on RAM, some of which is on disk already. */
+TEST(a_successor_flushes_what_was_put_before)
+{
+	struct swap_out_options options = { .mode = MODE_LIVE, .max_passes = 1 };
+	struct engine_config config = new_engine;
+	struct error err = { 0 };
+	struct rig rig;
+
+	rig_start(&rig, 2);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK_EQ(engine_flush_step(rig.engine, &err), 1);
+	config.page_map_fd = (int)CHECK_SYS(dup(engine_page_map_fd(rig.engine)));
+	test_use_tiers(&config);
+	test_keep_tiers(&config, rig.engine);
+	engine_destroy(rig.engine);
+	succeed(&rig, &config);
+	check_bytes(&rig); /* all by demand faults */
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK_OK(engine_start_job(rig.engine, JOB_FLUSH, &options, &err));
+	CHECK_EQ(wait_job(&rig).code, 0);
+	check_bytes(&rig);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK_OK(engine_start_job(rig.engine, JOB_FLUSH, &options, &err));
+	CHECK_EQ(wait_job(&rig).code, 0);
+	run_job(&rig, JOB_SWAP_IN, MODE_NONE);
+	check_bytes(&rig);
+	rig_stop(&rig);
+}

@@ -35,6 +35,7 @@ static const char *const names[] = {
 	"evict.stored",
 	"fault.fork-read",
 	"fault.reading",
+	"flush.moved",
 	"freeze.before-thaw",
 	"freeze.seized",
 	"freeze.stopped",

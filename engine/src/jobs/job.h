@@ -74,8 +74,8 @@ bool job_next_window(struct swapper *swapper, bool data, struct window *out);
  * faster: one window is read while another is written. */
 void job_run_workers(struct swapper *swapper, void *(*run)(void *));
 
-/* Before a job that puts or moves pages, and after it: a limit of the store that ended it is no failure. What is
- * out stays out, and the rest stays where it is. The message is for the notice of the job's end. */
+/* Before a job that puts or moves pages, and after it: a limit of the store that ended it is no failure. What
+ * is out stays out, and the rest stays where it is. The message is for the notice of the job's end. */
 void job_forget_limit(struct swapper *swapper);
 void job_note_limit(struct swapper *swapper);
 

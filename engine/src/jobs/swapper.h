@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The long jobs: swap-out, swap-in, trim, flush. One runs at a time, on threads of its own. Each can be cancelled
- * after any window. */
+/* The long jobs: swap-out, swap-in, trim, flush. One runs at a time, on threads of its own. Each can be
+ * cancelled after any window. */
 #ifndef VMMSWAP_SWAPPER_H
 #define VMMSWAP_SWAPPER_H
 
