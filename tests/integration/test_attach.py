@@ -373,7 +373,7 @@ def test_a_device_that_is_passed_through(vfio_device) -> None:
     with Target("nanosleep", prefix=("bash", "-c", 'exec 9<"$0"; exec "$@"', vfio_device)) as target:
         fds, maps = target.fds, target.maps
         with pytest.raises(
-            NotSupportedError, match=rf"has {vfio_device} open \(fd 9\).*all of its memory pinned"
+            NotSupportedError, match=rf"has {vfio_device} open \(fd 9\).*pins all of its memory"
         ):
             attach_vm(target.pidfd)
         assert (target.fds, target.maps) == (fds, maps)

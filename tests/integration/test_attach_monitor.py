@@ -210,7 +210,9 @@ def test_a_device_that_another_mapper_was_given_since(bus, directory, vfio_devic
         assert monitor.status()["Processes"] == 2
         assert monitor.disable()["State"] == "Ready"
         assert mapper.read_all(vfio_device)
-        with pytest.raises(BusError, match=rf"{mapper.pid} .* has {vfio_device} open.*memory pinned"):
+        with pytest.raises(
+            BusError, match=rf"{mapper.pid} .* has {vfio_device} open.*pins all of its memory"
+        ):
             monitor.call("Enable")
 
 

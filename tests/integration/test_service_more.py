@@ -139,18 +139,18 @@ def test_a_swap_directory_of_ones_own_that_is_too_small(host: Service) -> None:
     with host.guest("small", mix="random=100") as guest:
         host.manager("small", "Enable")
 
-        def failed() -> dict[str, object] | None:
+        def limited() -> dict[str, object] | None:
             status = host.status("small")
-            return status if status["State"] == "Failed" else None
+            return status if status["LimitedBy"] and not status["Operation"] else None
 
-        status = host.machine.wait_for("it to fail", failed)
+        status = host.machine.wait_for("the limit", limited)
+        assert (status["State"], status["LimitedBy"], status["Error"]) == ("Active", "no-space", "")
         assert guest.verify().wrong_bytes == 0
         host.swap_in("small")
         assert guest.verify().wrong_bytes == 0
-    [entry] = host.machine.journal(VMMSWAP_VM="small", MESSAGE_ID=message_ids.OPERATION_FAILED)
-    assert (entry["VMMSWAP_OPERATION"], entry["PRIORITY"]) == ("swap-out", "3")
-    assert str(status["Error"]) in str(entry["MESSAGE"])
-    assert "/srv/swap" in str(status["Error"])
+    [entry] = host.machine.journal(VMMSWAP_VM="small", MESSAGE_ID=message_ids.OPERATION_LIMITED)
+    assert (entry["VMMSWAP_OPERATION"], entry["LIMITED_BY"]) == ("swap-out", "no-space")
+    assert "/srv/swap" in str(entry["MESSAGE"])
     host.machine.sh("umount /srv/swap && rmdir /srv/swap")
     config.unlink()
 
