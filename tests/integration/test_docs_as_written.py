@@ -102,6 +102,16 @@ class Cast:
         self.guest()
         self.host.swap_out("web")
 
+    def tiered(self) -> None:
+        """A new one whose memory is out, compressed on RAM."""
+        self.end()
+        self.host.wait_unit("web", "inactive")
+        config = self.host.machine.path("/etc/vmmswap.conf.d/tiered.conf")
+        config.parent.mkdir(exist_ok=True)
+        config.write_text("[VM web]\nRamTierMax=100%\n")
+        self.swapped_out()
+        self._stack.callback(config.unlink)
+
     def qemu(self) -> None:
         """One that runs, and that nobody has attached to."""
         machine = self.host.machine
@@ -185,6 +195,7 @@ def test_vmmswapctl(cast: Cast) -> None:
         ),
         "vmmswapctl wait web Active": cast.swapped_out,
         "vmmswapctl wake": cast.guest,
+        "vmmswapctl flush": cast.tiered,
         "vmmswapctl prepare": cast.end,
         "vmmswapctl attach": cast.qemu,
     }
