@@ -274,6 +274,11 @@ class Config:
     )
 
     @property
+    def needs_swap_dir(self) -> bool:
+        """False if nothing of the VM goes to disk."""
+        return not self.ram_tier_max or self.has_disk_tier
+
+    @property
     def has_disk_tier(self) -> bool:
         """Of a VM with tiers: False if nothing of it goes to disk."""
         return not values.is_nothing(self.disk_tier_max)

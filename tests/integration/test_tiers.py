@@ -57,6 +57,21 @@ def test_a_monitor_that_is_killed_leaves_its_tiers_to_its_successor(config, died
             check_all_right(guest)
 
 
+def test_without_a_disk_tier_there_need_be_no_swap_directory(config, tmp_path):
+    lines = ("RamTierMax=100%", "DiskTierMax=0")
+    options = ("--config", str(config(*lines)), "--swap-dir", str(tmp_path / "absent"))
+    with PrivateBus() as bus, restarted(bus, *options) as service:
+        monitor = service.start({"STATE_DIRECTORY": str(tmp_path)})
+        monitor.wait_on_bus()
+        with Guest(("16M",), socket=monitor.socket) as guest:
+            guest.wait_ready()
+            guest.fill()
+            status = monitor.enable()
+            assert (status["State"], status["StoredDiskBytes"]) == ("Active", 0)
+            assert status["SwapPages"] > 0
+            check_all_right(guest)
+
+
 def test_with_no_ram_allowed_all_goes_to_disk_and_comes_back_from_there(config):
     with PrivateBus() as bus, restarted(bus, "--config", str(config("RamTierMax=0"))) as service:
         monitor = service.start()

@@ -250,7 +250,8 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     )
     has_vm = _has_vm(given)
     if not has_vm:
-        _check_swap_dir(setup.swap_dir)
+        if settings.current.needs_swap_dir:
+            _check_swap_dir(setup.swap_dir)
         os.close(open_userfaultfd())
     if not setup.fd_store:
         logging.getLogger("vmmswap").warning(
