@@ -18,7 +18,7 @@ from benchmarks import parallel_faults, store_figures, wake_figures
 from benchmarks.monitor_memory import measure
 from benchmarks.rivals import compile_program, dd, interleaved, ratio, run_json, table
 
-TMPFS = Path("/dev/shm")  # noqa: S108 - the issue asks for a swap directory in RAM
+TMPFS = Path("/dev/shm")  # noqa: S108 - a swap directory in RAM
 
 
 def bench_faults(options: argparse.Namespace) -> None:
