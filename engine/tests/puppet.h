@@ -124,7 +124,8 @@ struct rig {
 	struct engine *engine;
 	uint64_t version;
 	unsigned forked, gone, odd, incidents, replayed;
-	uint64_t hits; /* of the point that was armed last, before that */
+	struct notice job_done; /* came while another kind was waited for; its kind is 0 once it was taken */
+	uint64_t hits;		/* of the point that was armed last, before that */
 	struct swap_out_options options;
 };
 
@@ -547,6 +548,11 @@ static inline struct notice rig_await_notice(struct rig *rig, uint32_t kind)
 	struct pollfd waiting = { .fd = engine_notices_fd(rig->engine), .events = POLLIN };
 	struct notice notice;
 
+	if (kind == NOTICE_JOB_DONE && rig->job_done.kind) {
+		notice = rig->job_done;
+		rig->job_done.kind = 0;
+		return notice;
+	}
 	for (;;) {
 		if (poll(&waiting, 1, PUPPET_PATIENCE_MS) != 1)
 			FAIL("no notice of kind %u within a minute", kind);
@@ -554,6 +560,8 @@ static inline struct notice rig_await_notice(struct rig *rig, uint32_t kind)
 			rig_note(rig, &notice);
 			if (notice.kind == kind)
 				return notice;
+			if (notice.kind == NOTICE_JOB_DONE)
+				rig->job_done = notice;
 		}
 	}
 }
@@ -573,6 +581,7 @@ static inline void rig_start_job(struct rig *rig, uint32_t job)
 	struct error err = { 0 };
 
 	rig_settle(rig);
+	rig->job_done.kind = 0;
 	if (engine_start_job(rig->engine, job, &rig->options, &err))
 		FAIL("engine_start_job: %s", err.message);
 }
