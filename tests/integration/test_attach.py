@@ -22,8 +22,9 @@ from tests.support.attach import NOBODY, Target
 from tests.support.programs import ROOT
 from vmmswap.attach import memory, remote_call
 from vmmswap.attach import plant as plant_module
-from vmmswap.attach.attach import Options, attach_process, attach_vm, detach_process
+from vmmswap.attach.attach import attach_process, attach_vm, detach_process
 from vmmswap.attach.fd_table import fd_links
+from vmmswap.attach.options import Options
 from vmmswap.attach.target import look_at, open_target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError
 from vmmswap.failpoint import DEVICE_STEP, STEPS, VARIABLE

@@ -21,7 +21,8 @@ import pytest
 from tests.support.attach import Target
 from vmmswap.attach import hold, remote_call
 from vmmswap.attach import plant as plant_module
-from vmmswap.attach.attach import Options, attach_vm
+from vmmswap.attach.attach import attach_vm
+from vmmswap.attach.options import Options
 from vmmswap.attach.plant import plant
 from vmmswap.attach.target import look_at, thread_ids
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError

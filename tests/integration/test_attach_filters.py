@@ -10,7 +10,8 @@ import pytest
 
 from tests.support.attach import NOBODY, Target
 from vmmswap.attach import remote_call
-from vmmswap.attach.attach import Options, attach_vm, detach_process
+from vmmswap.attach.attach import attach_vm, detach_process
+from vmmswap.attach.options import Options
 from vmmswap.errors import NotSupportedError
 from vmmswap.failpoint import CALL_STEPS, STEPS, VARIABLE
 

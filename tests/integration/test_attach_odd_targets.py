@@ -23,7 +23,8 @@ from tests.support.monitor import BusError, Monitor
 from tests.support.programs import ROOT
 from vmmswap.attach import hold, memory
 from vmmswap.attach import plant as plant_module
-from vmmswap.attach.attach import AttachedVm, Options, attach_vm, detach_process
+from vmmswap.attach.attach import AttachedVm, attach_vm, detach_process
+from vmmswap.attach.options import Options
 from vmmswap.attach.remote_call import HeldThread
 from vmmswap.attach.target import look_at
 from vmmswap.errors import BusyError, NotSupportedError

@@ -10,6 +10,7 @@ from vmmswap.engine import Job, JobDone
 from vmmswap.errors import NoSuchVMError
 from vmmswap.monitor import served
 from vmmswap.monitor.keep.manifest import Manifest
+from vmmswap.monitor.mappers import attached as attached_module
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.vm import Vm
 
@@ -38,8 +39,8 @@ class ServedOverFake(OrderedVm):
     def __init__(self, monkeypatch, tmp_path, *, attached=False, out_pages=3):
         monkeypatch.setattr(served, "Processes", lambda *_: Part(self.say, "processes"))
         monkeypatch.setattr(served, "Lookout", lambda *_: Part(self.say, "watch"))
-        monkeypatch.setattr(served.attached, "Watch", lambda *_: Part(self.say, "watch"))
-        monkeypatch.setattr(served.attached, "detach", self.taken_out)
+        monkeypatch.setattr(attached_module, "Watch", lambda *_: Part(self.say, "watch"))
+        monkeypatch.setattr(attached_module, "detach", self.taken_out)
         monkeypatch.setattr(Vm, "close", self.freed)
         self.left = []
         manifest = Manifest(name="web", wants_out=True, attached=attached)

@@ -20,6 +20,7 @@ from vmmswap.attach import target as target_module
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.devices import check_devices
 from vmmswap.attach.memory import Candidate, Found, KnownParts
+from vmmswap.attach.options import Options
 from vmmswap.attach.target import Target, open_target
 from vmmswap.engine import Mapper, mappers_of
 from vmmswap.errors import (
@@ -34,7 +35,7 @@ from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.locked import locked_error
 from vmmswap.handoff.maps import flags_of_mappings
 from vmmswap.handoff.messages import Region
-from vmmswap.linux.access import ROOT, User, check_process
+from vmmswap.linux.access import User, check_process
 from vmmswap.linux.maps import LOCKED, MAY_WRITE
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import is_alive, is_same_memory
@@ -46,19 +47,6 @@ _REGISTERED = frozenset(
     (b"um", b"uw", b"ui")
 )  # flags of a mapping: for missing pages, write-protection, minor faults
 _MAX_ROUNDS = 5  # of looking whether somebody has mapped the memory meanwhile
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """regions: (start, end) addresses in the VMM, instead of all that looks like guest memory.
-
-    force: attach also where we cannot know that it is harmless. user: who wants it; to processes that the
-    user may not trace, root attaches only.
-    """
-
-    regions: tuple[tuple[int, int], ...] = ()
-    force: bool = False
-    user: User = ROOT
 
 
 @dataclass(frozen=True, slots=True)

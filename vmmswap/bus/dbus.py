@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Bytes <-> D-Bus messages. The only module that imports dbus-next: a fork could replace it here.
+"""Bytes <-> D-Bus messages, by dbus-next's marshalling (marshalling.py).
 
 Why only its marshalling, and neither its MessageBus nor its ServiceInterface:
 
@@ -17,27 +17,18 @@ from __future__ import annotations
 
 import enum
 import io
-import warnings
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-with warnings.catch_warnings():
-    # dbus-next 0.2.3 uses typing.no_type_check_decorator, deprecated since 3.13; see requires-python.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import dbus_next
-    from dbus_next._private.unmarshaller import Unmarshaller
-    from dbus_next.signature import SignatureTree
+from vmmswap.bus import marshalling
+from vmmswap.bus.marshalling import SignatureTree, Unmarshaller, Variant
+
+__all__ = ["Variant"]
 
 FIXED_HEADER_BYTES = 16  # endianness, type, flags, version, body length, serial, length of the field array
 _FIELD_ARRAY_OFFSET = 12
 _SIGNATURE_CACHE_LIMIT = 256
 
-# The library is annotated in part, and in part wrongly ("str" where None is the default).
-_library: Any = dbus_next
-_unmarshaller: Any = Unmarshaller
-_signature_tree: Any = SignatureTree
-
-Variant: Any = _library.Variant
 Value: TypeAlias = Any  # what a D-Bus value is in Python: bool, int, float, str, bytes, list, dict, Variant
 
 
@@ -103,10 +94,10 @@ class Frame:
 
 def encode(message: Message) -> bytes:
     """The message as bytes. ValueError or TypeError if the body does not fit the signature, or a name."""
-    encoded = _library.Message(
-        message_type=_library.MessageType(message.kind),
+    encoded = marshalling.Message(
+        message_type=marshalling.MessageType(message.kind),
         serial=message.serial,
-        flags=_library.MessageFlag(message.flags),
+        flags=marshalling.MessageFlag(message.flags),
         path=message.path or None,
         interface=message.interface or None,
         member=message.member or None,
@@ -130,14 +121,14 @@ def decode_frame(fixed: bytes) -> Frame:
 
 def decode_header(frame: Frame, fields: bytes) -> Message:
     """The message without its body; MalformedError if its kind or a field's type is unknown."""
-    reader = _unmarshaller(io.BytesIO(frame.fixed + fields))
+    reader = Unmarshaller(io.BytesIO(frame.fixed + fields))
     reader.endian = frame.fixed[0]
     try:
         kind = Kind(frame.fixed[1])
         reader.read(8)
         serial = reader.read_uint32()
         found = {
-            item[0]: item[1].value for item in reader.read_argument(_signature_tree._get("a(yv)").types[0])
+            item[0]: item[1].value for item in reader.read_argument(SignatureTree._get("a(yv)").types[0])
         }
     except Exception as error:
         raise MalformedError(f"a message's header cannot be read: {error!r}") from error
@@ -158,15 +149,15 @@ def decode_header(frame: Frame, fields: bytes) -> Message:
 
 def decode_body(frame: Frame, signature: str, body: bytes) -> list[Any]:
     """A body's values; MalformedError if they cannot be read. Variants come as Variant (signature, value)."""
-    reader = _unmarshaller(io.BytesIO(body))
+    reader = Unmarshaller(io.BytesIO(body))
     reader.endian = frame.fixed[0]
     try:
-        return [reader.read_argument(item) for item in _signature_tree._get(signature).types]
+        return [reader.read_argument(item) for item in SignatureTree._get(signature).types]
     except Exception as error:
         raise MalformedError(f"a message's body cannot be read as {signature!r}: {error!r}") from error
     finally:
-        if len(_signature_tree._cache) > _SIGNATURE_CACHE_LIMIT:
-            _signature_tree._cache.clear()  # variants bring their own signatures, as many as a peer likes
+        if len(SignatureTree._cache) > _SIGNATURE_CACHE_LIMIT:
+            SignatureTree._cache.clear()  # variants bring their own signatures, as many as a peer likes
 
 
 def clean(text: str) -> str:

@@ -42,13 +42,19 @@ class Table:
         self.entries = ffi.cast("struct keeper_entry *", ffi.from_buffer(self._memory))
         self.room = _ENTRIES
         self._places: dict[str, int] = {}
-        self._free = list(range(_ENTRIES - 1, -1, -1))
+        self._used = 0  # places, from the first
+        self._free: list[int] = []  # of those
 
     def put(self, entry: Entry) -> None:
         self.drop(entry.name)
-        if not self._free:
+        if self._free:
+            place = self._free.pop()
+        elif self._used < _ENTRIES:
+            place = self._used
+            self._used += 1
+        else:
             return
-        place = self._places[entry.name] = self._free.pop()
+        self._places[entry.name] = place
         slot = self.entries[place]
         slot.name = entry.name.encode() + b"\0"
         slot.fd = entry.fd

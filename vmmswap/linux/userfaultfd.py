@@ -13,7 +13,6 @@ import fcntl
 import functools
 import mmap
 import os
-import platform
 import struct
 from pathlib import Path
 
@@ -67,9 +66,9 @@ WANTED = (
 
 
 def _syscall(user_mode_only: bool) -> int:
-    number = _SYSCALL.get(platform.machine())
+    number = _SYSCALL.get(machine := os.uname().machine)
     if number is None:
-        raise OSError(errno.ENOSYS, f"no userfaultfd number known for {platform.machine()}")
+        raise OSError(errno.ENOSYS, f"no userfaultfd number known for {machine}")
     flags = os.O_CLOEXEC | os.O_NONBLOCK | (_USER_MODE_ONLY if user_mode_only else 0)
     fd: int = _libc.syscall(number, flags)
     if fd < 0:

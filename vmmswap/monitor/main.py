@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import errno
@@ -18,11 +17,9 @@ from typing import NoReturn
 from systemd.daemon import listen_fds_with_names
 
 from vmmswap import config, log, message_ids, streams
-from vmmswap.attach.attach import Options
-from vmmswap.attach.target import open_target
+from vmmswap.attach.options import Options
 from vmmswap.config import KEYS, Config, ConfigError
 from vmmswap.config_listing import listing
-from vmmswap.engine import failpoint_names
 from vmmswap.errors import (
     InternalError,
     InvalidNameError,
@@ -34,6 +31,7 @@ from vmmswap.file_system import ON_RAM, kind_of
 from vmmswap.handoff.refusal import refuse_waiting
 from vmmswap.linux.userfaultfd import open_userfaultfd
 from vmmswap.monitor import own_memory, recovery, service
+from vmmswap.monitor.command import EXIT_USAGE, PROGRAM, Command
 from vmmswap.monitor.keep import fdstore, keeper, pending
 from vmmswap.monitor.monitor import Monitor
 from vmmswap.monitor.settings import Settings
@@ -41,11 +39,9 @@ from vmmswap.monitor.setup import Setup
 from vmmswap.names import LOG_DIR, STATE_DIR, check_name
 from vmmswap.region_text import parse_region
 
-PROGRAM = "vmmswap-monitor"
 # The unit restarts us after EXIT_FAILURE and not after the others: the last try would lose what the fd store
 # keeps. So while it keeps a VM we exit with EXIT_FAILURE only.
 EXIT_FAILURE = 1
-EXIT_USAGE = 2
 EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE
 EXIT_BUG = 70  # EX_SOFTWARE
 EXIT_CONFIG = 78  # EX_CONFIG
@@ -53,89 +49,10 @@ EXIT_CONFIG = 78  # EX_CONFIG
 _MAX_PATH_BYTES = 107  # of a socket: sun_path
 
 
-class _Parser(argparse.ArgumentParser):
-    """Report a mistake on one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
-        raise SystemExit(EXIT_USAGE)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=PROGRAM,
-        allow_abbrev=False,
-        description="Swaps one VM's memory out, and brings it back page by page when the VM wakes.",
-        epilog="Run by vmmswap@NAME.service. By hand: vmmswap-monitor web --listen web.sock --swap-dir .",
-    )
-    parser.add_argument("name", metavar="NAME", nargs="?", help="the VM's name")
-    parser.add_argument(
-        "--listen", metavar="PATH", type=Path, help="the hand-off socket (default: systemd's)"
-    )
-    parser.add_argument(
-        "--attach", metavar="PID", type=int, help="take over a running VMM that knows nothing of vmmswap"
-    )
-    parser.add_argument(
-        "--region",
-        metavar="START-END",
-        action="append",
-        default=[],
-        help=(
-            "with --attach: where guest memory is in the VMM, in hexadecimal; may be repeated (default:"
-            " all that looks like it)"
-        ),
-    )
-    parser.add_argument(
-        "--force", action="store_true", help="with --attach: attach even if harm cannot be ruled out"
-    )
-    parser.add_argument(
-        "--qmp",
-        metavar="PATH",
-        type=os.path.abspath,
-        help=(
-            "with --attach: QEMU's QMP socket, which nobody else may use: to ask for devices that were"
-            " added, and to drain its I/O"
-        ),
-    )
-    parser.add_argument(
-        "--swap-dir",
-        metavar="DIR",
-        type=Path,
-        help="where the unnamed swap file goes (default: $STATE_DIRECTORY, else /var/lib/vmmswap/NAME)",
-    )
-    parser.add_argument(
-        "--log-dir",
-        metavar="DIR",
-        type=Path,
-        help="where page_fault.log goes (default: $LOGS_DIRECTORY, else /var/log/vmmswap/NAME)",
-    )
-    parser.add_argument("--bus", metavar="ADDRESS", help="the message bus (default: the system bus)")
-    parser.add_argument(
-        "--config", metavar="FILE", type=Path, help="instead of /etc/vmmswap.conf and /etc/vmmswap.conf.d"
-    )
-    parser.add_argument(
-        "--check-config",
-        action="store_true",
-        help="check the configuration, print NAME's settings and where each stands, and exit",
-    )
-    parser.add_argument("--debug", action="store_true", help="log more")
-    if failpoint_names():
-        parser.add_argument("--list-failpoints", action=_ListFailpoints, nargs=0, help="and exit")
-    return parser
-
-
-class _ListFailpoints(argparse.Action):
-    """Only of the engine that is built for tests."""
-
-    def __call__(self, *_arguments: object) -> NoReturn:
-        print("\n".join(failpoint_names()))
-        raise SystemExit(0)
-
-
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the monitor and end the process."""
     streams.open_closed()
-    options = streams.parsed(PROGRAM, lambda: _parse(arguments))
+    options = streams.parsed(PROGRAM, lambda: _command(sys.argv[1:] if arguments is None else arguments))
     if options.check_config:
         raise SystemExit(_check_config(options.name, options.config))
     kept = _given_fds() | keeper.inherited()
@@ -204,26 +121,18 @@ def _fail(error: VmmswapError, waiting: int | None) -> None:
         refuse_waiting(waiting, error)
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    """Treat a name that begins with a dash, which systemd may pass, as a wrong name and not as a wrong
-    option.
-    """
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if options.name is None and len(rest) == 1 and not rest[0].startswith("--"):
-        options.name = rest.pop()
-    if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if options.name is None and not options.check_config:
-        parser.error("which VM? NAME is missing")
-    if options.attach is None and (options.region or options.force or options.qmp):
-        parser.error("--region, --force and --qmp go with --attach")
-    return options
+def _command(words: list[str]) -> Command:
+    """What the command line says. The unit's own, `-- NAME`, needs no parser, which is large."""
+    if len(words) == 2 and words[0] == "--":
+        return Command(words[1])
+    from vmmswap.monitor import command_line  # noqa: PLC0415
+
+    return command_line.parse(words)
 
 
-def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
-    journal = log.set_up(PROGRAM, options.name, logging.DEBUG if options.debug else logging.INFO)
-    name = check_name(options.name)
+def _run(options: Command, given: dict[str, int]) -> int:
+    journal = log.set_up(PROGRAM, options.name or "", logging.DEBUG if options.debug else logging.INFO)
+    name = check_name(options.name or "")
     logging.captureWarnings(True)
     logging.getLogger("vmmswap.handoff").addFilter(log.RateLimit())
     service.forbid_core_dumps()  # before there is a keeper
@@ -231,7 +140,7 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
     fd_store = fdstore.has_fd_store()
     helper = _start_keeper(given, fd_store=fd_store)
     settings = _settings(name, options.config, given)
-    service.lock_memory()
+    own_memory.lock()
     setup = Setup(
         name=name,
         config=settings.current,
@@ -259,13 +168,15 @@ def _run(options: argparse.Namespace, given: dict[str, int]) -> int:
             "its keeper takes its place" if helper else "the guest hangs where memory is out",
         )
     if options.attach is not None and not has_vm:
+        from vmmswap.attach.target import open_target  # noqa: PLC0415  only attached VMs need it
+
         setup.attach = open_target(options.attach)
         setup.attach_options = Options(tuple(map(parse_region, options.region)), options.force)
         setup.attach_qmp = options.qmp
     may_lack = setup.attach is not None or has_vm
     with _listener(options.listen, given.pop(fdstore.LISTEN, None), may_lack=may_lack) as listener:
         setup.listener = listener
-        own_memory.give_back()
+        own_memory.settle()
         loop = asyncio.new_event_loop()  # never closed: main() ends the process
         asyncio.set_event_loop(loop)
         return _serve(loop, Monitor(setup))

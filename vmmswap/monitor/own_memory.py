@@ -1,14 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the monitor itself takes of the memory that it is to free; there is one for each VM."""
+"""What the monitor itself takes of the memory that it is to free; there is one for each VM.
+
+All of it is locked, the interpreter's part too. Page faults need only the engine's; but a fork is adopted, an
+order accepted and the watchdog fed by the interpreter, and none of them may wait for a disk.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
+import logging
+import os
+import re
+import resource
+import threading
+from pathlib import Path
 
+from vmmswap.linux.process import status_of
+
+_log = logging.getLogger("vmmswap.service")
+
+_CAP_IPC_LOCK = 14
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
+_MLOCK_ONFAULT = 1
 _M_ARENA_MAX = -8  # malloc.h
+_HEAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) .*\[heap\]$", re.MULTILINE)
 
-_libc = ctypes.CDLL(None)
+_libc = ctypes.CDLL(None, use_errno=True)
+_trimming = threading.Lock()
 
 
 def use_one_arena() -> None:
@@ -16,7 +36,59 @@ def use_one_arena() -> None:
     _libc.mallopt(_M_ARENA_MAX, 1)
 
 
-def give_back() -> None:
-    """What importing and starting have left behind."""
+def lock() -> None:
+    """Never be swapped out while a guest waits for us. Only what is used counts (MCL_ONFAULT).
+
+    Under a limit, what is mapped counts, used or not, and the page map is a very large sparse mapping: then
+    not.
+    """
+    unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+    if not unlimited and not _has_capability(_CAP_IPC_LOCK):
+        _log.debug("RLIMIT_MEMLOCK is not unlimited; the monitor may be swapped out itself")
+    elif _libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
+        _log.debug("mlockall: %s; the monitor may be swapped out itself", os.strerror(ctypes.get_errno()))
+
+
+def settle() -> None:
+    """Give back what importing and starting have left behind. What is there now stays: the collector need not
+    look at it again.
+    """
     gc.collect()
-    _libc.malloc_trim(0)
+    gc.freeze()
+    trim()
+
+
+def trim() -> None:
+    """Give back what the heap no longer needs. Memory that is locked cannot be given back (madvise(2),
+    MADV_DONTNEED), so the heap is unlocked meanwhile. Takes a millisecond, in which malloc() waits.
+    """
+    with _trimming:
+        if not _has_locked():
+            _libc.malloc_trim(0)
+            return
+        for start, end in _heap():
+            _libc.munlock(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
+        _libc.malloc_trim(0)
+        for start, end in _heap():
+            if _libc.mlock2(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MLOCK_ONFAULT) != 0:
+                reason = os.strerror(ctypes.get_errno())
+                _log.warning("mlock2: %s; the monitor may be swapped out itself", reason)
+
+
+def trim_soon() -> None:
+    """On a thread: a job has ended, and what it had allocated is free."""
+    asyncio.get_running_loop().run_in_executor(None, trim)
+
+
+def _heap() -> list[tuple[int, int]]:
+    """The addresses of malloc()'s heap. What libc has added to it meanwhile may be a mapping of its own."""
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    return [(int(start, 16), int(end, 16)) for start, end in _HEAP.findall(maps)]
+
+
+def _has_locked() -> bool:
+    return status_of(os.getpid())["VmLck"] != "0 kB"
+
+
+def _has_capability(number: int) -> bool:
+    return bool(int(status_of(os.getpid())["CapEff"], 16) >> number & 1)

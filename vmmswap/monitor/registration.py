@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol
 
 from vmmswap import message_ids
-from vmmswap.attach.attach import Options
+from vmmswap.attach.options import Options
 from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import pid_of
@@ -29,12 +29,11 @@ from vmmswap.log import fields
 from vmmswap.monitor import recovery, snapshot
 from vmmswap.monitor.keep import fdstore, pending
 from vmmswap.monitor.keep.fdstore import FdStore
-from vmmswap.monitor.mappers import attached, coverage
+from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.new_vm import NewProcess, NewVm
 from vmmswap.monitor.on_thread import made_on_thread
 from vmmswap.monitor.ownership import Ownership
 from vmmswap.monitor.postponed import Postponed
-from vmmswap.monitor.qmp import Qmp
 from vmmswap.monitor.register import create_engine, register
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup
@@ -236,9 +235,13 @@ class Registration:
         is_given_up: Callable[[], bool] = lambda: False,
     ) -> None:
         """Take over a running VMM that knows nothing of us, and all processes that map its memory."""
+        from vmmswap.monitor.mappers import attached  # noqa: PLC0415  only attached VMs need it
+
         self._check_free()
         _check_wanted(is_given_up)
         if qmp:
+            from vmmswap.monitor.qmp import Qmp  # noqa: PLC0415
+
             await Qmp.check(qmp, pid_of(pidfd, "the VMM"))
         found = await attached.attach(pidfd, options)
         try:

@@ -13,7 +13,6 @@ from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.log import fields
 from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.guard import guarded
-from vmmswap.monitor.mappers import attached
 from vmmswap.monitor.mappers.lookout import Lookout, Watcher
 from vmmswap.monitor.mappers.private import PrivateWatch
 from vmmswap.monitor.mappers.processes import Processes
@@ -113,6 +112,8 @@ class ServedVm:
 
     def _watch_mappers(self) -> Watcher:
         if self.vm.manifest.attached:
+            from vmmswap.monitor.mappers import attached  # noqa: PLC0415  only attached VMs need it
+
             return attached.Watch(self.vm, self.processes, self._around.barrier, self._unserved)
         if self.vm.backing.vmm_moves:
             return PrivateWatch(self.vm, self.processes)
@@ -145,6 +146,8 @@ class ServedVm:
         self._around.on_end()
 
     async def _detach(self) -> None:
+        from vmmswap.monitor.mappers import attached  # noqa: PLC0415  only attached VMs need it
+
         await self._watch.stop()
         left = await attached.detach(self.vm.processes.values(), force=self.vm.manifest.forced)
         if self._closing is None:

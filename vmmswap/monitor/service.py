@@ -4,21 +4,16 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import functools
 import logging
-import os
 import resource
 from pathlib import Path
 
-from vmmswap.linux.process import status_of
 from vmmswap.notify import Notifier
 
 _log = logging.getLogger("vmmswap.service")
 
 _NO_CORE = 1
-_CAP_IPC_LOCK = 14
-_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _EXTEND_S = 10.0
 _EXTEND_EVERY_S = 3.0
 
@@ -78,20 +73,6 @@ class OomVictim:
             _log.debug("oom_score_adj stays as it is: %s", error.strerror)
 
 
-def lock_memory() -> None:
-    """Never be swapped out while a guest waits for us. Only what is used counts (MCL_ONFAULT).
-
-    Under a limit, what is mapped counts, used or not, and the page map is a very large sparse mapping: then
-    not.
-    """
-    unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not unlimited and not _has_capability(_CAP_IPC_LOCK):
-        _log.debug("RLIMIT_MEMLOCK is not unlimited; the monitor may be swapped out itself")
-    elif libc.mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) != 0:
-        _log.debug("mlockall: %s; the monitor may be swapped out itself", os.strerror(ctypes.get_errno()))
-
-
 def forbid_core_dumps() -> None:
     """A core dump would hold the guest's bytes, and the guest would wait for it. A limit of 1 byte is
     honoured for files, and also for pipes such as systemd-coredump's (core(5)). The unit sets it too.
@@ -99,7 +80,3 @@ def forbid_core_dumps() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
     if hard == resource.RLIM_INFINITY or hard > _NO_CORE:
         resource.setrlimit(resource.RLIMIT_CORE, (_NO_CORE, _NO_CORE))
-
-
-def _has_capability(number: int) -> bool:
-    return bool(int(status_of(os.getpid())["CapEff"], 16) >> number & 1)

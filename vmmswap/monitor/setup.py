@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vmmswap.attach.attach import Options
+from vmmswap.attach.options import Options
 from vmmswap.config import Config
 from vmmswap.monitor.keep.keeper import Keeper
 from vmmswap.monitor.settings import Settings

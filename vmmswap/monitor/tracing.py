@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ class JournalSink:
     def __init__(self, vm: str, header: TraceHeader) -> None:
         self._outbox = log.traces()
         self._vm = vm
-        self._trace_id = secrets.token_hex(16)
+        self._trace_id = os.urandom(16).hex()
         self._sequence = 0
         self._lost = 0
         self._put(header_fields(vm, self._trace_id, header))

@@ -20,7 +20,6 @@ from vmmswap import message_ids
 from vmmswap.attach.attach import (
     AttachedProcess,
     AttachedVm,
-    Options,
     attach_process,
     attach_vm,
     check_before_enable,
@@ -29,6 +28,7 @@ from vmmswap.attach.attach import (
 )
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.huge_pages import forbid_huge_pages
+from vmmswap.attach.options import Options
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux.access import User

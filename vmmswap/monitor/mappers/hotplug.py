@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import replace
 from typing import ParamSpec, TypeVar
 
 from vmmswap.attach.attach import find_further_memory
@@ -24,7 +23,7 @@ from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import MappedRange
 from vmmswap.monitor.mappers.liveness import Liveness
-from vmmswap.monitor.mappers.placement import joined, kept, overlap, uncovered
+from vmmswap.monitor.mappers.placement import joined, kept, moved, overlap, uncovered
 from vmmswap.monitor.process import Process
 from vmmswap.monitor.vm import Vm
 
@@ -254,11 +253,3 @@ def _by_pid(mapped: Iterable[MappedRange], starts: Container[int]) -> dict[int, 
     for one in mapped:
         found.setdefault(one.pid, []).append(one.range)
     return {pid: joined(ranges, starts) for pid, ranges in found.items()}
-
-
-def moved(record: RegionRecord, ranges: Iterable[Range]) -> RegionRecord:
-    """Its address is that of its first page in the VMM."""
-    for item in ranges:
-        if 0 <= record.page_idx - item.page_idx < item.pages:
-            return replace(record, addr=item.addr + (record.page_idx - item.page_idx) * PAGE_SIZE)
-    return record

@@ -6,9 +6,11 @@ Range: an address, the engine's number of the page that is there, and how many p
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 from vmmswap.engine import Range
 from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.monitor.keep.manifest import RegionRecord
 
 
 def kept(known: Iterable[Range], mapped: Sequence[Range]) -> list[Range]:
@@ -80,3 +82,11 @@ def _continues(first: Range, second: Range) -> bool:
 
 def _page_at(item: Range, addr: int) -> int:
     return item.page_idx + (addr - item.addr) // PAGE_SIZE
+
+
+def moved(record: RegionRecord, ranges: Iterable[Range]) -> RegionRecord:
+    """Its address is that of its first page in the VMM."""
+    for item in ranges:
+        if 0 <= record.page_idx - item.page_idx < item.pages:
+            return replace(record, addr=item.addr + (record.page_idx - item.page_idx) * PAGE_SIZE)
+    return record

@@ -23,7 +23,7 @@ from vmmswap.errors import VmmswapError
 from vmmswap.failpoint import reach
 from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.mappers import coverage
-from vmmswap.monitor.mappers.hotplug import moved
+from vmmswap.monitor.mappers.placement import moved
 from vmmswap.monitor.process import Process
 from vmmswap.monitor.vm import Vm
 from vmmswap.reasons import reason_of

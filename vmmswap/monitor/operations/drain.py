@@ -14,12 +14,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING
 
 from vmmswap.config import Config
 from vmmswap.errors import VmmswapError
-from vmmswap.monitor.qmp import Qmp, QmpError, QmpRefusedError
 from vmmswap.monitor.vm import Vm
 from vmmswap.reasons import reason_of
+
+if TYPE_CHECKING:
+    from vmmswap.monitor.qmp import Qmp
 
 _log = logging.getLogger("vmmswap.drain")
 
@@ -55,6 +58,8 @@ class Drain:
         self._is_kept = False  # the session is, for a job that runs or follows
         self._told = ""
         self.pause_us = 0  # how long the last swap-out held the guest by `stop`
+        if vm.manifest.qmp:  # at once: when it is needed another version may be installed
+            import vmmswap.monitor.qmp  # noqa: F401, PLC0415
         if vm.manifest.is_held:  # a predecessor died while it held the VM
             self._start(self._release())
 
@@ -82,11 +87,16 @@ class Drain:
             async with asyncio.timeout(_CONNECT_LIMIT_S), self._turn:
                 self._is_kept = True
                 if self._qmp is None:
-                    self._qmp = await Qmp.connect(self._vm.manifest.qmp, self._vm.vmm.pid)
+                    self._qmp = await self._connect()
         except TimeoutError:
             self._tell(_no_answer(self._vm))
         except VmmswapError as error:
             self._tell(error.message)
+
+    async def _connect(self) -> Qmp:
+        from vmmswap.monitor.qmp import Qmp  # noqa: PLC0415  few VMs have such a socket
+
+        return await Qmp.connect(self._vm.manifest.qmp, self._vm.vmm.pid)
 
     def job_starts(self) -> None:
         self.pause_us = 0
@@ -204,11 +214,13 @@ class Drain:
         """Let the VM run again if it is we who hold it. As long as that takes: a VMM whose disk hangs answers
         when it has recovered, and would forget the command if we closed the session.
         """
+        from vmmswap.monitor.qmp import QmpError, QmpRefusedError  # noqa: PLC0415  see _connect()
+
         while self._vm.manifest.is_held:
             try:
                 if self._qmp is None:
                     async with asyncio.timeout(_CONNECT_LIMIT_S):
-                        self._qmp = await Qmp.connect(self._vm.manifest.qmp, self._vm.vmm.pid)
+                        self._qmp = await self._connect()
                 await self._qmp.execute("cont")
             except QmpRefusedError as error:
                 _log.error("the VM stays paused: %s", error.message)

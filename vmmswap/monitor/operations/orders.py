@@ -20,6 +20,7 @@ from vmmswap.errors import (
     VmmswapError,
 )
 from vmmswap.log import fields
+from vmmswap.monitor import own_memory
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.operations.counting import Counting
 from vmmswap.monitor.operations.housekeeping import Housekeeping
@@ -255,6 +256,7 @@ class Orders:
     def _nothing_runs(self) -> None:
         """Release the VM if that was ordered and can be, else schedule what is tried again."""
         self._cancel_retry()
+        own_memory.trim_soon()
         machine, drain = self.machine, self.jobs.drain
         drain.finish()
         if machine.ending and not machine.tracking:
