@@ -78,7 +78,13 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--debug", action="store_true", help="log more")
     if failpoint_names():
-        found.add_argument("--list-failpoints", action=_ListFailpoints, nargs=0, help="and exit")
+        found.add_argument(
+            "--list-failpoints",
+            action=_ListFailpoints,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help="and exit",
+        )
     return found
 
 
@@ -104,4 +110,5 @@ def parse(words: list[str]) -> Command:
         ours.error("which VM? NAME is missing")
     if options.attach is None and (options.region or options.force or options.qmp):
         ours.error("--region, --force and --qmp go with --attach")
+    options.region = tuple(options.region)
     return Command(**vars(options))
