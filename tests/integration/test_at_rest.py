@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a monitor has loaded whose VM was handed over, went out and came back, and needed nothing special.
+"""What a monitor costs whose VM was handed over, went out and came back, and needed nothing special: what it
+has loaded, and how often it wakes up.
 
 There is one monitor for each VM, and what it imports is most of its memory.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 
 import pytest
 
 from tests.support.bus import missing
 from tests.support.guest import Guest
+from tests.support.monitor import Monitor
 from tests.support.unit_like import UnitLike
 
 REASON = missing()
@@ -58,3 +62,36 @@ def test_a_monitor_at_rest_has_loaded_only_what_it_needs(bus, directory):
         loaded = set(_IMPORTED.findall(monitor.log))
     assert "vmmswap.monitor.served" in loaded
     assert not {name for name in loaded for part in NOT_AT_REST if f"{name}.".startswith(f"{part}.")}
+
+
+QUIET_S = 3600
+TIMERS_PER_MINUTE = 2  # the watches' common beat, with some that are older than the quiet
+
+
+def test_an_idle_vm_hardly_wakes_its_monitor(bus, directory):
+    """An hour of the monitor's own clock, which leaps from timer to timer."""
+    file = directory / "leap"
+    program = (sys.executable, "-m", "tests.support.leaping_loop", str(file))
+    with (
+        Monitor("web", bus, directory, program=program) as monitor,
+        Guest(regions=["4M"], socket=monitor.socket) as guest,
+    ):
+        guest.wait_ready()
+        guest.fill()
+        monitor.all_out()
+        for state in ("Active", "Ready"):
+            assert monitor.settled()["State"] == state
+            passed = hour(monitor, file)
+            assert 0 < passed["timers"] < QUIET_S / 60 * TIMERS_PER_MINUTE, f"{state}: {passed['by']}"
+            monitor.disable()
+        assert guest.verify().wrong_bytes == 0
+
+
+def hour(monitor, file):
+    """Let QUIET_S pass. Returns what leaping_loop.py counts."""
+    file.with_suffix(".new").write_text(str(QUIET_S))
+    file.with_suffix(".new").rename(file)
+    monitor.until(lambda: file.read_text().startswith("{"), "an hour to pass")
+    passed = json.loads(file.read_text())
+    file.unlink()
+    return passed

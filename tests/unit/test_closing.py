@@ -12,6 +12,7 @@ from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
 from vmmswap.monitor.operations.counting import Counting
 from vmmswap.monitor.operations.housekeeping import Housekeeping
+from vmmswap.monitor.pulse import Pulse
 from vmmswap.monitor.snapshot import Resident
 from vmmswap.monitor.vm import Vm
 
@@ -115,7 +116,7 @@ async def test_a_snapshots_vm_is_walked_over_once_on_a_thread(tmp_path, monkeypa
 
 
 async def test_housekeeping_that_waits_for_the_disk_holds_up_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("vmmswap.monitor.operations.housekeeping._IDLE_S", 0.001)
+    monkeypatch.setattr("vmmswap.monitor.pulse.FIRST_S", 0.001)
     engine = Engine(EngineConfig(tmp_path, fault_threads=1, workers=1))
     asked = threading.Event()
 
@@ -123,7 +124,7 @@ async def test_housekeeping_that_waits_for_the_disk_holds_up_nothing(tmp_path, m
         asked.set()
         return engine
 
-    housekeeping = Housekeeping(idle_engine)
+    housekeeping = Housekeeping(idle_engine, Pulse(engine))
     with engine._keeping_house:
         housekeeping.start()
         await until(asked.is_set)

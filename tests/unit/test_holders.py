@@ -9,7 +9,6 @@ import pytest
 
 from vmmswap.engine import Holder
 from vmmswap.errors import VmmswapError
-from vmmswap.monitor import holders
 from vmmswap.monitor.holders import Holders
 from vmmswap.monitor.mappers import coverage
 
@@ -37,9 +36,9 @@ def vm(monkeypatch: pytest.MonkeyPatch) -> Any:
     nobody = SimpleNamespace(mapped=(), private=())
     monkeypatch.setattr(coverage, "question_of", lambda _vm: None)
     monkeypatch.setattr(coverage, "look_at", lambda _question, _pids: nobody)
-    monkeypatch.setattr(holders, "pause_s", lambda _took_s: 0.0)
     engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=True))
-    return SimpleNamespace(memfds={0: 3}, engine=engine, store=SimpleNamespace(manager=0))
+    pulse = SimpleNamespace(rest=lambda _took_s: asyncio.sleep(0), stir=lambda: None)
+    return SimpleNamespace(memfds={0: 3}, engine=engine, pulse=pulse, store=SimpleNamespace(manager=0))
 
 
 def first_late(vm: Any, *, accepts: bool) -> str:

@@ -14,6 +14,7 @@ from vmmswap.engine import Job, TierFds
 from vmmswap.monitor.operations import pressure
 from vmmswap.monitor.operations.headroom import Headroom
 from vmmswap.monitor.operations.pressure import PressureWatch, why_short
+from vmmswap.monitor.pulse import Pulse
 
 ON_DISK = TierFds(3, 4, 5, 6)
 
@@ -80,7 +81,7 @@ def test_the_engine_is_told_once_when_memory_is_short_and_once_when_it_is_not(mo
         engine = Engine(ON_DISK)
         engine.set_stats(stored_ram_bytes=1 << 20)
         room(monkeypatch, -1)
-        watch = PressureWatch(engine, list)
+        watch = PressureWatch(engine, Pulse(engine), list)
         watch.look_on()
         await until(lambda: engine.looks > 3)
         assert engine.told == [True]
@@ -97,7 +98,7 @@ def test_nobody_looks_while_nothing_is_in_ram_and_no_job_runs(monkeypatch):
         engine = Engine(ON_DISK)
         room(monkeypatch, 1 << 40)
         engine.set_stats(job=Job.SWAP_OUT)
-        watch = PressureWatch(engine, list)
+        watch = PressureWatch(engine, Pulse(engine), list)
         watch.look_on()
         await until(lambda: engine.looks > 2)
         engine.set_stats(job=Job.NONE)
@@ -110,7 +111,7 @@ def test_nobody_looks_while_nothing_is_in_ram_and_no_job_runs(monkeypatch):
 @pytest.mark.parametrize("fds", [TierFds(), dataclasses.replace(ON_DISK, disk=-1)])
 def test_nobody_looks_where_nothing_can_go_to_disk(fds):
     async def run() -> None:
-        watch = PressureWatch(Engine(fds), list)
+        watch = PressureWatch(engine := Engine(fds), Pulse(engine), list)
         watch.look_on()
         assert watch.is_looking is False
 

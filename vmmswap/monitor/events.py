@@ -133,6 +133,7 @@ class EventHandler:
         self._lost.report()
 
     def __call__(self, event: EngineEvent) -> None:
+        self._vm.pulse.stir()
         match event:
             case ProcessForked():
                 self._processes.forked(event)

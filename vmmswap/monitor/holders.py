@@ -15,7 +15,7 @@ from collections.abc import Callable
 from vmmswap.engine import Holder
 from vmmswap.errors import NoSuchVMError, VmmswapError
 from vmmswap.monitor.guard import Failures
-from vmmswap.monitor.looks import SeenTwice, pause_s
+from vmmswap.monitor.looks import SeenTwice
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler
 from vmmswap.monitor.vm import Vm
@@ -79,7 +79,7 @@ class Holders:
                 return
             except Exception as error:  # whatever failed: memory is out, so keep looking
                 self._failures.log(error)
-            await asyncio.sleep(pause_s(loop.time() - since_s))
+            await self._vm.pulse.rest(loop.time() - since_s)
 
     async def _look(self) -> None:
         if not self._has_accepted:  # a predecessor has accepted, and its list is lost
@@ -88,6 +88,8 @@ class Holders:
         found = await self._find()
         self._accepted &= found.keys()
         late = {pid: holder for pid, holder in found.items() if pid not in self._accepted}
+        if late:
+            self._vm.pulse.stir()  # see soon if it is still there
         if (holder := self._late.look_at(await self._without_mappers(late))) is not None:
             self._on_late(_late_error(holder))
 

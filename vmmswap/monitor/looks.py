@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 _EVERY_S = 1.0
-_REST = 50  # times as long as a look took: two parts in a hundred of a CPU at most
+REST = 50  # times as long as a look took: two parts in a hundred of a CPU at most
 
 _Seen = TypeVar("_Seen")
 
 
 def pause_s(took_s: float) -> float:
     """The pause until the next look, after one that took so long."""
-    return max(_EVERY_S, _REST * took_s)
+    return max(_EVERY_S, REST * took_s)
 
 
 class SeenTwice(Generic[_Seen]):

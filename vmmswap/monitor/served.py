@@ -39,7 +39,7 @@ class ServedVm:
         with contextlib.ExitStack() as parts:  # closed in reverse order
             self.processes = Processes(vm, self.vmm_gone, self._exposed, self._unserved)
             parts.callback(self.processes.close)
-            self.writes = WriteBudget(vm.engine, around.ledger, lambda: around.config)
+            self.writes = WriteBudget(vm.engine, vm.pulse, around.ledger, lambda: around.config)
             parts.callback(self.writes.close)
             vm.count_in_process()
             self._watch = self._watch_mappers()

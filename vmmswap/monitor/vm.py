@@ -21,14 +21,15 @@ from vmmswap.failpoint import reach
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux import closing
 from vmmswap.linux.files import FileId, file_id
-from vmmswap.monitor import backing, snapshot
-from vmmswap.monitor.backing import Backing
+from vmmswap.monitor import snapshot
+from vmmswap.monitor.backing import Backing, of_record
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 from vmmswap.monitor.new_vm import NewProcess
 from vmmswap.monitor.process import Process
+from vmmswap.monitor.pulse import Pulse
 
 _log = logging.getLogger("vmmswap.vm")
 
@@ -45,6 +46,10 @@ class Vm:
     files: list[FileId] = field(default_factory=list)  # by number
     processes: dict[int, Process] = field(default_factory=dict)  # by the engine's number
     resident: snapshot.Resident | None = None  # where the engine cannot count that
+    pulse: Pulse = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pulse = Pulse(self.engine)
 
     @property
     def vmm(self) -> Process:
@@ -53,11 +58,7 @@ class Vm:
 
     @property
     def backing(self) -> Backing:
-        return backing.of_record(self.manifest)
-
-    @property
-    def open_memfds(self) -> list[int]:
-        return list(self.memfds.values())
+        return of_record(self.manifest)
 
     def stats(self) -> EngineStats:
         """The engine's counters; what it does not see of resident memory is counted in the process."""
@@ -90,6 +91,7 @@ class Vm:
         manifest = replace(self.manifest, **values)  # type: ignore[arg-type]  # the fields' own types
         self.file.write(manifest)
         self.manifest = manifest
+        self.pulse.stir()
 
     def record(self, **values: object) -> None:
         """All that goes with memory and processes, in one record with these values: a successor must never

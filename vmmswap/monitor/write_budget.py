@@ -20,10 +20,10 @@ from vmmswap.errors import NoSpaceError, NoSuchVMError
 from vmmswap.monitor import ledger
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.ledger import DamagedError, Ledger
+from vmmswap.monitor.pulse import Pulse
 
 _log = logging.getLogger("vmmswap.budget")
 
-_LOOK_S = 1.0
 _LOAD_LIMIT_S = 5.0  # how long a swap-out waits for the ledger of a slow disk
 _HOUR_S = 3600
 
@@ -39,8 +39,9 @@ class Place:
 class WriteBudget:
     """Of one VM, until close(). Until the ledger is read, nothing may be written, if there is a budget."""
 
-    def __init__(self, engine: Engine, place: Place, config: Callable[[], Config]) -> None:
+    def __init__(self, engine: Engine, pulse: Pulse, place: Place, config: Callable[[], Config]) -> None:
         self._engine = engine
+        self._pulse = pulse
         self._place = place
         self._config = config
         self._counter = _counter_of(engine)
@@ -112,7 +113,7 @@ class WriteBudget:
                 self._loaded.set()
                 if self._text != self._saved:
                     await asyncio.to_thread(self.save)
-                await asyncio.sleep(_LOOK_S)
+                await self._pulse.beat()
 
     def _look(self, day_bytes: int, *, has_budget: bool) -> None:
         if self._ledger is None:

@@ -241,12 +241,15 @@ class Watch(Watcher):
         next_flags_s = 0.0  # when to look at the mappings' flags, which costs more for a larger VM
         loop = asyncio.get_running_loop()
         bugs: set[str] = set()
+        is_tracking = True
         for look in itertools.count():  # at once: a predecessor may be dead for a while
             since_s = loop.time()
             try:
                 async with self._lock:
                     since_s = loop.time()
-                    next_flags_s = await self._look(next_flags_s, may_let_go=look % _LET_GO_EVERY == 0)
+                    is_tracking = self._vm.engine.stats().tracking
+                    may_let_go = not is_tracking or look % _LET_GO_EVERY == 0
+                    next_flags_s = await self._look(next_flags_s, may_let_go=may_let_go)
             except NoSuchVMError:
                 return
             except (VmmswapError, OSError) as error:
@@ -255,15 +258,16 @@ class Watch(Watcher):
                 if repr(bug) not in bugs:
                     bugs.add(repr(bug))
                     _log.exception("bug in the watch for who maps guest memory; the watch continues")
-            await asyncio.sleep(pause_s(loop.time() - since_s))
+            if is_tracking:
+                await asyncio.sleep(pause_s(loop.time() - since_s))
+            else:
+                await self._vm.pulse.rest(loop.time() - since_s)
 
     async def _look(self, next_flags_s: float, *, may_let_go: bool) -> float:
         """Returns when to look at the flags of mappings next."""
         loop = asyncio.get_running_loop()
         before = self._vm.manifest
         is_tracking = self._vm.engine.stats().tracking
-        if not is_tracking and not may_let_go:
-            return next_flags_s
         picture = await self._hotplug.look_again()
         if is_tracking:
             self._unserved.look_at_private(picture.private)

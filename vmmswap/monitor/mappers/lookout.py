@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from vmmswap.engine import MapperWatch
 from vmmswap.errors import NoSuchVMError, VmmswapError
 from vmmswap.monitor.guard import Failures
-from vmmswap.monitor.looks import SeenTwice, pause_s
+from vmmswap.monitor.looks import SeenTwice
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import MappedRange
 from vmmswap.monitor.mappers.processes import Processes
@@ -93,10 +93,12 @@ class Lookout(Watcher):
                 return
             except Exception as error:  # whatever failed: memory is out, so keep looking
                 self._failures.log(error)
-            await asyncio.sleep(pause_s(loop.time() - since_s))
+            await self._vm.pulse.rest(loop.time() - since_s)
 
     async def _look(self) -> None:
         question = coverage.question_of(self._vm)
         picture = await asyncio.to_thread(coverage.look, question, self._mappers)
+        if picture.private or picture.strangers:
+            self._vm.pulse.stir()  # see soon if they are still there
         self._unserved.look_at_private(picture.private)
         self._unserved.look_at_shared(picture.strangers)

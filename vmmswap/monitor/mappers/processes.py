@@ -312,7 +312,10 @@ class Processes:
     async def _look_alive(self) -> None:
         """A VMM that calls exec keeps its pidfd and, if careless, its connection: only its uffd shows it."""
         while True:
-            await asyncio.sleep(_ALIVE_EVERY_S)
+            if self._needs_denial:
+                await asyncio.sleep(_ALIVE_EVERY_S)
+            else:
+                await self._vm.pulse.beat()
             with guarded("the machine's setting for huge pages cannot be checked now"):
                 self._look_at_setting()
             with guarded("the end of a process is not recorded yet"):

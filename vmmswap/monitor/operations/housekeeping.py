@@ -13,19 +13,20 @@ from collections.abc import Callable
 
 from vmmswap.engine import Engine
 from vmmswap.monitor.guard import guarded
+from vmmswap.monitor.pulse import Pulse
 
-_IDLE_S = 1.0
 _MORE_S = 0.05
 _STEPS_NS = 5_000_000  # page faults may want the disk
 
 
 class Housekeeping:
-    """Now and then, and more often for as long as there is something to do. idle_engine: None while a job
-    runs.
+    """After something has happened, and more often for as long as there is something to do. idle_engine: None
+    while a job runs.
     """
 
-    def __init__(self, idle_engine: Callable[[], Engine | None]) -> None:
+    def __init__(self, idle_engine: Callable[[], Engine | None], pulse: Pulse) -> None:
         self._idle_engine = idle_engine
+        self._pulse = pulse
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -41,7 +42,12 @@ class Housekeeping:
     async def _work(self) -> None:
         is_more = False
         while True:
-            await asyncio.sleep(_MORE_S if is_more else _IDLE_S)
+            if is_more:
+                await asyncio.sleep(_MORE_S)
+            else:
+                await self._pulse.beat()
+                if self._pulse.is_quiet:
+                    continue
             is_more = False
             engine = self._idle_engine()
             if engine is not None:

@@ -80,9 +80,9 @@ class Orders:
             vm, lambda: around.config, on_change=self._changed, on_idle=self._nothing_runs, error=error
         )
         self.wake_ups = WakeUps(vm, lambda: around.config, self.jobs.pids)
-        self._housekeeping = Housekeeping(self._idle_engine)
+        self._housekeeping = Housekeeping(self._idle_engine, vm.pulse)
         self._housekeeping.start()
-        self._pressure = PressureWatch(vm.engine, self.jobs.pids)
+        self._pressure = PressureWatch(vm.engine, vm.pulse, self.jobs.pids)
         self._pressure.look_on()
 
     def close(self) -> None:
@@ -310,6 +310,7 @@ class Orders:
             )
 
     def _changed(self) -> None:
+        self._vm.pulse.stir()
         if self.machine.state is not State.IN_PROGRESS:
             for waiting in self._waiting:
                 waiting.set()

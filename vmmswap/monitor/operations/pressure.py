@@ -6,7 +6,8 @@ host, or below a limit of a cgroup around the processes of the VM or around us, 
 Tasks of the host or of such a cgroup waited for memory for a tenth of the last ten seconds: PSI, of cgroups
 only of version 2.
 
-Nobody looks while no job runs and nothing is in RAM that could go to disk.
+Nobody looks while no job runs and nothing is in RAM that could go to disk. While nothing happens, and a lot
+of memory is left, looks are as rare as the VM's other ones (pulse.py).
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from pathlib import Path
 
 from vmmswap.engine import Engine, Job
 from vmmswap.linux.cgroup import Hierarchy, groups_of
+from vmmswap.linux.memory import meminfo_bytes
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.operations.headroom import find_hierarchies, look
+from vmmswap.monitor.pulse import Pulse
 
 _log = logging.getLogger("vmmswap.pressure")
 
 _LOOK_S = 2.0
+_FAR = 8  # part of the host's memory that is left beyond the reserve: pressure is far
 _HOST = Path("/proc/pressure/memory")
 _STALLED_PERCENT = 10.0
 _SOME = re.compile(r"^some avg10=(?P<percent>[0-9.]+) ", re.MULTILINE)
@@ -50,6 +54,13 @@ def why_short(pids: Iterable[int], hierarchies: Sequence[Hierarchy], host: Path 
     return ""
 
 
+def _look(pids: Sequence[int], hierarchies: Sequence[Hierarchy]) -> tuple[str, bool]:
+    """Why memory is short, and if it will not be soon."""
+    why = why_short(pids, hierarchies)
+    room = look([*pids, os.getpid()], hierarchies)
+    return why, not why and room.bytes > meminfo_bytes("MemTotal")[0] // _FAR
+
+
 def _groups(pid: int, hierarchy: Hierarchy) -> list[Path]:
     try:
         return groups_of(pid, hierarchy)
@@ -69,8 +80,10 @@ def _stalled_percent(path: Path) -> float:
 class PressureWatch:
     """Of one VM. pids: of its processes."""
 
-    def __init__(self, engine: Engine, pids: Callable[[], list[int]]) -> None:
+    def __init__(self, engine: Engine, pulse: Pulse, pids: Callable[[], list[int]]) -> None:
         self._engine = engine
+        self._pulse = pulse
+        self._is_far = False
         self._pids = pids
         self._hierarchies = find_hierarchies()
         self._has_tiers = engine.tier_fds.ram >= 0 and engine.tier_fds.disk >= 0
@@ -96,13 +109,17 @@ class PressureWatch:
 
     async def _work(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_S)
+            if self._is_far:
+                await self._pulse.beat()
+            else:
+                await asyncio.sleep(_LOOK_S)
             stats = self._engine.stats()
             if stats.job is Job.NONE and not stats.stored_ram_bytes:
                 self._tell("")
                 return
             with guarded("cannot look how much memory the host has"):
-                self._tell(await asyncio.to_thread(why_short, self._pids(), self._hierarchies))
+                why, self._is_far = await asyncio.to_thread(_look, self._pids(), self._hierarchies)
+                self._tell(why)
 
     def _tell(self, why: str) -> None:
         if bool(why) == bool(self._why):
