@@ -59,6 +59,32 @@ static int limited(struct log *log, enum limited_by by, struct error *err, const
 	return error_set(err, ENOSPC, "%s", text);
 }
 
+static int refuse_over_max(struct log *log, struct error *err)
+{
+	atomic_store(&log->limited_by, LIMITED_BY_DISK_TIER);
+	return error_set(err, ENOSPC,
+			 "the VM may store %llu KiB in swap directory %s, and needs more: raise "
+			 "DiskTierMax=",
+			 (unsigned long long)(atomic_load(&log->disk_max_bytes) >> 10),
+			 disk_tier_dir(log->disk));
+}
+
+static int refuse_reserve(struct log *log, struct error *err)
+{
+	atomic_store(&log->limited_by, LIMITED_BY_NO_SPACE);
+	return error_set(err, ENOSPC,
+			 "less than %llu KiB would be left free on the file system of swap directory %s: "
+			 "free some there, set another one, or lower DiskKeepFree=",
+			 (unsigned long long)(log->disk_keep_free_bytes >> 10), disk_tier_dir(log->disk));
+}
+
+/* With no reserve the disk itself says when it is full. */
+static bool is_in_reserve(const struct log *log, uint64_t bytes)
+{
+	return log->disk_keep_free_bytes &&
+	       disk_tier_free_bytes(log->disk) < log->disk_keep_free_bytes + bytes;
+}
+
 /* Places are counted before they are taken, so that two movers do not share the last one. */
 static int check_limits(struct log *log, uint64_t bytes, struct error *err)
 {
@@ -66,11 +92,9 @@ static int check_limits(struct log *log, uint64_t bytes, struct error *err)
 	int rc = 0;
 
 	if (places * SEGMENT_BYTES > atomic_load(&log->disk_max_bytes))
-		rc = limited(log, LIMITED_BY_DISK_TIER, err, "the disk tier is full: raise DiskTierMax=");
-	else if (disk_tier_free_bytes(log->disk) < log->disk_keep_free_bytes + bytes)
-		rc = limited(log, LIMITED_BY_NO_SPACE, err,
-			     "less than DiskKeepFree= would be left free on the file system of the swap "
-			     "directory: free some there, set another one, or lower DiskKeepFree=");
+		rc = refuse_over_max(log, err);
+	else if (is_in_reserve(log, bytes))
+		rc = refuse_reserve(log, err);
 	else if (!writes_take(log->writes, bytes))
 		rc = limited(log, LIMITED_BY_WRITE_BUDGET, err, WRITES_SPENT);
 	if (rc)
