@@ -304,27 +304,37 @@ static void flip_in(int fd, const struct flip *flip)
 	CHECK_EQ(pwrite(fd, block, sizeof block, at), sizeof block);
 }
 
-/* Everything is out, on RAM or on disk, and a bit flips there. A swap-in brings no wrong byte; once the bit
- * is right again, another one brings the rest. */
-static void flip_and_bring_in(struct rig *rig, const struct flip *flip)
+static int fd_of(const struct rig *rig, const struct flip *flip)
 {
 	struct store_fds fds = engine_tier_fds(rig->engine);
-	int fd = flip->where == IN_TABLE ? fds.segments : flip->where == IN_RAM ? fds.ram : fds.disk;
+
+	return flip->where == IN_TABLE ? fds.segments : flip->where == IN_RAM ? fds.ram : fds.disk;
+}
+
+static void bring_in_flipped(struct rig *rig, const struct flip *flip)
+{
 	struct swap_out_options options = { .mode = MODE_NONE };
 	struct error err = { 0 };
 	struct notice done;
 
-	flip_in(fd, flip);
+	flip_in(fd_of(rig, flip), flip);
 	CHECK_OK(engine_start_job(rig->engine, JOB_SWAP_IN, &options, &err));
 	done = wait_job(rig);
 	if (flip->is_noticed && !done.code)
 		FAIL("offset %#llx bit %u: nobody noticed", (unsigned long long)flip->offset_bytes,
 		     flip->bit);
+}
+
+/* Everything is out, on RAM or on disk, and a bit flips there. A swap-in brings no wrong byte; once the bit
+ * is right again, another one brings the rest. */
+static void flip_and_bring_in(struct rig *rig, const struct flip *flip)
+{
+	bring_in_flipped(rig, flip);
 	if (flip->where == IN_RAM && flip->offset_bytes >= 24) {
 		CHECK_EQ(stats_of(rig).swap_pages + stats_of(rig).poisoned_pages, 1);
 		return; /* compaction may have copied the record by now */
 	}
-	flip_in(fd, flip);
+	flip_in(fd_of(rig, flip), flip);
 	run_job(rig, JOB_SWAP_IN, MODE_NONE);
 	check_bytes(rig);
 }
@@ -381,6 +391,44 @@ TEST(a_flipped_bit_on_disk_brings_no_wrong_byte)
 		flip_and_bring_in(&rig, &flips[i]);
 		rig_stop(&rig);
 	}
+}
+
+/* A page of one word takes no record, so nothing but the page's hash tells that the word has changed. */
+static void flip_the_word_of_a_page(uint64_t offset_bytes, unsigned bit, bool is_noticed)
+{
+	const struct flip flip = { IN_TABLE, offsetof(struct segments_table, fills) + offset_bytes, bit,
+				   is_noticed };
+	uint64_t words[512], found[512];
+	char own[4096];
+	struct rig rig;
+
+	rig_start(&rig, 2);
+	CHECK_EQ(pread(rig.vmm.memfds[0], own, sizeof own, 0), sizeof own);
+	for (size_t i = 0; i < 512; i++)
+		words[i] = 0x0123456789abcdefull;
+	CHECK_EQ(pwrite(rig.vmm.memfds[0], words, sizeof words, 0), sizeof words);
+	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
+	CHECK_EQ(stats_of(&rig).same_filled_pages, 1);
+	bring_in_flipped(&rig, &flip);
+	CHECK_EQ(stats_of(&rig).swap_pages + stats_of(&rig).poisoned_pages, is_noticed);
+	flip_in(engine_tier_fds(rig.engine).segments, &flip);
+	run_job(&rig, JOB_SWAP_IN, MODE_NONE);
+	CHECK_EQ(pread(rig.vmm.memfds[0], found, sizeof found, 0), sizeof found);
+	CHECK(!memcmp(found, words, sizeof words));
+	CHECK_EQ(pwrite(rig.vmm.memfds[0], own, sizeof own, 0), sizeof own);
+	check_bytes(&rig);
+	rig_stop(&rig);
+}
+
+TEST(a_flipped_bit_in_the_table_of_words_brings_no_wrong_byte)
+{
+	const size_t first = offsetof(struct fills_table, words), n = offsetof(struct fills_table, n);
+
+	flip_the_word_of_a_page(first, 0, true);
+	flip_the_word_of_a_page(first + 3, 7, true);
+	flip_the_word_of_a_page(first + 7, 7, true);
+	flip_the_word_of_a_page(n, 0, true);	  /* as if there were none */
+	flip_the_word_of_a_page(n + 2, 0, false); /* as if there were more */
 }
 
 /* As a job: all moves, or what the budget allows; a second one goes on where a cancelled one stopped. */
