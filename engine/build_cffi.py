@@ -27,6 +27,7 @@ HEADERS = (
     "linux/probe_read.h",
     "linux/uring_buffers.h",
     "pins/pins.h",
+    "store/seal.h",
     "vm/address_space.h",
     "vm/lost.h",
     "jobs/swapper.h",
@@ -127,6 +128,7 @@ size_t engine_drain_trace(struct engine *, struct trace_record *, size_t);
 int engine_page_map_fd(const struct engine *);
 int engine_store_fd(const struct engine *);
 struct store_fds engine_tier_fds(const struct engine *);
+bool seal_is_fast(void);
 
 struct mapped_file { dev_t dev; ino_t ino; ...; };
 struct mapping {

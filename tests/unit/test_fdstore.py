@@ -59,6 +59,17 @@ def test_forked_children_leave_room_for_memory(manager: Notifier, monkeypatch: p
         os.close(null)
 
 
+def test_a_store_that_finds_no_room_is_refused(manager: Notifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what helps: no child has taken its place."""
+    monkeypatch.setenv("FDSTORE", "2")
+    store = FdStore(manager)
+    with Path("/dev/null").open() as null:
+        store.add(fdstore.TIERS[0], null.fileno())
+        store.add(fdstore.TIERS[1], null.fileno())
+        with pytest.raises(InternalError, match=r"store-disk .* keeps 2 fds.* raise \w+=$"):
+            store.add(fdstore.TIERS[2], null.fileno())
+
+
 def test_the_limit_is_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where systemd does not tell (before 254)."""
     monkeypatch.delenv("FDSTORE", raising=False)

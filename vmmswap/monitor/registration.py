@@ -26,7 +26,7 @@ from vmmswap.linux.access import User
 from vmmswap.linux.files import file_id
 from vmmswap.linux.process import is_alive
 from vmmswap.log import fields
-from vmmswap.monitor import recovery, snapshot
+from vmmswap.monitor import encryption, recovery, snapshot
 from vmmswap.monitor.keep import fdstore, pending
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.mappers import coverage
@@ -127,6 +127,7 @@ class Registration:
             "1 region" if len(vm.manifest.regions) == 1 else f"{len(vm.manifest.regions)} regions",
             extra=fields("", message_ids.VM_REGISTERED, vmmswap_pid=new.vmm.pid),
         )
+        encryption.report(vm.engine)
         for limit in new.vmm.limits:
             _log.warning("process %d: %s", new.vmm.pid, limit)
         return served

@@ -6,6 +6,7 @@
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -19,6 +20,10 @@
 #define KEY_BYTES 32
 #define NONCE_BYTES 12
 #define CONTEXTS 8
+
+/* Of CPUID leaf 1: ECX above EDX. */
+#define CAP_AES ((uint64_t)1 << 57)
+#define CAP_PCLMULQDQ ((uint64_t)1 << 33)
 
 #ifndef SYS_memfd_secret
 #define SYS_memfd_secret 447
@@ -211,11 +216,13 @@ bool seal_is_secret(const struct seal *seal)
 
 bool seal_is_fast(void)
 {
-#if defined(__x86_64__)
-	return __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul");
-#else
-	return true;
-#endif
+	/* libcrypto's view, which OPENSSL_ia32cap= in the environment can change (OPENSSL_ia32cap(3)). */
+	const char *settings = OPENSSL_info(OPENSSL_INFO_CPU_SETTINGS);
+	unsigned long long bits;
+
+	if (!settings || sscanf(settings, "OPENSSL_ia32cap=%llx", &bits) != 1)
+		return true; /* another architecture */
+	return bits & CAP_AES && bits & CAP_PCLMULQDQ;
 }
 
 uint64_t seal_next_serial(struct seal *seal)

@@ -35,7 +35,7 @@ void seal_destroy(struct seal *seal);
 
 int seal_fd(const struct seal *seal);
 bool seal_is_secret(const struct seal *seal); /* true: memfd_secret; false: a locked memfd */
-bool seal_is_fast(void);		      /* the processor has AES instructions */
+bool seal_is_fast(void);		      /* libcrypto has the processor's AES instructions */
 
 uint64_t seal_next_serial(struct seal *seal);
 

@@ -113,9 +113,10 @@ class FdStore:
 
         reserve = _RESERVE if name.startswith(_BY_PROCESS) else 0
         if len(self._names) + reserve >= self._room:
+            fewer = ", or have the VM run fewer forked children" if reserve else ""
             raise InternalError(
                 f"{name} cannot be kept for a successor: systemd keeps {self._room} fds, {_RESERVE} of them"
-                " for memory: raise FileDescriptorStoreMax=, or have the VM run fewer forked children"
+                f" for memory: raise FileDescriptorStoreMax={fewer}"
             )
         message = manager.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd], on_sent=sent)
         self._names.add(name)
