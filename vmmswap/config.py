@@ -131,8 +131,8 @@ class Config:
         values.tier_size,
         "The most disk space that one VM's swapped-out memory may take. A percentage is of the swap"
         " directory's file system. A swap-out that reaches the limit ends, and the rest stays"
-        " on RAM. infinity: all but what DiskKeepFree= leaves. 0, for VMs with RamTierMax=: nothing goes to"
-        " disk, and no swap directory is needed.",
+        " on RAM. infinity: all but what DiskKeepFree= leaves. 0: nothing goes to disk, and no swap directory"
+        " is needed.",
         values.INFINITY,
     )
     write_budget_per_day: str = _key(
@@ -151,32 +151,33 @@ class Config:
         "bytes, with K, M, G, T or %",
         values.ram_tier_size,
         "The most RAM that one VM's swapped-out memory may take, compressed. A percentage is of the VM's"
-        " memory. What exceeds it goes to disk, compressed and encrypted. 0: pages use RAM only on their way"
-        " to disk. With DiskTierMax=0 nothing goes to disk, and a swap-out that reaches this limit leaves"
-        " the rest as it is. If the key is not set when a VM registers, that VM's pages go to disk"
-        " uncompressed for as long as it lives. VMs from a snapshot do not use this key.",
-        "",
+        " memory, and at least one segment, 2M. What exceeds it goes to disk, compressed and encrypted."
+        " 0: pages use RAM only on their way to disk. With DiskTierMax=0 nothing goes to disk, and a swap-out"
+        " that reaches this limit leaves the rest as it is. With RamTierMax=0, DiskTierCompression=none and"
+        " Encryption=no there are no tiers: pages go to a plain swap file, one by one, as they are. A VM has"
+        " what was set when it registered. VMs from a snapshot do not use this key.",
+        "25%",
     )
     ram_tier_age_s: float = _key(
         "RamTierAgeSec",
         "seconds",
         values.seconds,
-        "Compressed pages move from RAM to disk after this time. Only with RamTierMax=.",
+        "Compressed pages move from RAM to disk after this time.",
         600.0,
     )
     ram_tier_compression: str = _key(
         "RamTierCompression",
         "lz4, none",
         values.one_of("lz4", "none"),
-        "How pages are compressed on RAM. Only with RamTierMax=.",
+        "How pages are compressed on RAM.",
         "lz4",
     )
     disk_tier_compression: str = _key(
         "DiskTierCompression",
         "lz4, none",
         values.one_of("lz4", "none"),
-        "How pages are compressed on disk. Only with RamTierMax=. Pages go to disk as they are on RAM, so"
-        " this differs from RamTierCompression= only with RamTierMax=0. Default: as RamTierCompression=.",
+        "How pages are compressed on disk. Pages go to disk as they are on RAM, so this differs from"
+        " RamTierCompression= only with RamTierMax=0. Default: as RamTierCompression=.",
         "",
     )
     encryption: str = _key(
@@ -184,7 +185,7 @@ class Config:
         "yes, no",
         values.one_of("yes", "no"),
         "Encrypt what goes to disk (AES-256-GCM). Each VM has a key of its own, which exists only in"
-        " memory. Only with RamTierMax=. A VM keeps the setting that it registered with.",
+        " memory. A VM keeps the setting that it registered with.",
         "yes",
     )
     disk_keep_free: str = _key(
@@ -274,13 +275,13 @@ class Config:
     )
 
     @property
-    def needs_swap_dir(self) -> bool:
-        """False if nothing of the VM goes to disk."""
-        return not self.ram_tier_max or self.has_disk_tier
+    def is_plain(self) -> bool:
+        """True if nothing is left for the tiers to do: pages go to a plain swap file as they are."""
+        return values.is_nothing(self.ram_tier_max) and self.compression == "none" and self.encryption == "no"
 
     @property
     def has_disk_tier(self) -> bool:
-        """Of a VM with tiers: False if nothing of it goes to disk."""
+        """False if nothing of the VM goes to disk."""
         return not values.is_nothing(self.disk_tier_max)
 
     @property

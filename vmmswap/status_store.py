@@ -56,6 +56,19 @@ class StoreStatus:
             " WriteBudgetPerDay= limits. The ledger keeps them over restarts, reboots and the VM's end."
         ),
     )
+    stored_pages: int = _key(
+        0,
+        "StoredPages",
+        unit="pages",
+        engine="used_slots",
+        since="0.2",
+        title="In the store",
+        shown_if_set=True,
+        help=(
+            "Pages that the store has, as they went in: those that are out (SwapPages) and copies of pages"
+            " that came back unchanged (KeptPages)."
+        ),
+    )
     same_filled_pages: int = _key(
         0,
         "SameFilledPages",
@@ -64,7 +77,7 @@ class StoreStatus:
         since="0.2",
         title="Stored as one word",
         shown_if_set=True,
-        help="Pages in the store that repeat one 8-byte word and take no space. Only with RamTierMax=.",
+        help="Pages in the store that repeat one 8-byte word and take no space.",
     )
     raw_pages: int = _key(
         0,
@@ -84,7 +97,24 @@ class StoreStatus:
         since="0.2",
         title="Compressed to",
         shown_if_set=True,
-        help="Space that the pages in the store's tiers take, on RAM and disk, without slack.",
+        help=(
+            "Space that the pages in the store's tiers take, on RAM and disk, without slack. StoredPages *"
+            " PageSize is what they took before; with the two, `vmmswapctl status` shows the ratio."
+        ),
+    )
+    net_freed_bytes: int = _key(
+        0,
+        "NetFreedBytes",
+        unit="bytes",
+        since="0.2",
+        title="Freed in net",
+        shown_if_set=True,
+        help=(
+            "Memory that the host has got back, by the kernel's figures: how much less of the guest is"
+            " resident than when its first page went out, without what the RAM tier, the tables and the"
+            " monitor's own growth take: [store.md](store.md#what-the-host-gets-back). 0 while nothing is"
+            " out."
+        ),
     )
     limited_by: str = _key(
         "",

@@ -385,6 +385,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->stored_ram_bytes = account.ram_bytes;
 	out->stored_disk_bytes = account.disk_bytes;
 	out->written_bytes = account.written_bytes;
+	out->used_slots = account.used_slots;
 	out->same_filled_pages = account.same_filled_pages;
 	out->raw_pages = account.raw_pages;
 	out->record_bytes = account.record_bytes;

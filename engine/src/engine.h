@@ -60,7 +60,7 @@ struct engine_stats {
 	uint64_t swap_time_ms, pause_us;
 	uint64_t fault_count, fault_p50_ns, fault_p99_ns; /* since the process started */
 	uint64_t stored_ram_bytes, stored_disk_bytes, written_bytes;
-	uint64_t same_filled_pages, raw_pages, record_bytes;
+	uint64_t used_slots, same_filled_pages, raw_pages, record_bytes;
 	uint64_t processes;
 	uint64_t poisoned_pages, pinned_pages, kept_pages;
 	uint64_t left_pages; /* left by the last swap-out, which could not read, store or punch them */

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.bus import PrivateBus, missing
 from tests.support.guest import Guest
-from tests.support.monitor import Monitor
+from tests.support.monitor import PLAIN, Monitor
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -20,9 +20,12 @@ MIB = 1 << 20
 @pytest.mark.parametrize(
     ("setting", "limit"), [("DiskTierMax=4M", "disk-tier"), ("DiskKeepFree=100%", "no-space")]
 )
-def test_a_swap_out_stops_at_the_limit(bus: PrivateBus, directory: Path, setting: str, limit: str) -> None:
+@pytest.mark.parametrize("lines", [(), PLAIN], ids=["tiers", "plain"])
+def test_a_swap_out_stops_at_the_limit(
+    bus: PrivateBus, directory: Path, setting: str, limit: str, lines: tuple[str, ...]
+) -> None:
     config = directory / "vmmswap.conf"
-    config.write_text(f"[VM web]\n{setting}\n")
+    config.write_text("\n".join(["[VM web]", setting, *lines, ""]))
     with (
         Monitor("web", bus, directory, "--config", str(config)) as monitor,
         Guest(("16M",), socket=monitor.socket, mix="random=100") as guest,

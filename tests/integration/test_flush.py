@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.bus import PrivateBus, missing
 from tests.support.guest import Guest
+from tests.support.monitor import PLAIN
 from tests.support.restarts import failing, restarted
 from vmmswap.monitor import ledger
 from vmmswap.monitor.ledger import Ledger
@@ -82,7 +83,7 @@ def test_a_flush_ends_with_the_budget_and_is_refused_without_one(monitors):
 
 
 @pytest.mark.parametrize(
-    "lines", [[], ["RamTierMax=50%", "DiskTierMax=0"]], ids=["no RAM tier", "no disk tier"]
+    "lines", [PLAIN, ["RamTierMax=50%", "DiskTierMax=0"]], ids=["no RAM tier", "no disk tier"]
 )
 def test_a_flush_needs_both_tiers(monitors, lines):
     with PrivateBus() as bus, monitors(bus, *lines) as service:

@@ -87,7 +87,7 @@ def test_what_is_kept_is_what_a_successor_needs_and_nothing_stays_behind(service
     names = {
         "manifest",
         "page-map",
-        "store",
+        *fdstore.TIERS,
         "wake-record",
         "connection",
         "memfd-0",
@@ -111,7 +111,7 @@ def test_what_is_kept_is_what_a_successor_needs_and_nothing_stays_behind(service
 @pytest.fixture
 def room_for_one_child(monkeypatch):
     """Beside what every VM needs, and the reserve for memory."""
-    monkeypatch.setattr(ServiceManager, "room", 9 + 2 + fdstore._RESERVE)
+    monkeypatch.setattr(ServiceManager, "room", 12 + 2 + fdstore._RESERVE)
 
 
 @pytest.mark.usefixtures("room_for_one_child")  # before the others

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.bus import PrivateBus, missing
 from tests.support.guest import Guest
+from tests.support.monitor import PLAIN
 from tests.support.restarts import restarted
 from vmmswap.monitor import ledger
 from vmmswap.monitor.ledger import Ledger
@@ -37,7 +38,7 @@ def swapped_out(monitor):
     return status
 
 
-@pytest.mark.parametrize("tiers", [[], ["RamTierMax=8M"]], ids=["file", "tiers"])
+@pytest.mark.parametrize("tiers", [PLAIN, ["RamTierMax=8M"]], ids=["file", "tiers"])
 def test_a_budget_stops_a_swap_out_and_a_successor_knows(tmp_path, tiers):
     book = tmp_path / "web.written"
     ledger.write(book, Ledger({this_hour(): 2 * MIB}).to_text())

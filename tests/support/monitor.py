@@ -27,6 +27,7 @@ from vmmswap.names import MANAGER_INTERFACE, bus_name_of, object_path_of
 
 DEADLINE_S = 60.0 * PATIENCE
 ENABLES_MAX = 5
+PLAIN = ("RamTierMax=0", "DiskTierCompression=none", "Encryption=no")  # no tiers: a plain swap file
 PROGRAM = (sys.executable, "-m", "vmmswap.monitor.main")
 
 

@@ -3,11 +3,13 @@
 
 import pytest
 
+from tests.support.monitor import PLAIN
 from vmmswap import config
 from vmmswap.config import KEYS, Config, ConfigError, load
 from vmmswap.config_listing import listing
-from vmmswap.engine import Mode
+from vmmswap.engine import Mode, Tiers
 from vmmswap.monitor.operations.options import swap_out_options
+from vmmswap.monitor.tiers import tiers_of
 
 
 @pytest.fixture
@@ -228,6 +230,27 @@ def test_pages_must_have_a_place(tmp_path):
         load("web", [file])
     file.write_text("[Swap]\nRamTierMax=0\n")
     assert load("web", [file]).has_disk_tier
+
+
+def test_tiers_are_the_default_and_three_settings_leave_a_plain_file(tmp_path):
+    default = load("web", [])
+    assert not default.is_plain
+    assert tiers_of(default, 1 << 30) == Tiers(256 << 20, 600, has_disk=True, compress=True, encrypt=True)
+    file = tmp_path / "one.conf"
+    for other in ("RamTierMax=2M\nRamTierCompression=none", "DiskTierCompression=lz4", "Encryption=yes"):
+        file.write_text("\n".join(["[Swap]", *PLAIN, other, ""]))
+        assert not load("web", [file]).is_plain
+    file.write_text("\n".join(["[Swap]", *PLAIN, ""]))
+    assert load("web", [file]).is_plain
+
+
+@pytest.mark.parametrize(
+    ("ram_tier_max", "guest_bytes", "ram_max_bytes"),
+    [("25%", 1 << 20, 2 << 20), ("1%", 64 << 20, 2 << 20), ("50%", 64 << 20, 32 << 20),
+     ("3M", 1 << 20, 3 << 20), ("0", 1 << 30, 0), ("0%", 1 << 30, 0), ("", 64 << 20, 16 << 20)],
+)  # fmt: skip
+def test_a_percentage_is_at_least_one_segment(ram_tier_max, guest_bytes, ram_max_bytes):
+    assert tiers_of(Config(ram_tier_max=ram_tier_max), guest_bytes).ram_max_bytes == ram_max_bytes
 
 
 def test_pages_are_compressed_once(tmp_path):

@@ -27,6 +27,17 @@ def test_every_key_has_a_place_in_the_full_view():
         assert same == (row.attribute in summed), row.key
 
 
+def test_what_is_compressed_is_shown_with_its_ratio():
+    def compressed(**status):
+        rows = dict(output.status_rows(status_values(Status(**status))))
+        return rows.get("Compressed to")
+
+    assert compressed(stored_pages=1024, compressed_bytes=1 << 20) == "1.0 MiB (4.0 : 1)"
+    assert compressed(stored_pages=1024) is None
+    older = {"CompressedBytes": 1 << 20}  # a monitor that does not say how many pages it is
+    assert dict(output.status_rows(older))["Compressed to"] == "1.0 MiB"
+
+
 def test_sizes_use_the_vms_page_size():
     assert output.pages({"PageSize": 65536, "SwapPages": 32}, "SwapPages") == "2.0 MiB (32 pages)"
     assert (

@@ -82,6 +82,7 @@ async def test_enable(vm):
     await vm.controller.enable()
     assert vm.said() == [
         "record wants_out=True",
+        "record resident_before=100000",
         "engine start swap-out",
         "journal swap-out begins",
         "bus InProgress swap-out",
@@ -152,6 +153,7 @@ async def test_a_job_that_cannot_start_has_failed_at_once(vm):
     await vm.controller.enable()
     assert vm.said() == [
         "record wants_out=True",
+        "record resident_before=100000",
         "journal cannot start a swap-out: no file",
         "bus Failed  no file",
     ]

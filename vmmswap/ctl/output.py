@@ -210,12 +210,21 @@ def value_text(status: StatusKeys, row: StatusKey) -> str:
     """The value of one key, as its unit and type want it."""
     if row.unit == "pages":
         return pages(status, row.key)
+    if row.key == "CompressedBytes":
+        return mib(status.get(row.key, 0)) + _ratio(status)
     if row.unit == "bytes":
         return mib(status.get(row.key, 0))
     if row.signature == "b":
         return "on" if status.get(row.key) else "off"
     value = one_line(str(status.get(row.key, 0 if row.kind is not Kind.TEXT else "")))
     return f"{value} {row.unit}" if row.unit in ("ms", "us") else value
+
+
+def _ratio(status: StatusKeys) -> str:
+    """How many times smaller what is stored has become. Older monitors do not say how many pages it is."""
+    before_bytes = status.get("StoredPages", 0) * status.get("PageSize", 4096)
+    after_bytes = status.get("CompressedBytes", 0)
+    return f" ({before_bytes / after_bytes:.1f} : 1)" if before_bytes and after_bytes else ""
 
 
 def change_line(status: StatusKeys) -> str:

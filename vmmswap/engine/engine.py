@@ -67,7 +67,8 @@ class Engine(WakeCalls):
         self._counting = threading.Lock()
         self._keeping_house = threading.Lock()
         self._walking = threading.Lock()  # over the page map, or guest memory
-        self.store_file_system = kind_of(self.store_fd)  # here, because a file system may take its time
+        disk_fd = self.tier_fds.disk if self.tier_fds.disk >= 0 else self.store_fd
+        self.store_file_system = kind_of(disk_fd)  # here, because a file system may take its time
         self._trace_buffer = ffi.NULL
         self._trace_room = 0
 

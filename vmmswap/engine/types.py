@@ -272,6 +272,7 @@ class EngineStats:
     stored_ram_bytes: int
     stored_disk_bytes: int
     written_bytes: int
+    used_slots: int
     same_filled_pages: int
     raw_pages: int
     record_bytes: int

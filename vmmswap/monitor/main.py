@@ -159,7 +159,7 @@ def _run(options: Command, given: dict[str, int]) -> int:
     )
     has_vm = _has_vm(given)
     if not has_vm:
-        if settings.current.needs_swap_dir:
+        if settings.current.has_disk_tier:
             _check_swap_dir(setup.swap_dir)
         os.close(open_userfaultfd())
     if not setup.fd_store:

@@ -50,7 +50,7 @@ async def create_engine(new: NewVm, config: Config, swap_dir: Path) -> Engine:
                     swap_dir,
                     backing,
                     guest_bytes=sum(region.size_bytes for region in new.vmm.regions),
-                    has_tiers=bool(config.ram_tier_max) and not backing.source_is_store,
+                    has_tiers=not (config.is_plain or backing.source_is_store),
                 ),
                 store_fd=snapshot,
                 mover=mover,

@@ -76,7 +76,7 @@ class Jobs:
         """
         if self._vm.manifest.wants_out != self.machine.wants_out:
             with guarded(NOT_RECORDED):
-                self._vm.change(wants_out=self.machine.wants_out)
+                self._vm.change(wants_out=self.machine.wants_out, resident_before=self._resident_before())
         if action is Action.CANCEL:
             self._vm.engine.cancel()
         while action not in (Action.NOTHING, Action.CANCEL):
@@ -118,6 +118,11 @@ class Jobs:
             self.drain.protected()
 
     # Inside
+
+    def _resident_before(self) -> int:
+        """Pages that were resident before any was out: what going out has freed is measured by them."""
+        stats = self._vm.stats()
+        return self._vm.manifest.resident_before if stats.tracking else stats.resident_pages
 
     def _start(self, action: Action) -> Action:
         """Start a job; what to do next if it cannot."""

@@ -160,7 +160,7 @@ class Orders:
         fds = self._vm.engine.tier_fds
         if fds.ram < 0:
             raise NotSupportedError(
-                "the VM has nothing compressed on RAM: RamTierMax= was not set when it registered"
+                "the VM's memory goes to a plain swap file, and nothing of it is on RAM when it is out"
             )
         if fds.disk < 0:
             raise NotSupportedError("the VM has no disk tier: DiskTierMax=0 was set when it registered")

@@ -14,6 +14,7 @@ from vmmswap.file_system import ON_RAM
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.log import dropped, fields
 from vmmswap.monitor.operations.machine import Machine
+from vmmswap.monitor.operations.net_freed import net_freed_bytes
 from vmmswap.monitor.vm import Vm
 from vmmswap.status import KEYS, Operation, State, Status
 
@@ -48,6 +49,7 @@ def status_of(machine: Machine, vm: Vm, *, logging: bool, drain_pause_us: int = 
         fault_p50_us=_to_us(stats.fault_p50_ns),
         fault_p99_us=_to_us(stats.fault_p99_ns),
         stored_bytes=stats.stored_ram_bytes + stats.stored_disk_bytes,
+        net_freed_bytes=net_freed_bytes(vm, stats),
         limited_by=limit_of(stats),
         restarts=vm.manifest.restarts,
         page_fault_logging=logging,
