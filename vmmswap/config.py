@@ -116,6 +116,14 @@ class Config:
         " resident, and State is Failed. Call Enable again to take the rest.",
         60.0,
     )
+    swap_outs_max: int = _key(
+        "SwapOutsMax",
+        "count",
+        values.count(0, 1024),
+        "How many swap-outs may run on the host at a time; the others wait, and Queued is true. Swap-ins and"
+        " page faults never wait for them. 0: any number.",
+        4,
+    )
     swap_directory: str = _key(
         "SwapDirectory",
         "absolute path",

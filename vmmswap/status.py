@@ -155,6 +155,18 @@ class Status(WakeStatus):
         signalled=True,
         help="`swap-out`, `swap-in`, `trim`, `flush`, or empty.",
     )
+    queued: bool = _key(
+        False,
+        "Queued",
+        "b",
+        since="0.2",
+        title="Queued",
+        shown_if_set=True,
+        help=(
+            "True while a swap-out waits because as many as `SwapOutsMax=` run on this host. Nothing of it"
+            " has begun, and Disable cancels it."
+        ),
+    )
     progress_pages: int = _key(
         0,
         "ProgressPages",

@@ -62,6 +62,7 @@ def test_two_vms_out_and_in_through_both_names(host: Service) -> None:
         host.wait_state("a", "Active")
         out = host.wait_state("b", "Active")
         assert out["SwapPages"] > 0
+        assert host.machine.path("/run/vmmswap/swap-outs/0").exists()  # for SwapOutsMax=
         assert two.memory().resident_bytes < 1 << 20
         assert two.verify().wrong_bytes == 0
         one.work_stop()

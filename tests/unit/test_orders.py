@@ -284,7 +284,7 @@ async def test_a_successor_that_may_not_resume_forgets_the_job(vm_with):
     await until(lambda: vm.transcript[-1:] == ["bus Failed  process 7 maps guest memory"])
     assert vm.said() == [
         "bus InProgress swap-out",
-        "journal the swap-out that was under way is not resumed: process 7 maps guest memory",
+        "journal the swap-out that was accepted does not begin: process 7 maps guest memory",
         "engine forget the predecessor's job",
         "record interrupted=0",
         "bus Failed  process 7 maps guest memory",

@@ -72,6 +72,8 @@ def operation_text(status: StatusKeys) -> str:
     operation = one_line(str(status.get("Operation", "")))
     if not operation:
         return "-"
+    if status.get("Queued"):
+        return f"{operation} waits"
     total = status.get("TotalPages", 0)
     return f"{operation} {100 * status.get('ProgressPages', 0) // total} %" if total else operation
 

@@ -20,6 +20,7 @@ from vmmswap.monitor.operations.machine import Action, Machine
 from vmmswap.monitor.operations.options import swap_out_options
 from vmmswap.monitor.operations.report import OperationLog
 from vmmswap.monitor.operations.starvation import Starvation
+from vmmswap.monitor.operations.turn import Turn
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.controller")
@@ -32,16 +33,17 @@ class Jobs:
 
     on_change is called after each change of state. on_idle is called whenever no job runs: after one has
     ended, after an order that starts none, and while the VM is being released also when the guest is no
-    longer held by QMP.
+    longer held by QMP. on_turn is called when a swap-out that has waited for others may begin.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  all but two are given by name
         self,
         vm: Vm,
         config: Callable[[], Config],
         *,
         on_change: Callable[[], None],
         on_idle: Callable[[], None],
+        on_turn: Callable[[], None],
         error: VmmswapError | None = None,
     ) -> None:
         self._vm = vm
@@ -55,6 +57,7 @@ class Jobs:
         self.spoiled: VmmswapError | None = None  # why all is brought back without an order
         self._operation_log = OperationLog()
         self._room = RoomWatch(self.pids, self._out_pages, vm.engine.set_budget, self._memory_is_short)
+        self._turn = Turn(lambda: config().swap_outs_max, on_turn)
         self._drain_error = ""
         self.starvation = Starvation(vm, self.pids, on_change)
         self.drain = Drain(vm, config, vm.engine.resume, self._drain_failed, self._drain_idle)
@@ -62,9 +65,15 @@ class Jobs:
     def close(self) -> None:
         """The VM is gone: do nothing more for it."""
         self._room.stop()
+        self._turn.release()
         self.starvation.stop()
         with guarded("the drain by QMP is not cancelled"):
             self.drain.drop()
+
+    @property
+    def is_queued(self) -> bool:
+        """True if a swap-out waits for its turn."""
+        return self._turn.is_waiting
 
     @property
     def short_of_memory_message(self) -> str:
@@ -78,9 +87,14 @@ class Jobs:
             with guarded(NOT_RECORDED):
                 self._vm.change(wants_out=self.machine.wants_out, resident_before=self._resident_before())
         if action is Action.CANCEL:
-            self._vm.engine.cancel()
-        while action not in (Action.NOTHING, Action.CANCEL):
+            action = self._cancel()
+        while action is not Action.NOTHING:
             action = self._start(action)
+        if self.machine.job is not Job.SWAP_OUT:
+            self._turn.release()
+        if self._vm.manifest.queued != self.is_queued:
+            with guarded(NOT_RECORDED):
+                self._vm.change(queued=self.is_queued)
         if self.machine.job is Job.NONE:
             with guarded("what follows an operation is not done"):
                 self._on_idle()
@@ -124,8 +138,18 @@ class Jobs:
         stats = self._vm.stats()
         return self._vm.manifest.resident_before if stats.tracking else stats.resident_pages
 
+    def _cancel(self) -> Action:
+        """What to do next: a job that has not begun has ended at once."""
+        if self.is_queued:
+            return self.machine.not_begun(None, self._vm.engine.stats().tracking)
+        self._vm.engine.cancel()
+        return Action.NOTHING
+
     def _start(self, action: Action) -> Action:
         """Start a job; what to do next if it cannot."""
+        if action is Action.SWAP_OUT and not self._turn.take():
+            self._operation_log.queued()
+            return Action.NOTHING
         try:
             self._start_job(action)
         except Exception as error:

@@ -77,7 +77,12 @@ class Orders:
         self._waiting: set[asyncio.Event] = set()  # for the end of all jobs
         self._counting = Counting()
         self.jobs = Jobs(
-            vm, lambda: around.config, on_change=self._changed, on_idle=self._nothing_runs, error=error
+            vm,
+            lambda: around.config,
+            on_change=self._changed,
+            on_idle=self._nothing_runs,
+            on_turn=self._start_later,
+            error=error,
         )
         self.wake_ups = WakeUps(vm, lambda: around.config, self.jobs.pids)
         self._housekeeping = Housekeeping(self._idle_engine, vm.pulse)
@@ -111,6 +116,7 @@ class Orders:
             self.machine,
             self._vm,
             logging=self._page_fault_log.is_on,
+            queued=self.jobs.is_queued,
             drain_pause_us=self.jobs.drain.pause_us,
         )
         return starved(status, self.jobs.starvation.error)
@@ -200,7 +206,7 @@ class Orders:
         """Resume what a predecessor was about, by the last order that it had."""
         if not self.machine.wants_out and self.machine.tracking:
             self._order_swap_in()
-        elif self.machine.wants_out and last_job is Job.SWAP_OUT:
+        elif self.machine.wants_out and (last_job is Job.SWAP_OUT or self._vm.manifest.queued):
             self._resume_swap_out()
         else:
             self.wake_ups.resume()
@@ -208,13 +214,16 @@ class Orders:
     # Inside
 
     def _resume_swap_out(self) -> None:
-        """What the predecessor had looked at before may have changed since."""
         action = self.machine.enable()
         if action is Action.SWAP_OUT:
-            self._resuming = asyncio.get_running_loop().create_task(self._start_checked(), name="resume")
+            self._start_later()
             self._changed()
         else:
             self.jobs.perform(action)
+
+    def _start_later(self) -> None:
+        """Look once more first: it may be long since a predecessor did, or since the order was accepted."""
+        self._resuming = asyncio.get_running_loop().create_task(self._start_checked(), name="resume")
 
     async def _look_before_swap_out(self) -> None:
         """NoSuchVMError if the VM ends meanwhile: what is looked at is closed then."""
@@ -243,7 +252,7 @@ class Orders:
             self.jobs.perform(Action.SWAP_OUT)
             return
         if error:
-            _log.warning("the swap-out that was under way is not resumed: %s", error)
+            _log.warning("the swap-out that was accepted does not begin: %s", error)
         self._vm.engine.forget_job()
         with guarded(NOT_RECORDED):
             self._vm.change(interrupted=0)

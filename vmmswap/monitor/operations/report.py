@@ -30,7 +30,9 @@ _WEAK_PIN_CHECKS = {
 _LIMITS = ("", "ram-tier", "disk-tier", "write-budget", "no-space")  # enum limited_by
 
 
-def status_of(machine: Machine, vm: Vm, *, logging: bool, drain_pause_us: int = 0) -> Status:
+def status_of(
+    machine: Machine, vm: Vm, *, logging: bool, queued: bool = False, drain_pause_us: int = 0
+) -> Status:
     """The VM's status now. drain_pause_us: how long the guest was held by QMP."""
     stats = vm.stats()
     state, error = machine.state, machine.error
@@ -44,6 +46,7 @@ def status_of(machine: Machine, vm: Vm, *, logging: bool, drain_pause_us: int = 
         owner_uid=vm.manifest.uid,
         origin=_origin(vm),
         operation=machine.operation,
+        queued=queued,
         page_size=PAGE_SIZE,
         pause_us=max(stats.pause_us, drain_pause_us),
         fault_p50_us=_to_us(stats.fault_p50_ns),
@@ -121,6 +124,9 @@ class OperationLog:
     def started(self, operation: Operation) -> None:
         self._since_s = time.monotonic()
         _log.info("%s begins", operation, extra=fields(operation, message_ids.OPERATION_STARTED))
+
+    def queued(self) -> None:
+        _log.info("swap-out waits: as many as SwapOutsMax= run on the host", extra=fields(Operation.SWAP_OUT))
 
     def ended(self, operation: Operation, stats: EngineStats, pin_check: str, event: JobDone) -> None:
         took_ms = round((time.monotonic() - self._since_s) * 1000)

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A swap-out's turn among those of all VMs on the host: SwapOutsMax= of them run at a time.
+
+Each that runs has the lock of one of as many files, in a directory that all monitors share. The kernel
+releases the lock of a monitor that is killed, and nobody else has to be there. What waits asks again some
+times a second, so the next one is not always the one that has waited longest.
+
+Only monitors that systemd has started take part: the unit gives them the directory (RuntimeDirectory=).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+_log = logging.getLogger("vmmswap.turn")
+
+_ASK_S = 0.2
+
+
+def shared_directory() -> Path | None:
+    """Where the files are; None: nobody shares them with us."""
+    first = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
+    return Path(first) if first else None
+
+
+class Turn:
+    """Of one VM. most(): SwapOutsMax=, 0 for any number. on_turn(): what has waited may begin."""
+
+    def __init__(self, most: Callable[[], int], on_turn: Callable[[], None]) -> None:
+        self._directory = shared_directory()
+        self._most = most
+        self._on_turn = on_turn
+        self._lock: int | None = None  # an fd
+        self._timer: asyncio.TimerHandle | None = None
+        self._told = ""
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._timer is not None
+
+    def take(self) -> bool:
+        """True if it is our turn now, until release(). Else on_turn() will be called, unless release() is."""
+        if self._lock is None and self._timer is None and not self._may_begin():
+            self._ask_later()
+        return self._timer is None
+
+    def release(self) -> None:
+        """Nothing of ours runs or waits any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # Inside
+
+    def _ask_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_ASK_S, self._ask)
+
+    def _ask(self) -> None:
+        if self._may_begin():
+            self._timer = None
+            self._on_turn()
+        else:
+            self._ask_later()
+
+    def _may_begin(self) -> bool:
+        """A directory that cannot be used keeps nobody from swapping out."""
+        most = self._most()
+        if self._directory is None or not most:
+            return True
+        try:
+            self._lock = _first_free(self._directory, most)
+        except OSError as error:
+            self._tell(f"SwapOutsMax= has no effect: {self._directory}: {error.strerror}")
+            return True
+        return self._lock is not None
+
+    def _tell(self, what: str) -> None:
+        if what != self._told:
+            self._told = what
+            _log.warning("%s", what)
+
+
+def _first_free(directory: Path, most: int) -> int | None:
+    """An fd with the lock of the first file that nobody has locked."""
+    for number in range(most):
+        fd = os.open(directory / str(number), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(fd)
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+        else:
+            return fd
+    return None
