@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.bus import PrivateBus, missing
 from tests.support.guest import Guest
-from tests.support.monitor import PROGRAM, BusError
+from tests.support.monitor import PLAIN, PROGRAM, BusError
 from tests.support.restarts import WITH_FAILPOINTS, failing, restarted
 
 REASON = missing()
@@ -27,13 +27,13 @@ SEED = int(os.environ.get("CHAOS_SEED") or time.time_ns())
 REGIONS = ("6M", "3M")
 CHILDREN_MAX = 3
 START_S = 60.0
+PLAIN_SHARE = 0.25  # of all seeds: the VM has no tiers
 LIFE_S = 3.0  # for the failpoint to be reached
 
 # Of which no life of these comes by: pins and poison, pages that somebody else filled, a REMOVE larger than
 # this guest, and errors that only a test of the engine makes.
 LEFT_OUT = {
     "event.piece",
-    "flush.moved",
     "lost.looked",
     "pins.blind",
     "poison.lifted",
@@ -81,7 +81,7 @@ def order_until_death(service, dice):
     has_answered = False
     while monitor.process.poll() is None and time.monotonic() < end:
         try:
-            monitor.call(dice.choice(["Enable", "Enable", "Disable", "Trim", "Wake"]))
+            monitor.call(dice.choice(["Enable", "Enable", "Disable", "Trim", "Wake", "Flush"]))
         except BusError:
             time.sleep(0.01)  # not on the bus yet, busy, or dead
         else:
@@ -113,12 +113,14 @@ def live_and_die(service, guest, arm, dice, tally):
     return forking
 
 
-def test_killed_everywhere(bus):
+def test_killed_everywhere(bus, tmp_path):
     dice = random.Random(SEED)  # noqa: S311 - no secrets are made of it
+    config = tmp_path / "vmmswap.conf"
+    config.write_text("\n".join(["[Swap]", *(PLAIN if dice.random() < PLAIN_SHARE else ()), ""]))
     tally = Tally()
     points = failpoints()
     dice.shuffle(points)
-    with restarted(bus) as service:
+    with restarted(bus, "--config", str(config)) as service:
         monitor = service.start()
         monitor.wait_on_bus()
         with Guest(REGIONS, socket=monitor.socket, workers=2, device_workers=1) as guest:
