@@ -140,7 +140,7 @@ class Config:
         "The most disk space that one VM's swapped-out memory may take. A percentage is of the swap"
         " directory's file system. A swap-out that reaches the limit ends, and the rest stays"
         " on RAM. infinity: all but what DiskKeepFree= leaves. 0: nothing goes to disk, and no swap directory"
-        " is needed.",
+        " is needed; a VM that registered so keeps to RAM for as long as it lives.",
         values.INFINITY,
     )
     write_budget_per_day: str = _key(

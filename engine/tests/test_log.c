@@ -471,6 +471,32 @@ TEST(a_successor_has_all_that_the_page_map_names_and_gives_back_the_rest)
 	log_destroy(log);
 }
 
+/* What a successor made besides, nobody keeps for its own successor. */
+TEST(a_successor_makes_no_disk_tier_of_its_own)
+{
+	struct log_config one = config(NULL), two;
+	struct log *log, *next;
+	static uint64_t slots[N];
+	struct error err = { 0 };
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	put(log, TEXT, 1, N, slots);
+	two = config(test_dir());
+	two.segments_fd = log->segments.fd;
+	two.ram_fd = log->ram.fd;
+	next = make(&two);
+	for (size_t i = 0; i < N; i++)
+		CHECK_OK(log_mark_used(next, slots[i]));
+	log_recovered(next);
+	CHECK(!next->disk);
+	CHECK(!next->seal);
+	CHECK_EQ(log_move_oldest(next, UINT32_MAX, &err), -ENOSPC);
+	check(next, TEXT, 1, N, slots);
+	log_destroy(next);
+	log_destroy(log);
+}
+
 /* Bits of the records that a segment had before would cut those that follow short: they could not be read
  * from disk. The monitor locks its memory, where MADV_DONTNEED fails. */
 TEST(a_segment_that_is_used_again_in_locked_memory_has_no_records_of_before)

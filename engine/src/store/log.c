@@ -24,11 +24,18 @@ static uint32_t granules_of(size_t bytes)
 	return (uint32_t)((bytes + (1u << GRANULE_SHIFT) - 1) >> GRANULE_SHIFT);
 }
 
+/* A successor has the tiers of its predecessor and no other: the fds of a disk tier or a key that it made are
+ * not in the fd store, so its own successor could not read what is there. */
+static bool is_adopted(const struct log_config *config)
+{
+	return config->segments_fd >= 0;
+}
+
 static int open_key(struct log *log, const struct log_config *config, struct error *err)
 {
 	if (config->key_fd >= 0)
 		return seal_adopt(config->key_fd, &log->seal, err);
-	if (config->disk_fd >= 0) /* a predecessor wrote there unencrypted: read it so */
+	if (is_adopted(config)) /* what is on disk is not encrypted: read it so */
 		return 0;
 	return config->encrypt && config->disk_max_bytes ? seal_create(&log->seal, err) : 0;
 }
@@ -37,6 +44,8 @@ static int open_disk(struct log *log, const struct log_config *config, struct er
 {
 	if (config->disk_fd >= 0)
 		return disk_tier_adopt(config->disk_fd, &log->disk, err);
+	if (is_adopted(config))
+		return 0;
 	return config->disk_max_bytes && config->dir ? disk_tier_create(config->dir, &log->disk, err) : 0;
 }
 
