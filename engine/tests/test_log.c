@@ -1197,7 +1197,66 @@ TEST(all_at_once_every_page_is_right)
 	atomic_store(&world.stop, true);
 	for (size_t i = 0; i < 6; i++)
 		CHECK_OK(pthread_join(threads[i], NULL));
+	for (size_t i = 0; i < SHARED_PAGES; i++)
+		if (world.words[i])
+			log_drop(world.log, world.words[i] >> 1);
+	log_seal_open(world.log);
+	drop(world.log, NULL, 0);
+	CHECK_EQ(account(world.log).record_bytes, 0);
+	CHECK_EQ(account(world.log).records, 0);
+	CHECK_EQ(account(world.log).ram_bytes, 0);
+	CHECK_EQ(account(world.log).disk_bytes, 0);
 	log_destroy(world.log);
+}
+
+struct followed {
+	struct log *log;
+	_Atomic uint64_t slot; /* the last one that was put; 0: it was dropped */
+};
+
+static void *follower(void *argument)
+{
+	struct followed *followed = argument;
+
+	for (uint64_t dropped = 0; dropped < 20 * N;) {
+		uint64_t slot = atomic_exchange(&followed->slot, 0);
+
+		if (!slot) {
+			sched_yield();
+			continue;
+		}
+		log_drop(followed->log, slot);
+		dropped++;
+	}
+	return NULL;
+}
+
+/* The record of a page that comes back while the next one is packed ends where the next one begins, whatever
+ * of that one can be seen. */
+TEST(a_record_dropped_while_the_next_is_written_is_counted_once)
+{
+	struct log_config one = config(NULL);
+	struct followed followed = { 0 };
+	struct error err = { 0 };
+	char page[PAGE_BYTES];
+	struct page_to_put put = { .page = page };
+	pthread_t thread;
+
+	one.disk_max_bytes = 0;
+	followed.log = make(&one);
+	make_page(page, TEXT, 7);
+	memset(page + 64, 0, PAGE_BYTES - 64);
+	CHECK_OK(pthread_create(&thread, NULL, follower, &followed));
+	for (size_t i = 0; i < 20 * N; i++) {
+		CHECK_EQ(log_put(followed.log, 0, &put, 1, &err), 1);
+		while (atomic_load(&followed.slot))
+			sched_yield();
+		atomic_store(&followed.slot, put.slot_idx);
+	}
+	CHECK_OK(pthread_join(thread, NULL));
+	CHECK_EQ(account(followed.log).records, 0);
+	CHECK_EQ(account(followed.log).record_bytes, 0);
+	log_destroy(followed.log);
 }
 
 /* --- death */

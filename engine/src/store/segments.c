@@ -52,12 +52,14 @@ static uint32_t next_bit(const _Atomic uint64_t *bits, uint32_t bit)
 	return SEGMENT_GRANULES;
 }
 
+/* The end of what is written is read first: a record that is added meanwhile either lies behind it, or its
+ * start is seen. */
 uint32_t segments_extent(const struct segments *segments, uint32_t segment_idx, uint32_t granule)
 {
+	uint32_t used = atomic_load(&segments->entries[segment_idx].used_granules);
 	uint32_t next = is_raw(segments, segment_idx) ?
 				granule + SEGMENT_RAW_GRANULES :
 				next_bit(bits_of(segments, segment_idx)->starts, granule + 1);
-	uint32_t used = atomic_load(&segments->entries[segment_idx].used_granules);
 
 	if (next > used)
 		next = used;
