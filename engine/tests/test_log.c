@@ -1082,6 +1082,62 @@ TEST(small_segments_are_merged_once)
 	log_destroy(log);
 }
 
+/* A page that is poisoned, or whose record names another page since a bit of it flipped, cannot be moved. */
+TEST(what_cannot_be_moved_is_not_copied_again_and_again)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[N];
+	struct log *log;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	put(log, TEXT, 1, N, slots);
+	log_seal_open(log);
+	for (size_t i = 0; i < N; i++)
+		if (i % 8)
+			log_drop(log, slots[i]);
+	for (size_t rounds = 0; rounds < 10; rounds++)
+		tend(log);
+	CHECK_EQ(log_tend_wait_ms(log), -1);
+	for (size_t i = 0; i < N; i += 8)
+		check(log, TEXT, 1 + i, 1, &slots[i]);
+	log_drop(log, slots[0]); /* now it may be possible */
+	while (log_tend_step(log, relocate, slots))
+		;
+	CHECK_EQ(log->segments.ram_n, 1);
+	for (size_t i = 8; i < N; i += 8)
+		check(log, TEXT, 1 + i, 1, &slots[i]);
+	log_destroy(log);
+}
+
+TEST(a_full_ram_tier_is_compacted_all_the_same)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[8 * N];
+	struct error err = { 0 };
+	struct log *log;
+	size_t n;
+
+	one.disk_max_bytes = 0;
+	one.ram_max_bytes = 8 * MIB;
+	log = make(&one);
+	n = try_put(log, 0, TEXT, 1, 8 * N, slots, &err);
+	CHECK(n < 8 * N);
+	CHECK_EQ(log->segments.ram_n, 4);
+	log_seal_open(log);
+	log->limited_by = LIMITED_BY_NOTHING;
+	for (size_t i = 0; i < n; i++)
+		if (i % 8)
+			log_drop(log, slots[i]);
+	while (log_tend_step(log, relocate, slots))
+		;
+	CHECK_EQ(log->segments.ram_n, 1);
+	CHECK_EQ(log->limited_by, LIMITED_BY_NOTHING); /* no swap-out was stopped */
+	for (size_t i = 0; i < n; i += 8)
+		check(log, TEXT, 1 + i, 1, &slots[i]);
+	log_destroy(log);
+}
+
 /* --- threads: pages are put, read, dropped, moved and compacted at the same time */
 
 #define SHARED_PAGES 4096

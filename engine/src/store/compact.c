@@ -7,10 +7,12 @@
 #include "base/units.h"
 #include "store/record.h"
 
+enum outcome { MOVED, STAYS, NO_ROOM };
+
 /* Unpack the record and pack it again: so a record that is damaged in memory is not copied as if it were
  * intact. */
-static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule, relocate_page relocate,
-			void *context, bool *moved)
+static enum outcome move_record(struct log *log, uint32_t segment_idx, uint32_t granule,
+				relocate_page relocate, void *context)
 {
 	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT,
 		 from_idx = slot_of_record(segment_idx, granule);
@@ -22,32 +24,37 @@ static bool move_record(struct log *log, uint32_t segment_idx, uint32_t granule,
 
 	if (!segment || !record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
 	    log_get(log, from_idx, page))
-		return false;
+		return STAYS;
 	put.owner = header.owner;
 	if (log_put(log, LOG_COMPACTOR, &put, 1, &err) != 1)
-		return false;
-	segments_inherit_age(&log->segments, slot_segment(put.slot_idx), segment_idx);
+		return NO_ROOM;
+	if (slot_is_record(put.slot_idx))
+		segments_inherit_age(&log->segments, slot_segment(put.slot_idx), segment_idx);
 	FAILPOINT_HERE("store.compact.copied");
 	if (!relocate(context, header.owner, from_idx, put.slot_idx)) {
 		log_drop(log, put.slot_idx);
-		return true;
+		return STAYS;
 	}
 	FAILPOINT_HERE("store.compact.relocated");
 	log_drop(log, from_idx);
-	*moved = true;
-	return true;
+	return MOVED;
 }
 
 static bool compact(struct log *log, uint32_t segment_idx, relocate_page relocate, void *context)
 {
+	enum outcome outcome = STAYS;
 	bool moved = false;
 
-	for (uint32_t granule = 0; segments_next_live(&log->segments, segment_idx, &granule); granule++)
-		if (!move_record(log, segment_idx, granule, relocate, context, &moved))
-			break;
-	segments_unclaim(&log->segments, segment_idx);
+	for (uint32_t granule = 0;
+	     outcome != NO_ROOM && segments_next_live(&log->segments, segment_idx, &granule); granule++) {
+		outcome = move_record(log, segment_idx, granule, relocate, context);
+		moved |= outcome == MOVED;
+	}
 	if (moved)
 		atomic_fetch_add(&log->compacted_segments, 1);
+	else if (outcome == STAYS)
+		segments_stuck(&log->segments, segment_idx);
+	segments_unclaim(&log->segments, segment_idx);
 	return moved;
 }
 

@@ -177,8 +177,10 @@ void log_recovered(struct log *log)
 
 static int open_segment(struct log *log, struct log_writer *writer, bool raw, struct error *err)
 {
+	bool compacts = writer == &log->writers[LOG_COMPACTOR];
 	uint32_t segment_idx;
-	int rc = log_take_segment(log, raw, &segment_idx, err);
+	int rc = compacts ? log_take_target(log, raw, &segment_idx, err) :
+			    log_take_segment(log, raw, &segment_idx, err);
 
 	if (rc)
 		return rc;

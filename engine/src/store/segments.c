@@ -126,6 +126,7 @@ static void now_free(struct segments *segments, uint32_t segment_idx)
 {
 	atomic_store(&segments->entries[segment_idx].place, place_of(TIER_NONE, 0));
 	forget_bits(bits_of(segments, segment_idx));
+	own_of(segments, segment_idx)->stuck_n = 0;
 	own_of(segments, segment_idx)->state = SEGMENT_FREE;
 	if (segment_idx < segments->free_from_idx)
 		segments->free_from_idx = segment_idx;
@@ -272,8 +273,11 @@ bool segments_oldest_s(struct segments *segments, uint32_t *born_s)
 
 static bool is_sparse(struct segments *segments, uint32_t segment_idx)
 {
+	const struct segment *own = own_of(segments, segment_idx);
+
 	return is_sealed_in_ram(segments, segment_idx) &&
-	       atomic_load(&own_of(segments, segment_idx)->live_granules) < SPARSE_GRANULES;
+	       atomic_load(&own->live_granules) < SPARSE_GRANULES &&
+	       atomic_load(&own->live_n) != own->stuck_n;
 }
 
 /* Without this a small segment would be copied again and again, each time into another small one. */
@@ -302,6 +306,15 @@ bool segments_claim_sparse(struct segments *segments, uint32_t from_idx, const b
 		own_of(segments, *segment_idx)->state = SEGMENT_MOVING;
 	pthread_mutex_unlock(&segments->lock);
 	return found;
+}
+
+void segments_stuck(struct segments *segments, uint32_t segment_idx)
+{
+	struct segment *own = own_of(segments, segment_idx);
+
+	pthread_mutex_lock(&segments->lock);
+	own->stuck_n = atomic_load(&own->live_n);
+	pthread_mutex_unlock(&segments->lock);
 }
 
 void segments_inherit_age(struct segments *segments, uint32_t to_idx, uint32_t from_idx)

@@ -54,6 +54,7 @@ struct segment { /* this process's own */
 	_Atomic uint32_t readers;
 	_Atomic uint32_t live_n;	/* records in use */
 	_Atomic uint32_t live_granules; /* of them */
+	uint32_t stuck_n;		/* live_n when compaction could move none of them; under the lock */
 };
 
 /* Two pages, released when the segment is free. A page that was never written to costs no memory. */
@@ -127,6 +128,8 @@ bool segments_oldest_s(struct segments *segments, uint32_t *born_s);
  * such segments fit into one. has_target: there is an open segment for the records of that kind. */
 bool segments_claim_sparse(struct segments *segments, uint32_t from_idx, const bool has_target[2],
 			   uint32_t *segment_idx);
+/* Nothing of a claimed segment could be moved: it is not sparse until a record of it is dropped. */
+void segments_stuck(struct segments *segments, uint32_t segment_idx);
 /* Records of `from_idx` were copied to to_idx: that is as old as both. */
 void segments_inherit_age(struct segments *segments, uint32_t to_idx, uint32_t from_idx);
 /* True if some memory or a segment could not be released yet, because somebody is reading it. */

@@ -134,6 +134,11 @@ static int take(struct log *log, bool raw, uint32_t *segment_idx, struct error *
 	return rc;
 }
 
+int log_take_target(struct log *log, bool raw, uint32_t *segment_idx, struct error *err)
+{
+	return take_below_limit(log, raw, true, segment_idx, err);
+}
+
 int log_take_segment(struct log *log, bool raw, uint32_t *segment_idx, struct error *err)
 {
 	if (raw && frees_too_little(log)) {

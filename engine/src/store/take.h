@@ -13,4 +13,8 @@
  * says what to do, and log->limited_by what stopped us. It may wait for the disk. */
 int log_take_segment(struct log *log, bool raw, uint32_t *segment_idx, struct error *err);
 
+/* The same for compaction, which soon gives back more than it takes: also above the RAM tier's limit. It
+ * moves nothing to disk, and a shortage stops no swap-out: limited_by stays. */
+int log_take_target(struct log *log, bool raw, uint32_t *segment_idx, struct error *err);
+
 #endif
