@@ -14,6 +14,7 @@ _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 INFINITY = "infinity"
 SEGMENT_BYTES = 2 << 20  # engine/src/store/slot_name.h
 _MAX_COUNT = (1 << 32) - 1
+_MAX_BYTES = 1 << 62  # more than any disk has; the engine counts in 64 bits
 _DAY_US = 86_400_000_000
 
 
@@ -108,7 +109,7 @@ def in_bytes(text: str, total_bytes: int) -> int:
     if text.endswith("%"):
         return total_bytes * int(text[:-1]) // 100
     digits = text.rstrip("KMGT")
-    return int(digits or "0") << _UNITS[text[len(digits) :]]
+    return min(int(digits or "0") << _UNITS[text[len(digits) :]], _MAX_BYTES)
 
 
 def user(text: str) -> str:

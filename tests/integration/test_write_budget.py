@@ -76,6 +76,28 @@ def test_a_budget_stops_a_swap_out_and_a_successor_knows(tmp_path, tiers):
         assert ledger.read(book).written_today(this_hour()) >= today > 10 * MIB
 
 
+def test_a_successor_writes_nothing_before_it_has_read_the_ledger(tmp_path):
+    ledger.write(tmp_path / "web.written", Ledger({this_hour(): 10 * MIB}).to_text())
+    config = write_config(tmp_path, "WriteBudgetPerDay=10M", "RamTierMax=64M")
+    env = {"STATE_DIRECTORY": str(tmp_path)}
+    going_on = tmp_path / "going-on"
+    with PrivateBus() as bus, restarted(bus, "--config", config) as service:
+        monitor = service.start(env)
+        monitor.wait_on_bus()
+        with Guest(GUEST["regions"], socket=monitor.socket, mix=GUEST["mix"]) as guest:
+            guest.wait_ready()
+            guest.fill()
+            assert swapped_out(monitor)["StoredRamBytes"] > 0
+            service.await_death(0)
+            held = {"VMMSWAP_PYTHON_FAILPOINTS": f"recovery.served=until:{going_on}"}
+            monitor = service.start(env | held | {"VMMSWAP_FAILPOINTS": "store.move.written=kill"})
+            assert guest.verify().wrong_bytes == 0  # it serves, and its pages would rather be on disk
+            going_on.touch()
+            monitor.wait_on_bus()
+            assert monitor.settled()["WrittenBytes"] == 0
+        assert monitor.wait_exit() == 0
+
+
 @pytest.mark.parametrize("content", [None, "damaged"])
 def test_without_a_ledger_the_budget_counts_as_used_up(tmp_path, content):
     book = tmp_path / "web.written"

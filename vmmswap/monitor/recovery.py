@@ -155,6 +155,8 @@ def _rebuild(
         tier_fds=TierFds(*(kept.get(name, -1) for name in fdstore.TIERS)),
         mover=_mover(manifest, kept) if of_private else None,
     )
+    if config.has_write_budget:
+        engine.limit_writes(0)  # until the ledger is read: pages move to disk as soon as the engine starts
     vm = Vm(engine, manifest, file, store)
     _add_memory(vm, kept)
     mapped = _mapped_now(vm)
@@ -168,6 +170,7 @@ def _serve(engine: Engine, kept: dict[str, int]) -> Recovered:
     reach("recovery.pages")
     found = engine.recover()
     engine.start()
+    reach("recovery.served")
     for name in _OF_THE_ENGINE & kept.keys():
         os.close(kept.pop(name))  # the engine has its own; close() may wait for the disk
     return found

@@ -81,9 +81,12 @@ class WriteBudget:
         return self._ledger.written_today(now)
 
     def close(self) -> None:
-        """The engine is about to end. save() writes down what was not."""
+        """The engine is about to end, and writes nothing more that would not be charged. save() writes down
+        what was not.
+        """
         self._task.cancel()
         with contextlib.suppress(NoSuchVMError):
+            self._engine.limit_writes(0)
             self.written_today()
 
     def save(self) -> None:
@@ -103,11 +106,14 @@ class WriteBudget:
 
     async def _work(self) -> None:
         with guarded("the ledger of bytes written is not kept"):
-            self._ledger = await asyncio.to_thread(self._load)
+            while (found := await asyncio.to_thread(self._load)) is None:
+                await asyncio.sleep(_LOOK_S)
+            self._ledger = found
             day_bytes, known_for = 0, ""
             while True:
-                if self._config().write_budget_per_day != known_for or not self._loaded.is_set():
-                    known_for = self._config().write_budget_per_day
+                config = self._config()
+                if config.write_budget_per_day != known_for or (config.has_write_budget and not day_bytes):
+                    known_for = config.write_budget_per_day
                     day_bytes = await asyncio.to_thread(self._day_bytes)
                 self._look(day_bytes, has_budget=self._config().has_write_budget)
                 self._loaded.set()
@@ -131,7 +137,8 @@ class WriteBudget:
         ):
             self._text = self._ledger.to_text()
 
-    def _load(self) -> Ledger:
+    def _load(self) -> Ledger | None:
+        """None: try again. It must count as used up, and how much that is cannot be told now."""
         try:
             return ledger.read(self._place.path)
         except FileNotFoundError:
@@ -140,6 +147,8 @@ class WriteBudget:
             why = str(error)
         day_bytes = self._day_bytes()
         if not day_bytes:
+            if self._config().has_write_budget:
+                return None
             if why != "there is none":
                 _log.warning("the ledger of bytes written, %s, begins anew: %s", self._place.path, why)
             return Ledger()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the write budget tells the engine, in the moments in which it does not know enough."""
+
+import asyncio
+import os
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+
+from vmmswap.config import Config
+from vmmswap.config_values import in_bytes
+from vmmswap.monitor import ledger, write_budget
+from vmmswap.monitor.ledger import Ledger
+from vmmswap.monitor.write_budget import Place, WriteBudget
+
+MIB = 1 << 20
+
+
+class Engine:
+    """Counts what is written, and how much may be."""
+
+    def __init__(self, fd):
+        self.page_map_fd = fd
+        self.written_bytes = 0
+        self.limit = None
+
+    def limit_writes(self, max_bytes):
+        self.limit = max_bytes
+
+    def write(self, size):
+        if self.limit is None or self.written_bytes + size <= self.limit:
+            self.written_bytes += size
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.setattr(write_budget, "_LOOK_S", 0.001)
+    return Place(tmp_path / "web.written", tmp_path / "swap")
+
+
+@asynccontextmanager
+async def budget_of(place, text):
+    fd = os.memfd_create("page map")
+    engine = Engine(fd)
+    budget = WriteBudget(engine, place, lambda: Config(write_budget_per_day=text))
+    try:
+        yield engine, budget
+    finally:
+        budget.close()
+        os.close(fd)
+
+
+async def until(condition):
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def test_what_is_written_while_the_vm_ends_is_charged(place):
+    place.swap_dir.mkdir()
+    ledger.write(place.path, Ledger({int(time.time()) // 3600: 0}).to_text())
+
+    async def end():
+        async with budget_of(place, "100M") as (engine, budget):
+            await budget.ready()
+            engine.write(3 * MIB)
+            budget.close()
+            engine.write(5 * MIB)  # its threads have not ended yet
+            budget.save()
+            return engine.written_bytes
+
+    written = asyncio.run(end())
+    assert ledger.read(place.path).written_today(int(time.time()) // 3600) == written
+
+
+def test_a_swap_directory_that_cannot_be_looked_at_gives_no_budget_until_it_can(place):
+    async def wait():
+        async with budget_of(place, "50%") as (engine, budget):
+            await asyncio.sleep(0.05)  # nothing can be waited for: nothing happens
+            assert engine.limit == 0
+            place.swap_dir.mkdir()
+            await budget.ready()
+            assert engine.limit == 0  # there is no ledger
+            assert budget.written_today() > 0
+
+    asyncio.run(wait())
+
+
+def test_a_budget_is_known_once_its_swap_directory_is_there(place):
+    ledger.write(place.path, Ledger().to_text())
+
+    async def wait():
+        async with budget_of(place, "50%") as (engine, budget):
+            await budget.ready()
+            assert engine.limit == 0
+            place.swap_dir.mkdir()
+            await until(lambda: engine.limit)
+
+    asyncio.run(wait())
+
+
+def test_no_size_is_too_large_for_the_engine():
+    assert in_bytes("999999999999999T", 0) == 1 << 62
+    assert in_bytes("4T", 0) == 4 << 40
