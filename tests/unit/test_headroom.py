@@ -72,6 +72,30 @@ def test_what_looks_at_all_processes_is_no_work_of_the_event_loop(monkeypatch: p
     assert granted == [2 * MIB // PAGE, (2 << 30) // PAGE, 0]
 
 
+def test_a_look_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The swap-in would wait for ever for what it is granted."""
+    granted: list[int] = []
+    failures = iter([ValueError("a line of memory.stat that nobody knows"), OSError(24, "no fd left")])
+
+    def look(_pids: object, _mounts: object) -> Headroom:
+        on_thread = threading.current_thread() is not threading.main_thread()
+        if on_thread and (failure := next(failures, None)) is not None:
+            raise failure
+        return Headroom(4 * MIB if not on_thread else -MIB, "a limit")
+
+    async def run() -> None:
+        is_short = asyncio.Event()
+        room = RoomWatch(list, lambda: 100_000, granted.append, is_short.set)
+        assert room.has_room()
+        room.start()
+        await asyncio.wait_for(is_short.wait(), 60)
+
+    monkeypatch.setattr(headroom, "look", look)
+    monkeypatch.setattr(headroom, "_LONGEST_S", 0.001)
+    asyncio.run(run())
+    assert granted == [2 * MIB // PAGE, 0]
+
+
 def test_who_stopped_is_granted_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also by a look that was under way."""
     granted: list[int] = []

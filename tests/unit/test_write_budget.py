@@ -10,7 +10,7 @@ import pytest
 
 from vmmswap.config import Config
 from vmmswap.config_values import in_bytes
-from vmmswap.monitor import ledger, write_budget
+from vmmswap.monitor import ledger
 from vmmswap.monitor.ledger import Ledger
 from vmmswap.monitor.write_budget import Place, WriteBudget
 
@@ -33,9 +33,15 @@ class Engine:
             self.written_bytes += size
 
 
+class Pulse:
+    """Beats fast."""
+
+    async def beat(self):
+        await asyncio.sleep(0.001)
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    monkeypatch.setattr(write_budget, "_LOOK_S", 0.001)
+def place(tmp_path):
     return Place(tmp_path / "web.written", tmp_path / "swap")
 
 
@@ -43,7 +49,7 @@ def place(tmp_path, monkeypatch):
 async def budget_of(place, text):
     fd = os.memfd_create("page map")
     engine = Engine(fd)
-    budget = WriteBudget(engine, place, lambda: Config(write_budget_per_day=text))
+    budget = WriteBudget(engine, Pulse(), place, lambda: Config(write_budget_per_day=text))
     try:
         yield engine, budget
     finally:
@@ -98,6 +104,28 @@ def test_a_budget_is_known_once_its_swap_directory_is_there(place):
             await until(lambda: engine.limit)
 
     asyncio.run(wait())
+
+
+def test_a_failure_does_not_end_the_keeping_of_the_ledger(place):
+    place.swap_dir.mkdir()
+    ledger.write(place.path, Ledger().to_text())
+
+    async def fail():
+        async with budget_of(place, "100M") as (engine, budget):
+            await budget.ready()
+            limited, fails = engine.limit_writes, asyncio.Event()
+
+            def limit_writes(_max_bytes):
+                fails.set()
+                raise MemoryError
+
+            engine.limit_writes = limit_writes
+            await fails.wait()
+            engine.limit_writes = limited
+            engine.limit = None
+            await until(lambda: engine.limit)
+
+    asyncio.run(fail())
 
 
 def test_no_size_is_too_large_for_the_engine():

@@ -18,7 +18,7 @@ from vmmswap.config_values import SEGMENT_BYTES, in_bytes
 from vmmswap.engine import Engine
 from vmmswap.errors import NoSpaceError, NoSuchVMError
 from vmmswap.monitor import ledger
-from vmmswap.monitor.guard import guarded
+from vmmswap.monitor.guard import Failures
 from vmmswap.monitor.ledger import DamagedError, Ledger
 from vmmswap.monitor.pulse import Pulse
 
@@ -50,6 +50,8 @@ class WriteBudget:
         self._saving = threading.Lock()
         self._saved = ""
         self._told = ""
+        self._known_for = ""  # the text of a budget, which is
+        self._day = 0  # so many bytes
         self._max_bytes = 0  # up to where the engine may write, if there is a budget
         if config().has_write_budget:
             engine.limit_writes(0)
@@ -105,21 +107,28 @@ class WriteBudget:
     # Inside
 
     async def _work(self) -> None:
-        with guarded("the ledger of bytes written is not kept"):
-            while (found := await asyncio.to_thread(self._load)) is None:
-                await asyncio.sleep(_LOOK_S)
-            self._ledger = found
-            day_bytes, known_for = 0, ""
-            while True:
-                config = self._config()
-                if config.write_budget_per_day != known_for or (config.has_write_budget and not day_bytes):
-                    known_for = config.write_budget_per_day
-                    day_bytes = await asyncio.to_thread(self._day_bytes)
-                self._look(day_bytes, has_budget=self._config().has_write_budget)
-                self._loaded.set()
-                if self._text != self._saved:
-                    await asyncio.to_thread(self.save)
-                await self._pulse.beat()
+        """For ever, whatever fails: while nobody looks, the budget never comes back."""
+        failures = Failures("the ledger of bytes written is not kept")
+        while True:
+            try:
+                await self._keep()
+            except Exception as error:
+                failures.log(error)
+            await self._pulse.beat()
+
+    async def _keep(self) -> None:
+        if self._ledger is None:
+            self._ledger = await asyncio.to_thread(self._load)
+        if self._ledger is None:
+            return
+        config = self._config()
+        if config.write_budget_per_day != self._known_for or (config.has_write_budget and not self._day):
+            self._known_for = config.write_budget_per_day
+            self._day = await asyncio.to_thread(self._day_bytes)
+        self._look(self._day, has_budget=self._config().has_write_budget)
+        self._loaded.set()
+        if self._text != self._saved:
+            await asyncio.to_thread(self.save)
 
     def _look(self, day_bytes: int, *, has_budget: bool) -> None:
         if self._ledger is None:

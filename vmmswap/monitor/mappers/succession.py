@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.engine import Job
-from vmmswap.errors import VmmswapError
+from vmmswap.errors import NoSuchVMError
 from vmmswap.failpoint import reach
 from vmmswap.linux.userfaultfd import is_gone
+from vmmswap.monitor.guard import Failures
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.placement import moved
 from vmmswap.monitor.process import Process
 from vmmswap.monitor.vm import Vm
-from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.succession")
 
@@ -146,27 +146,34 @@ class Succession:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         end_s = loop.time() + _GRACE_S
+        failures = Failures("cannot find out who has the VM's memory; trying again")
         while True:
             self._look_now.clear()
             try:
-                heirs = await asyncio.to_thread(_look, _question_of(self._vm))
-                pause_s = _LOOK_AGAIN_S
-            except (VmmswapError, OSError) as error:
-                self._tell(f"cannot find out who has the VM's memory: {reason_of(error)}")
-                pause_s = _RETRY_S
-            else:
-                if not (heirs.served or heirs.other):
-                    self._on_nobody()
+                if await self._look(end_s):
                     return
-                self._settle(heirs, is_late=loop.time() > end_s)
-                if self._is_brought_back or self._is_promoted():
-                    pause_s = _LOOK_LATER_S
+                settled = self._is_brought_back or self._is_promoted()
+                pause_s = _LOOK_LATER_S if settled else _LOOK_AGAIN_S
+            except NoSuchVMError:
+                return
+            except Exception as error:  # whatever failed: nobody else would ever release this memory
+                failures.log(error)
+                pause_s = _RETRY_S
             try:
                 async with asyncio.timeout(pause_s):
                     await self._look_now.wait()
             except TimeoutError:
                 continue
             end_s = loop.time() + _GRACE_S  # another one has gone
+
+    async def _look(self, end_s: float) -> bool:
+        """True if nobody has the memory."""
+        heirs = await asyncio.to_thread(_look, _question_of(self._vm))
+        if not (heirs.served or heirs.other):
+            self._on_nobody()
+            return True
+        self._settle(heirs, is_late=asyncio.get_running_loop().time() > end_s)
+        return False
 
     def _settle(self, heirs: Heirs, *, is_late: bool) -> None:
         """Somebody has the memory."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.linux.cgroup import Hierarchy, groups_of, hierarchies_of
 from vmmswap.linux.memory import meminfo_bytes
+from vmmswap.monitor.guard import Failures
 
 _log = logging.getLogger("vmmswap.headroom")
 
@@ -189,13 +190,14 @@ class RoomWatch:
         return min(_LONGEST_S, max(_SHORTEST_S, delay_s))
 
     async def _watch(self) -> None:
+        failures = Failures("cannot find out how much memory there is; trying again")
         delay_s = self._delay_s()
         while True:
             await asyncio.sleep(delay_s)
             try:
                 room = await asyncio.to_thread(look, self._pids(), self._hierarchies)
-            except OSError as error:  # no fd left, say: the swap-in waits for what it is granted: look again
-                _log.warning("cannot find out how much memory there is: %s; trying again", error.strerror)
+            except Exception as error:  # whatever failed: the swap-in waits for what it is granted
+                failures.log(error)
                 delay_s = _LONGEST_S
                 continue
             if not self._take(room):
