@@ -62,10 +62,14 @@ static bool compact(struct log *log, uint32_t segment_idx, relocate_page relocat
  * may do. */
 bool log_compact_step(struct log *log, relocate_page relocate, void *context)
 {
-	const struct log_writer *writer = &log->writers[LOG_COMPACTOR];
-	const bool has_target[2] = { writer->open[0].is_open, writer->open[1].is_open };
+	struct log_writer *writer = &log->writers[LOG_COMPACTOR];
+	bool has_target[2];
 	uint32_t from_idx = 0, segment_idx;
 
+	pthread_mutex_lock(&writer->lock); /* the end of a swap-out seals it */
+	has_target[0] = writer->open[0].is_open;
+	has_target[1] = writer->open[1].is_open;
+	pthread_mutex_unlock(&writer->lock);
 	while (segments_claim_sparse(&log->segments, from_idx, has_target, &segment_idx)) {
 		if (compact(log, segment_idx, relocate, context))
 			return true;
