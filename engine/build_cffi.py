@@ -64,8 +64,8 @@ struct pins_config {
 enum job_kind { JOB_NONE, JOB_SWAP_OUT, JOB_SWAP_IN, JOB_TRIM, JOB_FLUSH, ... };
 enum swap_mode { MODE_NONE, MODE_LIVE, MODE_FREEZE, MODE_AUTO, ... };
 struct swap_out_options {
-    uint32_t mode; uint32_t max_passes; uint64_t until_resident_pages; uint32_t freeze_timeout_ms;
-    uint32_t freeze_limit_ms;
+    uint32_t mode; uint32_t max_passes; uint64_t until_resident_pages; uint64_t idle_pages_max;
+    uint32_t freeze_timeout_ms; uint32_t freeze_limit_ms;
     struct pins_config pins; bool check_pins; ...;
 };
 

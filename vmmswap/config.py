@@ -8,7 +8,6 @@ one counts. An empty value restores the default. `KEYS` is the table of all keys
 
 from __future__ import annotations
 
-import pwd
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from vmmswap import config_values as values
-from vmmswap.errors import InvalidNameError, NotSupportedError
+from vmmswap.config_checks import ConfigError, check_tiers
+from vmmswap.errors import InvalidNameError
 from vmmswap.names import check_name
 
 FILE = Path("/etc/vmmswap.conf")
@@ -30,20 +30,6 @@ _Section = dict[
     str, tuple[Any, str]
 ]  # by attribute: the value, None for the default again, and where it stands
 DEFAULT_ORIGIN = "default"
-
-
-class ConfigError(NotSupportedError):
-    """A configuration file says what cannot be: the message begins with FILE:LINE."""
-
-
-def uid_of(user: str) -> int:
-    """The uid of a user's name, or of a number. ConfigError if this host has no such user."""
-    if user.isdigit():
-        return int(user)
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError:
-        raise ConfigError(f"Owner={user}: this host has no such user") from None
 
 
 def _key(name: str, kind: str, parse: Callable[[str], Any], text: str, default: str | float) -> Any:  # noqa: ANN401  what field() returns
@@ -238,6 +224,14 @@ class Config:
         " further faults. no: only Wake() does.",
         "yes",
     )
+    idle_set_max: str = _key(
+        "IdleSetMax",
+        "bytes, with K, M, G, T or %",
+        values.size,
+        "The most memory that a swap-out leaves resident because the guest touches it even while it is idle,"
+        " within a minute of each swap-out. A percentage is of the VM's memory. 0: all goes out each time.",
+        "4M",
+    )
     handoff_timeout_s: float = _key(
         "HandoffTimeoutSec",
         "time span, in seconds without a unit",
@@ -330,6 +324,7 @@ _RELOADED = frozenset(
         "pin_check",
         "pin_settle_ms",
         "wake_prefetch",
+        "idle_set_max",
         "write_budget_per_day",
     }
 )
@@ -392,22 +387,8 @@ def load_with_origins(name: str, paths: Iterable[Path] | None = None) -> tuple[C
     given = {attribute: value for attribute, (value, _) in found.items() if value is not None}
     settings = Config(**given)
     origins = {attribute: found[attribute][1] for attribute in given}
-    _check_tiers(settings, origins)
+    check_tiers(settings, origins)
     return settings, origins
-
-
-def _check_tiers(settings: Config, origins: Origins) -> None:
-    has_ram_tier = not values.is_nothing(settings.ram_tier_max)
-    if not has_ram_tier and not settings.has_disk_tier:
-        where = ", ".join(origins[attribute] for attribute in ("ram_tier_max", "disk_tier_max"))
-        raise ConfigError(
-            f"{where}: RamTierMax=0 and DiskTierMax=0 leave no place for pages that are out: raise one"
-        )
-    if has_ram_tier and settings.compression != settings.ram_tier_compression:
-        raise ConfigError(
-            f"{origins['disk_tier_compression']}: pages go to disk as they are on RAM: set"
-            f" RamTierCompression={settings.disk_tier_compression} too, or RamTierMax=0"
-        )
 
 
 def _read(path: Path, text: str, name: str, for_all: _Section, for_one: _Section) -> None:

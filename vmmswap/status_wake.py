@@ -27,6 +27,19 @@ class WakeStatus(StoreStatus):
             "at each swap-out, from the page faults since the one before: [wake-up.md](wake-up.md)."
         ),
     )
+    idle_set_pages: int = _key(
+        0,
+        "IdleSetPages",
+        unit="pages",
+        engine="idle_set_pages",
+        since="0.2",
+        title="Touched while idle",
+        shown_if_set=True,
+        help=(
+            "Pages that the last swap-out left resident, as the guest touches them even while it is idle: "
+            "`IdleSetMax=`."
+        ),
+    )
     prefetched_pages: int = _key(
         0,
         "PrefetchedPages",

@@ -77,14 +77,6 @@ static int open_store(struct vm *vm, const struct engine_config *config, struct 
 	return rc;
 }
 
-static int create_wake(struct engine *engine, const struct engine_config *config, struct error *err)
-{
-	int rc = config->wake_fd < 0 ? wake_record_create(&engine->vm.wake, err) :
-				       wake_record_adopt(config->wake_fd, &engine->vm.wake, err);
-
-	return rc ? rc : replay_create(&engine->vm, &engine->replay, err);
-}
-
 static int create_rooms(struct engine *engine, const struct engine_config *config, struct error *err)
 {
 	struct vm *vm = &engine->vm;
@@ -127,7 +119,7 @@ static int create_rooms(struct engine *engine, const struct engine_config *confi
 	if (!rc)
 		rc = swapper_create(vm, &engine->swapper, err);
 	if (!rc)
-		rc = create_wake(engine, config, err);
+		rc = wake_create(engine, config, err);
 	return rc;
 }
 
@@ -359,9 +351,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	struct page_map_header *header = page_map_header(vm->map);
 	struct latency_summary latency;
 	struct store_account account;
-	struct wake_stats wake;
 
-	wake_record_stats(vm->wake, &wake);
 	store_account(vm->store, &account);
 	latency_summarise(vm->latencies, vm->fault_threads_n, &latency);
 	*out = (struct engine_stats){
@@ -390,12 +380,7 @@ void engine_read_stats(struct engine *engine, struct engine_stats *out)
 	out->raw_pages = account.raw_pages;
 	out->record_bytes = account.record_bytes;
 	out->limited_by = atomic_load(&header->limited_by);
-	out->wake_set_pages = wake.set_pages;
-	out->prefetched_pages = wake.prefetched_pages;
-	out->wasted_pages = wake.wasted_pages;
-	out->wake_ms = wake.wake_ms;
-	out->touched_pages = wake.touched_pages;
-	out->waking = wake.is_waking;
+	wake_read_stats(vm->wake, out);
 	out->poisoned_pages = atomic_load(&vm->poisoned_pages);
 	out->left_pages = atomic_load(&header->left_pages);
 	out->lost_pages = atomic_load(&header->lost_pages);

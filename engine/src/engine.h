@@ -71,6 +71,7 @@ struct engine_stats {
 	uint32_t tracking;
 	uint32_t limited_by; /* enum limited_by: what stopped the last swap-out or flush */
 	uint64_t wake_set_pages;
+	uint64_t idle_set_pages; /* that the last swap-out left resident: swap_out_options.idle_pages_max */
 	uint64_t prefetched_pages,
 		wasted_pages;	    /* since the VM registered; wasted: up to the last swap-out */
 	uint64_t wake_ms;	    /* of the last wake-up */

@@ -22,4 +22,8 @@ struct engine {
  * none. */
 bool release_children(struct engine *engine);
 
+/* The engine's part in wake-ups: engine_wake.c. */
+int wake_create(struct engine *engine, const struct engine_config *config, struct error *err);
+void wake_read_stats(const struct wake_record *record, struct engine_stats *out);
+
 #endif

@@ -6,6 +6,28 @@
 #include "engine_inside.h"
 #include "jobs/replay.h"
 
+int wake_create(struct engine *engine, const struct engine_config *config, struct error *err)
+{
+	int rc = config->wake_fd < 0 ? wake_record_create(&engine->vm.wake, err) :
+				       wake_record_adopt(config->wake_fd, &engine->vm.wake, err);
+
+	return rc ? rc : replay_create(&engine->vm, &engine->replay, err);
+}
+
+void wake_read_stats(const struct wake_record *record, struct engine_stats *out)
+{
+	struct wake_stats wake;
+
+	wake_record_stats(record, &wake);
+	out->wake_set_pages = wake.set_pages;
+	out->idle_set_pages = wake.idle_pages;
+	out->prefetched_pages = wake.prefetched_pages;
+	out->wasted_pages = wake.wasted_pages;
+	out->wake_ms = wake.wake_ms;
+	out->touched_pages = wake.touched_pages;
+	out->waking = wake.is_waking;
+}
+
 int engine_wake(struct engine *engine, bool is_ordered, struct error *err)
 {
 	sigset_t all, before;

@@ -16,9 +16,20 @@ SET = 1000  # pages that the guest touches when it wakes up
 WAKES_MAX = 20  # on a busy machine, page faults may come too slowly for a wake-up
 
 
+NOISE = 100  # pages that an idle guest touches
+
+
+def configured(running, tmp_path, text):
+    config = tmp_path / "vmmswap.conf"
+    config.write_text(f"[Swap]\n{text}\n")
+    running._options = ("--config", str(config))
+
+
 @pytest.fixture
-def life(bus):
+def life(bus, tmp_path):
     with restarted(bus) as running:
+        # page faults that come too slowly for a wake-up are those of an idle guest
+        configured(running, tmp_path, "IdleSetMax=0")
         monitor = running.start()
         monitor.wait_on_bus()
         with Guest(REGIONS, socket=monitor.socket) as guest:
@@ -116,11 +127,9 @@ def test_killed_in_the_middle(life):
 
 def test_not_by_itself(life, tmp_path):
     (running, guest) = life
-    config = tmp_path / "vmmswap.conf"
-    config.write_text("[Swap]\nWakePrefetch=no\n")
     pages = learn(running.monitor, guest)
     running.monitor.kill()
-    running._options = ("--config", str(config))
+    configured(running, tmp_path, "WakePrefetch=no\nIdleSetMax=0")
     monitor = running.start()
     monitor.wait_on_bus()
     for _ in range(3):
@@ -129,4 +138,36 @@ def test_not_by_itself(life, tmp_path):
         monitor.enable()
     monitor.call("Wake")
     all_ahead(monitor, pages // 2)
+    check_all_right(guest)
+
+
+def faults_while_idle(monitor, guest):
+    """All out, and the guest touches the same pages again. How many page faults that took."""
+    before = monitor.enable()["FaultCount"]
+    assert guest.touch(0, NOISE).wrong_bytes == 0
+    return monitor.status()["FaultCount"] - before
+
+
+def test_what_an_idle_guest_touches_stays(life, tmp_path):
+    (running, guest) = life
+    running.monitor.kill()
+    configured(running, tmp_path, "IdleSetMax=1M")
+    monitor = running.start()
+    monitor.wait_on_bus()
+    before = [faults_while_idle(monitor, guest) for _ in range(2)]
+    after = [faults_while_idle(monitor, guest) for _ in range(4)]
+    assert min(before) > NOISE // 2 > max(after), (before, after)
+    status = monitor.enable()
+    stay = status["IdleSetPages"]
+    assert 0 < stay <= NOISE
+    assert status["ResidentPages"] == stay
+    monitor.call("Trim")
+    assert monitor.settled()["ResidentPages"] == stay
+    running.monitor.kill()
+    monitor = running.start()  # a successor knows them
+    monitor.wait_on_bus()
+    assert monitor.status()["IdleSetPages"] == stay
+    assert faults_while_idle(monitor, guest) < NOISE // 2
+    monitor.call("Disable")
+    assert monitor.settled()["IdleSetPages"] == 0
     check_all_right(guest)

@@ -5,7 +5,8 @@ import pytest
 
 from tests.support.monitor import PLAIN
 from vmmswap import config
-from vmmswap.config import KEYS, Config, ConfigError, load
+from vmmswap.config import KEYS, Config, load
+from vmmswap.config_checks import ConfigError
 from vmmswap.config_listing import listing
 from vmmswap.engine import Mode, Tiers
 from vmmswap.monitor.operations.options import swap_out_options
@@ -132,11 +133,21 @@ def test_settings_survive_json_also_that_of_another_version():
     assert Config.from_json({"mode": "freeze", "of_the_future": 1}).mode == "freeze"
 
 
+PAGES = 100_000  # of the VM
+
+
+@pytest.mark.parametrize(("text", "pages"), [("0", 0), ("64K", 16), ("2%", 2000)])
+def test_what_may_stay_resident(text, pages):
+    options = swap_out_options(Config(idle_set_max=text), PAGES, promised_unpinned=True)
+    assert options.idle_pages_max == pages
+
+
 def test_swap_out_options():
     options = swap_out_options(
-        Config(mode="freeze", freeze_timeout_s=0.5, max_passes=2), promised_unpinned=True
+        Config(mode="freeze", freeze_timeout_s=0.5, max_passes=2), PAGES, promised_unpinned=True
     )
     assert (options.mode, options.freeze_timeout_ms, options.max_passes) == (Mode.FREEZE, 500, 2)
+    assert options.idle_pages_max == 1024
     assert options.pins is not None
     assert options.pins.promised_unpinned
 
@@ -153,7 +164,7 @@ def test_swap_out_options():
     ],
 )
 def test_pin_options(settings, bpf, collapse, promised, settle_ms):
-    pins = swap_out_options(settings, promised_unpinned=True).pins
+    pins = swap_out_options(settings, PAGES, promised_unpinned=True).pins
     assert pins is not None
     assert (pins.bpf, pins.collapse, pins.promised_unpinned) == (bpf, collapse, promised)
     assert pins.settle_ms == settle_ms
@@ -171,16 +182,16 @@ def test_pin_options(settings, bpf, collapse, promised, settle_ms):
     ],
 )
 def test_qmp_is_for_those_who_may_and_not_for_the_frozen(settings, drained):
-    pins = swap_out_options(settings, promised_unpinned=True, qmp_drained=True).pins
+    pins = swap_out_options(settings, PAGES, promised_unpinned=True, qmp_drained=True).pins
     assert pins is not None
     assert pins.qmp_drained is settings.may_drain is drained
     if settings.pin_check == "qmp":
         assert not (pins.bpf or pins.collapse or pins.promised_unpinned or pins.settle_ms)
-    assert not swap_out_options(settings, promised_unpinned=True).pins.qmp_drained
+    assert not swap_out_options(settings, PAGES, promised_unpinned=True).pins.qmp_drained
 
 
 def test_no_pin_check_at_all():
-    assert swap_out_options(Config(pin_check="off"), promised_unpinned=False).pins is None
+    assert swap_out_options(Config(pin_check="off"), PAGES, promised_unpinned=False).pins is None
 
 
 def test_where_each_value_stands(write):
@@ -195,11 +206,11 @@ def test_what_a_reload_changes_is_what_a_swap_out_is_given():
     """Each key that may be reloaded changes the options of a swap-out."""
     other = {
         "mode": "freeze", "max_passes": 7, "until_resident_pages": 7, "freeze_timeout_s": 7.0,
-        "freeze_limit_s": 7.0, "pin_check": "bpf", "pin_settle_ms": 7,
+        "freeze_limit_s": 7.0, "pin_check": "bpf", "pin_settle_ms": 7, "idle_set_max": "7M",
     }  # fmt: skip
-    before = swap_out_options(Config(), promised_unpinned=False)
+    before = swap_out_options(Config(), PAGES, promised_unpinned=False)
     for attribute, value in other.items():
-        assert swap_out_options(Config(**{attribute: value}), promised_unpinned=False) != before
+        assert swap_out_options(Config(**{attribute: value}), PAGES, promised_unpinned=False) != before
     read_elsewhere = {"wake_prefetch", "write_budget_per_day"}
     assert set(other) | read_elsewhere == {key.attribute for key in KEYS if key.may_reload}
 

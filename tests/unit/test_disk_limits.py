@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vmmswap.config import ConfigError, load
+from vmmswap.config import load
+from vmmswap.config_checks import ConfigError
 from vmmswap.disk_limits import disk_limits
 from vmmswap.monitor.trace_file import FileSink
 from vmmswap.trace_format import Fault, TraceHeader

@@ -224,6 +224,7 @@ class Engine(WakeCalls):
                 "mode": options.mode,
                 "max_passes": options.max_passes,
                 "until_resident_pages": options.until_resident_pages,
+                "idle_pages_max": options.idle_pages_max,
                 "freeze_timeout_ms": options.freeze_timeout_ms,
                 "freeze_limit_ms": options.freeze_limit_ms,
                 "check_pins": options.pins is not None,

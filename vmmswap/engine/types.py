@@ -110,6 +110,7 @@ class SwapOutOptions:
     mode: Mode = Mode.AUTO
     max_passes: int = 1
     until_resident_pages: int = 0
+    idle_pages_max: int = 0  # leave so many of those that the guest touches all the time
     freeze_timeout_ms: int = 10000
     freeze_limit_ms: int = 0
     pins: PinOptions | None = PinOptions()
@@ -288,6 +289,7 @@ class EngineStats:
     tracking: bool
     limited_by: int
     wake_set_pages: int
+    idle_set_pages: int
     prefetched_pages: int
     wasted_pages: int
     wake_ms: int

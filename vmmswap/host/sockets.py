@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmmswap import config
+from vmmswap.config_checks import uid_of
 from vmmswap.errors import AccessDeniedError, BusyError, NotSupportedError
 from vmmswap.host.units import Units
 from vmmswap.names import LOG_DIR, RUN_DIR, STATE_DIR, socket_path_of
@@ -47,7 +48,7 @@ def configured_owner(name: str) -> int | None:
     or names no user: nobody can tell then whose a VM is.
     """
     owner = config.load(name).owner
-    return config.uid_of(owner) if owner else None
+    return uid_of(owner) if owner else None
 
 
 class Sockets:

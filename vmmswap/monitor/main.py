@@ -18,7 +18,8 @@ from systemd.daemon import listen_fds_with_names
 
 from vmmswap import config, log, message_ids, streams
 from vmmswap.attach.options import Options
-from vmmswap.config import KEYS, Config, ConfigError
+from vmmswap.config import KEYS, Config
+from vmmswap.config_checks import ConfigError, uid_of
 from vmmswap.config_listing import listing
 from vmmswap.errors import (
     InternalError,
@@ -82,7 +83,7 @@ def _check_config(name: str | None, path: Path | None) -> int:
         paths = None if path is None else [path]
         found, origins = config.load_with_origins("" if name is None else check_name(name), paths)
         if found.owner:
-            config.uid_of(found.owner)
+            uid_of(found.owner)
     except VmmswapError as error:
         print(f"{PROGRAM}: {error.message}", file=sys.stderr)
         return _exit_status_of(error)

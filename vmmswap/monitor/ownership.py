@@ -15,7 +15,7 @@ import socket
 import stat
 from pathlib import Path
 
-from vmmswap.config import ConfigError, uid_of
+from vmmswap.config_checks import ConfigError, uid_of
 from vmmswap.errors import AccessDeniedError
 
 _log = logging.getLogger("vmmswap.ownership")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vmmswap import config
-from vmmswap.config import KEYS, Config, ConfigError, Key, Origins
+from vmmswap.config import KEYS, Config, Key, Origins
+from vmmswap.config_checks import ConfigError
 from vmmswap.log import fields
 from vmmswap.message_ids import CONFIGURATION_ERROR
 

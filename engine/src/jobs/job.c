@@ -6,6 +6,7 @@
 
 #include "base/big_buffer.h"
 #include "freeze/freeze.h"
+#include "vm/page.h"
 
 #define STACK_BYTES ((size_t)256 << 10)
 #define WORKERS_MAX 16
@@ -55,6 +56,20 @@ void job_begin_with_all(struct swapper *swapper)
 	vm_drop_stale_copies(swapper->vm);
 }
 
+/* What an idle guest touches all the time is not looked at: it stays. If it is out, it may be lost. */
+static void leave_idle(struct vm *vm, struct window *window)
+{
+	for (uint64_t idx = window->page_idx; idx < window->page_idx + window->pages; idx++) {
+		enum page_state state;
+
+		if (!wake_record_is_idle(vm->wake, idx) || !window_has_data(window, idx))
+			continue;
+		state = page_state_of(page_word(vm, idx));
+		if (state == PAGE_IN_MEMFD || state == PAGE_PROTECTED || state == PAGE_KEPT)
+			window_take_out(window, idx);
+	}
+}
+
 bool job_next_window(struct swapper *swapper, bool data, struct window *out)
 {
 	struct vm *vm = swapper->vm;
@@ -70,6 +85,8 @@ bool job_next_window(struct swapper *swapper, bool data, struct window *out)
 		error_set(&swapper->error, -rc,
 			  "cannot tell what is in guest memory (lseek on its memfd): %s", strerror(-rc));
 	pthread_mutex_unlock(&swapper->lock);
+	if (data && found && !rc)
+		leave_idle(vm, out);
 	return found && !rc;
 }
 

@@ -43,6 +43,30 @@ static struct evictor evictor_of(struct worker *worker)
 	};
 }
 
+static uint64_t pages_until_idle(const struct vm *vm, uint64_t page_idx, uint64_t end_idx)
+{
+	uint64_t idx = page_idx;
+
+	while (idx < end_idx && !wake_record_is_idle(vm->wake, idx))
+		idx++;
+	return idx - page_idx;
+}
+
+/* A page that stays is not protected with its neighbours: the guest is about to write to it. */
+static int protect(struct evictor *evictor, const struct window *window, struct error *err)
+{
+	uint64_t end_idx = window->page_idx + window->pages;
+	struct window part;
+	int rc = 0;
+
+	for (uint64_t idx = window->page_idx, n; idx < end_idx && !rc; idx += n + 1) {
+		n = pages_until_idle(evictor->vm, idx, end_idx);
+		window_part(window, idx, n, &part);
+		rc = n ? evict_protect(evictor, &part, err) : 0;
+	}
+	return rc;
+}
+
 /* Everything is protected before anything is evicted. Pages that the guest writes to all the time then leave
  * the operation by one cheap write-protect fault each, before their turn comes. Protecting just before
  * evicting took such pages out and had to read each back (a thread with 2 % of memory as its hot set got 1.7
@@ -59,7 +83,7 @@ static void *protect_worker(void *argument)
 		struct error error = { 0 };
 
 		lost_look_in(swapper->vm, worker->lane, &window);
-		if (evict_protect(&evictor, &window, &error))
+		if (protect(&evictor, &window, &error))
 			job_fail(swapper, &error);
 	}
 	add_counts(swapper, &evictor.counts);
@@ -293,6 +317,19 @@ static void tell_left(struct swapper *swapper)
 	notices_post(swapper->vm->notices, &notice);
 }
 
+/* Where folios may have many pages, one page that stays would keep all of its 2 MiB. */
+static void learn_wake_up(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+	bool may_stay;
+
+	folios_look(vm, &swapper->memory);
+	may_stay = vm->mover || !atomic_load(&vm->large_folios);
+	wake_record_fold(vm->wake);
+	wake_record_choose_idle(vm->wake, may_stay ? swapper->options.idle_pages_max : 0);
+	wake_record_begin_leaving(vm->wake);
+}
+
 void swap_out(struct swapper *swapper)
 {
 	struct page_map_header *header = page_map_header(swapper->vm->map);
@@ -312,7 +349,7 @@ void swap_out(struct swapper *swapper)
 	atomic_store(&header->pause_us, 0);
 	left_begin(&swapper->left);
 	job_forget_limit(swapper);
-	wake_record_fold(swapper->vm->wake);
+	learn_wake_up(swapper);
 	swap_out_until_nobody_joins(swapper);
 	wake_record_begin(swapper->vm->wake);
 	store_settle(swapper->vm->store);

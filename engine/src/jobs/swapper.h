@@ -22,6 +22,7 @@ struct swap_out_options {
 	/* at least 1; each further pass takes pages that the guest used during the last one */
 	uint32_t max_passes;
 	uint64_t until_resident_pages; /* no further pass once this few pages are resident */
+	uint64_t idle_pages_max;       /* leave so many that the guest touches all the time; wake_record.h */
 	uint32_t freeze_timeout_ms;    /* abort a freeze unless all threads stop within this time */
 	uint32_t freeze_limit_ms;      /* stop the threads no longer than this and one window; 0: no limit */
 	struct pins_config pins;

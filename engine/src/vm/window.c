@@ -40,6 +40,14 @@ static void set_bits(struct window *window, uint64_t from_idx, uint64_t end_idx)
 		window->data[(idx - window->page_idx) / 64] |= (uint64_t)1 << ((idx - window->page_idx) % 64);
 }
 
+void window_part(const struct window *window, uint64_t page_idx, uint64_t pages, struct window *out)
+{
+	*out = (struct window){ .region = window->region, .page_idx = page_idx, .pages = pages };
+	for (uint64_t idx = page_idx; idx < page_idx + pages; idx++)
+		if (window_has_data(window, idx))
+			set_bits(out, idx, idx + 1);
+}
+
 static void fill_by_runs(struct window_cursor *cursor, struct window *window)
 {
 	uint64_t end_idx = window->page_idx + window->pages, at_idx = window->page_idx;

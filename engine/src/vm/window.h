@@ -31,6 +31,17 @@ static inline bool window_has_data(const struct window *window, uint64_t page_id
 	return window->data[bit / 64] >> (bit % 64) & 1;
 }
 
+/* Pass over the page, as if it had no data. */
+static inline void window_take_out(struct window *window, uint64_t page_idx)
+{
+	uint64_t bit = page_idx - window->page_idx;
+
+	window->data[bit / 64] &= ~((uint64_t)1 << (bit % 64));
+}
+
+/* Some pages of a window, as a window. */
+void window_part(const struct window *window, uint64_t page_idx, uint64_t pages, struct window *out);
+
 /* The window of a page; .data is not filled. */
 void window_around(const struct region *region, uint64_t page_idx, struct window *out);
 

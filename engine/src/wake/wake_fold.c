@@ -8,20 +8,26 @@
 #include "wake/wake_layout.h"
 
 #define AGE_MAX 255
-#define MISSES_MAX 2	 /* so many wake-ups in a row without a touch, and the page leaves the set */
-#define HELD_PAGES_MIN 8 /* fewer that were held back say nothing about the rest */
+#define IDLE_MISSES_MAX 8  /* the same of a page that idle guests touch, by cycles too short to see that */
+#define IDLE_SOON_MS 60000 /* so long after a swap-out a touch is soon */
+#define IDLE_LOOK_MS 10000 /* a guest that was idle for less than this does not say what it touches then */
+#define MISSES_MAX 2	   /* so many wake-ups in a row without a touch, and the page leaves the set */
+#define HELD_PAGES_MIN 8   /* fewer that were held back say nothing about the rest */
 
 /* A page that is in the set, was touched in this cycle, or both. */
 struct candidate {
 	struct wake_entry entry;
 	uint32_t rank; /* in the set, among the touches, or between the two */
-	bool was_in_set, is_touched, is_idle;
+	bool was_in_set, is_touched;
+	bool is_idle; /* touched while the guest was idle */
+	bool is_soon; /* the same, soon after the swap-out */
 };
 
 /* What is known of the cycle as a whole. */
 struct cycle {
 	bool woke;    /* else it says nothing about pages that wake-ups touch */
 	bool spoiled; /* it says nothing about any page that was not touched */
+	bool idled;   /* the guest was idle for long enough to say what it touches then */
 	uint32_t touches_n;
 	uint32_t held_n, held_touched_n;
 };
@@ -44,6 +50,14 @@ static int by_rank(const void *left, const void *right)
 	if (a->rank != b->rank)
 		return a->rank < b->rank ? -1 : 1;
 	return a->entry.page_idx < b->entry.page_idx ? -1 : a->entry.page_idx > b->entry.page_idx;
+}
+
+static bool is_soon(const struct wake_header *header, uint32_t i, uint64_t touch)
+{
+	uint32_t since_ms = (uint32_t)atomic_load(&header->idle_from_ms);
+
+	return !atomic_load(&header->idle_from_ms) || i < atomic_load(&header->leaving_n) ||
+	       (uint32_t)(touch >> TOUCH_MS_SHIFT) - since_ms <= IDLE_SOON_MS;
 }
 
 static size_t collect(struct wake_record *record, const struct cycle *cycle, struct candidate *all)
@@ -70,6 +84,7 @@ static size_t collect(struct wake_record *record, const struct cycle *cycle, str
 			.rank = i,
 			.is_touched = true,
 			.is_idle = i < woke_at,
+			.is_soon = i < woke_at && is_soon(header, i, touch),
 		};
 	}
 	return n;
@@ -93,6 +108,7 @@ static size_t merge(struct candidate *all, size_t n)
 			last->entry.flags &= (uint8_t)~ENTRY_WRITTEN;
 			last->is_touched = true;
 			last->is_idle = all[i].is_idle;
+			last->is_soon = all[i].is_soon;
 		}
 		last->entry.flags |= all[i].entry.flags;
 	}
@@ -107,24 +123,43 @@ static void note_held(struct cycle *cycle, const struct candidate *page)
 	cycle->held_touched_n += page->is_touched;
 }
 
+/* True if it would have been seen that an idle guest touches the page. */
+static bool was_idle_seen(const struct cycle *cycle, uint8_t flags)
+{
+	return cycle->idled && !(flags & ENTRY_STAYS);
+}
+
+static void count_idle(struct candidate *page, const struct cycle *cycle, uint8_t flags)
+{
+	struct wake_entry *entry = &page->entry;
+
+	if (page->is_idle) {
+		entry->idle_times += entry->idle_times < IDLE_TIMES_MAX;
+		entry->flags &= (uint8_t)~ENTRY_SOON;
+		entry->flags |= page->is_soon ? ENTRY_SOON : 0;
+	} else if (was_idle_seen(cycle, flags)) {
+		entry->idle_times = 0;
+	}
+}
+
 /* Bring the page's entry up to date. False: it leaves the set. */
 static bool stays(struct candidate *page, const struct cycle *cycle)
 {
 	struct wake_entry *entry = &page->entry;
 	uint8_t flags = entry->flags;
 
-	entry->flags &= ENTRY_WRITTEN | ENTRY_WOKE;
-	if (!page->is_idle)
-		entry->idle_times = 0;
-	else if (entry->idle_times < IDLE_TIMES_MAX)
-		entry->idle_times++;
+	entry->flags &= ENTRY_WRITTEN | ENTRY_WOKE | ENTRY_SOON;
+	count_idle(page, cycle, flags);
 	if (page->is_touched) {
 		entry->age = entry->misses = 0;
 		entry->flags |= page->is_idle ? 0 : ENTRY_WOKE;
 		return true;
 	}
+	if (flags & ENTRY_STAYS)
+		return true;
 	if (!cycle->woke)
-		return cycle->spoiled || (flags & (ENTRY_WOKE | ENTRY_OFFERED));
+		return cycle->spoiled || (flags & (ENTRY_WOKE | ENTRY_OFFERED)) ||
+		       (entry->idle_times >= IDLE_TIMES_KNOWN && ++entry->misses < IDLE_MISSES_MAX);
 	if (entry->age < AGE_MAX)
 		entry->age++;
 	if (flags & ENTRY_OFFERED)
@@ -174,12 +209,21 @@ static void account_waste(struct wake_header *header, const struct cycle *cycle)
 	atomic_fetch_add(&header->wasted_pages, prefetched_pages * atomic_load(&header->wasted_256) / 256);
 }
 
+static uint64_t idle_ms(const struct wake_header *header)
+{
+	uint64_t from_ms = atomic_load(&header->idle_from_ms), until_ms = atomic_load(&header->idle_until_ms);
+
+	until_ms = until_ms ? until_ms : wake_now_ms();
+	return from_ms && until_ms > from_ms ? until_ms - from_ms : 0;
+}
+
 static void fold(struct wake_record *record)
 {
 	struct wake_header *header = record->header;
 	struct cycle cycle = {
 		.woke = atomic_load(&header->woke) && !atomic_load(&header->spoiled),
 		.spoiled = atomic_load(&header->spoiled),
+		.idled = idle_ms(header) >= IDLE_LOOK_MS,
 		.touches_n = atomic_load(&header->touches_n),
 	};
 	size_t room, n;

@@ -14,6 +14,7 @@ enum wake_phase {
 	WAKE_IDLE,    /* touches are noted; the guest is idle */
 	WAKE_WAKING,  /* touches are noted; a wake-up is under way */
 	WAKE_SETTLED, /* the wake-up is over, and nothing is noted any more */
+	WAKE_LEAVING, /* touches are noted; a swap-out is under way, and nothing counts as a wake-up */
 };
 
 /* A touch, in the order in which they came; 0: not there yet. */
@@ -25,9 +26,11 @@ enum wake_phase {
 /* A page of the set. Its place in the set is its rank. */
 struct wake_entry {
 	uint32_t page_idx;
-	uint8_t age;	    /* so many wake-ups ago it last raised a fault */
-	uint8_t idle_times; /* in so many cycles in a row the guest touched it while it was idle */
-	uint8_t misses;	    /* at so many wake-ups in a row it would have raised a fault and did not */
+	uint8_t age; /* so many wake-ups ago it last raised a fault */
+	/* in so many cycles in a row the guest touched it while it was idle; cycles that say nothing left
+	 * out */
+	uint8_t idle_times;
+	uint8_t misses; /* at so many wake-ups in a row it would have raised a fault and did not */
 	uint8_t flags;
 };
 
@@ -35,6 +38,8 @@ struct wake_entry {
 #define ENTRY_OFFERED 2 /* by this cycle's replay */
 #define ENTRY_HELD 4	/* back by this cycle's replay */
 #define ENTRY_WOKE 8	/* a wake-up has touched it, not only an idle guest */
+#define ENTRY_SOON 16	/* the last time that an idle guest touched it was soon after the swap-out */
+#define ENTRY_STAYS 32	/* it did not go out at the beginning of this cycle */
 
 #define IDLE_TIMES_MAX 3
 #define IDLE_TIMES_KNOWN 2 /* from then on it counts as touched by an idle guest */
@@ -59,6 +64,11 @@ struct wake_header {
 	_Atomic uint64_t wasted_pages;
 	_Atomic uint64_t wake_from_ms, wake_until_ms; /* monotonic; 0: no fault yet */
 	_Atomic uint64_t last_wake_ms;		      /* how long the last one took */
+	/* The guest was idle in this cycle from when the swap-out ended; until: 0: it is so yet.
+	 * Monotonic. */
+	_Atomic uint64_t idle_from_ms, idle_until_ms;
+	_Atomic uint32_t leaving_n; /* so many touches came during the swap-out */
+	_Atomic uint32_t stays_n;   /* pages that did not go out with it: ENTRY_STAYS */
 };
 
 #define SET_BYTES (WAKE_PAGES_MAX * sizeof(struct wake_entry))
@@ -74,9 +84,10 @@ struct wake_record {
 	struct wake_header *header;
 	pthread_mutex_t lock; /* of the sets; no fault thread takes it */
 	uint64_t seed;
-	/* One bit a page: the set has it, and an idle guest does not touch it. What is not used takes no
+	/* One bit a page: a wake-up has touched it, and an idle guest does not. What is not used takes no
 	 * memory. */
 	_Atomic uint8_t *members;
+	_Atomic uint8_t *stays; /* one bit a page: ENTRY_STAYS */
 	_Atomic uint32_t burst_n;
 	_Atomic uint32_t burst_ms[WAKE_BURST_PAGES];
 };
@@ -91,8 +102,26 @@ static inline _Atomic uint64_t *wake_touches(struct wake_record *record)
 	return (_Atomic uint64_t *)(record->base + TOUCHES_OFFSET_BYTES);
 }
 
-/* Set or clear the bits of members for a set. */
+static inline void wake_put_bit(_Atomic uint8_t *bits, uint64_t page_idx, bool is_set)
+{
+	uint8_t bit = (uint8_t)(1u << page_idx % 8);
+
+	if (is_set)
+		atomic_fetch_or_explicit(&bits[page_idx / 8], bit, memory_order_relaxed);
+	else
+		atomic_fetch_and_explicit(&bits[page_idx / 8], (uint8_t)~bit, memory_order_relaxed);
+}
+
+static inline bool wake_has_bit(const _Atomic uint8_t *bits, uint64_t page_idx)
+{
+	return atomic_load_explicit(&bits[page_idx / 8], memory_order_relaxed) >> page_idx % 8 & 1;
+}
+
+/* Set or clear the bits of members and stays for a set. */
 void wake_members(struct wake_record *record, uint32_t which, bool is_set);
+
+uint64_t wake_now_ms(void);
+uint64_t wake_random(struct wake_record *record);
 
 /* Give back the memory of a part of the file. */
 void wake_forget(struct wake_record *record, uint64_t offset_bytes, uint64_t size_bytes);

@@ -13,7 +13,7 @@
 #include "wake/wake_layout.h"
 
 static const char MAGIC[8] = "VMMSWAPW";
-#define VERSION 1
+#define VERSION 2
 
 /* A wake-up that touches less than this, or less than this part of the set, was none. After a replay, what it
  * held back counts: a guest that wakes up touches some of that. Few pages that were held back say nothing. */
@@ -26,7 +26,10 @@ static const char MAGIC[8] = "VMMSWAPW";
 #define HELD_256_MIN 16
 #define HELD_256_MAX 128
 
-static uint64_t now_ms(void)
+/* More touches during a swap-out are not noted: there must be room for those of the wake-up. */
+#define LEAVING_TOUCHES_MAX (WAKE_PAGES_MAX / 8)
+
+uint64_t wake_now_ms(void)
 {
 	struct timespec now;
 
@@ -46,19 +49,11 @@ void wake_members(struct wake_record *record, uint32_t which, bool is_set)
 	uint32_t n = atomic_load(&record->header->set_n[which]);
 
 	for (uint32_t i = 0; i < n; i++) {
-		_Atomic uint8_t *byte = &record->members[entries[i].page_idx / 8];
-		uint8_t bit = (uint8_t)(1u << entries[i].page_idx % 8);
-
-		if (!is_set)
-			atomic_fetch_and_explicit(byte, (uint8_t)~bit, memory_order_relaxed);
-		else if (entries[i].idle_times < IDLE_TIMES_KNOWN)
-			atomic_fetch_or_explicit(byte, bit, memory_order_relaxed);
+		if (!is_set || ((entries[i].flags & ENTRY_WOKE) && entries[i].idle_times < IDLE_TIMES_KNOWN))
+			wake_put_bit(record->members, entries[i].page_idx, is_set);
+		if (!is_set || (entries[i].flags & ENTRY_STAYS))
+			wake_put_bit(record->stays, entries[i].page_idx, is_set);
 	}
-}
-
-static bool is_member(const struct wake_record *record, uint64_t page_idx)
-{
-	return atomic_load_explicit(&record->members[page_idx / 8], memory_order_relaxed) >> page_idx % 8 & 1;
 }
 
 static bool is_whole(struct wake_record *record)
@@ -68,7 +63,7 @@ static bool is_whole(struct wake_record *record)
 	uint32_t n;
 
 	if (memcmp(header->magic, MAGIC, sizeof MAGIC) != 0 || header->version != VERSION || which > 1 ||
-	    atomic_load(&header->phase) > WAKE_SETTLED)
+	    atomic_load(&header->phase) > WAKE_LEAVING)
 		return false;
 	n = atomic_load(&header->set_n[which]);
 	if (n > WAKE_PAGES_MAX)
@@ -96,12 +91,15 @@ static int map_file(int fd, struct wake_record **out, struct error *err)
 	}
 	record->fd = fd;
 	pthread_mutex_init(&record->lock, NULL);
-	record->seed = now_ms() * 0x9e3779b97f4a7c15 | 1;
+	record->seed = wake_now_ms() * 0x9e3779b97f4a7c15 | 1;
 	record->base = mmap(NULL, WAKE_FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	record->members = mmap(NULL, MEMBERS_BYTES, PROT_READ | PROT_WRITE,
 			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	record->stays = mmap(NULL, MEMBERS_BYTES, PROT_READ | PROT_WRITE,
+			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	record->header = (struct wake_header *)record->base;
-	if (record->base == MAP_FAILED || (void *)record->members == MAP_FAILED) {
+	if (record->base == MAP_FAILED || (void *)record->members == MAP_FAILED ||
+	    (void *)record->stays == MAP_FAILED) {
 		wake_record_destroy(record);
 		return error_set(err, ENOMEM, "no address space for the record of wake-ups");
 	}
@@ -163,6 +161,8 @@ void wake_record_destroy(struct wake_record *record)
 		munmap(record->base, WAKE_FILE_BYTES);
 	if ((void *)record->members != MAP_FAILED)
 		munmap((void *)record->members, MEMBERS_BYTES);
+	if ((void *)record->stays != MAP_FAILED)
+		munmap((void *)record->stays, MEMBERS_BYTES);
 	pthread_mutex_destroy(&record->lock);
 	close(record->fd);
 	free(record);
@@ -173,18 +173,40 @@ int wake_record_fd(const struct wake_record *record)
 	return record->fd;
 }
 
-void wake_record_begin(struct wake_record *record)
+static void clear_cycle(struct wake_header *header)
 {
-	struct wake_header *header = record->header;
-
-	HELD_MAY_WAIT(WAIT_TIME);
-	pthread_mutex_lock(&record->lock);
 	atomic_store(&header->touches_n, 0);
+	atomic_store(&header->leaving_n, 0);
 	atomic_store(&header->woke, 0);
 	atomic_store(&header->ordered, 0);
 	atomic_store(&header->spoiled, 0);
 	atomic_store(&header->offered_n, 0);
 	atomic_store(&header->held_n, 0);
+	atomic_store(&header->idle_from_ms, 0);
+	atomic_store(&header->idle_until_ms, 0);
+}
+
+void wake_record_begin_leaving(struct wake_record *record)
+{
+	HELD_MAY_WAIT(WAIT_TIME);
+	pthread_mutex_lock(&record->lock);
+	clear_cycle(record->header);
+	atomic_store(&record->header->phase, WAKE_LEAVING);
+	pthread_mutex_unlock(&record->lock);
+}
+
+void wake_record_begin(struct wake_record *record)
+{
+	struct wake_header *header = record->header;
+	uint32_t touches_n;
+
+	HELD_MAY_WAIT(WAIT_TIME);
+	pthread_mutex_lock(&record->lock);
+	if (atomic_load(&header->phase) != WAKE_LEAVING)
+		clear_cycle(header);
+	touches_n = atomic_load(&header->touches_n);
+	atomic_store(&header->leaving_n, touches_n);
+	atomic_store(&header->idle_from_ms, wake_now_ms());
 	atomic_store(&record->burst_n, 0);
 	atomic_store(&header->phase, WAKE_IDLE);
 	pthread_mutex_unlock(&record->lock);
@@ -198,9 +220,11 @@ static bool begin_waking(struct wake_record *record, uint64_t from_ms, uint32_t 
 	if (!atomic_compare_exchange_strong(&header->phase, &idle, WAKE_WAKING))
 		return false;
 	atomic_store(&header->wake_from_ms, from_ms);
-	atomic_store(&header->wake_until_ms, from_ms ? now_ms() : 0);
-	if (!atomic_exchange(&header->woke, 1))
+	atomic_store(&header->wake_until_ms, from_ms ? wake_now_ms() : 0);
+	if (!atomic_exchange(&header->woke, 1)) {
 		atomic_store(&header->woke_at, touches_n > pages_before ? touches_n - pages_before : 0);
+		atomic_store(&header->idle_until_ms, from_ms ? from_ms : wake_now_ms());
+	}
 	return true;
 }
 
@@ -233,14 +257,15 @@ static bool wakes_up(struct wake_record *record, uint64_t page_idx, uint32_t n, 
 	_Atomic uint64_t *touches = wake_touches(record);
 	uint32_t k, since_ms;
 
-	if (n >= WAKE_ANY_PAGES && n < WAKE_PAGES_MAX) {
+	if (n >= WAKE_ANY_PAGES + atomic_load_explicit(&record->header->leaving_n, memory_order_relaxed) &&
+	    n < WAKE_PAGES_MAX) {
 		since_ms =
 			(uint32_t)(atomic_load_explicit(&touches[n - WAKE_ANY_PAGES], memory_order_relaxed) >>
 				   TOUCH_MS_SHIFT);
 		if (is_within(at_ms, since_ms, WAKE_ANY_MS))
 			return begin_waking(record, at_ms - ((uint32_t)at_ms - since_ms), WAKE_ANY_PAGES);
 	}
-	if (!is_member(record, page_idx))
+	if (!wake_has_bit(record->members, page_idx))
 		return false;
 	k = atomic_fetch_add(&record->burst_n, 1);
 	since_ms = atomic_exchange(&record->burst_ms[k % WAKE_BURST_PAGES], (uint32_t)at_ms);
@@ -254,10 +279,12 @@ bool wake_record_touch(struct wake_record *record, uint64_t page_idx, bool missi
 	uint32_t phase = atomic_load_explicit(&header->phase, memory_order_relaxed), n;
 	uint64_t at_ms;
 
-	if ((phase != WAKE_IDLE && phase != WAKE_WAKING) || page_idx > TOUCH_PAGE_MASK)
+	if (phase == WAKE_OFF || phase == WAKE_SETTLED || page_idx > TOUCH_PAGE_MASK)
 		return false;
-	at_ms = now_ms();
+	at_ms = wake_now_ms();
 	n = atomic_load_explicit(&header->touches_n, memory_order_relaxed);
+	if (phase == WAKE_LEAVING && n >= LEAVING_TOUCHES_MAX)
+		return false;
 	if (n < WAKE_PAGES_MAX)
 		n = atomic_fetch_add(&header->touches_n, 1);
 	if (n < WAKE_PAGES_MAX)
@@ -265,7 +292,7 @@ bool wake_record_touch(struct wake_record *record, uint64_t page_idx, bool missi
 				      at_ms << TOUCH_MS_SHIFT | TOUCH_VALID | (write ? TOUCH_WRITE : 0) |
 					      page_idx,
 				      memory_order_relaxed);
-	if (!missing)
+	if (!missing || phase == WAKE_LEAVING)
 		return false;
 	if (phase == WAKE_WAKING) {
 		note_waking(header, at_ms);
@@ -302,8 +329,10 @@ bool wake_record_settle(struct wake_record *record)
 
 	if (was_one)
 		atomic_store(&header->last_wake_ms, wake_span_ms(header));
-	else if (!atomic_load(&header->ordered))
+	else if (!atomic_load(&header->ordered)) {
 		atomic_store(&header->woke, 0);
+		atomic_store(&header->idle_until_ms, 0);
+	}
 	atomic_store(&record->burst_n, 0);
 	return atomic_compare_exchange_strong(&header->phase, &waking, was_one ? WAKE_SETTLED : WAKE_IDLE) &&
 	       was_one;
@@ -311,11 +340,16 @@ bool wake_record_settle(struct wake_record *record)
 
 void wake_record_spoil(struct wake_record *record)
 {
-	atomic_store(&record->header->spoiled, 1);
-	atomic_store(&record->header->phase, WAKE_OFF);
+	struct wake_header *header = record->header;
+	uint64_t none = 0;
+
+	atomic_store(&header->spoiled, 1);
+	atomic_compare_exchange_strong(&header->idle_until_ms, &none, wake_now_ms());
+	atomic_store(&header->stays_n, 0); /* nothing is out that they could differ from */
+	atomic_store(&header->phase, WAKE_OFF);
 }
 
-static uint64_t next_random(struct wake_record *record)
+uint64_t wake_random(struct wake_record *record)
 {
 	record->seed ^= record->seed << 13;
 	record->seed ^= record->seed >> 7;
@@ -336,9 +370,9 @@ static void choose_held(struct wake_record *record, struct wake_entry *entries, 
 	uint32_t share = held_256(record->header);
 
 	for (uint32_t i = 0; i < n; i++) {
-		if (entries[i].flags & (ENTRY_OFFERED | ENTRY_HELD))
+		if (entries[i].flags & (ENTRY_OFFERED | ENTRY_HELD | ENTRY_STAYS))
 			continue;
-		if (entries[i].age > 0 && (next_random(record) >> 32 & 255) < share) {
+		if (entries[i].age > 0 && (wake_random(record) >> 32 & 255) < share) {
 			entries[i].flags |= ENTRY_HELD;
 			atomic_fetch_add(&record->header->held_n, 1);
 		} else {
@@ -391,7 +425,8 @@ void wake_record_stats(const struct wake_record *record, struct wake_stats *out)
 
 	*out = (struct wake_stats){
 		.set_pages = atomic_load(&header->set_n[atomic_load(&header->current) & 1]),
-		.touched_pages = atomic_load(&header->touches_n),
+		.idle_pages = atomic_load(&header->stays_n),
+		.touched_pages = atomic_load(&header->touches_n) - atomic_load(&header->leaving_n),
 		.prefetched_pages = atomic_load(&header->prefetched_pages),
 		.wasted_pages = atomic_load(&header->wasted_pages),
 		.wake_ms = atomic_load(&header->last_wake_ms),

@@ -47,7 +47,11 @@ int wake_record_adopt(int fd, struct wake_record **out, struct error *err);
 void wake_record_destroy(struct wake_record *record); /* NULL is allowed */
 int wake_record_fd(const struct wake_record *record);
 
-/* A swap-out has ended: note touches from now on. */
+/* A swap-out begins, and the last cycle has been folded: note touches from now on. Nothing counts as a
+ * wake-up. */
+void wake_record_begin_leaving(struct wake_record *record);
+
+/* A swap-out has ended: note touches from now on, or go on to. */
 void wake_record_begin(struct wake_record *record);
 
 /* Note a touch: `missing` if the page was out, else it was written to and had a kept copy. True if it shows
@@ -69,6 +73,14 @@ void wake_record_spoil(struct wake_record *record);
 /* A swap-out begins: fold the cycle into the set. Takes 0.1 s for a cycle of WAKE_PAGES_MAX. */
 void wake_record_fold(struct wake_record *record);
 
+/* After the fold: choose the pages that do not go out now, pages_max at most. They are those that the guest
+ * touched while it was idle, soon after the swap-out, in two cycles in a row. As nothing is seen of a page
+ * that stays, one in eight goes out with the others, at random: it leaves the set unless it is touched. */
+void wake_record_choose_idle(struct wake_record *record, uint64_t pages_max);
+
+/* True if the page was chosen. */
+bool wake_record_is_idle(const struct wake_record *record, uint64_t page_idx);
+
 struct wake_page {
 	uint32_t page_idx;
 	bool is_written; /* the guest wrote to it when it was last seen to touch it */
@@ -86,7 +98,8 @@ void wake_record_set_replaying(struct wake_record *record, bool is_replaying);
 
 struct wake_stats {
 	uint64_t set_pages;
-	uint64_t touched_pages;	   /* in this cycle */
+	uint64_t idle_pages;	   /* of these, did not go out at the last swap-out; 0 once all comes back */
+	uint64_t touched_pages;	   /* since the last swap-out has ended */
 	uint64_t prefetched_pages; /* since the VM registered */
 	uint64_t wasted_pages;	   /* of these, by the best estimate, up to the last swap-out */
 	uint64_t wake_ms;	   /* from the first fault of the last wake-up to its last one, or to now */

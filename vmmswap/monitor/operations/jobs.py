@@ -165,7 +165,10 @@ class Jobs:
     def _start_job(self, action: Action) -> None:
         engine = self._vm.engine
         options = swap_out_options(
-            self._config(), promised_unpinned=not self._vm.manifest.pins, qmp_drained=self.drain.is_ready
+            self._config(),
+            engine.stats().total_pages,
+            promised_unpinned=not self._vm.manifest.pins,
+            qmp_drained=self.drain.is_ready,
         )
         match action:
             case Action.SWAP_OUT:
