@@ -5,6 +5,10 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#ifndef MADV_DONTNEED_LOCKED /* Linux 5.18: our own memory is locked */
+#define MADV_DONTNEED_LOCKED 24
+#endif
+
 #define BUFFERS_BYTES (FETCHES_MAX * PAGE_READ_BYTES_MAX)
 #define KEPT_BUFFERS 4 /* have memory also while nothing is in flight */
 
@@ -64,7 +68,7 @@ void fetches_rest(struct fetches *fetches)
 	if (fetches->in_use_n || !fetches_hold_memory(fetches))
 		return;
 	madvise(fetches->buffers + KEPT_BUFFERS * PAGE_READ_BYTES_MAX,
-		(fetches->touched_n - KEPT_BUFFERS) * PAGE_READ_BYTES_MAX, MADV_DONTNEED);
+		(fetches->touched_n - KEPT_BUFFERS) * PAGE_READ_BYTES_MAX, MADV_DONTNEED_LOCKED);
 	fetches->touched_n = KEPT_BUFFERS;
 }
 
