@@ -179,6 +179,16 @@ enum uffd_answer uffd_is_registered(int uffd, uint64_t addr)
 	return errno == EFAULT || errno == EEXIST ? UFFD_YES : UFFD_UNKNOWN;
 }
 
+/* 0 or a positive errno. */
+static int copy_once(int uffd, struct uffdio_copy *request)
+{
+	int rc = FAILPOINT("uffd.copy");
+
+	if (rc)
+		return -rc;
+	return ioctl(uffd, UFFDIO_COPY, request) == 0 ? 0 : errno;
+}
+
 enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t size_bytes,
 			    bool write_protect, uint64_t *copied_bytes)
 {
@@ -188,20 +198,20 @@ enum uffd_outcome uffd_copy(int uffd, uint64_t addr, const void *from, uint64_t 
 		.len = size_bytes,
 		.mode = write_protect ? UFFDIO_COPY_MODE_WP : 0,
 	};
-	int rc = FAILPOINT("uffd.copy");
+	int code = copy_once(uffd, &request);
 
+	/* Since Linux 6.8 the kernel looks for unread events, then for the mapping, and then for events once
+	 * more. A mapping that is being moved away between the first two is not found, though its event is
+	 * still to come; whoever looks again meets the event (mm/userfaultfd.c, mfill_atomic()). */
+	if (code == ENOENT)
+		code = copy_once(uffd, &request);
 	*copied_bytes = 0;
-	if (rc)
-		return outcome_of(-rc);
-	rc = ioctl(uffd, UFFDIO_COPY, &request);
-	if (rc == 0) {
+	if (!code)
 		*copied_bytes = size_bytes;
-		return UFFD_DONE;
-	}
 	/* If nothing was copied, .copy holds a negative errno, on kernels that write it at all. */
-	if (errno == EAGAIN && request.copy > 0)
+	if (code == EAGAIN && request.copy > 0)
 		*copied_bytes = (uint64_t)request.copy;
-	return outcome_of(errno);
+	return code ? outcome_of(code) : UFFD_DONE;
 }
 
 enum uffd_outcome uffd_zeropage(int uffd, uint64_t addr)
