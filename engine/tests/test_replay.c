@@ -473,3 +473,33 @@ TEST(trim)
 {
 	at_each_point(NULL, play_trim);
 }
+
+static const struct layout copied_memory = { .regions = { { 0, 0, 700 } }, .private = 1, .inherited = 1 };
+
+static long split_mapping(void *addr, long size_bytes)
+{
+	return madvise(addr, (size_t)size_bytes, MADV_DONTDUMP);
+}
+
+/* The VMM has split a mapping since it forked: there the kernel takes no run of pages, and in the child it
+ * would. The child has a copy, and gets nothing of the VMM's. */
+TEST(a_child_with_a_copy_gets_nothing)
+{
+	struct puppet_order split = {
+		.kind = ORDER_CALL, .page = PAGE, .run = split_mapping, .argument = 2 * 4096
+	};
+	struct rig rig;
+
+	if (!mover_can_move())
+		test_skip("this kernel has no UFFDIO_MOVE, which is since Linux 6.8");
+	learn(&rig, &copied_memory);
+	rig_fork(&rig, 1);
+	CHECK_EQ(puppet_do(&rig, 0, 0, split), 0);
+	start_replay(&rig);
+	CHECK_EQ(end_replay(&rig).code, 0);
+	puppet_check_all(&rig, 0);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	puppet_check_all(&rig, 0);
+	CHECK_EQ(rig.odd + rig.incidents, 0);
+	rig_stop(&rig);
+}

@@ -100,8 +100,11 @@ static int copy_run(struct batch *batch, size_t i, size_t n, size_t *done)
 
 	for (size_t p = 0; p < vm->spaces.n && (outcome == UFFD_UNMAPPED || outcome == UFFD_GONE); p++) {
 		struct process *process = vm->spaces.processes[p];
-		uint64_t addr, run = process->gone ? 0 : process_addr_of(process, batch->idx[i], n, &addr);
+		uint64_t addr, run;
 
+		if (process->gone || vm_has_copy(vm, process))
+			continue;
+		run = process_addr_of(process, batch->idx[i], n, &addr);
 		if (!run)
 			continue;
 		outcome = uffd_copy(process->uffd, addr, batch->buffer + i * PAGE_BYTES, bytes_of_pages(run),

@@ -149,10 +149,12 @@ int recover_pages(struct vm *vm, struct error *err)
 	 * child cannot use its memory map meanwhile. */
 	gate_hold_alone(vm->gate);
 	for (size_t i = 0; i < vm->spaces.n; i++) {
+		struct process *process = vm->spaces.processes[i];
+
 		if (vm->tracking || atomic_load(&vm->stored_pages))
-			register_process(vm, vm->spaces.processes[i]);
-		else
-			while (registration_release_process(vm, vm->spaces.processes[i], false))
+			register_process(vm, process);
+		else if (!vm_has_copy(vm, process))
+			while (registration_release_process(vm, process, false))
 				;
 	}
 	vm_wake_all(vm);

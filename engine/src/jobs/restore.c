@@ -194,7 +194,7 @@ static size_t copy_run(struct batch *batch, size_t i, size_t n, int *rc)
 		uint64_t addr, copied_bytes, run;
 		enum uffd_outcome outcome;
 
-		if (process->gone)
+		if (process->gone || vm_has_copy(vm, process))
 			continue;
 		run = process_addr_of(process, batch->idx[i], n, &addr);
 		if (!run)

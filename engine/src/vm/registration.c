@@ -131,7 +131,8 @@ bool registration_release_piece(struct vm *vm)
 	HELD_NEEDS(HELD_GATE | HELD_GATE_ALONE);
 	pthread_mutex_lock(&vm->release_lock);
 	for (size_t i = 0; i < vm->spaces.n && !found; i++)
-		found = release_piece_of(vm, vm->spaces.processes[i], false);
+		found = !vm_has_copy(vm, vm->spaces.processes[i]) &&
+			release_piece_of(vm, vm->spaces.processes[i], false);
 	pthread_mutex_unlock(&vm->release_lock);
 	return found;
 }

@@ -20,7 +20,8 @@
 void register_process(struct vm *vm, struct process *process);
 
 /* Unregister the next part of all processes' memory, with the gate passed: a process cannot use its memory
- * map while a part is unregistered, which takes 34 to 55 ms a GiB. Nothing may be out or kept meanwhile.
+ * map while a part is unregistered, which takes 34 to 55 ms a GiB. Nothing may be out or kept meanwhile. A
+ * child's copy of private memory stays registered: what was out at the fork is missing there yet.
  * False: nothing is registered any more. A process that joins or moves memory begins at its first page again,
  * so this is only certain with the gate held alone. */
 #define REGISTRATION_PIECE_PAGES ((uint64_t)4096)
