@@ -27,6 +27,7 @@ struct rig {
 };
 
 static const _Atomic bool never;
+static bool locks_scratch; /* the next guest does */
 
 static void be_guest(struct rig *rig)
 {
@@ -40,6 +41,8 @@ static void be_guest(struct rig *rig)
 	mover.ranges[0] = (struct vmmswap_mover_range){ addr, GUEST_PAGES * 4096 };
 	mover.ranges_n = 1;
 	mover_start(&mover, rig->mailbox_fd);
+	if (locks_scratch)
+		CHECK_SYS(mlock2((void *)mover.scratch_addr, VMMSWAP_SCRATCH_BYTES, MLOCK_ONFAULT));
 	rig->shared->guest_addr = addr;
 	rig->shared->ready = true;
 	for (;;)
@@ -191,6 +194,19 @@ TEST(a_thread_that_is_gone)
 	kill(rig.pid, SIGKILL);
 	waitpid(rig.pid, NULL, 0);
 	CHECK_EQ(mover_read(rig.mover, place, 303, 1, bytes), -ESRCH);
+	rig_stop(&rig);
+}
+
+/* Then what is in it stays there: the place is not empty. */
+TEST(scratch_that_is_locked)
+{
+	struct rig rig;
+	int place;
+
+	locks_scratch = true;
+	rig_start(&rig);
+	place = mover_take_place(rig.mover, rig.window_addr);
+	CHECK_EQ(mover_discard(rig.mover, place, &never), -EINVAL);
 	rig_stop(&rig);
 }
 

@@ -32,9 +32,10 @@ static int copy_back(struct vm *vm, int place, uint64_t page_idx, uint64_t windo
 			continue;
 		switch (uffd_copy(at.process->uffd, at.addr, page, PAGE_BYTES, false, &copied_bytes)) {
 		case UFFD_DONE:
-		case UFFD_EXISTS:   /* the guest's own is newer */
 		case UFFD_UNMAPPED: /* the VMM has given the memory up */
 			return 0;
+		case UFFD_EXISTS: /* the guest's own is newer; or a page table was just being freed */
+			return vm_has_page(vm, page_idx) ? 0 : -EAGAIN;
 		case UFFD_GONE:
 			vm_process_gone(vm, at.process);
 			return -ESRCH;
@@ -92,6 +93,19 @@ int move_back(struct vm *vm, struct lane *lane, int place, uint64_t page_idx, ui
 	return rc;
 }
 
+int move_back_end(struct vm *vm, int place)
+{
+	int rc = mover_discard(vm->mover, place, &vm->stopping);
+
+	FAILPOINT_HERE("move.discarded");
+	if (rc && rc != -ESRCH) {
+		mover_leave_place(vm->mover, place);
+		return rc;
+	}
+	mover_give_place(vm->mover, place);
+	return 0;
+}
+
 /* The window's addresses may be of several regions, and of none. */
 static int window_back(struct vm *vm, struct lane *lane, int place, uint64_t window_addr)
 {
@@ -132,12 +146,10 @@ int move_back_left(struct vm *vm, struct lane *lane, struct error *err)
 	while (!rc && (place = mover_take_left(vm->mover, &window_addr)) >= 0) {
 		rc = window_back(vm, lane, place, window_addr);
 		FAILPOINT_HERE("move.back");
-		if (!rc)
-			rc = mover_discard(vm->mover, place, &vm->stopping);
 		if (rc)
 			mover_leave_place(vm->mover, place);
 		else
-			mover_give_place(vm->mover, place);
+			rc = move_back_end(vm, place);
 	}
 	if (!rc)
 		return 0;

@@ -10,4 +10,8 @@
 int move_back(struct vm *vm, struct lane *lane, int place, uint64_t page_idx, uint64_t window_page,
 	      uint64_t pages);
 
+/* Empty a place in which nothing is MOVED any more, and give it up. On error it is left as it is. Once the
+ * VMM's thread is gone, nobody can empty it, and nobody moves anything there: 0. */
+int move_back_end(struct vm *vm, int place);
+
 #endif

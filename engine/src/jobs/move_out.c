@@ -379,14 +379,12 @@ static int clear(struct moving *moving, struct error *err)
 	for (size_t i = 0; i < moving->n && !rc; i++)
 		rc = move_back(vm, moving->evictor->lane, moving->place, moving->idx[i], bit_of(moving, i),
 			       1);
+	if (rc)
+		mover_leave_place(vm->mover, moving->place);
+	else
+		rc = move_back_end(vm, moving->place);
 	if (!rc)
-		rc = mover_discard(vm->mover, moving->place, &vm->stopping);
-	FAILPOINT_HERE("move.discarded");
-	if (!rc) {
-		mover_give_place(vm->mover, moving->place);
 		return 0;
-	}
-	mover_leave_place(vm->mover, moving->place);
 	return error_set(err, -rc, "cannot empty what guest memory was moved to: %s", mover_error_text(rc));
 }
 

@@ -23,6 +23,7 @@
 #define LOOK_NS 20000000 /* how often a waiting thread looks whether the VMM's thread is still there */
 #define UNTAKEN_NS 5000000000ull
 #define PREDECESSOR_NS 2000000000ull
+#define ERRNO_MAX 4096
 
 struct mover {
 	pid_t pid;
@@ -151,8 +152,10 @@ int mover_discard(struct mover *mover, int place, const _Atomic bool *stop)
 
 	pthread_mutex_lock(&mover->call_lock);
 	rc = ask(mover, VMMSWAP_MAILBOX_DISCARD, place, stop);
+	if (!rc)
+		rc = -__atomic_load_n(&mover->mailbox->error, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&mover->call_lock);
-	return rc;
+	return rc <= 0 && rc > -ERRNO_MAX ? rc : -EPROTO;
 }
 
 static void record(struct mover *mover, int place, uint64_t window_addr)

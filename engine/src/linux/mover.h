@@ -51,7 +51,8 @@ int mover_move(struct mover *mover, int place, const uint64_t wanted[VMMSWAP_WIN
 	       uint64_t moved[VMMSWAP_WINDOW_WORDS], uint64_t busy[VMMSWAP_WINDOW_WORDS], int *why,
 	       const _Atomic bool *stop);
 
-/* Empty a place; errors as of mover_move(). */
+/* Empty a place. Errors as of mover_move(), or the kernel's of madvise(MADV_DONTNEED): -EINVAL, the VMM has
+ * locked it into RAM. Then what was moved there is there yet. */
 int mover_discard(struct mover *mover, int place, const _Atomic bool *stop);
 
 /* The place that may have this window; -1: none. */
