@@ -45,7 +45,7 @@
 #define CHILDREN 3
 #define FDS_MAX 1024
 #define PATIENCE_MS 400 /* to reach a failpoint; then the engine is killed where it is */
-#define HANG_S 60
+#define HANG_S (60 * test_patience())
 #define TRIES 400 /* the rarest point, uffd.continue, is reached in one life of twenty */
 
 /* Points that these runs do not pass: asked only about pins or poison, or only once in a VM's life, or of a
@@ -690,7 +690,7 @@ TEST(chaos)
 		number_from_env("CHAOS_KILLS", TEST_TIERS || TEST_PRIVATE ? KILLS_TIERS : KILLS_DEFAULT);
 	struct chaos *chaos = start_guest();
 
-	alarm((unsigned)(TEST_TIMEOUT_S + (kills + TRIES) / 2));
+	alarm((unsigned)(TEST_TIMEOUT_S + (kills + TRIES) / 2) * test_patience());
 	chaos->vmm.shared->children = CHILDREN;
 	chaos->vmm.shared->lossy = true;
 	chaos->vmm.shared->give_up = true;

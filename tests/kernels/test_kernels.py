@@ -33,16 +33,14 @@ MONITOR = (
     "tests/integration/test_attach_monitor.py::test_swapped_out_and_in_while_it_works",
     "tests/integration/test_monitor_qmp.py::test_a_socket_of_another_process_is_not_used",
 )
+# What has little to do with the kernel is left out: messages, QMP, configuration.
 WHOLE_MONITOR = (
     "tests/integration/test_huge_pages.py",
     "tests/integration/test_monitor.py",
     "tests/integration/test_monitor_restart.py",
-    "tests/integration/test_monitor_trouble.py",
-    "tests/integration/test_monitor_qmp.py",
     "tests/integration/test_attach.py",
     "tests/integration/test_attach_monitor.py",
     "tests/integration/test_add_process.py",
-    "tests/integration/test_handoff_session.py",
     "tests/integration/test_handoff_uffd.py",
     "tests/chaos/test_keeper.py",
 )
