@@ -20,6 +20,7 @@ import pytest
 
 from tests.support.bus import PrivateBus, missing
 from tests.support.guest import Guest, GuestError
+from tests.support.guest_memory import map_guest_memory
 from tests.support.monitor import DEADLINE_S, PLAIN, BusError, Monitor
 from vmmswap.handoff import client
 
@@ -453,7 +454,7 @@ class _Memory:
     def __init__(self, size):
         self.fd = os.memfd_create("guest", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
-        self.map = mmap.mmap(self.fd, size)
+        self.map = map_guest_memory(self.fd, size)
         self._view = ctypes.c_char.from_buffer(self.map)
         self.addr = ctypes.addressof(self._view)
 
