@@ -284,7 +284,8 @@ TEST(a_window_of_mixed_memory_takes_one_write)
 	run_job(&rig, JOB_SWAP_OUT, MODE_LIVE);
 	CHECK(failpoint_hits("store.write") <= windows);
 	run_job(&rig, JOB_SWAP_IN, MODE_NONE);
-	CHECK(failpoint_hits("store.read") <= windows);
+	/* where a window's records began in one segment of the tiers and ended in the next, both are read */
+	CHECK(failpoint_hits("store.read") <= (TEST_TIERS ? 2 : 1) * windows);
 	check_bytes(&rig);
 	rig_stop(&rig);
 }
