@@ -471,6 +471,26 @@ TEST(a_successor_has_all_that_the_page_map_names_and_gives_back_the_rest)
 	log_destroy(log);
 }
 
+TEST(a_successor_gives_back_what_open_segments_had_not_used)
+{
+	struct log_config one = config(NULL);
+	static uint64_t slots[10];
+	struct log *log, *next;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	put(log, TEXT, 1, 10, slots);
+	CHECK_EQ(account(log).ram_bytes, SEGMENT_BYTES);
+	next = successor(log);
+	for (size_t i = 0; i < 10; i++)
+		CHECK_OK(log_mark_used(next, slots[i]));
+	log_recovered(next);
+	CHECK(account(next).ram_bytes <= 12 * PAGE_BYTES);
+	check(next, TEXT, 1, 10, slots);
+	log_destroy(next);
+	log_destroy(log);
+}
+
 /* What a successor made besides, nobody keeps for its own successor. */
 TEST(a_successor_makes_no_disk_tier_of_its_own)
 {

@@ -152,6 +152,16 @@ static uint64_t checked_place(struct log *log, uint32_t segment_idx)
 	return atomic_load(place);
 }
 
+/* The segment may have been open. A bit of used_granules may have flipped: the last record that is marked
+ * lies within its own length behind that. */
+static void trim(struct log *log, uint32_t segment_idx)
+{
+	uint64_t used_bytes = (uint64_t)atomic_load(&log->segments.entries[segment_idx].used_granules)
+			      << GRANULE_SHIFT;
+
+	ram_tier_trim(&log->ram, segment_idx, used_bytes + RECORD_BYTES_MAX);
+}
+
 /* The table decides: a place on disk that no entry names is free, and so is the memory of a segment that is
  * not in RAM. */
 void log_recovered(struct log *log)
@@ -163,6 +173,7 @@ void log_recovered(struct log *log)
 
 		if (place_tier(place) != TIER_RAM)
 			continue;
+		trim(log, idx);
 		if (from_idx < idx)
 			ram_tier_drop(&log->ram, from_idx, idx - from_idx);
 		from_idx = idx + 1;
