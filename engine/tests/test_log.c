@@ -303,6 +303,57 @@ TEST(a_flipped_bit_on_disk_is_an_error_and_never_bytes)
 	log_destroy(log);
 }
 
+static void read_place(struct log *log, off_t place, char *image)
+{
+	CHECK_EQ(pread(disk_tier_fd(log->disk), image, SEGMENT_BYTES, place * (off_t)SEGMENT_BYTES),
+		 SEGMENT_BYTES);
+}
+
+static void write_place(struct log *log, off_t place, const char *image)
+{
+	CHECK_EQ(pwrite(disk_tier_fd(log->disk), image, SEGMENT_BYTES, place * (off_t)SEGMENT_BYTES),
+		 SEGMENT_BYTES);
+}
+
+/* Whoever writes to the disk has images that were true once, each record with a valid tag. Those with the
+ * same length and owner, in the same segment and place, are refused all the same, also by a successor. */
+TEST(an_older_image_and_one_of_another_place_are_errors_and_never_bytes)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one), *next;
+	static uint64_t old[2000], now[2000];
+	char *images = test_pages(pages_of_bytes(3 * SEGMENT_BYTES)), page[PAGE_BYTES];
+	char *first = images + SEGMENT_BYTES, *second = first + SEGMENT_BYTES;
+
+	put(log, NOISE, 1, 2000, old); /* some segments, and all records of one length */
+	move_all(log);
+	read_place(log, 0, images);
+	drop(log, old, 2000);
+	put(log, NOISE, 1, 2000, now);
+	move_all(log);
+	CHECK_EQ(now[0], old[0]);
+	check(log, NOISE, 1, 2000, now);
+	read_place(log, 0, first);
+	read_place(log, 1, second);
+	CHECK(memcmp(images, first, SEGMENT_BYTES) != 0);
+	write_place(log, 0, images);
+	CHECK_EQ(log_get(log, now[0], page), -EBADMSG);
+	next = successor(log);
+	for (size_t i = 0; i < 2000; i++)
+		CHECK_OK(log_mark_used(next, now[i]));
+	log_recovered(next);
+	CHECK_EQ(log_get(next, now[0], page), -EBADMSG);
+	write_place(next, 0, second);
+	write_place(next, 1, first);
+	CHECK_EQ(log_get(next, now[0], page), -EBADMSG);
+	CHECK_EQ(log_get(next, now[600], page), -EBADMSG);
+	write_place(next, 0, first);
+	write_place(next, 1, second);
+	check(next, NOISE, 1, 2000, now);
+	log_destroy(next);
+	log_destroy(log);
+}
+
 TEST(a_flipped_bit_in_the_ram_tier_is_an_error_or_a_page_that_its_hash_refuses)
 {
 	struct log_config one = config(NULL);
