@@ -147,7 +147,7 @@ def write_as_version_0_1(manifest_fd):
     of_tiers = ("ram_", "disk_tier_compression", "encryption", "write_budget", "wake_")
     for name in [name for name in found.config if name.startswith(of_tiers)]:
         del found.config[name]
-    file.write(replace(found, resident_before=0))
+    file.write(replace(found, resident_before=0, tables_before=0))
     file.close()
 
 

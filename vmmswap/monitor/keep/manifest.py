@@ -71,6 +71,7 @@ class Manifest:
     interrupted: int = 0  # how many monitors in a row died during a job
     wants_out: bool = False
     resident_before: int = 0  # pages, when the first one went out; 0: not known
+    tables_before: int = 0  # bytes of the processes' page tables then; 0: not known
     queued: bool = False  # a swap-out was accepted, and waits for its turn
     logging: bool = False
     is_held: bool = False  # we have stopped the VM by QMP, and must let it run again

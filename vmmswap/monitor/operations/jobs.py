@@ -17,6 +17,7 @@ from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.operations.drain import Drain
 from vmmswap.monitor.operations.headroom import RoomWatch
 from vmmswap.monitor.operations.machine import Action, Machine
+from vmmswap.monitor.operations.net_freed import baseline
 from vmmswap.monitor.operations.options import swap_out_options
 from vmmswap.monitor.operations.report import OperationLog
 from vmmswap.monitor.operations.starvation import Starvation
@@ -85,7 +86,7 @@ class Jobs:
         """
         if self._vm.manifest.wants_out != self.machine.wants_out:
             with guarded(NOT_RECORDED):
-                self._vm.change(wants_out=self.machine.wants_out, resident_before=self._resident_before())
+                self._vm.change(wants_out=self.machine.wants_out, **baseline(self._vm))
         if action is Action.CANCEL:
             action = self._cancel()
         while action is not Action.NOTHING:
@@ -132,11 +133,6 @@ class Jobs:
             self.drain.protected()
 
     # Inside
-
-    def _resident_before(self) -> int:
-        """Pages that were resident before any was out: what going out has freed is measured by them."""
-        stats = self._vm.stats()
-        return self._vm.manifest.resident_before if stats.tracking else stats.resident_pages
 
     def _cancel(self) -> Action:
         """What to do next: a job that has not begun has ended at once."""
