@@ -14,7 +14,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from benchmarks import parallel_faults, store_figures, wake_figures
+from benchmarks import many_vms, parallel_faults, store_figures, wake_figures
 from benchmarks.monitor_memory import measure
 from benchmarks.rivals import compile_program, dd, interleaved, ratio, run_json, table
 
@@ -130,6 +130,11 @@ def bench_threads(options: argparse.Namespace) -> None:
     parallel_faults.bench_slow_storage(20 if options.quick else 100, options.rounds)
 
 
+def bench_many(options: argparse.Namespace) -> None:
+    """Many idle VMs."""
+    many_vms.bench(options.vms, *((5, 5) if options.quick else (180, 240)))
+
+
 BENCHES = {
     "store": bench_store,
     "wake": bench_wake,
@@ -138,6 +143,7 @@ BENCHES = {
     "throughput": bench_throughput,
     "pause": bench_pause,
     "memory": bench_memory,
+    "many": bench_many,
 }
 
 
@@ -149,6 +155,7 @@ def main() -> None:
         "--quick", action="store_true", help="small sizes, few rounds: whether it runs at all"
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vms", type=int, default=100, help="how many, for `many`")
     parser.add_argument("--swap-dir", type=Path, default=Path("/var/tmp"))  # noqa: S108 - on a disk, unlike /tmp
     options = parser.parse_args()
     if options.quick:
