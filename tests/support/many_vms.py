@@ -156,7 +156,7 @@ class HostClient:
             if await found if asyncio.iscoroutine(found) else found:
                 return
             assert time.monotonic() < end, f"waited in vain for {what}"
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.25)
 
     def last_states(self) -> dict[str, str]:
         """State by path, as the last signal said."""

@@ -26,6 +26,9 @@ struct cache_counts {
  * page, so that khugepaged finds nothing to do: before 6.4 it fills holes with zeros in any mapping without a
  * userfaultfd. */
 #define PIECE_PAGES ((uint64_t)256)
+/* Where nothing was found, the next piece is twice as large: holes cost hardly anything. This many pages, if
+ * all are there after all, take the kernel half a millisecond. */
+#define HOLE_PAGES ((uint64_t)16384)
 
 struct file {
 	uint64_t end_pages;	/* its length */
@@ -134,15 +137,25 @@ static int count_mapped(const struct region *region, uint64_t page_idx, uint64_t
 	return counted;
 }
 
-static int64_t count_piece(const struct region *region, uint64_t first, uint64_t pages)
+/* Reduces `pages` to as many as were counted. */
+static int64_t count_piece(const struct region *region, uint64_t first, uint64_t *pages)
 {
-	struct cache_range range = { region->offset_bytes + bytes_of_pages(first), bytes_of_pages(pages) };
+	struct cache_range range = { region->offset_bytes + bytes_of_pages(first), bytes_of_pages(*pages) };
 	struct cache_counts counts;
 
+	if (!FAILPOINT("resident.cachestat") && syscall(SYS_cachestat, region->fd, &range, &counts, 0) == 0)
+		return (int64_t)counts.pages;
 	/* An older kernel, or a sandbox that does not allow the call. */
-	if (FAILPOINT("resident.cachestat") || syscall(SYS_cachestat, region->fd, &range, &counts, 0) != 0)
-		return count_mapped(region, region->page_idx + first, pages);
-	return (int64_t)counts.pages;
+	if (*pages > PIECE_PAGES)
+		*pages = PIECE_PAGES;
+	return count_mapped(region, region->page_idx + first, *pages);
+}
+
+static uint64_t next_piece(uint64_t pages, int64_t found)
+{
+	if (found)
+		return PIECE_PAGES;
+	return pages < HOLE_PAGES ? 2 * pages : HOLE_PAGES;
 }
 
 /* The first file-backed region at or after page_idx. The caller holds the lock. */
@@ -158,26 +171,26 @@ static struct region *next_region(struct vm *vm, uint64_t page_idx)
 /* Release the lock between two pieces. */
 static void count_region(struct vm *vm, uint64_t page_idx)
 {
-	uint64_t counted = 0, done = 0, pages = 1;
+	uint64_t counted = 0, done = 0, pages = 1, piece = PIECE_PAGES;
 	bool known = true; /* if false, keep the last count */
 	struct region *region = NULL;
 
 	while (done < pages && !atomic_load(&vm->stopping)) {
 		struct stat status;
-		uint64_t piece;
 
 		pthread_mutex_lock(&vm->regions_lock);
 		region = next_region(vm, page_idx);
 		if (region && region->page_idx == page_idx) {
 			pages = pages_inside(region, end_of(region, &status));
-			piece = pages - done < PIECE_PAGES ? pages - done : PIECE_PAGES;
 			if (done < pages) {
-				int64_t found = count_piece(region, done, piece);
+				uint64_t n = pages - done < piece ? pages - done : piece;
+				int64_t found = count_piece(region, done, &n);
 
 				known = known && found >= 0;
 				counted += found > 0 ? (uint64_t)found : 0;
+				piece = next_piece(piece, found);
+				done += n;
 			}
-			done += piece;
 			if (done >= pages && known)
 				region->counted_pages = counted;
 		} else {
