@@ -14,7 +14,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from benchmarks import many_vms, parallel_faults, store_figures, wake_figures
+from benchmarks import large_guest, many_vms, parallel_faults, store_figures, wake_figures
 from benchmarks.monitor_memory import measure
 from benchmarks.rivals import compile_program, dd, interleaved, ratio, run_json, table
 
@@ -135,6 +135,11 @@ def bench_many(options: argparse.Namespace) -> None:
     many_vms.bench(options.vms, *((5, 5) if options.quick else (180, 240)))
 
 
+def bench_large(options: argparse.Namespace) -> None:
+    """A guest with a lot of memory."""
+    large_guest.bench((1, 64) if options.quick else (1, 16, 256))
+
+
 BENCHES = {
     "store": bench_store,
     "wake": bench_wake,
@@ -144,6 +149,7 @@ BENCHES = {
     "pause": bench_pause,
     "memory": bench_memory,
     "many": bench_many,
+    "large": bench_large,
 }
 
 
