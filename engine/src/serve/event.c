@@ -94,6 +94,9 @@ void event_apply(struct vm *vm, struct process *process, const struct uffd_msg *
 			give_up_addresses(vm, process, msg->arg.remove.start, msg->arg.remove.end);
 		break;
 	case UFFD_EVENT_UNMAP:
+		/* Private memory is nowhere else, and something new may be mapped there. */
+		if (vm->mover && !vm_has_copy(vm, process))
+			give_up_addresses(vm, process, msg->arg.remove.start, msg->arg.remove.end);
 		rc = process_forget(process, msg->arg.remove.start, msg->arg.remove.end);
 		break;
 	case UFFD_EVENT_REMAP:
