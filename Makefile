@@ -34,7 +34,8 @@ STAMPS := build/stamps
 PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
 export PIP_ROOT_USER_ACTION := ignore
 
-ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch]) engine/build_cffi.py setup.py
+ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch] engine/planted/*.[ch] engine/planted/code/*) \
+	engine/build_cffi.py engine/build_planted.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
 .PHONY: all help bootstrap demo test chaos test-kernels soak bench format generate transcript clean wheelhouse

@@ -7,11 +7,15 @@ setup.py names `release` and `failpoints`; run as a program this builds both in 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from cffi import FFI
 
 ENGINE = Path(__file__).resolve().parent
+sys.path.insert(0, str(ENGINE))  # setup.py runs this file's text alone
+from build_planted import generate  # noqa: E402
+
 SOURCES = ENGINE / "src"
 HEADERS = (
     "base/error.h",
@@ -33,6 +37,7 @@ HEADERS = (
     "jobs/swapper.h",
     "engine.h",
     "../planted/mover_thread.h",
+    "../planted/planted.h",
 )
 
 # What Python uses, in cffi's subset of C. The compiler checks each line against the headers.
@@ -179,13 +184,25 @@ pid_t keeper_start(const struct keeper_plan *);
 #define VMMSWAP_WINDOW_BYTES ...
 #define VMMSWAP_MAILBOX_MAGIC ...
 #define VMMSWAP_MOVER_RANGES_MAX ...
-struct vmmswap_mailbox { uint64_t magic; uint64_t scratch_addr; uint32_t tid; ...; };
+#define VMMSWAP_MAILBOX_IDLE ...
+#define VMMSWAP_MAILBOX_ASKED ...
+#define VMMSWAP_MAILBOX_DONE ...
+#define VMMSWAP_MAILBOX_LEAVE ...
+struct vmmswap_mailbox {
+    uint64_t magic; uint64_t scratch_addr; uint32_t tid; uint32_t state; uint32_t call; ...;
+};
 struct vmmswap_mover_range { uint64_t addr; uint64_t size_bytes; ...; };
 struct vmmswap_mover {
     struct vmmswap_mailbox *mailbox; uint64_t scratch_addr; int uffd; uint32_t ranges_n;
     struct vmmswap_mover_range ranges[...]; ...;
 };
 void vmmswap_mover_run(struct vmmswap_mover *);
+#define VMMSWAP_PLANTING_OFFSET ...
+struct vmmswap_planting {
+    uint64_t area_addr; uint64_t area_bytes; uint64_t mailbox_addr; int32_t mailbox_fd; int32_t uffd; ...;
+};
+extern const uint8_t vmmswap_planted_code[];
+extern const uint32_t vmmswap_planted_code_bytes;
 
 int failpoint_arm(const char *);
 uint64_t failpoint_hits(const char *);
@@ -220,7 +237,7 @@ def _builder(module: str, macros: list[tuple[str, str | None]]) -> FFI:
     builder.set_source(
         module,
         PREAMBLE,
-        sources=_files("*.c"),
+        sources=[*_files("*.c"), str(generate().relative_to(ENGINE.parent))],
         depends=_files("*.h"),
         include_dirs=[str(SOURCES.relative_to(ENGINE.parent))],
         define_macros=[("_GNU_SOURCE", None), *macros],

@@ -180,12 +180,12 @@ static int serve(const struct vmmswap_mover *mover)
 	return 1;
 }
 
-void vmmswap_mover_run(struct vmmswap_mover *mover)
+/* clears_tid: else the kernel does it when the thread has ended (CLONE_CHILD_CLEARTID). */
+static void work(const struct vmmswap_mover *mover, int clears_tid)
 {
 	struct vmmswap_mailbox *box = mover->mailbox;
 	int stays = 1;
 
-	__atomic_store_n(&box->tid, (uint32_t)call(SYS_gettid, 0, 0, 0, 0), __ATOMIC_RELEASE);
 	while (stays) {
 		uint32_t state = VMMSWAP_MAILBOX_ASKED;
 
@@ -195,9 +195,15 @@ void vmmswap_mover_run(struct vmmswap_mover *mover)
 			continue;
 		}
 		stays = serve(mover);
-		if (!stays)
+		if (!stays && clears_tid)
 			__atomic_store_n(&box->tid, 0, __ATOMIC_RELAXED);
 		__atomic_store_n(&box->state, VMMSWAP_MAILBOX_DONE, __ATOMIC_RELEASE);
 		call(SYS_futex, (long)&box->state, FUTEX_WAKE, 1, 0);
 	}
+}
+
+void vmmswap_mover_run(struct vmmswap_mover *mover)
+{
+	__atomic_store_n(&mover->mailbox->tid, (uint32_t)call(SYS_gettid, 0, 0, 0, 0), __ATOMIC_RELEASE);
+	work(mover, 1);
 }

@@ -6,9 +6,9 @@
  *
  * The first kind is the main thread's. Each thread counts in the shared page STATS-FD what it has done, what
  * was wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, locked, hugetlb
- * (not touched), no-fd, twice, fork, seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few
- * (all but what it needs itself is killed), seccomp-back-end (the same, and what a vhost-user back-end needs
- * is allowed).
+ * (not touched), not-forked (kept from children), no-fd, twice, fork, seccomp-errno, seccomp-trap,
+ * seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is killed), seccomp-back-end (the
+ * same, and what a vhost-user back-end needs is allowed).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -352,6 +352,8 @@ static void make_memory(size_t size_bytes, char **options)
 	if ((fill & PROT_WRITE) && !is_huge)
 		for (size_t i = 0; i < size_bytes / 8; i++)
 			memory[i] = 1 + i / (PAGE_BYTES / 8);
+	if (has(options, "not-forked") && madvise(memory, size_bytes, MADV_DONTFORK))
+		die("madvise");
 	if (has(options, "locked") && mlock(memory, size_bytes))
 		die("mlock");
 	if (has(options, "no-fd"))

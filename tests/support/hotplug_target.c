@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* A VMM whose guest gets memory and loses it, as by hotplug, and a device process of it that maps the memory
  * when it is told to, as a vhost-user back-end does: pieces of 16 MiB, numbered from 0, each in a memfd of
- * its own, the first there from the start. Says "ready PID", the device's; then obeys one order a line and
+ * its own, the first there from the start; with the argument `private` in private memory that no child gets,
+ * as QEMU makes it. Says "ready PID", the device's; then obeys one order a line and
  * answers each with one line:
  *
  *     plug N       make piece N and write it
@@ -27,6 +28,7 @@
  */
 #include <fcntl.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +46,7 @@ struct piece {
 };
 
 static struct piece pieces[PIECES_MAX];
+static bool is_private;
 static FILE *to_device, *to_child;
 static pid_t start(void (*be)(FILE *orders), FILE **to);
 static void be_child(FILE *orders);
@@ -65,8 +68,26 @@ static unsigned char *map(void *addr, int fd)
 	return memory;
 }
 
+/* Beside pages that keep the kernel from joining it with its neighbours. */
+static unsigned char *map_private(void)
+{
+	unsigned char *place =
+		mmap(NULL, PIECE_BYTES + 2 * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	need(place != MAP_FAILED, "mmap");
+	map(place + 4096, -1);
+	need(madvise(place + 4096, PIECE_BYTES, MADV_DONTFORK) == 0, "madvise");
+	return place + 4096;
+}
+
 static void plug(struct piece *piece, size_t number)
 {
+	if (is_private) {
+		piece->fd = -1;
+		piece->memory = map_private();
+		memset(piece->memory, 'a' + (int)number, PIECE_BYTES);
+		return;
+	}
 	piece->fd = memfd_create("guest", MFD_CLOEXEC);
 	need(piece->fd >= 0 && ftruncate(piece->fd, PIECE_BYTES) == 0, "memfd");
 	piece->memory = map(NULL, piece->fd);
@@ -221,11 +242,12 @@ static pid_t start(void (*be)(FILE *orders), FILE **to)
 	return pid;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	char line[64], order[32];
 	pid_t device;
 
+	is_private = argc > 1 && !strcmp(argv[1], "private");
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	device = start(be_device, &to_device);

@@ -62,13 +62,22 @@ class X86_64(Architecture):  # noqa: N801  (as the kernel calls it)
     syscalls: Mapping[str, int] = {
         "close": 3,
         "mmap": 9,
+        "mprotect": 10,
         "munmap": 11,
+        "rt_sigprocmask": 14,
         "rt_sigreturn": _RT_SIGRETURN,
         "ioctl": 16,
         "madvise": 28,
         "recvmsg": 47,
         "socketpair": 53,
+        "clone": 56,
+        "exit": 60,
+        "fcntl": 72,
+        "ftruncate": 77,
         "prctl": 157,
+        "futex": 202,
+        "openat": 257,
+        "memfd_create": 319,
         "userfaultfd": 323,
     }
     ioctl = 16
