@@ -24,6 +24,8 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
+from vmmswap.linux.maps import anonymous_kib_of_mappings
+
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL_DIR = ROOT / "build" / "guest-kernel"
 BOOT_S = 180.0
@@ -104,8 +106,11 @@ class Qemu:
         boot_s: float = BOOT_S,
         wait_ready: bool = True,
         memory_fd: int | None = None,
+        default_memory: bool = False,
     ) -> None:
-        """memory_fd: guest memory is this file, another QEMU's too perhaps; it stays the caller's."""
+        """memory_fd: guest memory is this file, another QEMU's too perhaps; it stays the caller's.
+        default_memory: QEMU is told nothing of it but its size.
+        """
         self.directory = directory
         self.memory_bytes = memory_mib << 20
         self._boot_s = boot_s
@@ -117,6 +122,9 @@ class Qemu:
             if memory_fd is None
             else f"memory-backend-file,id=mem,mem-path=/proc/self/fd/{memory_fd},{size}"
         )
+        told = (
+            ("-machine", "pc") if default_memory else ("-object", memory, "-machine", "pc,memory-backend=mem")
+        )
         self._output = b""
         self._serial_path, self.qmp_path = directory / "serial.sock", directory / "qmp.sock"
         self._log_path = directory / "qemu.log"
@@ -125,8 +133,8 @@ class Qemu:
             *prefix,
             *("qemu-system-x86_64", "-accel", accel, "-cpu", "host" if accel == "kvm" else "max"),
             *("-m", f"{memory_mib}M", "-smp", "2"),
-            *("-object", memory),
-            *("-machine", "pc,memory-backend=mem", "-nodefaults", "-no-user-config"),
+            *told,
+            *("-nodefaults", "-no-user-config"),
             *("-display", "none", "-no-reboot"),
             *("-chardev", f"socket,id=serial,path={self._serial_path},server=on,wait=off"),
             *("-serial", "chardev:serial", "-qmp", f"unix:{self.qmp_path},server=on,wait=off"),
@@ -226,11 +234,15 @@ class Qemu:
         return self.process.wait(ORDER_S)
 
     def resident_bytes(self) -> int:
-        """Guest memory that is allocated, by the kernel's count of the memfd's blocks."""
+        """Guest memory that is allocated, by the kernel's count: of the memfd's blocks, or of the mapping."""
         for path in Path(f"/proc/{self.pid}/fd").iterdir():
             if "memfd:memory-backend-memfd" in str(path.readlink()):
                 return path.stat().st_blocks * 512
-        raise AssertionError("QEMU has no memfd")
+        return max(
+            kib << 10
+            for mapping, kib in anonymous_kib_of_mappings(self.pid)
+            if mapping.size_bytes == self.memory_bytes
+        )
 
     @property
     def fds(self) -> list[str]:

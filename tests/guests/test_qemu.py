@@ -6,6 +6,7 @@ One guest serves most tests, each of which attaches anew. The guest itself says 
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import tempfile
@@ -214,12 +215,13 @@ def test_powered_off_with_memory_out(service, directory):
 @pytest.mark.parametrize(
     ("backend", "reason"),
     [
-        ("memory-backend-ram,id=mem,size=256M", "private memory cannot be served.*share=on"),
+        ("memory-backend-ram,id=mem,size=8M", "no guest memory.*share=on"),
         ("memory-backend-memfd,id=mem,size=256M,share=off", "mapped privately.*memory-backend-memfd"),
     ],
 )
 def test_memory_of_the_wrong_kind(service, directory, backend, reason):
-    command = ["qemu-system-x86_64", "-S", "-accel", "tcg", "-m", "256M", "-object", backend]
+    command = ["qemu-system-x86_64", "-S", "-accel", "tcg", "-object", backend]
+    command += ["-m", re.search("size=(\\w+)", backend)[1]]
     command += ["-machine", "pc,memory-backend=mem", "-nodefaults", "-display", "none"]
     command += ["-qmp", f"unix:{directory}/qmp.sock,server=on,wait=off"]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as process:

@@ -153,7 +153,7 @@ def test_a_monitor_is_no_vmm(bus, directory):
         (keeper,) = children_of(monitor.pid)
         reasons = {
             monitor.pid: "vmmswap's own: this process is a monitor, not a VMM",
-            keeper: "no shared guest memory",
+            keeper: "no guest memory that can be taken over",
         }
         for pid, reason in reasons.items():
             place = directory / str(pid)

@@ -184,7 +184,9 @@ def test_a_refused_attach_leaves_nothing(host: Host) -> None:
     host.configure("")
     unit = host.machine.spawn("exec sleep infinity", unit="plain.service", user="mallory")
     pid = host.machine.unit(unit, "MainPID")["MainPID"]
-    assert "no shared guest memory" in host.host("mallory", "Attach", "string:nothing", f"uint32:{pid}")
+    assert "no guest memory that can be taken over" in host.host(
+        "mallory", "Attach", "string:nothing", f"uint32:{pid}"
+    )
     assert not host.machine.path("/run/vmmswap/nothing.sock").exists()
     for directory in ("/var/lib/vmmswap/nothing", "/var/log/vmmswap/nothing"):
         assert not host.machine.path(directory).exists()
@@ -499,7 +501,9 @@ def test_without_polkit_a_name_is_its_owners_too(without_polkit: Host) -> None:
     for name in ("started", "bobs"):
         text = host.host("eve", "Attach", f"string:{name}", f"uint32:{pid}")
         assert text.startswith("org.vmmswap.Error.AccessDenied: "), text
-    assert "no shared guest memory" in host.host("eve", "Attach", "string:eves", f"uint32:{pid}")
+    assert "no guest memory that can be taken over" in host.host(
+        "eve", "Attach", "string:eves", f"uint32:{pid}"
+    )
     assert "AccessDenied" in host.host("eve", "Prepare", "string:eves")
     assert host.host("bob", "Prepare", "string:bobs") == ""
     with guest_of(host, "bob", "bobs"):

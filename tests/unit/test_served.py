@@ -53,8 +53,8 @@ class ServedOverFake(OrderedVm):
     async def freed(self):
         self.say("freed")
 
-    async def taken_out(self, _processes, *, force):
-        self.say(f"taken out of the processes{' by force' if force else ''}")
+    async def taken_out(self, vm):
+        self.say(f"taken out of the processes{' by force' if vm.manifest.forced else ''}")
         return self.left
 
     def close(self):

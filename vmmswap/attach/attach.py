@@ -11,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -21,8 +21,9 @@ from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_
 from vmmswap.attach.devices import check_devices
 from vmmswap.attach.memory import Candidate, Found, KnownParts
 from vmmswap.attach.options import Options
+from vmmswap.attach.other_mappers import one_of_each, other_mappers
+from vmmswap.attach.planting import PlantedMover, check_machine
 from vmmswap.attach.target import Target, open_target
-from vmmswap.engine import Mapper, mappers_of
 from vmmswap.errors import (
     AccessDeniedError,
     BusyError,
@@ -34,11 +35,12 @@ from vmmswap.handoff import fds
 from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.locked import locked_error
 from vmmswap.handoff.maps import flags_of_mappings
-from vmmswap.handoff.messages import Region
+from vmmswap.handoff.messages import Region, is_private
 from vmmswap.linux.access import User, check_process
 from vmmswap.linux.maps import LOCKED, MAY_WRITE
 from vmmswap.linux.owned import OwnedFds
-from vmmswap.linux.process import is_alive, is_same_memory
+from vmmswap.linux.process import is_alive
+from vmmswap.linux.userfaultfd import Feature
 from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.attach")
@@ -52,7 +54,7 @@ _MAX_ROUNDS = 5  # of looking whether somebody has mapped the memory meanwhile
 @dataclass(frozen=True, slots=True)
 class AttachedProcess:
     """A process with a userfaultfd of ours. Its fds are its AttachedVm's. Region.memfd counts the VM's
-    memfds.
+    memfds. mover: of a VMM whose memory is private.
     """
 
     pid: int
@@ -63,6 +65,11 @@ class AttachedProcess:
     dummy_page: int
     name: str
     how: str  # the userfaultfd was made; for people
+    mover: PlantedMover | None = None
+
+    @property
+    def mailbox(self) -> int | None:
+        return None if self.mover is None else self.mover.mailbox
 
     @property
     def limits(self) -> tuple[str, ...]:
@@ -116,7 +123,8 @@ def _undo_one(process: AttachedProcess, force: bool) -> None:
     from vmmswap.attach import plant  # noqa: PLC0415  a monitor of VMs that hand over never needs it
 
     try:
-        plant.uproot(target_module.look_at(process.pidfd), [process.uffd], [process.dummy_page], force=force)
+        target = target_module.look_at(process.pidfd)
+        plant.uproot(target, [process.uffd], [process.dummy_page], mailbox=process.mailbox, force=force)
     except Exception as error:  # whatever it is: the others must be left too
         _log.warning("process %d keeps an idle userfaultfd: %s", process.pid, error)
 
@@ -145,15 +153,15 @@ def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
         for fd in found.memfds.release():
             work.owned.add(fd)
         is_ours = _lock(work, memfds)
+        if found.is_private:
+            _make_room_for_mover(vmm, options)
         _check(vmm, found.regions)
         if not is_ours:
             raise BusyError(f"another monitor is attaching to {vmm} right now: try again later")
-        others = _one_of_each(_other_mappers(memfds, found.regions, (vmm.pid,)), (vmm.pid,))
-        targets = {pid: _open_and_check(work, pid, regions) for pid, regions in others.items()}
-        _attach_one(work, vmm, found.regions)
-        for pid, regions in others.items():
-            _attach_one(work, targets[pid], regions)
-        _attach_late(work, memfds, found.regions)
+        if found.is_private:
+            _attach_one(work, vmm, found.regions)
+        else:
+            _attach_all(work, vmm, memfds, found.regions)
         return AttachedVm(
             OwnedFds(work.owned.release()),
             vmm.uid,
@@ -168,6 +176,23 @@ def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
     except BaseException:
         work.undo()
         raise
+
+
+def _attach_all(work: _Work, vmm: Target, memfds: Sequence[int], guest: Sequence[Region]) -> None:
+    """The VMM, and all others that map its guest's memory."""
+    others = one_of_each(other_mappers(memfds, guest, (vmm.pid,)), (vmm.pid,))
+    targets = {pid: _open_and_check(work, pid, regions) for pid, regions in others.items()}
+    _attach_one(work, vmm, guest)
+    for pid, regions in others.items():
+        _attach_one(work, targets[pid], regions)
+    _attach_late(work, memfds, guest)
+
+
+def _make_room_for_mover(vmm: Target, options: Options) -> None:
+    from vmmswap.attach.leftovers import remove_leftovers  # noqa: PLC0415  as in _undo_one()
+
+    check_machine()
+    remove_leftovers(vmm, force=options.force)
 
 
 def _lock(work: _Work, memfds: Sequence[int]) -> bool:
@@ -195,7 +220,7 @@ def attach_process(
     options = options or Options()
     work = _Work(options)
     try:
-        regions = _other_mappers(memfds, guest, (), only=pid).get(pid, ())
+        regions = other_mappers(memfds, guest, (), only=pid).get(pid, ())
         if not regions:
             raise NotSupportedError(f"process {pid} maps none of the guest's memory")
         _attach_one(work, _open_and_check(work, pid, regions), regions)
@@ -208,10 +233,15 @@ def attach_process(
 
 
 def detach_process(
-    pidfd: int, uffds: Sequence[int], dummy_page: int | None = None, *, force: bool = False
+    pidfd: int,
+    uffds: Sequence[int],
+    dummy_page: int | None = None,
+    *,
+    mailbox: int | None = None,
+    force: bool = False,
 ) -> None:
-    """Close our userfaultfds in a process and unmap its dummy page. Call it when guest memory is
-    unregistered.
+    """Close our userfaultfds in a process and unmap its dummy page; mailbox: end the thread that moves its
+    memory. Call it when guest memory is unregistered.
 
     uffds: the process's own, then all of the VM's, as a forked child holds its parent's. dummy_page None: the
     one that is registered. Nothing happens if the process has ended. If this raises, an idle userfaultfd and
@@ -223,7 +253,7 @@ def detach_process(
 
     try:
         pages = plant.idle(fds.pid_of(pidfd, "pidfd"), uffds[0], dummy_page)
-        plant.uproot(target_module.look_at(pidfd), uffds, pages, force=force)
+        plant.uproot(target_module.look_at(pidfd), uffds, pages, mailbox=mailbox, force=force)
     except (VmmswapError, OSError):
         if not target_module.is_ending(pidfd):
             raise
@@ -300,87 +330,11 @@ def _open_and_check(work: _Work, pid: int, regions: Sequence[Region]) -> Target:
     return target
 
 
-def _other_mappers(
-    memfds: Sequence[int],
-    guest: Sequence[Region],
-    known: Iterable[int],
-    *,
-    quiet: bool = False,
-    only: int | None = None,
-) -> dict[int, tuple[Region, ...]]:
-    """Where processes other than the known ones map guest memory; or only this one."""
-    mappings, unreadable = mappers_of(memfds, None if only is None else [only])
-    if unreadable and not quiet and only is None:
-        _log.warning(
-            "cannot tell if the processes %s map guest memory: their maps may not be read", unreadable
-        )
-    skipped = set(known)
-    found: dict[int, list[Region]] = {}
-    for mapping in mappings:
-        if not mapping.is_private and mapping.pid not in skipped:
-            found.setdefault(mapping.pid, []).extend(_parts(mapping, guest))
-    starts = {(region.memfd, region.offset_bytes) for region in guest}
-    return {pid: tuple(_joined(parts, starts)) for pid, parts in found.items() if parts}
-
-
-def _one_of_each(found: dict[int, tuple[Region, ...]], known: Iterable[int]) -> dict[int, tuple[Region, ...]]:
-    """Without processes that share their address space with a known one, or with one that is kept."""
-    kept: dict[int, tuple[Region, ...]] = {}
-    for pid, regions in found.items():
-        if not any(_is_twin(pid, other) for other in (*known, *kept)):
-            kept[pid] = regions
-    return kept
-
-
-def _is_twin(pid: int, other: int) -> bool:
-    """True if both share one address space, so that one userfaultfd serves both."""
-    try:
-        return is_same_memory(pid, other)
-    except OSError:
-        return False  # one of them has ended, or may not be asked
-
-
-def _parts(mapping: Mapper, guest: Sequence[Region]) -> Iterable[Region]:
-    for region in guest:
-        if region.memfd != mapping.file_idx:
-            continue
-        start = max(mapping.offset_bytes, region.offset_bytes)
-        end = min(mapping.offset_bytes + mapping.size_bytes, region.end_offset)
-        if start < end:
-            yield Region(mapping.addr + start - mapping.offset_bytes, end - start, start, region.memfd)
-
-
-def _joined(parts: Sequence[Region], starts: Container[tuple[int, int]]) -> list[Region]:
-    """Without the seams that madvise() and mprotect() make, but with those where a region of the guest
-    begins: neighbours in a file need not be so in the guest. NotSupportedError for memory that is mapped
-    twice.
-    """
-    joined: list[Region] = []
-    for part in sorted(parts, key=lambda item: item.addr):
-        last = joined[-1] if joined else None
-        goes_on = last and (last.end, last.end_offset, last.memfd) == (
-            part.addr,
-            part.offset_bytes,
-            part.memfd,
-        )
-        if last and goes_on and (part.memfd, part.offset_bytes) not in starts:
-            joined[-1] = Region(last.addr, last.size_bytes + part.size_bytes, last.offset_bytes, last.memfd)
-        else:
-            joined.append(part)
-    for idx, one in enumerate(joined):
-        for other in joined[:idx]:
-            if one.memfd == other.memfd and (
-                one.offset_bytes < other.end_offset and other.offset_bytes < one.end_offset
-            ):
-                raise NotSupportedError(f"guest memory is mapped twice, at {other.addr:#x} and {one.addr:#x}")
-    return joined
-
-
 def _attach_late(work: _Work, memfds: Sequence[int], guest: Sequence[Region]) -> None:
     """Until no process maps the memory without a userfaultfd: it may have been given on while we looked."""
     for _ in range(_MAX_ROUNDS):
         known = [process.pid for process in work.processes]
-        late = _one_of_each(_other_mappers(memfds, guest, known, quiet=True), known)
+        late = one_of_each(other_mappers(memfds, guest, known, quiet=True), known)
         if not late:
             return
         for pid, regions in late.items():
@@ -395,14 +349,27 @@ def _attach_one(work: _Work, target: Target, regions: Sequence[Region]) -> None:
     list.
     """
     from vmmswap.attach import plant  # noqa: PLC0415  a monitor of VMs that hand over never needs it
+    from vmmswap.attach.leftovers import check_alone  # noqa: PLC0415  neither
 
-    planted = plant.plant(target, force=work.options.force)
+    spans = [(region.addr, region.size_bytes) for region in regions] if is_private(regions) else []
+    planted = plant.plant(target, spans, force=work.options.force)
     work.owned.add(planted.uffd)
+    mover = planted.mover
     with ExitStack() as undo:
-        undo.callback(plant.uproot, target, [planted.uffd], [planted.dummy_page], force=work.options.force)
+        undo.callback(
+            plant.uproot,
+            *(target, [planted.uffd], [planted.dummy_page]),
+            mailbox=None if mover is None else mover.mailbox,
+            force=work.options.force,
+        )
+        if mover is not None:
+            for fd in (mover.mailbox, mover.pagemap, mover.lock):
+                work.owned.add(fd)
+            check_alone(target, mover.mailbox)
         own_pidfd = os.dup(target.pidfd)
         work.owned.add(own_pidfd)
-        info = fds.check_uffd(planted.uffd, str(target))
+        more = Feature(0) if mover is None else Feature.EVENT_UNMAP
+        info = fds.check_uffd(planted.uffd, str(target), more)
         reach("initialised")
         undo.pop_all()
     work.processes.append(
@@ -415,5 +382,6 @@ def _attach_one(work: _Work, target: Target, regions: Sequence[Region]) -> None:
             planted.dummy_page,
             target.name,
             planted.how,
+            mover,
         )
     )

@@ -115,7 +115,8 @@ def _hold_one(place: Place) -> HeldThread:
     problems: list[str] = []
     stuck: set[int] = set()  # seized, and yet to stop or to be gone
     first = place.target.pid  # of its stack it is known that it ends in a guard
-    ranked = sorted(thread_ids(first), key=lambda tid: _rank(place, tid))
+    own = [tid for tid in thread_ids(first) if not is_planted(first, tid)]
+    ranked = sorted(own, key=lambda tid: _rank(place, tid))
     ranked = ranked[:_MAX_TRIES] + [tid for tid in ranked[_MAX_TRIES:] if tid == first]
     for choice in (*_GUARDED, *(_UNGUARDED if place.force else ())):
         for tid in (tid for tid in ranked if tid not in stuck):
@@ -124,6 +125,14 @@ def _hold_one(place: Place) -> HeldThread:
                 return thread
     check_not_frozen(place.target.pid, str(place.target))
     raise BusyError(f"{place.target}: no thread of it can be held: {'; '.join(problems) or 'it has ended'}")
+
+
+def is_planted(pid: int, tid: int) -> bool:
+    """True if it moves private memory for a monitor, by its name: its small stack is for that alone."""
+    try:
+        return Path(f"/proc/{pid}/task/{tid}/comm").read_bytes() == b"vmmswap\n"
+    except OSError:
+        return False
 
 
 def _rank(place: Place, tid: int) -> int:

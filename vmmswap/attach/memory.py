@@ -2,8 +2,9 @@
 """Which of a process's mappings are guest memory, and the files behind them.
 
 Guest memory is what is large, shared, writable and of shmem: a memfd, a file on tmpfs, a shared anonymous
-mapping. Every large mapping that is not is told with the reason, because that reason is what an operator has
-to change.
+mapping. If there is more memory that looks like a guest's and is private, that is the guest's memory instead:
+`private_memory`. Every large mapping that is not is told with the reason, because that reason is what an
+operator has to change.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmswap.attach import private_memory
 from vmmswap.attach.fd_table import fds_of_inode
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
-from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
+from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region, is_private
 from vmmswap.linux.files import FileId, file_id_unasked
 from vmmswap.linux.maps import Mapping, joined, read_mappings
 from vmmswap.linux.mounts import read_mounts
@@ -60,11 +62,17 @@ KnownParts = dict[FileId, list[Span]]  # what of each file is guest memory, by o
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Guest memory. Region.memfd counts memfds, which the finder's caller owns."""
+    """Guest memory. Region.memfd counts memfds, which the finder's caller owns; of private memory there are
+    none.
+    """
 
     memfds: OwnedFds
     regions: tuple[Region, ...]
     candidates: tuple[Candidate, ...]
+
+    @property
+    def is_private(self) -> bool:
+        return bool(self.regions) and is_private(self.regions)
 
 
 def mappings_of(pid: int) -> list[Mapping]:
@@ -85,13 +93,18 @@ def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
     NotSupportedError if there is none, with what was seen instead; InvalidRegionError for a wrong choice by
     hand.
     """
-    mappings = _chosen(mappings_of(target.pid), by_hand) if by_hand else mappings_of(target.pid)
+    if by_hand:
+        mappings = _chosen(mappings_of(target.pid), by_hand)
+    else:
+        mappings = [
+            mapping
+            for mapping in mappings_of(target.pid)
+            if mapping.size_bytes >= MIN_BYTES and mapping.perms[:3] != "---"
+        ]
+    if private := _find_private(target, mappings, is_by_hand=bool(by_hand)):
+        return private
     candidates: list[Candidate] = []
     regions: list[Region] = []
-    if not by_hand:
-        mappings = [
-            mapping for mapping in mappings if mapping.size_bytes >= MIN_BYTES and mapping.perms[:3] != "---"
-        ]
     with OwnedFds() as owned:
         files: dict[FileId, int] = {}  # index in owned
         for mapping in mappings:
@@ -105,6 +118,33 @@ def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
                 candidates.append(Candidate(mapping, True, reason))
         _check_found(target, regions, candidates, is_by_hand=bool(by_hand))
         return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
+
+
+def _find_private(target: Target, mappings: Sequence[Mapping], *, is_by_hand: bool) -> Found | None:
+    """None if guest memory is shared, or there is none. mappings: of which all were chosen, or may be."""
+    if not any(private_memory.may_be(mapping) for mapping in mappings):
+        return None
+    seen = private_memory.find(target, PAGE_SIZE if is_by_hand else MIN_BYTES)
+    if is_by_hand:
+        seen = [_part(mapping, seen) for mapping in mappings]
+    regions = [item.region for item in seen if not item.refusal]
+    private_bytes = sum(region.size_bytes for region in regions)
+    shared_bytes = sum(item.size_bytes for item in mappings if item.perms[3] == "s")
+    if not is_by_hand and (shared_bytes >= private_bytes if shared_bytes else not seen):
+        return None
+    candidates = [
+        Candidate(item.mapping, not item.refusal, item.refusal or "private, and kept from forked children")
+        for item in seen
+    ]
+    _check_found(target, regions, candidates, is_by_hand=is_by_hand)
+    return Found(OwnedFds(), tuple(regions), tuple(candidates))
+
+
+def _part(chosen: Mapping, seen: Iterable[private_memory.Seen]) -> private_memory.Seen:
+    for item in seen:
+        if item.mapping.start <= chosen.start and chosen.end <= item.mapping.end:
+            return private_memory.Seen(chosen, item.refusal)
+    return private_memory.Seen(chosen, "not private anonymous memory, as other regions that were given are")
 
 
 def find_further(target: Target, known: KnownParts) -> Found:
@@ -177,7 +217,9 @@ def _take(
         raise NotSupportedError("vmmswap's own: this process is a monitor, not a VMM")
     if mapping.perms[3] != "s":
         raise NotSupportedError(
-            "private memory cannot be served" if mapping.is_anonymous else "mapped privately"
+            "private, and other memory, which is shared, is the guest's"
+            if mapping.is_anonymous
+            else "mapped privately"
         )
     if mapping.perms[:2] != "rw":
         raise NotSupportedError("not readable and writable")
@@ -286,12 +328,9 @@ def _check_found(
             f"{target} has shared memory that cannot be taken over:"
             f" {'; '.join(f'{item.mapping}: {item.reason}' for item in _largest(shared))}"
         )
-    advice = ""
-    if left:
-        advice = f" Private memory cannot be taken over: give the guest shared memory. {QEMU_ADVICE}."
     raise NotSupportedError(
-        f"{target} has no shared guest memory. Mappings of {MIN_BYTES >> 20} MiB or more:"
-        f" {seen or 'none'}.{advice}"
+        f"{target} has no guest memory that can be taken over. Mappings of {MIN_BYTES >> 20} MiB or more:"
+        f" {seen or 'none'}. If one of them is the guest's, give it shared memory. {QEMU_ADVICE}"
     )
 
 

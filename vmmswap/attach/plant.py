@@ -21,7 +21,8 @@ from pathlib import Path
 
 from vmmswap.attach import hold
 from vmmswap.attach.fd_table import fd_links
-from vmmswap.attach.memory import mappings_of
+from vmmswap.attach.memory import QEMU_ADVICE, mappings_of
+from vmmswap.attach.planting import PlantedMover, Span, end_mover, plant_mover, remove_planting
 from vmmswap.attach.remote_call import CallRefusedError, HeldThread
 from vmmswap.attach.still import held_still
 from vmmswap.attach.target import Target
@@ -50,20 +51,23 @@ _UFFD_LINK = "anon_inode:[userfaultfd]"
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """uffd: our duplicate. number: the VMM's own fd of it. how: for people."""
+    """uffd: our duplicate. number: the VMM's own fd of it. how: for people. mover: of private memory."""
 
     uffd: int
     number: int
     dummy_page: int
     how: str
+    mover: PlantedMover | None = None
 
 
-def plant(target: Target, *, force: bool = False) -> Planted:
-    """Make both. Blocks. VmmswapError if it cannot be done; nothing is left in the VMM then."""
-    return hold.run(target, _plant, force=force)
+def plant(target: Target, spans: Sequence[Span] = (), *, force: bool = False) -> Planted:
+    """Make both. Blocks. VmmswapError if it cannot be done; nothing is left in the VMM then. spans: private
+    guest memory, which gets a thread that moves it.
+    """
+    return hold.run(target, lambda thread: _plant(thread, spans), force=force)
 
 
-def _plant(thread: HeldThread) -> Planted:
+def _plant(thread: HeldThread, spans: Sequence[Span]) -> Planted:
     with ExitStack() as undo:
         try:
             number, how = _make_uffd(thread)
@@ -80,14 +84,26 @@ def _plant(thread: HeldThread) -> Planted:
             )
             undo.callback(_quietly, thread, "munmap", dummy_page, PAGE_SIZE)
             uffd = pidfd_getfd(thread.target.pidfd, number)
+            undo.callback(os.close, uffd)
             reach("fetched")
+            mover = _plant_mover(thread, spans) if spans else None
         except CallRefusedError as refusal:
             raise NotSupportedError(
                 f"{refusal}: without that call no userfaultfd can be made in it. With the option force the"
                 " kernel skips the filter for such calls, if the monitor runs as root outside the unit"
             ) from None
         undo.pop_all()
-    return Planted(uffd, number, dummy_page, how)
+    return Planted(uffd, number, dummy_page, how, mover)
+
+
+def _plant_mover(thread: HeldThread, spans: Sequence[Span]) -> PlantedMover:
+    try:
+        return plant_mover(thread, spans)
+    except CallRefusedError as refusal:
+        raise NotSupportedError(
+            f"{refusal}: without that call no thread can move its private memory. Give the guest shared"
+            f" memory. {QEMU_ADVICE}"
+        ) from None
 
 
 def _call(thread: HeldThread, name: str, *arguments: int) -> int:
@@ -218,14 +234,22 @@ def idle(pid: int, uffd: int, dummy_page: int | None) -> list[int]:
     From here on nothing in the process waits for us. With the page registered and nobody to read of it,
     fork() would wait for ever.
     """
-    pages = _dummy_pages(pid) if dummy_page is None else [dummy_page]
+    pages = dummy_pages(pid) if dummy_page is None else [dummy_page]
     for page in pages:
         userfaultfd.unregister(uffd, page, PAGE_SIZE)
     return pages
 
 
-def uproot(target: Target, uffds: Sequence[int], pages: Sequence[int], *, force: bool = False) -> None:
+def uproot(
+    target: Target,
+    uffds: Sequence[int],
+    pages: Sequence[int],
+    *,
+    mailbox: int | None = None,
+    force: bool = False,
+) -> None:
     """Close these userfaultfds (duplicates of ours) in the VMM and unmap its dummy page: it is as before.
+    mailbox: of a thread that moves its memory, which is ended.
 
     Blocks. Call it while nothing is registered. If it raises, what stays behind is idle.
     """
@@ -234,13 +258,19 @@ def uproot(target: Target, uffds: Sequence[int], pages: Sequence[int], *, force:
         for number, link in fd_links(target)
         if link == _UFFD_LINK and any(is_same_file(target.pid, number, uffd) for uffd in uffds)
     ]
-    if numbers or pages:
-        hold.run(target, _uprooter(numbers, pages), force=force)
+    if mailbox is not None:
+        end_mover(target, mailbox)
+    if numbers or pages or mailbox is not None:
+        hold.run(target, _uprooter(numbers, pages, mailbox), force=force)
 
 
-def _uprooter(numbers: Sequence[int], pages: Sequence[int]) -> Callable[[HeldThread], bool]:
+def _uprooter(
+    numbers: Sequence[int], pages: Sequence[int], mailbox: int | None
+) -> Callable[[HeldThread], bool]:
     def work(thread: HeldThread) -> bool:
         try:
+            if mailbox is not None:
+                remove_planting(thread, mailbox)
             for page in pages:
                 _call(thread, "munmap", page, PAGE_SIZE)
             for number in numbers:
@@ -252,8 +282,8 @@ def _uprooter(numbers: Sequence[int], pages: Sequence[int]) -> Callable[[HeldThr
     return work
 
 
-def _dummy_pages(pid: int) -> list[int]:
-    """Single shared anonymous pages that a userfaultfd is registered for."""
+def dummy_pages(pid: int) -> list[int]:
+    """A VM's that is served: single shared anonymous pages that a userfaultfd is registered for."""
     single = {
         mapping.start
         for mapping in mappings_of(pid)

@@ -241,6 +241,11 @@ class HeldThread:
             raise CallRefusedError(f"a seccomp filter of {self.target} would {verdict} at {name}")
         return bool(verdict)
 
+    def check_allowed(self, name: str, *arguments: int) -> None:
+        """CallRefusedError if a filter forbids this call, by a thread that inherits the filters too."""
+        if verdict := self._verdict(name, arguments):
+            raise CallRefusedError(f"a seccomp filter of {self.target} would {verdict} at {name}")
+
     def _verdict(self, name: str, arguments: Sequence[int]) -> str:
         """What the filters would do instead of the call; empty: they let it pass, or are not known."""
         if self._filters is None:

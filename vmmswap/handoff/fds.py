@@ -111,14 +111,16 @@ def _seals(fd: int) -> int | None:
         return None
 
 
-def check_uffd(fd: int, field: str = "fds[0]") -> UffdInfo:
-    """What the userfaultfd can do. If UFFDIO_API was not done, it is done now; O_NONBLOCK is set."""
+def check_uffd(fd: int, field: str = "fds[0]", more: Feature = Feature(0)) -> UffdInfo:  # noqa: B008 - frozen
+    """What the userfaultfd can do. If UFFDIO_API was not done, it is done now, with `more` features than
+    usual; O_NONBLOCK is set.
+    """
     if not userfaultfd.is_userfaultfd(fd):
         raise ProtocolError(f"{field}: {_target(fd)} is not a userfaultfd")
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_NONBLOCK)
     features = userfaultfd.features_of(fd)
     if features is None:
-        features = _initialise(fd)
+        features = _initialise(fd, more)
     for forbidden, reason in _FORBIDDEN.items():
         if forbidden in features:
             raise NotSupportedError(f"{field}: the userfaultfd has the feature {forbidden.name}: {reason}")
@@ -145,8 +147,8 @@ def check_uffd_of_snapshot(fd: int, field: str = "fds[0]") -> UffdInfo:
     return replace(info, limits=limits)  # the others speak of what needs a memfd
 
 
-def _initialise(fd: int) -> Feature:
-    wanted = userfaultfd.WANTED & userfaultfd.kernel_features()
+def _initialise(fd: int, more: Feature) -> Feature:
+    wanted = (userfaultfd.WANTED | more) & userfaultfd.kernel_features()
     for features in (wanted, wanted & ~Feature.EVENT_FORK):  # EVENT_FORK needs CAP_SYS_PTRACE
         try:
             userfaultfd.api(fd, features)

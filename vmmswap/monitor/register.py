@@ -107,6 +107,7 @@ def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdSto
         if new.mover is not None:
             store.add(fdstore.MAILBOX, new.mover.mailbox)
             store.add(fdstore.PAGEMAP, new.mover.pagemap)
+            vm.mailbox = os.dup(new.mover.mailbox) if new.attached else None
         if new.connection is not None:
             store.add(fdstore.CONNECTION, new.connection)
         store.add(fdstore.MANIFEST, file.fd)
@@ -115,7 +116,7 @@ def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdSto
 
 
 def _close_fds(vm: Vm) -> None:
-    for fd in vm.memfds.values():
+    for fd in (*vm.memfds.values(), *(() if vm.mailbox is None else (vm.mailbox,))):
         os.close(fd)
     for process in vm.processes.values():
         process.close()

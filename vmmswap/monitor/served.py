@@ -111,6 +111,10 @@ class ServedVm:
     # Inside
 
     def _watch_mappers(self) -> Watcher:
+        if self.vm.manifest.attached and self.vm.backing.vmm_moves:
+            from vmmswap.monitor.mappers.attached_private import AttachedPrivateWatch  # noqa: PLC0415  as below
+
+            return AttachedPrivateWatch(self.vm, self.processes, self._around.barrier)
         if self.vm.manifest.attached:
             from vmmswap.monitor.mappers import attached  # noqa: PLC0415  only attached VMs need it
 
@@ -149,7 +153,7 @@ class ServedVm:
         from vmmswap.monitor.mappers import attached  # noqa: PLC0415  only attached VMs need it
 
         await self._watch.stop()
-        left = await attached.detach(self.vm.processes.values(), force=self.vm.manifest.forced)
+        left = await attached.detach(self.vm)
         if self._closing is None:
             how = f"an idle userfaultfd stays in {', '.join(left)}" if left else "the VMM is as it was"
             _log.info("detached: %s", how, extra=fields("", message_ids.VM_GONE))

@@ -46,6 +46,7 @@ class Vm:
     files: list[FileId] = field(default_factory=list)  # by number
     processes: dict[int, Process] = field(default_factory=dict)  # by the engine's number
     resident: snapshot.Resident | None = None  # where the engine cannot count that
+    mailbox: int | None = None  # ours, of a thread that attach has planted
     pulse: Pulse = field(init=False)
 
     def __post_init__(self) -> None:
@@ -413,6 +414,8 @@ class Vm:
                 process.close()
         with guarded("the record cannot be closed"):
             self.file.close()
+            if self.mailbox is not None:
+                os.close(self.mailbox)
 
     async def close(self) -> None:
         """Both."""

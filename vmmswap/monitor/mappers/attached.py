@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
 from vmmswap import message_ids
@@ -29,6 +29,7 @@ from vmmswap.attach.attach import (
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.huge_pages import forbid_huge_pages
 from vmmswap.attach.options import Options
+from vmmswap.engine import Mover
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux.access import User
@@ -80,7 +81,7 @@ async def _attach_one(
         with contextlib.suppress(VmmswapError):
             owned, process = await task
             with owned:
-                await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
+                await _detach(process, [process.uffd], process.dummy_page, force=options.force)
         raise
 
 
@@ -90,37 +91,44 @@ async def undo(attached: AttachedVm) -> None:
         uffds = [process.uffd for process in attached.processes]
         for process in attached.processes:
             await _detach(
-                process.pid,
-                process.pidfd,
+                process,
                 [process.uffd, *uffds],
                 process.dummy_page,
+                mailbox=process.mailbox,
                 force=attached.options.force,
             )
 
 
-async def detach(processes: Iterable[Process], *, force: bool = False) -> list[str]:
+async def detach(vm: Vm) -> list[str]:
     """Remove from a VM's processes what was put into them, once all of its memory is in and unregistered.
     Returns those that keep it, for people.
     """
-    known = list(processes)
+    known, force = list(vm.processes.values()), vm.manifest.forced
     uffds = [item.uffd for item in known]
     left = []
     for process in known:
         if process.pidfd >= 0 and not await asyncio.to_thread(is_gone, process.uffd):
             name = coverage.name_of(process.pid)
-            if not await _detach(process.pid, process.pidfd, [process.uffd, *uffds], force=force):
+            mailbox = vm.mailbox if process is vm.vmm else None
+            own = [process.uffd, *uffds]
+            if not await _detach(process, own, mailbox=mailbox, force=force):
                 left.append(name)
     return left
 
 
 async def _detach(
-    pid: int, pidfd: int, uffds: list[int], dummy_page: int | None = None, *, force: bool = False
+    who: AttachedProcess | Process,
+    uffds: list[int],
+    dummy_page: int | None = None,
+    *,
+    mailbox: int | None = None,
+    force: bool = False,
 ) -> bool:
     """uffds: the process's own first. False if they stay there; the log says so."""
     try:
-        await asyncio.to_thread(detach_process, pidfd, uffds, dummy_page, force=force)
+        await asyncio.to_thread(detach_process, who.pidfd, uffds, dummy_page, mailbox=mailbox, force=force)
     except Exception as error:  # whatever failed: the VM must be released
-        _log.warning("process %s keeps an idle userfaultfd: %s", coverage.name_of(pid), error)
+        _log.warning("process %s keeps an idle userfaultfd: %s", coverage.name_of(who.pid), error)
         return False
     return True
 
@@ -137,7 +145,12 @@ def new_vm(attached: AttachedVm, *, pins: bool, qmp: str | None) -> NewVm:
         forced=attached.options.force,
         chosen=bool(attached.options.regions),
         ordered_by=attached.options.user,
+        mover=_mover(attached.vmm),
     )
+
+
+def _mover(vmm: AttachedProcess) -> Mover | None:
+    return None if vmm.mover is None else Mover(vmm.pid, vmm.mover.mailbox, vmm.mover.pagemap)
 
 
 def new_process(process: AttachedProcess) -> NewProcess:
@@ -330,7 +343,7 @@ class Watch(Watcher):
                     raise NoSuchVMError("the VM has ended")
                 await self._processes.add(_numbered(new_process(process), numbers))
             except BaseException:
-                await _detach(pid, process.pidfd, [process.uffd], process.dummy_page, force=options.force)
+                await _detach(process, [process.uffd], process.dummy_page, force=options.force)
                 raise
         await self._forbid_huge_pages(picture)
 

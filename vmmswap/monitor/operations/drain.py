@@ -29,7 +29,7 @@ _log = logging.getLogger("vmmswap.drain")
 _CONNECT_LIMIT_S = 5.0
 _RETRY_S = 1.0
 _GOES_ON = ("running", "suspended")  # QEMU's states that `stop` changes and `cont` brings back
-_BETTER = ("bpf", "collapse")  # pin checks with which nobody is asked to drain
+_BETTER = ("bpf", "collapse", "move")  # pin checks with which nobody is asked to drain
 
 
 class Drain:
