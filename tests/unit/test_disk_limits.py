@@ -9,6 +9,8 @@ import pytest
 from vmmswap.config import load
 from vmmswap.config_checks import ConfigError
 from vmmswap.disk_limits import disk_limits
+from vmmswap.monitor import recovery
+from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.trace_file import FileSink
 from vmmswap.trace_format import Fault, TraceHeader
 
@@ -67,3 +69,26 @@ def test_the_page_fault_log_leaves_the_reserve(
 
 def test_a_directory_that_is_gone_limits_nothing(tmp_path: Path) -> None:
     assert disk_limits(load("web", []), tmp_path / "gone") == (0, 0)
+
+
+@pytest.mark.parametrize("name", [fdstore.STORE, "store-disk"])
+def test_a_successor_has_the_limits_of_the_file_that_it_has(tmp_path: Path, name: str) -> None:
+    """Without them a VM could fill the disk once its directory had gone, or had become another one."""
+    file, swap_dir = tmp_path / "conf", tmp_path / "swap"
+    file.write_text("[Swap]\nDiskTierMax=50%\n")
+    swap_dir.mkdir()
+    expected = disk_limits(load("web", [file]), swap_dir)
+    fd = os.open(swap_dir, os.O_TMPFILE | os.O_RDWR, 0)
+    try:
+        swap_dir.rmdir()
+        store = recovery.store_of({name: fd})
+        assert store
+        assert disk_limits(load("web", [file]), store) == expected
+        assert expected[0] > 0
+        assert expected[1] > 0
+    finally:
+        os.close(fd)
+
+
+def test_a_store_on_ram_has_no_file() -> None:
+    assert recovery.store_of({"store-segments": 3, "store-ram": 4}) is None

@@ -144,7 +144,7 @@ def _rebuild(
     engine = Engine(
         engine_config(
             config,
-            swap_dir,
+            store_of(kept) or swap_dir,
             backing.of_record(manifest),
             guest_bytes=sum(region.pages for region in manifest.regions) * PAGE_SIZE,
             has_tiers=has_tiers,
@@ -165,6 +165,12 @@ def _rebuild(
     for record in manifest.processes:
         _add_process(vm, record, kept, mapped)
     return vm, [_orphan(vm, name, uffd) for name, uffd in saved.items()]
+
+
+def store_of(kept: dict[str, int]) -> Path | None:
+    """The store's file, which the limits are for: SwapDirectory= may be another one by now, or be gone."""
+    fd = kept.get(fdstore.TIERS[2], kept.get(fdstore.STORE))
+    return None if fd is None else Path(f"/proc/self/fd/{fd}")
 
 
 def _serve(engine: Engine, kept: dict[str, int]) -> Recovered:
