@@ -13,6 +13,7 @@ import asyncio
 
 from vmmswap.engine import Engine
 from vmmswap.errors import NoSuchVMError
+from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.looks import REST
 
 FIRST_S = 1.0
@@ -81,6 +82,9 @@ class Pulse:
         try:
             stats = self._engine.stats()
         except NoSuchVMError:
+            return None
+        except Exception as error:  # whatever failed: those that wait look all the same
+            log_failure("cannot see whether anything happens", error)
             return None
         return (
             stats.job,
