@@ -38,6 +38,13 @@ def test_what_is_compressed_is_shown_with_its_ratio():
     assert dict(output.status_rows(older))["Compressed to"] == "1.0 MiB"
 
 
+def test_what_a_vm_has_freed_is_a_column_to_sort_by():
+    freed = output.COLUMNS["freed"]
+    status = status_values(Status(net_freed_bytes=3 << 19))
+    assert (freed.text(status), freed.order(status)) == ("1.5 MiB", 3 << 19)
+    assert freed.text({"Name": "older"}) == "0.0 MiB"
+
+
 def test_sizes_use_the_vms_page_size():
     assert output.pages({"PageSize": 65536, "SwapPages": 32}, "SwapPages") == "2.0 MiB (32 pages)"
     assert (

@@ -128,6 +128,13 @@ def _user(status: StatusKeys) -> str:
         return str(uid)
 
 
+def _bytes_column(title: str, key: str) -> Column:
+    def size_bytes(status: StatusKeys) -> int:
+        return int(status.get(key, 0))
+
+    return Column(title, lambda status: mib(size_bytes(status)), size_bytes, True)
+
+
 COLUMNS: dict[str, Column] = {
     "name": _text_column("NAME", lambda status: str(status.get("Name", ""))),
     "state": _text_column("STATE", state_text),
@@ -140,12 +147,8 @@ COLUMNS: dict[str, Column] = {
     "size": _pages_column("SIZE", "TotalPages"),
     "resident": _pages_column("RESIDENT", "ResidentPages"),
     "swapped": _pages_column("SWAPPED", "SwapPages"),
-    "stored": Column(
-        "STORED",
-        lambda status: mib(status.get("StoredBytes", 0)),
-        lambda status: status.get("StoredBytes", 0),
-        True,
-    ),
+    "stored": _bytes_column("STORED", "StoredBytes"),
+    "freed": _bytes_column("FREED", "NetFreedBytes"),
     "faults": _number_column("FAULTS", "FaultCount"),
     "restarts": _number_column("RESTARTS", "Restarts"),
     "version": _key_column("VERSION", "Version"),
