@@ -364,7 +364,8 @@ TEST(a_flipped_bit_in_the_ram_tier_is_an_error_or_a_page_that_its_hash_refuses)
 	one.disk_max_bytes = 0;
 	log = make(&one);
 	put(log, TEXT, 1, 1, &slot);
-	record = (char *)ram_tier_at(&log->ram, slot_segment(slot)) + (slot_granule(slot) << GRANULE_SHIFT);
+	CHECK_OK(log_memory_of(log, slot_segment(slot), &record));
+	record += slot_granule(slot) << GRANULE_SHIFT;
 	for (size_t bit = 0; bit < 24 * 8; bit++) { /* the header: lengths and codec */
 		int rc;
 
@@ -599,6 +600,172 @@ TEST(a_segment_that_is_used_again_in_locked_memory_has_no_records_of_before)
 	}
 	log_destroy(log);
 	munlockall();
+}
+
+/* While segments move to disk as they are filled, a few places in RAM are used again and again, and no more
+ * than RamTierMax= allows. The rest of their memory is released at the end of the job. */
+TEST(places_in_ram_are_used_again)
+{
+	struct log_config one = config(test_dir());
+	struct log *log, *next;
+	static uint64_t slots[16 * N];
+
+	one.ram_max_bytes = 8 * MIB;
+	log = make(&one);
+	put(log, MIXED, 1, 16 * N, slots);
+	CHECK(log->segments.known_n > 8);
+	CHECK(log->ram.free_from_idx <= 4);
+	CHECK(account(log).ram_bytes <= 8 * MIB);
+	check(log, MIXED, 1, 16 * N, slots);
+	next = successor(log);
+	for (size_t i = 0; i < 16 * N; i++)
+		CHECK_OK(log_mark_used(next, slots[i]));
+	log_recovered(next);
+	check(next, MIXED, 1, 16 * N, slots);
+	move_all(next);
+	CHECK_EQ(account(next).ram_bytes, 0);
+	CHECK_EQ(ram_tier_has_spare(&next->ram), false);
+	check(next, MIXED, 1, 16 * N, slots);
+	log_destroy(next);
+	log_destroy(log);
+}
+
+TEST(the_end_of_a_job_releases_places_that_were_kept)
+{
+	struct log_config one = config(test_dir());
+	struct log *log;
+	static uint64_t slots[8 * N];
+	struct error err = { 0 };
+
+	log = make(&one);
+	put(log, NOISE, 1, 8 * N, slots);
+	CHECK_OK(log_move_oldest(log, UINT32_MAX, &err));
+	CHECK(ram_tier_has_spare(&log->ram));
+	CHECK_EQ(log->images.kept_n, 1);
+	log_seal_open(log);
+	CHECK(!ram_tier_has_spare(&log->ram));
+	CHECK_EQ(log->images.kept_n, 0);
+	CHECK_OK(log_move_oldest(log, UINT32_MAX, &err)); /* no job runs: nothing is kept */
+	CHECK(!ram_tier_has_spare(&log->ram));
+	CHECK_EQ(log->images.kept_n, 0);
+	CHECK(account(log).ram_bytes <= log->segments.ram_n * SEGMENT_BYTES);
+	log_destroy(log);
+}
+
+/* A place that was trimmed lacks memory, and writing there could end in SIGBUS: it is no spare. */
+TEST(a_trimmed_place_is_not_used_again_as_it_is)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[2 * N];
+	struct error err = { 0 };
+
+	put(log, TEXT, 1, 100, slots);
+	log_seal_open(log);
+	put(log, TEXT, 1, 1, slots + 100); /* a job runs */
+	CHECK_OK(log_move_oldest(log, UINT32_MAX, &err));
+	CHECK(!ram_tier_has_spare(&log->ram));
+	log_destroy(log);
+}
+
+static bool disk_has(struct log *log, const char *bytes, size_t n)
+{
+	static _Alignas(4096) char image[SEGMENT_BYTES]; /* O_DIRECT */
+	bool found = false;
+
+	for (off_t at = 0; !found && pread(disk_tier_fd(log->disk), image, sizeof image, at) > 0;
+	     at += (off_t)sizeof image)
+		found = memmem(image, sizeof image, bytes, n) != NULL;
+	return found;
+}
+
+/* The image that one segment was written from is used for the next: nothing of the first must be in it. */
+TEST(what_was_dropped_is_not_written_with_another_segment)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[N];
+	char page[PAGE_BYTES];
+	struct error err = { 0 };
+	struct log *log;
+
+	one.encrypt = false;
+	log = make(&one);
+	put(log, NOISE, 1, N, slots);
+	CHECK_OK(log_move_oldest(log, UINT32_MAX, &err));
+	CHECK_EQ(log->images.kept_n, 1);
+	make_page(page, NOISE, 101);
+	CHECK(disk_has(log, page, 64));
+	drop(log, slots, N);
+	put(log, NOISE, 10001, N, slots);
+	for (size_t i = 0; i < N; i += 2)
+		log_drop(log, slots[i]);
+	while (!log_move_oldest(log, UINT32_MAX, &err))
+		;
+	for (uint64_t seed = 1; seed < 500; seed += 7) {
+		make_page(page, NOISE, seed);
+		CHECK(!disk_has(log, page, 64));
+	}
+	make_page(page, NOISE, 10001 + 100); /* dropped before it moved */
+	CHECK(!disk_has(log, page, 64));
+	check(log, NOISE, 10002, 1, slots + 1);
+	log_destroy(log);
+}
+
+/* In the first version of the table a segment's place in RAM was its own number, and 0 was written there. */
+TEST(a_table_of_the_first_version_is_taken_over_with_its_memory)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one), *next;
+	static uint64_t slots[3 * N];
+
+	put(log, MIXED, 1, N, slots);
+	move_all(log);
+	drop(log, slots, N);
+	put(log, MIXED, 1, 3 * N, slots);
+	for (uint32_t idx = 0; idx < log->segments.known_n; idx++) {
+		_Atomic uint64_t *place = &log->segments.entries[idx].place;
+
+		if (place_tier(*place) != TIER_RAM)
+			continue;
+		CHECK_EQ((uint32_t)*place, idx);
+		*place = place_of(TIER_RAM, 0);
+	}
+	memcpy(log->segments.table->magic, "vmmsseg1", 8);
+	next = successor(log);
+	for (size_t i = 0; i < 3 * N; i++)
+		CHECK_OK(log_mark_used(next, slots[i]));
+	log_recovered(next);
+	CHECK(memcmp(next->segments.table->magic, "vmmsseg2", 8) == 0);
+	check(next, MIXED, 1, 3 * N, slots);
+	move_all(next);
+	check(next, MIXED, 1, 3 * N, slots);
+	log_destroy(next);
+	log_destroy(log);
+}
+
+TEST(two_segments_at_one_place_in_ram_are_not_both_believed)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one), *next;
+	static uint64_t slots[3 * N];
+	char page[PAGE_BYTES];
+	uint32_t second;
+
+	put(log, NOISE, 1, 3 * N, slots);
+	second = slot_segment(slots[3 * N - 1]);
+	CHECK(second > 0);
+	log->segments.entries[second].place = log->segments.entries[0].place;
+	next = successor(log);
+	for (size_t i = 0; i < 3 * N; i++)
+		CHECK_OK(log_mark_used(next, slots[i]));
+	log_recovered(next);
+	for (size_t i = 0; i < 3 * N; i++)
+		if (slot_segment(slots[i]) == second)
+			CHECK_EQ(log_get(next, slots[i], page), -EIO);
+		else
+			check(next, NOISE, 1 + i, 1, &slots[i]);
+	log_destroy(next);
+	log_destroy(log);
 }
 
 static bool relocate(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
@@ -1038,8 +1205,7 @@ TEST(memory_that_is_being_released_belongs_to_nobody_else)
 	for (size_t i = 0; i < 300; i++)
 		log_drop(log, slots[i]);
 	CHECK(!segments_take_empty(&log->segments, &empty_idx));
-	ram_tier_drop(&log->ram, stale_idx, 1);
-	segments_ram_is_gone(&log->segments);
+	log_release_memory(log, stale_idx);
 	segments_unclaim(&log->segments, stale_idx);
 	drop(log, slots, 0);
 	CHECK_EQ(log->segments.ram_n, 0);

@@ -17,12 +17,13 @@ static enum outcome move_record(struct log *log, uint32_t segment_idx, uint32_t 
 	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT,
 		 from_idx = slot_of_record(segment_idx, granule);
 	char page[PAGE_BYTES];
-	const char *segment = ram_tier_at(&log->ram, segment_idx);
+	char *segment;
 	struct page_to_put put = { .page = page };
 	struct record_header header;
 	struct error err;
 
-	if (!segment || !record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
+	if (log_memory_of(log, segment_idx, &segment) ||
+	    !record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
 	    log_get(log, from_idx, page))
 		return STAYS;
 	put.owner = header.owner;

@@ -82,6 +82,7 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 	log->disk_max_bytes = config->disk_max_bytes;
 	log->disk_keep_free_bytes = config->disk_keep_free_bytes;
 	log->ram_age_s = config->ram_age_s;
+	images_init(&log->images);
 	writes_init(&log->own_writes);
 	log->writes = &log->own_writes;
 	log->headroom = headroom_create("/proc");
@@ -120,6 +121,7 @@ void log_destroy(struct log *log)
 		pthread_mutex_destroy(&log->writers[i].lock);
 	seal_destroy(log->seal);
 	disk_tier_destroy(log->disk);
+	images_destroy(&log->images);
 	fills_close(&log->fills);
 	ram_tier_close(&log->ram);
 	segments_close(&log->segments);
@@ -139,46 +141,39 @@ int log_mark_used(struct log *log, uint64_t slot_idx)
 
 /* Bits of the entry may have flipped. Two segments at one place: the second one is the wrong one, or the
  * first; tags and hashes tell when their pages are read. */
-static uint64_t checked_place(struct log *log, uint32_t segment_idx)
+static void check_place(struct log *log, uint32_t segment_idx)
 {
 	_Atomic uint64_t *place = &log->segments.entries[segment_idx].place;
 	enum segment_tier tier = place_tier(atomic_load(place));
-	bool is_right = tier == TIER_NONE || tier == TIER_RAM;
+	bool is_right = tier == TIER_NONE;
 
+	if (tier == TIER_RAM)
+		is_right = !ram_tier_mark(&log->ram, (uint32_t)atomic_load(place));
 	if (tier == TIER_DISK && log->disk)
 		is_right = !disk_tier_mark(log->disk, (uint32_t)atomic_load(place));
 	if (!is_right)
 		atomic_store(place, place_of(TIER_LOST, 0));
-	return atomic_load(place);
 }
 
 /* The segment may have been open. A bit of used_granules may have flipped: the last record that is marked
  * lies within its own length behind that. */
 static void trim(struct log *log, uint32_t segment_idx)
 {
-	uint64_t used_bytes = (uint64_t)atomic_load(&log->segments.entries[segment_idx].used_granules)
-			      << GRANULE_SHIFT;
+	const struct segment_entry *entry = &log->segments.entries[segment_idx];
+	uint64_t used_bytes = (uint64_t)atomic_load(&entry->used_granules) << GRANULE_SHIFT;
 
-	ram_tier_trim(&log->ram, segment_idx, used_bytes + RECORD_BYTES_MAX);
+	ram_tier_trim(&log->ram, (uint32_t)atomic_load(&entry->place), used_bytes + RECORD_BYTES_MAX);
 }
 
-/* The table decides: a place on disk that no entry names is free, and so is the memory of a segment that is
- * not in RAM. */
+/* The table decides: a place that no entry names is free, in RAM and on disk. */
 void log_recovered(struct log *log)
 {
-	uint32_t from_idx = 0;
-
 	for (uint32_t idx = 0; idx < log->segments.known_n; idx++) {
-		uint64_t place = checked_place(log, idx);
-
-		if (place_tier(place) != TIER_RAM)
-			continue;
-		trim(log, idx);
-		if (from_idx < idx)
-			ram_tier_drop(&log->ram, from_idx, idx - from_idx);
-		from_idx = idx + 1;
+		check_place(log, idx);
+		if (place_tier(atomic_load(&log->segments.entries[idx].place)) == TIER_RAM)
+			trim(log, idx);
 	}
-	ram_tier_drop(&log->ram, from_idx, SEGMENTS_MAX - from_idx);
+	ram_tier_recovered(&log->ram);
 	if (log->disk)
 		disk_tier_recovered(log->disk);
 	segments_recovered(&log->segments);
@@ -186,15 +181,26 @@ void log_recovered(struct log *log)
 		;
 }
 
+/* While a swap-out fills segments, it wants memory for the next ones again and again. */
+static void keep_spares(struct log *log, bool keeps)
+{
+	ram_tier_keep_spares(&log->ram, keeps);
+	images_keep(&log->images, keeps);
+}
+
 static int open_segment(struct log *log, struct log_writer *writer, bool raw, struct error *err)
 {
 	bool compacts = writer == &log->writers[LOG_COMPACTOR];
 	uint32_t segment_idx;
-	int rc = compacts ? log_take_target(log, raw, &segment_idx, err) :
-			    log_take_segment(log, raw, &segment_idx, err);
+	int rc;
 
+	if (!compacts)
+		keep_spares(log, true);
+	rc = compacts ? log_take_target(log, raw, &segment_idx, err) :
+			log_take_segment(log, raw, &segment_idx, err);
 	if (rc)
 		return rc;
+	log_memory_of(log, segment_idx, &writer->open[raw].memory); /* it was mapped as it was taken */
 	writer->open[raw].is_open = true;
 	writer->open[raw].segment_idx = segment_idx;
 	writer->open[raw].next_granule = 0;
@@ -203,11 +209,14 @@ static int open_segment(struct log *log, struct log_writer *writer, bool raw, st
 
 static void seal_writer(struct log *log, struct log_writer *writer, bool raw)
 {
+	uint32_t place_idx;
+
 	if (!writer->open[raw].is_open)
 		return;
 	writer->open[raw].is_open = false;
-	ram_tier_trim(&log->ram, writer->open[raw].segment_idx,
-		      (uint64_t)writer->open[raw].next_granule << GRANULE_SHIFT);
+	if (segments_ram_place(&log->segments, writer->open[raw].segment_idx, &place_idx))
+		ram_tier_trim(&log->ram, place_idx,
+			      (uint64_t)writer->open[raw].next_granule << GRANULE_SHIFT);
 	segments_seal(&log->segments, writer->open[raw].segment_idx);
 	log_wake_tender(log);
 	FAILPOINT_HERE("store.sealed");
@@ -225,8 +234,7 @@ static int room_for_record(struct log *log, struct log_writer *writer, bool raw,
 		if (rc)
 			return rc;
 	}
-	*at = (char *)ram_tier_at(&log->ram, writer->open[raw].segment_idx) +
-	      ((uint64_t)writer->open[raw].next_granule << GRANULE_SHIFT);
+	*at = writer->open[raw].memory + ((uint64_t)writer->open[raw].next_granule << GRANULE_SHIFT);
 	return 0;
 }
 
@@ -299,6 +307,7 @@ void log_seal_writer(struct log *log, size_t writer_idx)
 
 void log_seal_open(struct log *log)
 {
+	keep_spares(log, false);
 	for (size_t i = 0; i < LOG_WRITERS; i++)
 		log_seal_writer(log, i);
 }
@@ -325,19 +334,41 @@ void log_drop(struct log *log, uint64_t slot_idx)
 		log_wake_tender(log);
 }
 
-/* For a segment on disk, clear its entry first: the place's next owner may be the one that a successor should
- * find. For a segment in RAM, release its memory first: the next owner of the segment's number has its memory
- * at the same place. */
+int log_memory_of(struct log *log, uint32_t segment_idx, char **memory)
+{
+	uint32_t place_idx;
+
+	if (!segments_ram_place(&log->segments, segment_idx, &place_idx))
+		return -EIO;
+	*memory = ram_tier_at(&log->ram, place_idx);
+	return *memory ? 0 : -ENOMEM;
+}
+
+static void release_place(struct log *log, uint32_t place_idx)
+{
+	ram_tier_release(&log->ram, place_idx);
+	segments_ram_is_gone(&log->segments);
+}
+
+void log_release_memory(struct log *log, uint32_t segment_idx)
+{
+	uint32_t place_idx;
+
+	if (segments_take_ram(&log->segments, segment_idx, &place_idx))
+		release_place(log, place_idx);
+}
+
+/* Clear the entry first: the place's next owner is the one that a successor should find. */
 static void give_back(struct log *log, uint32_t segment_idx)
 {
 	uint64_t place = atomic_load(&log->segments.entries[segment_idx].place);
+	uint32_t ram_place_idx;
+	bool has_memory = segments_take_ram(&log->segments, segment_idx, &ram_place_idx);
 
-	if (place_tier(place) == TIER_RAM || segments_clear_stale(&log->segments, segment_idx)) {
-		ram_tier_drop(&log->ram, segment_idx, 1);
-		segments_ram_is_gone(&log->segments);
-	}
 	segments_free(&log->segments, segment_idx);
 	FAILPOINT_HERE("store.freed");
+	if (has_memory)
+		release_place(log, ram_place_idx);
 	if (place_tier(place) == TIER_DISK && log->disk)
 		disk_tier_drop(log->disk, (uint32_t)place);
 }
@@ -347,8 +378,7 @@ bool log_tidy_step(struct log *log)
 	uint32_t segment_idx;
 
 	if (segments_take_stale(&log->segments, &segment_idx)) {
-		ram_tier_drop(&log->ram, segment_idx, 1);
-		segments_ram_is_gone(&log->segments);
+		log_release_memory(log, segment_idx);
 		segments_unclaim(&log->segments, segment_idx);
 		return true;
 	}

@@ -24,6 +24,7 @@
 #include "linux/headroom.h"
 #include "store/disk_tier.h"
 #include "store/fills.h"
+#include "store/images.h"
 #include "store/ram_tier.h"
 #include "store/seal.h"
 #include "store/segments.h"
@@ -59,6 +60,7 @@ struct log_writer {
 		bool is_open;
 		uint32_t segment_idx;
 		uint32_t next_granule;
+		char *memory;
 	} open[2];
 };
 
@@ -68,6 +70,7 @@ struct log {
 	struct disk_tier *disk; /* NULL: none */
 	struct seal *seal;	/* NULL: not encrypted */
 	struct fills fills;
+	struct images images;
 	bool compress;
 	struct log_writer writers[LOG_WRITERS];
 	pthread_mutex_t take_lock; /* of the RAM tier's limit, and what follows */
@@ -92,6 +95,11 @@ struct log {
 
 int log_create(const struct log_config *config, struct log **out, struct error *err);
 void log_destroy(struct log *log);
+
+/* The memory of a segment. -EIO: it has none; -ENOMEM: it cannot be mapped. */
+int log_memory_of(struct log *log, uint32_t segment_idx, char **memory);
+/* Release the memory of a segment that belongs to the caller alone, if it has any. */
+void log_release_memory(struct log *log, uint32_t segment_idx);
 
 /* Recovery, before anything else: call this once for each slot in the page map, then log_recovered().
  * -ERANGE, -EEXIST: the page map is damaged. */
@@ -124,7 +132,8 @@ void log_drop(struct log *log, uint64_t slot_idx);
  * some milliseconds. */
 bool log_tidy_step(struct log *log);
 
-/* Seal all open segments, so that they can be moved: no writer appends to them from now on. */
+/* Seal all open segments, so that they can be moved: no writer appends to them from now on. Memory that was
+ * kept for further segments is released. */
 void log_seal_open(struct log *log);
 /* The same for one writer's. */
 void log_seal_writer(struct log *log, size_t writer_idx);

@@ -15,11 +15,12 @@
 static int read_from_ram(struct log *log, uint32_t segment_idx, uint32_t granule, void *page)
 {
 	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT;
-	const char *segment = ram_tier_at(&log->ram, segment_idx);
 	struct record_header header;
+	char *segment;
+	int rc = log_memory_of(log, segment_idx, &segment);
 
-	if (!segment)
-		return -ENOMEM;
+	if (rc)
+		return rc;
 	if (!record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
 	    !record_unpack(&header, segment + offset_bytes + RECORD_HEAD_BYTES, page))
 		return -EBADMSG;

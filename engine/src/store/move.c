@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "base/big_buffer.h"
 #include "base/failpoint.h"
 #include "store/record.h"
 #include "store/tend.h"
@@ -28,28 +27,36 @@ static int seal_record(struct log *log, uint64_t serial, uint32_t granule, const
 			  header.payload_bytes, out + RECORD_HEAD_BYTES, out + head_bytes);
 }
 
-/* A record that is damaged in memory is left out: reading it gives an error on disk as it does in memory. The
- * image's length in whole blocks follows from its records, and not from what the table says was written: a
- * bit of that may have flipped. */
+/* Zeros wherever no record in use is. A record that is damaged in memory is left out: reading it gives an
+ * error on disk as it does in memory. The image's length in whole blocks follows from its records, and not
+ * from what the table says was written: a bit of that may have flipped. */
 static int make_image(struct log *log, uint32_t segment_idx, uint64_t serial, char *image, uint64_t *bytes)
 {
-	const char *segment = ram_tier_at(&log->ram, segment_idx);
+	uint64_t done_bytes = 0, record_end_bytes;
+	char *segment;
+	int rc = log_memory_of(log, segment_idx, &segment);
 
-	*bytes = DISK_BLOCK_BYTES;
-	if (!segment)
-		return -ENOMEM;
+	if (rc)
+		return rc;
 	for (uint32_t granule = 0; segments_next_live(&log->segments, segment_idx, &granule); granule++) {
 		uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT;
-		uint64_t end_bytes = 0;
-		int rc = seal_record(log, serial, granule, segment + offset_bytes, image + offset_bytes,
-				     &end_bytes);
 
-		if (rc && rc != -EBADMSG)
+		rc = seal_record(log, serial, granule, segment + offset_bytes, image + offset_bytes,
+				 &record_end_bytes);
+		if (rc == -EBADMSG)
+			continue;
+		if (rc)
 			return rc;
-		if (offset_bytes + end_bytes > *bytes)
-			*bytes = offset_bytes + end_bytes;
+		/* A damaged length may reach into the next record. */
+		if (offset_bytes > done_bytes)
+			memset(image + done_bytes, 0, offset_bytes - done_bytes);
+		if (offset_bytes + record_end_bytes > done_bytes)
+			done_bytes = offset_bytes + record_end_bytes;
 	}
-	*bytes = (*bytes + DISK_BLOCK_BYTES - 1) & ~(DISK_BLOCK_BYTES - 1);
+	*bytes = (done_bytes + DISK_BLOCK_BYTES - 1) & ~(DISK_BLOCK_BYTES - 1);
+	if (!*bytes)
+		*bytes = DISK_BLOCK_BYTES;
+	memset(image + done_bytes, 0, *bytes - done_bytes);
 	return 0;
 }
 
@@ -149,10 +156,8 @@ static int write_segment(struct log *log, uint32_t segment_idx, char *image, str
 
 static void give_memory_back(struct log *log, uint32_t segment_idx)
 {
-	if (!segments_leave_ram(&log->segments, segment_idx))
-		return;
-	ram_tier_drop(&log->ram, segment_idx, 1);
-	segments_ram_is_gone(&log->segments);
+	if (segments_leave_ram(&log->segments, segment_idx))
+		log_release_memory(log, segment_idx);
 }
 
 static int move_oldest(struct log *log, uint32_t born_before_s, struct error *err)
@@ -166,18 +171,15 @@ static int move_oldest(struct log *log, uint32_t born_before_s, struct error *er
 			       "the RAM tier is full, and there is no disk tier: raise RamTierMax=");
 	if (!segments_claim_oldest(&log->segments, born_before_s, &segment_idx))
 		return -ENOENT;
-	/* Zeros wherever no record in use is. The image is released after the write. */
-	image = big_buffer_new();
+	image = images_take(&log->images);
 	if (!image) {
 		segments_unclaim(&log->segments, segment_idx);
 		return error_set(err, ENOMEM, "no memory to make a segment ready for the disk");
 	}
 	rc = write_segment(log, segment_idx, image, err);
-	if (rc == -EIO) { /* another place may be better */
-		memset(image, 0, SEGMENT_BYTES);
+	if (rc == -EIO) /* another place may be better */
 		rc = write_segment(log, segment_idx, image, err);
-	}
-	big_buffer_free(image);
+	images_return(&log->images, image);
 	if (!rc) {
 		give_memory_back(log, segment_idx);
 		atomic_fetch_add(&log->moved_segments, 1);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -12,6 +13,22 @@
 #include "base/units.h"
 
 #define PIECE_BYTES (RAM_PIECE_SEGMENTS * SEGMENT_BYTES)
+
+static uint64_t bit_of(uint32_t place_idx)
+{
+	return (uint64_t)1 << place_idx % 64;
+}
+
+static bool is_taken(const struct ram_tier *ram, uint32_t place_idx)
+{
+	return ram->taken[place_idx / 64] & bit_of(place_idx);
+}
+
+static void punch(struct ram_tier *ram, uint64_t offset_bytes, uint64_t size_bytes)
+{
+	fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset_bytes,
+		  (off_t)size_bytes);
+}
 
 int ram_tier_open(struct ram_tier *ram, int fd, struct error *err)
 {
@@ -25,9 +42,41 @@ int ram_tier_open(struct ram_tier *ram, int fd, struct error *err)
 		close(own_fd);
 		return error_set(err, code, "cannot size the memfd of the RAM tier: %s", strerror(code));
 	}
+	ram->taken = calloc(SEGMENTS_MAX / 64, sizeof *ram->taken);
+	ram->trimmed = calloc(SEGMENTS_MAX / 64, sizeof *ram->trimmed);
+	if (!ram->taken || !ram->trimmed) {
+		free(ram->taken);
+		free(ram->trimmed);
+		close(own_fd);
+		return error_set(err, ENOMEM, "no memory for the store");
+	}
 	ram->fd = own_fd;
 	pthread_mutex_init(&ram->lock, NULL);
 	return 0;
+}
+
+int ram_tier_mark(struct ram_tier *ram, uint32_t place_idx)
+{
+	if (place_idx >= SEGMENTS_MAX)
+		return -ERANGE;
+	if (is_taken(ram, place_idx))
+		return -EEXIST;
+	ram->taken[place_idx / 64] |= bit_of(place_idx);
+	ram->trimmed[place_idx / 64] |= bit_of(place_idx); /* by the predecessor, perhaps */
+	return 0;
+}
+
+void ram_tier_recovered(struct ram_tier *ram)
+{
+	uint32_t from_idx = 0;
+
+	for (uint32_t idx = 0; idx <= SEGMENTS_MAX; idx++) {
+		if (idx < SEGMENTS_MAX && !is_taken(ram, idx))
+			continue;
+		if (from_idx < idx)
+			punch(ram, from_idx * SEGMENT_BYTES, (idx - from_idx) * SEGMENT_BYTES);
+		from_idx = idx + 1;
+	}
 }
 
 void ram_tier_close(struct ram_tier *ram)
@@ -35,24 +84,105 @@ void ram_tier_close(struct ram_tier *ram)
 	for (size_t i = 0; i < RAM_PIECES; i++)
 		if (ram->pieces[i])
 			munmap(ram->pieces[i], PIECE_BYTES);
+	free(ram->taken);
+	free(ram->trimmed);
 	pthread_mutex_destroy(&ram->lock);
 	close(ram->fd);
 }
 
-int ram_tier_take(struct ram_tier *ram, uint32_t segment_idx)
+static bool take_spare(struct ram_tier *ram, uint32_t *place_idx)
+{
+	bool found;
+
+	pthread_mutex_lock(&ram->lock);
+	found = ram->spares_n;
+	if (found)
+		*place_idx = ram->spares[--ram->spares_n];
+	pthread_mutex_unlock(&ram->lock);
+	return found;
+}
+
+/* Take the lowest free place: so few pieces are mapped. False: all places are taken. */
+static bool take_free(struct ram_tier *ram, uint32_t *place_idx)
+{
+	bool found;
+
+	pthread_mutex_lock(&ram->lock);
+	while (ram->free_from_idx < SEGMENTS_MAX && is_taken(ram, ram->free_from_idx))
+		ram->free_from_idx++;
+	*place_idx = ram->free_from_idx;
+	found = *place_idx < SEGMENTS_MAX;
+	if (found)
+		ram->taken[*place_idx / 64] |= bit_of(*place_idx);
+	pthread_mutex_unlock(&ram->lock);
+	return found;
+}
+
+static int allocate(struct ram_tier *ram, uint32_t place_idx)
 {
 	int rc = FAILPOINT("store.ram");
-	void *at;
+	void *at = ram_tier_at(ram, place_idx);
 
-	if (!rc && fallocate(ram->fd, 0, (off_t)(segment_idx * SEGMENT_BYTES), (off_t)SEGMENT_BYTES))
+	if (!rc && !at)
+		rc = -ENOMEM;
+	if (!rc && fallocate(ram->fd, 0, (off_t)(place_idx * SEGMENT_BYTES), (off_t)SEGMENT_BYTES))
 		rc = -errno;
 	/* All of it is written soon: one call replaces a page fault for every page. */
-	at = rc ? NULL : ram_tier_at(ram, segment_idx);
-	if (at)
+	if (!rc)
 		madvise(at, SEGMENT_BYTES, MADV_POPULATE_WRITE);
-	if (rc) /* a part may have been allocated */
-		ram_tier_drop(ram, segment_idx, 1);
 	return rc;
+}
+
+/* Release the memory first: once the place is free, somebody else may take it. */
+static void give_up(struct ram_tier *ram, uint32_t place_idx)
+{
+	punch(ram, place_idx * SEGMENT_BYTES, SEGMENT_BYTES);
+	pthread_mutex_lock(&ram->lock);
+	ram->taken[place_idx / 64] &= ~bit_of(place_idx);
+	atomic_fetch_and(&ram->trimmed[place_idx / 64], ~bit_of(place_idx));
+	if (place_idx < ram->free_from_idx)
+		ram->free_from_idx = place_idx;
+	pthread_mutex_unlock(&ram->lock);
+}
+
+int ram_tier_take(struct ram_tier *ram, uint32_t *place_idx)
+{
+	int rc;
+
+	if (take_spare(ram, place_idx))
+		return 0;
+	if (!take_free(ram, place_idx))
+		return -ENOSPC;
+	rc = allocate(ram, *place_idx);
+	if (rc)
+		give_up(ram, *place_idx); /* a part may have been allocated */
+	return rc;
+}
+
+void ram_tier_release(struct ram_tier *ram, uint32_t place_idx)
+{
+	bool is_spare = !(atomic_load(&ram->trimmed[place_idx / 64]) & bit_of(place_idx));
+
+	pthread_mutex_lock(&ram->lock);
+	is_spare = is_spare && ram->keeps_spares && ram->spares_n < RAM_SPARES_MAX;
+	if (is_spare)
+		ram->spares[ram->spares_n++] = place_idx;
+	pthread_mutex_unlock(&ram->lock);
+	if (!is_spare)
+		give_up(ram, place_idx);
+}
+
+void ram_tier_keep_spares(struct ram_tier *ram, bool keeps_spares)
+{
+	uint32_t spares[RAM_SPARES_MAX], n = 0;
+
+	pthread_mutex_lock(&ram->lock);
+	ram->keeps_spares = keeps_spares;
+	while (!keeps_spares && ram->spares_n)
+		spares[n++] = ram->spares[--ram->spares_n];
+	pthread_mutex_unlock(&ram->lock);
+	while (n)
+		give_up(ram, spares[--n]);
 }
 
 static char *map_piece(struct ram_tier *ram, size_t piece)
@@ -76,30 +206,24 @@ static char *map_piece(struct ram_tier *ram, size_t piece)
 	return at;
 }
 
-void *ram_tier_at(struct ram_tier *ram, uint32_t segment_idx)
+void *ram_tier_at(struct ram_tier *ram, uint32_t place_idx)
 {
-	size_t piece = segment_idx / RAM_PIECE_SEGMENTS;
-	char *at = ram->pieces[piece];
+	size_t piece = place_idx / RAM_PIECE_SEGMENTS;
+	char *at = piece < RAM_PIECES ? ram->pieces[piece] : NULL;
 
-	if (!at)
+	if (!at && piece < RAM_PIECES)
 		at = map_piece(ram, piece);
-	return at ? at + segment_idx % RAM_PIECE_SEGMENTS * SEGMENT_BYTES : NULL;
+	return at ? at + place_idx % RAM_PIECE_SEGMENTS * SEGMENT_BYTES : NULL;
 }
 
-void ram_tier_drop(struct ram_tier *ram, uint32_t segment_idx, uint32_t segments_n)
-{
-	fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(segment_idx * SEGMENT_BYTES),
-		  (off_t)(segments_n * SEGMENT_BYTES));
-}
-
-void ram_tier_trim(struct ram_tier *ram, uint32_t segment_idx, uint64_t used_bytes)
+void ram_tier_trim(struct ram_tier *ram, uint32_t place_idx, uint64_t used_bytes)
 {
 	uint64_t end_bytes = (used_bytes + PAGE_BYTES - 1) & PAGE_MASK;
 
-	if (end_bytes < SEGMENT_BYTES)
-		fallocate(ram->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-			  (off_t)(segment_idx * SEGMENT_BYTES + end_bytes),
-			  (off_t)(SEGMENT_BYTES - end_bytes));
+	if (end_bytes + RAM_TRIMMED_BYTES_MIN > SEGMENT_BYTES)
+		return;
+	atomic_fetch_or(&ram->trimmed[place_idx / 64], bit_of(place_idx));
+	punch(ram, place_idx * SEGMENT_BYTES + end_bytes, SEGMENT_BYTES - end_bytes);
 }
 
 uint64_t ram_tier_bytes(const struct ram_tier *ram)

@@ -108,10 +108,19 @@ int segments_take(struct segments *segments, enum segment_pages pages, uint32_t 
 	return rc;
 }
 
-void segments_now_in_ram(struct segments *segments, uint32_t segment_idx)
+void segments_now_in_ram(struct segments *segments, uint32_t segment_idx, uint32_t place_idx)
 {
-	atomic_store(&segments->entries[segment_idx].place, place_of(TIER_RAM, 0));
+	atomic_store(&own_of(segments, segment_idx)->ram_place_n, place_idx + 1);
+	atomic_store(&segments->entries[segment_idx].place, place_of(TIER_RAM, place_idx));
 	atomic_fetch_add(&segments->ram_n, 1);
+}
+
+bool segments_ram_place(const struct segments *segments, uint32_t segment_idx, uint32_t *place_idx)
+{
+	uint32_t place_n = atomic_load(&own_of(segments, segment_idx)->ram_place_n);
+
+	*place_idx = place_n - 1;
+	return place_n;
 }
 
 /* The monitor's memory is locked, and there MADV_DONTNEED does nothing but return EINVAL. */
@@ -388,9 +397,14 @@ bool segments_take_stale(struct segments *segments, uint32_t *segment_idx)
 	return found;
 }
 
-bool segments_clear_stale(struct segments *segments, uint32_t segment_idx)
+bool segments_take_ram(struct segments *segments, uint32_t segment_idx, uint32_t *place_idx)
 {
-	return atomic_exchange(&own_of(segments, segment_idx)->stale_ram, false);
+	struct segment *own = own_of(segments, segment_idx);
+	uint32_t place_n = atomic_exchange(&own->ram_place_n, 0);
+
+	atomic_store(&own->stale_ram, false);
+	*place_idx = place_n - 1;
+	return place_n;
 }
 
 void segments_ram_is_gone(struct segments *segments)

@@ -35,7 +35,7 @@ enum segment_pages { PAGES_COMPRESSED = 0, PAGES_RAW = 1, PAGES_INCOMPRESSIBLE =
 enum segment_state { SEGMENT_FREE = 0, SEGMENT_OPEN, SEGMENT_SEALED, SEGMENT_MOVING, SEGMENT_EMPTY };
 
 struct segment_entry {			/* in shared memory */
-	_Atomic uint64_t place;		/* tier in the top byte, place on disk below */
+	_Atomic uint64_t place;		/* tier in the top byte, place there below */
 	_Atomic uint64_t serial;	/* of the image on disk; set before place */
 	_Atomic uint32_t used_granules; /* end of what is written */
 	_Atomic uint32_t born_s;	/* CLOCK_BOOTTIME, when it was taken */
@@ -51,6 +51,7 @@ struct segment { /* this process's own */
 	_Atomic uint8_t state;
 	_Atomic bool
 		stale_ram; /* it is on disk, but its memory is not released yet: somebody is reading it */
+	_Atomic uint32_t ram_place_n; /* 1 + its place in RAM; 0: it has no memory */
 	_Atomic uint32_t readers;
 	_Atomic uint32_t live_n;	/* records in use */
 	_Atomic uint32_t live_granules; /* of them */
@@ -106,7 +107,9 @@ void segments_recovered(struct segments *segments);
 /* Take a FREE segment; it is now OPEN, without memory yet. -ENOMEM, -EFBIG: all are in use. */
 int segments_take(struct segments *segments, enum segment_pages pages, uint32_t *segment_idx);
 /* The segment has memory now: from here on a successor knows of it. */
-void segments_now_in_ram(struct segments *segments, uint32_t segment_idx);
+void segments_now_in_ram(struct segments *segments, uint32_t segment_idx, uint32_t place_idx);
+/* Where its memory is; false: it has none. Bits of the table may flip, so this does not come from there. */
+bool segments_ram_place(const struct segments *segments, uint32_t segment_idx, uint32_t *place_idx);
 /* Give back an OPEN segment that could get no memory. */
 void segments_put_back(struct segments *segments, uint32_t segment_idx);
 
@@ -151,12 +154,12 @@ void segments_leave(struct segments *segments, uint32_t segment_idx);
 /* True if nobody is reading the memory of a segment that is now on disk: the caller may release it. False:
  * segments_take_stale() returns it later. */
 bool segments_leave_ram(struct segments *segments, uint32_t segment_idx);
-/* Claim a segment on disk whose memory can be released now; then call segments_ram_is_gone() and
+/* Claim a segment on disk whose memory can be released now; then call segments_take_ram() and
  * segments_unclaim(). */
 bool segments_take_stale(struct segments *segments, uint32_t *segment_idx);
-/* True if the memory of a segment that belongs to the caller alone is still to be released. */
-bool segments_clear_stale(struct segments *segments, uint32_t segment_idx);
-/* A segment's memory was released. */
+/* Take its memory from a segment that belongs to the caller alone. The caller releases it, and then calls
+ * segments_ram_is_gone(). False: it has none. */
+bool segments_take_ram(struct segments *segments, uint32_t segment_idx, uint32_t *place_idx);
 void segments_ram_is_gone(struct segments *segments);
 
 /* The number of granules from the start of a record to the start of the next, or to the end of what is

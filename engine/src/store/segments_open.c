@@ -9,9 +9,19 @@
 
 #include "store/segments_inside.h"
 
-static const char magic[8] = "vmmsseg1";
+static const char magic[8] = "vmmsseg2";
+static const char magic_of_1[8] = "vmmsseg1"; /* where the segment's own number was its place in RAM */
 
 #define TABLE_BYTES (sizeof(struct segments_table) + SEGMENTS_MAX * sizeof(struct segment_entry))
+
+/* Whoever dies in the middle of this leaves a table that can be upgraded again. */
+static void upgrade(struct segments_table *table)
+{
+	for (uint32_t idx = 0; idx < atomic_load(&table->known_n) && idx < SEGMENTS_MAX; idx++)
+		if (place_tier(atomic_load(&table->entries[idx].place)) == TIER_RAM)
+			atomic_store(&table->entries[idx].place, place_of(TIER_RAM, idx));
+	memcpy(table->magic, magic, sizeof magic);
+}
 
 static int map_table(struct segments *segments, bool is_new, struct error *err)
 {
@@ -28,6 +38,8 @@ static int map_table(struct segments *segments, bool is_new, struct error *err)
 	}
 	if (is_new)
 		memcpy(segments->table->magic, magic, sizeof magic);
+	else if (!memcmp(segments->table->magic, magic_of_1, sizeof magic))
+		upgrade(segments->table);
 	else if (memcmp(segments->table->magic, magic, sizeof magic))
 		return error_set(err, EPROTO, "the segment table is of another version of vmmswap");
 	segments->entries = segments->table->entries;
@@ -123,7 +135,10 @@ void segments_recovered(struct segments *segments)
 		if (tier == TIER_NONE)
 			continue;
 		count_segment(segments, idx);
-		segments->ram_n += tier == TIER_RAM;
+		if (tier == TIER_RAM) {
+			own->ram_place_n = 1 + (uint32_t)segments->entries[idx].place;
+			segments->ram_n++;
+		}
 		own->state = own->live_n ? SEGMENT_SEALED : SEGMENT_EMPTY;
 		segments->empty_n += own->state == SEGMENT_EMPTY;
 	}

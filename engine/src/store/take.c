@@ -50,9 +50,10 @@ static bool has_memory(struct log *log)
 static int take_memory(struct log *log, bool raw, uint32_t *segment_idx, struct error *err)
 {
 	enum segment_pages pages = !raw ? PAGES_COMPRESSED : log->compress ? PAGES_INCOMPRESSIBLE : PAGES_RAW;
+	uint32_t place_idx;
 	int rc;
 
-	if (!has_memory(log))
+	if (!ram_tier_has_spare(&log->ram) && !has_memory(log))
 		return error_set(
 			err, ENOMEM,
 			"no memory for the RAM tier: less than %llu MiB are left on the host, or below "
@@ -61,11 +62,7 @@ static int take_memory(struct log *log, bool raw, uint32_t *segment_idx, struct 
 	rc = segments_take(&log->segments, pages, segment_idx);
 	if (rc)
 		return error_set(err, -rc, "no further segment can be had in the store: %s", strerror(-rc));
-	rc = ram_tier_take(&log->ram, *segment_idx);
-	if (!rc && !ram_tier_at(&log->ram, *segment_idx)) {
-		ram_tier_drop(&log->ram, *segment_idx, 1);
-		rc = -ENOMEM;
-	}
+	rc = ram_tier_take(&log->ram, &place_idx);
 	if (rc) {
 		segments_put_back(&log->segments, *segment_idx);
 		return error_set(
@@ -73,7 +70,7 @@ static int take_memory(struct log *log, bool raw, uint32_t *segment_idx, struct 
 			"no memory for the RAM tier (%s): free some on the host, or lower RamTierMax=",
 			strerror(-rc));
 	}
-	segments_now_in_ram(&log->segments, *segment_idx);
+	segments_now_in_ram(&log->segments, *segment_idx, place_idx);
 	return 0;
 }
 
