@@ -30,6 +30,16 @@ TEST(hash_sees_every_bit)
 	CHECK_EQ(page_hash(page), whole);
 }
 
+TEST(every_processor_has_the_same_hash)
+{
+	unsigned char *page = test_pages(1);
+
+	for (uint64_t seed = 0; seed < 100; seed++) {
+		test_fill_page(page, seed);
+		CHECK_EQ(page_hash_anywhere(page), page_hash(page));
+	}
+}
+
 TEST(zero_sees_every_byte)
 {
 	unsigned char *page = test_pages(1);

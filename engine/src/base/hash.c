@@ -12,6 +12,15 @@
 
 uint32_t page_hash(const void *page)
 {
+#if defined(__x86_64__)
+	if (__builtin_cpu_supports("avx2"))
+		return page_hash_avx2(page);
+#endif
+	return page_hash_anywhere(page);
+}
+
+uint32_t page_hash_anywhere(const void *page)
+{
 	return (uint32_t)XXH3_64bits(page, PAGE_BYTES);
 }
 

@@ -9,6 +9,12 @@
 /* The low 32 bits of XXH3_64bits (seed 0): finds damage, not malice. Equal hashes do not mean equal pages. */
 uint32_t page_hash(const void *page);
 
+/* The same on any processor, and on one with AVX2. */
+uint32_t page_hash_anywhere(const void *page);
+#if defined(__x86_64__)
+uint32_t page_hash_avx2(const void *page);
+#endif
+
 /* Ends at the first cache lines that are not zero. */
 bool page_is_zero(const void *page);
 
