@@ -108,7 +108,7 @@ TEST(a_window_with_many_holes_is_looked_at_once)
 	make_memory(&memory);
 	for (mincore_calls = 0; window_next_data(&memory, &cursor, &window);)
 		windows++;
-	CHECK(windows >= 4 && mincore_calls <= 5 * windows); /* with those that ask whether we may ask */
+	CHECK(windows >= 4 && mincore_calls <= 2 * windows); /* with those that ask whether we may ask */
 	memory_destroy(&memory);
 }
 

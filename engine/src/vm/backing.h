@@ -59,9 +59,14 @@ struct backing {
 			  uint64_t *end_idx, int *rc);
 
 	/* The same for the pages of a window, at most CHUNK_PAGES, which are looked at all at once: set bit
-	 * i of data for each that is resident. 0 or -errno. NULL: only next_data() can tell. */
+	 * i of data for each that is resident. 0 or -errno. NULL: only next_data() can tell, and
+	 * first_data() is NULL, too. */
 	int (*find_data)(const struct region *region, uint64_t page_idx, uint64_t pages,
 			 uint64_t data[CHUNK_PAGES / 64]);
+
+	/* Find the first resident page at or after page_idx, and nothing more. 0; -ENXIO: there is none;
+	 * -errno. Waits for the inode's lock. */
+	int (*first_data)(const struct region *region, uint64_t page_idx, uint64_t *data_idx);
 
 	/* True if there is no page. Waits for the inode's lock. */
 	bool (*is_hole)(const struct region *region, uint64_t page_idx);

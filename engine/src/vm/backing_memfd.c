@@ -344,6 +344,7 @@ static enum uffd_outcome unregister_inherited(const struct process *child, const
 const struct backing backing_memfd = {
 	.next_data = next_data,
 	.find_data = find_data,
+	.first_data = seek_data,
 	.is_hole = is_hole,
 	.has_page = own_mapping_region_has_page,
 	.has_landed = has_landed,

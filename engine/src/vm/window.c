@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "vm/window.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "vm/backing.h"
@@ -32,6 +33,25 @@ static bool find_run(const struct region *region, struct window_cursor *cursor, 
 	if (rc)
 		cursor->error = rc;
 	return false;
+}
+
+/* Where the next data begins. The window's other data is looked for at once later, so a run's end would be
+ * found in vain. */
+static bool find_start(const struct region *region, struct window_cursor *cursor, uint64_t page_idx,
+		       uint64_t *start_idx)
+{
+	int rc;
+
+	if (!region->backing->first_data) {
+		bool found = find_run(region, cursor, page_idx);
+
+		*start_idx = cursor->run_idx > page_idx ? cursor->run_idx : page_idx;
+		return found;
+	}
+	rc = region->backing->first_data(region, page_idx, start_idx);
+	if (rc && rc != -ENXIO)
+		cursor->error = rc;
+	return !rc;
 }
 
 static void set_bits(struct window *window, uint64_t from_idx, uint64_t end_idx)
@@ -89,14 +109,14 @@ static const struct region *current_region(const struct memory *memory, struct w
 bool window_next_data(const struct memory *memory, struct window_cursor *cursor, struct window *out)
 {
 	const struct region *region;
+	uint64_t start_idx;
 
 	while ((region = current_region(memory, cursor))) {
-		if (!find_run(region, cursor, cursor->page_idx)) {
+		if (!find_start(region, cursor, cursor->page_idx, &start_idx)) {
 			cursor->page_idx = region->page_idx + region->pages;
 			continue;
 		}
-		window_around(region, cursor->run_idx > cursor->page_idx ? cursor->run_idx : cursor->page_idx,
-			      out);
+		window_around(region, start_idx, out);
 		fill_data(cursor, out);
 		cursor->page_idx = out->page_idx + out->pages;
 		return true;
