@@ -602,6 +602,24 @@ TEST(a_segment_that_is_used_again_in_locked_memory_has_no_records_of_before)
 	munlockall();
 }
 
+/* In a long run of pages that do not compress, only every fourth is tried. */
+TEST(a_long_run_of_pages_that_do_not_compress_ends_soon_after_the_first_that_does)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[300];
+
+	put(log, NOISE, 1, 33, slots);
+	put(log, TEXT, 34, 100, slots + 33);
+	CHECK_EQ(account(log).raw_records, 33 + 3);
+	put(log, MIXED, 134, 166, slots + 133); /* no long run */
+	CHECK_EQ(account(log).raw_records, 33 + 3 + 166 / 3);
+	check(log, NOISE, 1, 33, slots);
+	check(log, TEXT, 34, 100, slots + 33);
+	check(log, MIXED, 134, 166, slots + 133);
+	log_destroy(log);
+}
+
 /* While segments move to disk as they are filled, a few places in RAM are used again and again, and no more
  * than RamTierMax= allows. The rest of their memory is released at the end of the job. */
 TEST(places_in_ram_are_used_again)

@@ -247,10 +247,19 @@ static uint64_t take_record(struct log *log, struct log_writer *writer, bool raw
 	return slot_of_record(segment_idx, granule);
 }
 
+/* Pages that do not compress come in long runs: encrypted or compressed data of the guest's own. There LZ4 is
+ * run on every fourth page only, until one compresses. */
+#define LONG_RUN 32
+
+static bool is_hopeless(const struct log_writer *writer)
+{
+	return writer->raw_run >= LONG_RUN && writer->raw_run % 4;
+}
+
 /* Pages that do not compress have segments of their own, so that those can go to disk first. */
 static int put_record(struct log *log, struct log_writer *writer, struct page_to_put *put, struct error *err)
 {
-	bool raw = !log->compress;
+	bool raw = !log->compress || is_hopeless(writer);
 	size_t bytes;
 	char *at;
 	int rc = room_for_record(log, writer, raw, &at, err);
@@ -266,6 +275,7 @@ static int put_record(struct log *log, struct log_writer *writer, struct page_to
 			return rc;
 		bytes = record_pack_raw(put->page, put->owner, at);
 	}
+	writer->raw_run = raw ? writer->raw_run + 1 : 0;
 	put->slot_idx = take_record(log, writer, raw, bytes);
 	return 0;
 }

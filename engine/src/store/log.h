@@ -56,6 +56,7 @@ struct page_to_put {
 /* One open segment for pages that compress, one for those that do not. */
 struct log_writer {
 	pthread_mutex_t lock;
+	uint32_t raw_run; /* pages in a row that were stored as they are */
 	struct {
 		bool is_open;
 		uint32_t segment_idx;
