@@ -245,6 +245,9 @@ def _add_host_verbs(verbs: Verbs) -> None:
     verb.add_argument("pid", metavar="PID", type=_pid, nargs="?")
     verb.add_argument("--unit", metavar="UNIT", help="the main process of this systemd unit, instead of PID")
     verb.add_argument(
+        "--libvirt", metavar="DOMAIN", help="the process of this libvirt domain, instead of PID"
+    )
+    verb.add_argument(
         "--region",
         dest="regions",
         action="append",

@@ -15,6 +15,7 @@ from vmmswap.ctl.agent import password_agent
 from vmmswap.ctl.client import Client
 from vmmswap.ctl.failure import CtlError, ExitStatus, one_line
 from vmmswap.ctl.follow import follow
+from vmmswap.ctl.libvirt import pid_of_domain
 from vmmswap.ctl.output import StatusKeys
 from vmmswap.ctl.waiting import failed, goes_on, progress, until_gone, until_settled, until_state
 from vmmswap.errors import NoSuchVMError
@@ -203,11 +204,27 @@ async def unprepare(client: Client, args: argparse.Namespace) -> None:
     await client.call_host("Unprepare", "s", [args.name])
 
 
+async def _process_of(client: Client, args: argparse.Namespace) -> int:
+    given = [what for what in (args.pid, args.unit, args.libvirt) if what is not None]
+    if len(given) != 1:
+        raise CtlError(
+            ExitStatus.BAD_USAGE,
+            "which process? Give one of PID, --unit UNIT and --libvirt DOMAIN",
+        )
+    if args.pid is not None:
+        return int(args.pid)
+    if args.unit is not None:
+        return await client.main_pid(args.unit)
+    if args.host:
+        raise CtlError(
+            ExitStatus.BAD_USAGE, "--libvirt finds domains of this machine: with --host give a PID"
+        )
+    return pid_of_domain(args.libvirt)
+
+
 async def attach(client: Client, args: argparse.Namespace) -> None:
     """`attach`: have vmmswapd take over a running VMM."""
-    if (args.pid is None) == (args.unit is None):
-        raise CtlError(ExitStatus.BAD_USAGE, "which process? Give its PID, or --unit UNIT, and not both")
-    pid = await client.main_pid(args.unit) if args.pid is None else args.pid
+    pid = await _process_of(client, args)
     options: dict[str, Variant] = {}
     if args.regions:
         options["regions"] = Variant("as", args.regions)
