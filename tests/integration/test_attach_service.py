@@ -50,6 +50,28 @@ def test_from_attach_to_detach(host: Service) -> None:
         host.machine.wait_for(f"{path} to go", lambda path=path: not host.machine.path(path).exists())
 
 
+def test_private_memory(host: Service) -> None:
+    """A thread is planted; the VMM opens its pagemap for the monitor, which may not."""
+    with target(host, "default", KNOWN, "anonymous not-forked") as running:
+        before = running.links()
+        host.machine.run("vmmswapctl", "attach", "default", str(running.pid))
+        assert "vmmswap mailbox" in running.links()
+        status = host.swap_out("default")
+        assert (status["PinCheck"], status["Origin"]) == ("move", "attach"), host.log("default")
+        running.run_on()
+        host.machine.run("systemctl", "kill", "--signal=KILL", "vmmswap@default.service")
+        running.run_on()
+        assert host.wait_state("default", "Active")["Restarts"] == 1
+        host.swap_out("default")
+        running.run_on()
+        host.machine.run("vmmswapctl", "detach", "default")
+        host.wait_unit("default", "inactive")
+        assert running.links() == before, host.log("default")
+        names = host.machine.sh(f"cat /proc/{running.pid}/task/*/comm").stdout.split()
+        assert "vmmswap" not in names
+        running.run_on()
+
+
 def test_filters_that_the_sandbox_hides(host: Service) -> None:
     """Refused, unless forced: then the device goes through, for this filter only denies userfaultfd(2)."""
     with target(host, "filtered", PROGRAM, "seccomp-kill") as running:
