@@ -8,6 +8,7 @@ order accepted and the watchdog fed by the interpreter, and none of them may wai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import gc
 import logging
@@ -16,6 +17,7 @@ import re
 import resource
 import threading
 from pathlib import Path
+from typing import TextIO
 
 from vmmswap.linux.process import status_of
 
@@ -29,7 +31,7 @@ _HEAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) .*\[heap\]$", re.MULTILINE)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _trimming = threading.Lock()
-_start_bytes = 0
+_start_bytes = _grown_bytes = 0
 
 
 def use_one_arena() -> None:
@@ -57,7 +59,7 @@ def settle() -> None:
     global _start_bytes  # noqa: PLW0603  of the process, as the memory is
     gc.collect()
     gc.freeze()
-    trim()
+    _try_to_trim()
     _start_bytes = _taken_bytes()
 
 
@@ -65,27 +67,37 @@ def trim() -> None:
     """Give back what the heap no longer needs. Memory that is locked cannot be given back (madvise(2),
     MADV_DONTNEED), so the heap is unlocked meanwhile. Takes a millisecond, in which malloc() waits.
     """
-    with _trimming:
+    with _trimming, Path("/proc/self/maps").open(encoding="utf-8", errors="replace") as maps:
         if not _has_locked():
             _libc.malloc_trim(0)
             return
-        for start, end in _heap():
+        for start, end in _heap(maps):
             _libc.munlock(ctypes.c_void_p(start), ctypes.c_size_t(end - start))
         _libc.malloc_trim(0)
-        for start, end in _heap():
+        for start, end in _heap(maps):
             if _libc.mlock2(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MLOCK_ONFAULT) != 0:
                 reason = os.strerror(ctypes.get_errno())
                 _log.warning("mlock2: %s; the monitor may be swapped out itself", reason)
 
 
+def _try_to_trim() -> None:
+    try:
+        trim()
+    except OSError as error:  # no fd left, say
+        _log.debug("the heap is not trimmed: %s", error.strerror)
+
+
 def trim_soon() -> None:
     """On a thread: a job has ended, and what it had allocated is free."""
-    asyncio.get_running_loop().run_in_executor(None, trim)
+    asyncio.get_running_loop().run_in_executor(None, _try_to_trim)
 
 
 def grown_bytes() -> int:
     """How much more memory of its own this process has than after settle(), page tables included."""
-    return max(0, _taken_bytes() - _start_bytes)
+    global _grown_bytes  # noqa: PLW0603  as above
+    with contextlib.suppress(OSError):  # no fd left: what it was before must do
+        _grown_bytes = max(0, _taken_bytes() - _start_bytes)
+    return _grown_bytes
 
 
 def _taken_bytes() -> int:
@@ -94,10 +106,10 @@ def _taken_bytes() -> int:
     return sum(int(status[key].split()[0]) * 1024 for key in ("RssAnon", "VmPTE"))
 
 
-def _heap() -> list[tuple[int, int]]:
+def _heap(maps: TextIO) -> list[tuple[int, int]]:
     """The addresses of malloc()'s heap. What libc has added to it meanwhile may be a mapping of its own."""
-    maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    return [(int(start, 16), int(end, 16)) for start, end in _HEAP.findall(maps)]
+    maps.seek(0)
+    return [(int(start, 16), int(end, 16)) for start, end in _HEAP.findall(maps.read())]
 
 
 def _has_locked() -> bool:
