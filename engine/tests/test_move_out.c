@@ -440,6 +440,71 @@ TEST(huge_pages)
 	rig_stop(&rig);
 }
 
+static const struct layout two_huge_pages = { .regions = { { 0, 0, 1024 } }, .private = 1, .full = 1 };
+
+static void start_with_huge_pages(struct rig *rig)
+{
+	start(rig, &two_huge_pages);
+	if (puppet_do(rig, 0, 0,
+		      (struct puppet_order){
+			      .kind = ORDER_CALL, .page = 0, .run = make_huge, .argument = 4 << 20 }))
+		test_skip("no huge pages can be made here");
+}
+
+/* No page of a huge page moves while one of them is held. Kernels that try to split it without end are
+ * stopped. */
+static void huge_pages_stay(struct rig *rig, uint64_t held_page, uint64_t pages)
+{
+	rig_run_job(rig, JOB_SWAP_OUT);
+	CHECK_EQ(rig_resident_pages(rig, held_page, 1), 1);
+	CHECK(rig_stats(rig).pinned_pages >= pages);
+	CHECK_EQ(rig_stats(rig).left_pages, 0);
+	puppet_check_all(rig, 0);
+	rig_run_job(rig, JOB_SWAP_IN);
+	puppet_check_all(rig, 0);
+	CHECK_EQ(rig->odd + rig->incidents, 0);
+	rig_stop(rig);
+}
+
+TEST(huge_pages_that_are_pinned_stay)
+{
+	struct rig rig;
+	long ring;
+
+	start_with_huge_pages(&rig);
+	ring = (long)puppet_do(&rig, 0, 0,
+			       (struct puppet_order){ .kind = ORDER_CALL,
+						      .page = 16,
+						      .run = register_buffers,
+						      .argument = 5 });
+	if (ring < 0)
+		test_skip("no io_uring here: %s", strerror((int)-ring));
+	huge_pages_stay(&rig, 16, 5);
+}
+
+static long into_a_pipe(void *addr, long bytes)
+{
+	int fds[2];
+	struct iovec part = { addr, (size_t)bytes };
+
+	return pipe(fds) || vmsplice(fds[1], &part, 1, 0) != bytes ? -errno : fds[0];
+}
+
+/* One page is gone, so the rest cannot move as a whole; and another is held, for reading. */
+TEST(parts_of_huge_pages_that_are_held_stay)
+{
+	struct rig rig;
+
+	start_with_huge_pages(&rig);
+	CHECK((long)puppet_do(&rig, 0, 0,
+			      (struct puppet_order){ .kind = ORDER_CALL,
+						     .page = 520,
+						     .run = into_a_pipe,
+						     .argument = 4096 }) > 0);
+	puppet_do(&rig, 0, 0, order(ORDER_DISCARD, 600, 1));
+	huge_pages_stay(&rig, 520, 1);
+}
+
 static long split(void *addr, long size_bytes)
 {
 	return madvise(addr, (size_t)size_bytes, MADV_DONTDUMP);

@@ -397,3 +397,32 @@ TEST(transfers_into_what_is_out)
 	}
 	close_disk();
 }
+
+static const struct layout private_memory = { .regions = { { 0, 0, 1024 } }, .full = 1, .private = 1 };
+
+/* Private memory is moved, and the kernel moves nothing that a device may write to. Where there are huge
+ * pages, none of a huge page moves. */
+TEST(moving_loses_none)
+{
+	if (!mover_can_move())
+		test_skip("this kernel has no UFFDIO_MOVE, which is since Linux 6.8");
+	open_disk();
+	for (size_t i = 0; i < WAYS_N; i++) {
+		struct rig rig;
+
+		fprintf(stderr, "%s\n", ways[i].name);
+		rig_start(&rig, &private_memory);
+		begin_transfer(&rig, &ways[i]);
+		rig_run_job(&rig, JOB_SWAP_OUT);
+		CHECK(rig_stats(&rig).pinned_pages >= PAGES);
+		CHECK_EQ(rig_resident_pages(&rig, TO, PAGES), PAGES);
+		end_transfer(&rig, &ways[i]);
+		puppet_check_all(&rig, 0);
+		rig_run_job(&rig, JOB_SWAP_OUT); /* nothing is held any more */
+		CHECK_EQ(rig_resident_pages(&rig, 0, 1024), 0);
+		puppet_check_all(&rig, 0);
+		CHECK_EQ(rig.odd, 0);
+		rig_stop(&rig);
+	}
+	close_disk();
+}

@@ -19,11 +19,12 @@
 #include "base/held.h"
 #include "base/units.h"
 #include "linux/pagemap.h"
+#include "linux/scratch_fill.h"
 
 #define LOOK_NS 20000000 /* how often a waiting thread looks whether the VMM's thread is still there */
 #define UNTAKEN_NS 5000000000ull
 #define PREDECESSOR_NS 2000000000ull
-#define ERRNO_MAX 4096
+#define STUCK_NS 100000000ull /* a hundred times as long as a move takes */
 
 struct mover {
 	pid_t pid;
@@ -83,14 +84,31 @@ static bool take_back(struct mover *mover)
 					   __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
 }
 
-/* The thread does one order. As mover_move() says. The state may be anything: a hostile VMM writes it. */
-static int await_done(struct mover *mover, const _Atomic bool *stop)
+/* The thread has a move, or so it says, and has not been done with it for this long: see scratch_fill.h. True
+ * if this ended it. */
+static bool end_if_stuck(const struct mover *mover, int place, uint64_t *taken_ns)
 {
-	uint64_t until_ns = now_ns() + UNTAKEN_NS;
+	uint64_t addr = mover->scratch_addr + (uint64_t)place * VMMSWAP_WINDOW_BYTES;
+
+	if (load(&mover->mailbox->state) != VMMSWAP_MAILBOX_TAKEN ||
+	    load(&mover->mailbox->call) != VMMSWAP_MAILBOX_MOVE)
+		return false;
+	*taken_ns = *taken_ns ? *taken_ns : now_ns();
+	if (now_ns() - *taken_ns <= STUCK_NS)
+		return false;
+	*taken_ns = 0;
+	return scratch_fill(mover->pid, mover->proc_fd, addr, VMMSWAP_WINDOW_BYTES) > 0;
+}
+
+/* The thread does one order. As mover_move() says. The state may be anything: a hostile VMM writes it. */
+static int await_done(struct mover *mover, int place, bool *was_stuck, const _Atomic bool *stop)
+{
+	uint64_t until_ns = now_ns() + UNTAKEN_NS, taken_ns = 0;
 	uint32_t state;
 
 	while ((state = load(&mover->mailbox->state)) != VMMSWAP_MAILBOX_DONE) {
 		futex_wait(&mover->mailbox->state, state);
+		*was_stuck = end_if_stuck(mover, place, &taken_ns) || *was_stuck;
 		if (load(&mover->mailbox->state) == VMMSWAP_MAILBOX_DONE)
 			break;
 		if (!has_thread(mover)) {
@@ -105,7 +123,7 @@ static int await_done(struct mover *mover, const _Atomic bool *stop)
 	return 0;
 }
 
-static int ask(struct mover *mover, uint32_t call, int place, const _Atomic bool *stop)
+static int ask(struct mover *mover, uint32_t call, int place, bool *was_stuck, const _Atomic bool *stop)
 {
 	struct vmmswap_mailbox *box = mover->mailbox;
 	int rc = FAILPOINT("mover.ask");
@@ -120,7 +138,7 @@ static int ask(struct mover *mover, uint32_t call, int place, const _Atomic bool
 	__atomic_store_n(&box->state, VMMSWAP_MAILBOX_ASKED, __ATOMIC_RELEASE);
 	syscall(SYS_futex, &box->state, FUTEX_WAKE, 1, NULL, NULL, 0);
 	FAILPOINT_HERE("mover.asked");
-	rc = await_done(mover, stop);
+	rc = await_done(mover, place, was_stuck, stop);
 	if (!rc)
 		__atomic_store_n(&box->state, VMMSWAP_MAILBOX_IDLE, __ATOMIC_RELEASE);
 	return rc;
@@ -131,31 +149,35 @@ int mover_move(struct mover *mover, int place, const uint64_t wanted[VMMSWAP_WIN
 	       const _Atomic bool *stop)
 {
 	struct vmmswap_mailbox *box = mover->mailbox;
+	bool was_stuck = false;
 	int rc;
 
 	pthread_mutex_lock(&mover->call_lock);
 	for (size_t i = 0; i < VMMSWAP_WINDOW_WORDS; i++)
 		__atomic_store_n(&box->wanted[i], wanted[i], __ATOMIC_RELAXED);
-	rc = ask(mover, VMMSWAP_MAILBOX_MOVE, place, stop);
+	rc = ask(mover, VMMSWAP_MAILBOX_MOVE, place, &was_stuck, stop);
 	for (size_t i = 0; i < VMMSWAP_WINDOW_WORDS && !rc; i++) {
 		moved[i] = __atomic_load_n(&box->moved[i], __ATOMIC_RELAXED) & wanted[i];
 		busy[i] = __atomic_load_n(&box->busy[i], __ATOMIC_RELAXED) & wanted[i];
+		if (was_stuck)
+			busy[i] = wanted[i] & ~moved[i];
 	}
-	*why = rc ? 0 : __atomic_load_n(&box->error, __ATOMIC_RELAXED);
+	*why = rc || was_stuck ? 0 : __atomic_load_n(&box->error, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&mover->call_lock);
 	return rc;
 }
 
 int mover_discard(struct mover *mover, int place, const _Atomic bool *stop)
 {
+	bool was_stuck = false;
 	int rc;
 
 	pthread_mutex_lock(&mover->call_lock);
-	rc = ask(mover, VMMSWAP_MAILBOX_DISCARD, place, stop);
+	rc = ask(mover, VMMSWAP_MAILBOX_DISCARD, place, &was_stuck, stop);
 	if (!rc)
 		rc = -__atomic_load_n(&mover->mailbox->error, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&mover->call_lock);
-	return rc <= 0 && rc > -ERRNO_MAX ? rc : -EPROTO;
+	return rc <= 0 && rc > -4096 ? rc : -EPROTO;
 }
 
 static void record(struct mover *mover, int place, uint64_t window_addr)
@@ -298,8 +320,6 @@ const char *mover_error_text(int rc)
 		       "debugger, a frozen cgroup)?";
 	case -ESRCH:
 		return "the VMM has no thread any more that moves its pages";
-	case -ECANCELED:
-		return "cancelled";
 	default:
 		return strerror(-rc);
 	}
@@ -369,7 +389,7 @@ static int open_proc(struct mover *mover, int pagemap_fd, struct error *err)
  * seen by what is in guest memory and in scratch. */
 static int await_predecessors(struct mover *mover, struct error *err)
 {
-	uint64_t until_ns = now_ns() + PREDECESSOR_NS;
+	uint64_t until_ns = now_ns() + PREDECESSOR_NS, taken_ns = 0;
 	uint32_t state;
 
 	while (!take_back(mover) && (state = load(&mover->mailbox->state)) == VMMSWAP_MAILBOX_TAKEN &&
@@ -381,6 +401,7 @@ static int await_predecessors(struct mover *mover, struct error *err)
 				"before; is the VMM stopped? Trying again",
 				(int)mover->pid);
 		futex_wait(&mover->mailbox->state, state);
+		end_if_stuck(mover, (int)(load(&mover->mailbox->place) % VMMSWAP_PLACES), &taken_ns);
 	}
 	__atomic_store_n(&mover->mailbox->state, VMMSWAP_MAILBOX_IDLE, __ATOMIC_RELEASE);
 	for (int place = 0; place < VMMSWAP_PLACES; place++)
