@@ -7,6 +7,7 @@ import asyncio
 
 from vmmswap.errors import InvalidRegionError, NotSupportedError
 from vmmswap.handoff import private
+from vmmswap.handoff.direct_files import check_direct_files
 from vmmswap.handoff.messages import PAGE_SIZE, private_region
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.mappers.lookout import Watcher
@@ -34,3 +35,4 @@ class PrivateWatch(Watcher):
             raise NotSupportedError(
                 f"the VMM has changed its memory since it registered: {error.message}"
             ) from None
+        await asyncio.to_thread(check_direct_files, vmm.pid)
