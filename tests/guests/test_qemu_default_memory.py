@@ -61,8 +61,8 @@ def test_as_it_comes(service, directory):
         vm.order("scribble on")
         fds, shared, own = vm.fds, vm.shared_mappings, threads(vm)
         service.attach(vm.pid)
-        assert threads(vm) == sorted([*own, "vmmswap\n"])
         monitor = service.monitor
+        monitor.until(lambda: threads(vm) == sorted([*own, "vmmswap\n"]), "the thread to begin")
         before = vm.resident_bytes()
         for _ in range(2):
             status = enabled(monitor)

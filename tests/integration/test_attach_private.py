@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.guests.attached import attaching
 from tests.integration.test_attach_hotplug import Target as HotplugTarget
-from tests.support.attach import NOBODY, Target
+from tests.support.attach import DEADLINE_S, NOBODY, Target
 from tests.support.bus import missing
 from tests.support.monitor import BusError
 from tests.support.restarts import failing
@@ -22,6 +23,7 @@ from vmmswap.attach.options import Options
 from vmmswap.attach.planting import Mailbox, check_machine
 from vmmswap.errors import BusyError, NotSupportedError, VmmswapError
 from vmmswap.failpoint import CALL_STEPS, STEPS, VARIABLE
+from vmmswap.linux.process import status_of
 
 REASON = missing()
 if not REASON:
@@ -44,6 +46,14 @@ CALLS = 13  # of an attach: userfaultfd, mmap; mmap, madvise, mprotect twice; me
 def threads(pid):
     found = [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
     return sorted(found)
+
+
+def await_mover(pid, own):
+    """Until it has the planted thread beside its own: that gives itself its name when it begins."""
+    end = time.monotonic() + DEADLINE_S
+    while threads(pid) != sorted([*own, "vmmswap"]):
+        assert time.monotonic() < end, threads(pid)
+        time.sleep(0.002)
 
 
 def traces(target):
@@ -72,7 +82,7 @@ def test_planted_and_removed(prefix):
                 [region] = vm.vmm.regions
                 assert (region.addr, region.size_bytes) == (target.addr, 16 * MIB)
                 assert vm.memfds == ()
-                assert threads(target.pid) == sorted([*before[2], "vmmswap"])
+                await_mover(target.pid, before[2])
                 target.run_on()
                 detach(vm)
             assert traces(target) == before
@@ -82,11 +92,13 @@ def test_planted_and_removed(prefix):
 
 def test_the_thread_sleeps_and_takes_no_signal():
     with Target("nanosleep,memory", *PRIVATE) as target:
+        own = threads(target.pid)
         vm = attach_vm(target.pidfd)
         with vm.fds, Mailbox(vm.vmm.mailbox) as view:
-            status = Path(f"/proc/{target.pid}/task/{view.box.tid}/status").read_text()
-            fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-            assert fields["State"] == "S (sleeping)"
+            await_mover(target.pid, own)
+            end = time.monotonic() + DEADLINE_S
+            while (fields := status_of(target.pid, view.box.tid))["State"] != "S (sleeping)":
+                assert time.monotonic() < end, fields
             unblockable = 1 << (signal.SIGKILL - 1) | 1 << (signal.SIGSTOP - 1)
             assert int(fields["SigBlk"], 16) | unblockable == (1 << 64) - 1
             detach(vm)
@@ -173,7 +185,7 @@ def test_killed_or_failed_at_any_step_of_planting(action):
         before = len(target.fds)
         vm = attach_vm(target.pidfd)
         with vm.fds:
-            assert threads(target.pid) == sorted([*own, "vmmswap"])
+            await_mover(target.pid, own)
             detach(vm)
         assert threads(target.pid) == own
         assert len(target.fds) <= before
@@ -209,7 +221,7 @@ def test_killed_or_failed_at_any_step_of_removing(action):
             assert (target.wrong, target.status("TracerPid")) == (0, "0"), (step, skip)
         vm = attach_vm(target.pidfd)
         with vm.fds:
-            assert threads(target.pid) == sorted([*own, "vmmswap"])
+            await_mover(target.pid, own)
             detach(vm)
         assert threads(target.pid) == own
         target.run_on()
