@@ -76,6 +76,7 @@ struct swap_out_options {
 
 struct engine_config {
     const char *swap_dir; uint32_t fault_threads; uint32_t spin_us; uint32_t workers;
+    uint32_t fault_around_pages;
     int page_map_fd; int store_fd; int wake_fd; uint64_t store_max_bytes; uint64_t store_keep_free_bytes;
     int32_t mover_pid; int mailbox_fd; int pagemap_fd;
     bool snapshot; bool tiers; int segments_fd; int ram_fd; int disk_fd; int key_fd; uint64_t ram_max_bytes;

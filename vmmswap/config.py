@@ -224,6 +224,15 @@ class Config:
         " further faults. no: only Wake() does.",
         "yes",
     )
+    fault_around: str = _key(
+        "FaultAround",
+        "0, or bytes from 8K to 2M, a power of two",
+        values.window,
+        "While a guest wakes up, bring the neighbours of each page fault back as well, after it was answered:"
+        " up to an aligned block of this size. The block grows while what it brings is used, and shrinks to"
+        " nothing when not. 0: each page comes by its own page fault.",
+        "0",
+    )
     idle_set_max: str = _key(
         "IdleSetMax",
         "bytes, with K, M, G, T or %",

@@ -71,6 +71,15 @@ def size(text: str) -> str:
     return text
 
 
+def window(text: str) -> str:
+    """Of so many bytes: a power of two, as pages are counted in blocks."""
+    size(text)
+    bytes_ = in_bytes(text, 0)
+    if text.endswith("%") or not (bytes_ == 0 or (8 << 10 <= bytes_ <= 2 << 20 and bytes_.bit_count() == 1)):
+        raise ValueError(f"{text!r} is neither 0 nor a power of two from 8K to 2M")
+    return text
+
+
 def is_nothing(size: str) -> bool:
     return bool(size) and not size.strip("0KMGT%")
 

@@ -49,7 +49,10 @@ class WakeStatus(StoreStatus):
         since="0.2",
         title="Brought back ahead",
         shown_if_set=True,
-        help="Pages that came back ahead of the guest's page faults. Counts since the VM registered.",
+        help=(
+            "Pages that came back ahead of the guest's page faults: those of the wake set, and neighbours of "
+            "page faults. Counts since the VM registered."
+        ),
     )
     prefetch_wasted_pages: int = _key(
         0,
@@ -61,8 +64,8 @@ class WakeStatus(StoreStatus):
         title="Of these in vain",
         shown_if_set=True,
         help=(
-            "How many of PrefetchedPages the guest did not use, estimated at each swap-out from pages that "
-            "were held back at random. Counts since the VM registered, up to the last swap-out."
+            "How many of PrefetchedPages the guest did not use, estimated from pages that were held back at "
+            "random; those of the wake set at each swap-out. Counts since the VM registered."
         ),
     )
     wake_time_ms: int = _key(

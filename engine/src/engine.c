@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "engine_inside.h"
+#include "jobs/around.h"
 #include "jobs/recover.h"
 #include "jobs/replay.h"
 #include "jobs/tender.h"
@@ -156,6 +157,7 @@ void engine_destroy(struct engine *engine)
 	swapper_destroy(engine->swapper);
 	faults_destroy(engine->faults);
 	wake_record_destroy(vm->wake);
+	nearby_destroy(vm->nearby);
 	address_spaces_destroy(&vm->spaces);
 	store_destroy(vm->store);
 	page_map_destroy(vm->map);
@@ -229,6 +231,8 @@ int engine_start(struct engine *engine, struct error *err)
 	engine->started = !rc;
 	if (!rc)
 		rc = tender_start(&engine->vm, &engine->tender, err);
+	if (!rc)
+		rc = around_start(&engine->vm, replay_budget(engine->replay), &engine->around, err);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	return rc;
 }
@@ -236,6 +240,8 @@ int engine_start(struct engine *engine, struct error *err)
 void engine_stop(struct engine *engine)
 {
 	atomic_store(&engine->vm.stopping, true);
+	around_stop(engine->around);
+	engine->around = NULL;
 	if (engine->replay)
 		replay_stop(engine->replay);
 	if (engine->swapper)

@@ -29,6 +29,9 @@ struct engine_config {
 	bool no_uring;		/* read with threads, also where io_uring is allowed */
 	uint32_t spin_us;
 	uint32_t workers; /* threads of a long job: at least 1 */
+	/* The largest window of neighbours that come back after a page fault of a guest that wakes up, once
+	 * engine_set_wake_budget() allows it: a power of two, NEARBY_PAGES_MAX at most; below 2: none do. */
+	uint32_t fault_around_pages;
 	/* -1: a new VM. Otherwise a predecessor's: the same regions must be added again, in the same order */
 	int page_map_fd;
 	int store_fd;					 /* -1: a new store */
@@ -213,7 +216,8 @@ void engine_limit_writes(struct engine *engine, uint64_t max_bytes);
 int engine_wake(struct engine *engine, bool is_ordered, struct error *err);
 void engine_cancel_wake(struct engine *engine);
 
-/* Set how many pages a replay may bring back from now on, as engine_set_budget(). */
+/* Set how many pages a replay and fault-around may bring back from now on, as engine_set_budget(). With
+ * fault-around, none before the first call. */
 void engine_set_wake_budget(struct engine *engine, uint64_t pages);
 
 /* The guest touches little any more: the wake-up is over. False: it was none. */

@@ -12,6 +12,7 @@ struct engine {
 	struct faults *faults;
 	struct swapper *swapper;
 	struct replay *replay;
+	struct around *around; /* NULL: not started, or neighbours are not brought back */
 	struct tender *tender; /* NULL: not started, or there are no tiers */
 	struct lane *lane;     /* of whoever calls us, one at a time */
 	bool unsettled;	       /* the page map is a predecessor's, and was not recovered yet */

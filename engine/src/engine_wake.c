@@ -11,7 +11,13 @@ int wake_create(struct engine *engine, const struct engine_config *config, struc
 	int rc = config->wake_fd < 0 ? wake_record_create(&engine->vm.wake, err) :
 				       wake_record_adopt(config->wake_fd, &engine->vm.wake, err);
 
-	return rc ? rc : replay_create(&engine->vm, &engine->replay, err);
+	if (!rc)
+		rc = replay_create(&engine->vm, &engine->replay, err);
+	if (rc || config->fault_around_pages < 2)
+		return rc;
+	engine->vm.nearby = nearby_create(config->fault_around_pages);
+	replay_set_budget(engine->replay, 0);
+	return engine->vm.nearby ? 0 : error_set(err, ENOMEM, "no memory for the engine");
 }
 
 void wake_read_stats(const struct wake_record *record, struct engine_stats *out)

@@ -107,6 +107,7 @@ struct layout {
 	uint32_t one_thread : 1; /* serves all faults */
 	uint32_t six_threads : 1;
 	uint32_t no_uring : 1;
+	uint32_t around : 1; /* neighbours come back with page faults, 16 pages in all */
 };
 
 struct rig {
@@ -735,6 +736,7 @@ static inline void rig_start(struct rig *rig, const struct layout *layout)
 							 layout->six_threads ? 6 :
 									       3,
 					.no_uring = layout->no_uring,
+					.fault_around_pages = layout->around ? 16 : 0,
 					.page_map_fd = -1,
 					.store_fd = -1 };
 	struct error err = { 0 };

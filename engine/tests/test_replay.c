@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Replays of wake-ups: what they bring back, and each thing that can happen to a page while one is bringing
- * it back, made to happen: the replay is held at a failpoint, the guest does its part, the replay
- * continues. */
+/* Replays of wake-ups: what they bring back, and each thing that can happen to a page while a replay is
+ * bringing it back, or while it comes back as the neighbour of a page fault, made to happen: that is held at
+ * a failpoint, the guest does its part, and it continues. */
+#include "engine_inside.h"
 #include "puppet.h"
 
 #define PAGE 1	       /* the page that things happen to */
 #define SET_PAGES 100  /* from page 0 on */
 #define SET_DATA 88    /* that are no holes: every eighth is */
 #define OTHER_PAGE 400 /* not in the set */
+#define FAULT_PAGE 5   /* a neighbour of PAGE */
 
 static const struct layout two_regions = { .memfd_pages = { 700, 300 },
 					   .regions = { { 0, 0, 700 }, { 1, 0, 300 } } };
@@ -286,25 +288,81 @@ static const struct point points[] = {
 	{ .name = "replay.step", .back = true },
 };
 
+static const struct point points_around[] = {
+	{ .name = "around.chosen" },
+	{ .name = "ahead.claimed" },
+	{ .name = "ahead.fetched" },
+	{ .name = "ahead.copied", .in_gate = true, .back = true },
+	{ .name = "around.done", .back = true },
+};
+
+static bool by_fault; /* neighbours come back, else a replay brings PAGE back */
+
+/* All out, and the guest wakes up. */
+static void wake_with_neighbours(struct rig *rig)
+{
+	static const struct layout around = { .memfd_pages = { 700, 300 },
+					      .regions = { { 0, 0, 700 }, { 1, 0, 300 } },
+					      .around = 1 };
+
+	rig_start(rig, &around);
+	rig_run_job(rig, JOB_SWAP_OUT);
+	engine_set_wake_budget(rig->engine, UINT64_MAX);
+	start_replay(rig);
+	CHECK_EQ(end_replay(rig).code, 0); /* nothing is known yet */
+	rig->engine->vm.nearby->window_pages = 16;
+	rig->engine->vm.nearby->held_back_256 = 0;
+}
+
+/* The page fault is answered, whatever becomes of its neighbours. */
+static void bring_neighbours(struct rig *rig)
+{
+	CHECK_EQ(puppet_do(rig, 0, 2, order(ORDER_CHECK, FAULT_PAGE, 1)), 0);
+}
+
+static void end_bringing(struct rig *rig)
+{
+	struct nearby *nearby = rig->engine->vm.nearby;
+
+	if (by_fault)
+		while (!nearby->sleeps || nearby->asked_n != nearby->taken_n)
+			sched_yield();
+	else if (!rig->replayed)
+		CHECK_EQ(end_replay(rig).code, 0);
+}
+
 typedef void scene(struct rig *rig, const struct point *point);
+
+static void at_point(const struct point *point, void (*prepare)(struct rig *rig), scene *play)
+{
+	struct rig rig;
+
+	fprintf(stderr, "%s, at %s\n", by_fault ? "neighbours" : "replay", point->name);
+	if (by_fault)
+		wake_with_neighbours(&rig);
+	else
+		learn(&rig, &two_regions);
+	if (prepare)
+		prepare(&rig);
+	rig_arm(&rig, point->name, "stall");
+	if (by_fault)
+		bring_neighbours(&rig);
+	else
+		start_replay(&rig);
+	rig_await_point(&rig, point->name);
+	play(&rig, point);
+	rig_disarm(point->name);
+	check_all_and_stop(&rig);
+}
 
 static void at_each_point(void (*prepare)(struct rig *rig), scene *play)
 {
-	for (size_t i = 0; i < sizeof points / sizeof *points; i++) {
-		const struct point *point = &points[i];
-		struct rig rig;
-
-		fprintf(stderr, "at %s\n", point->name);
-		learn(&rig, &two_regions);
-		if (prepare)
-			prepare(&rig);
-		rig_arm(&rig, point->name, "stall");
-		start_replay(&rig);
-		rig_await_point(&rig, point->name);
-		play(&rig, point);
-		rig_disarm(point->name);
-		check_all_and_stop(&rig);
-	}
+	by_fault = false;
+	for (size_t i = 0; i < sizeof points / sizeof *points; i++)
+		at_point(&points[i], prepare, play);
+	by_fault = true;
+	for (size_t i = 0; i < sizeof points_around / sizeof *points_around; i++)
+		at_point(&points_around[i], prepare, play);
 }
 
 /* The hand's order is given; it ends now if nothing holds it up, else once the replay continues. */
@@ -316,7 +374,7 @@ static void told(struct rig *rig, const struct point *point, struct puppet_order
 	rig_disarm(point->name);
 	if (waits)
 		puppet_await(rig, 0, 1);
-	CHECK_EQ(end_replay(rig).code, 0);
+	end_bringing(rig);
 }
 
 static bool is_held(const struct point *point)
@@ -338,7 +396,8 @@ static void play_touch(struct rig *rig, const struct point *point)
 		puppet_do(rig, 0, 0, order(ORDER_CHECK, OTHER_PAGE, 1)); /* others do not wait */
 		rig_disarm(point->name);
 		CHECK_EQ(puppet_await(rig, 0, 1), 0);
-		CHECK_EQ(end_replay(rig).code, 0);
+		end_bringing(rig);
+		rig_settle(rig);
 		CHECK_EQ(rig_stats(rig).copied_pages, copied + 1); /* the other page */
 		return;
 	}
@@ -401,8 +460,7 @@ static void play_fork(struct rig *rig, const struct point *point)
 	puppet_await(rig, 0, 1);
 	rig->process_ids[1] = rig_await_fork(rig).process_id;
 	rig_disarm(point->name);
-	if (!rig->replayed)
-		CHECK_EQ(end_replay(rig).code, 0);
+	end_bringing(rig);
 	puppet_do(rig, 1, 0, write_half(PAGE));
 }
 
@@ -422,7 +480,7 @@ static void play_write_in_child(struct rig *rig, const struct point *point)
 	puppet_tell(rig, 1, 0, write_half(PAGE));
 	rig_disarm(point->name);
 	puppet_await(rig, 1, 0);
-	CHECK_EQ(end_replay(rig).code, 0);
+	end_bringing(rig);
 }
 
 TEST(write_in_child)
@@ -439,8 +497,7 @@ static void play_job(struct rig *rig, const struct point *point, uint32_t job)
 		FAIL("engine_start_job: %s", err.message);
 	rig_disarm(point->name);
 	rig_end_job(rig); /* the replay may end before the job or after it */
-	if (!rig->replayed)
-		CHECK_EQ(end_replay(rig).code, 0);
+	end_bringing(rig);
 }
 
 static void play_enable(struct rig *rig, const struct point *point)
@@ -502,4 +559,22 @@ TEST(a_child_with_a_copy_gets_nothing)
 	puppet_check_all(&rig, 0);
 	CHECK_EQ(rig.odd + rig.incidents, 0);
 	rig_stop(&rig);
+}
+
+/* Whoever needs the page reads it again until it reads right. */
+static void play_wrong_bytes(struct rig *rig, const struct point *point)
+{
+	if (!point->back)
+		CHECK_OK(failpoint_arm("store.read.corrupt=times:2:EIO"));
+	puppet_tell(rig, 0, 1, order(ORDER_CHECK, PAGE, 1));
+	rig_disarm(point->name);
+	CHECK_EQ(puppet_await(rig, 0, 1), 0);
+	end_bringing(rig);
+	CHECK_OK(failpoint_arm("store.read.corrupt=off"));
+	CHECK_EQ(rig_stats(rig).poisoned_pages, 0);
+}
+
+TEST(wrong_bytes)
+{
+	at_each_point(NULL, play_wrong_bytes);
 }

@@ -29,7 +29,7 @@ def configured(running, tmp_path, text):
 def life(bus, tmp_path):
     with restarted(bus) as running:
         # page faults that come too slowly for a wake-up are those of an idle guest
-        configured(running, tmp_path, "IdleSetMax=0")
+        configured(running, tmp_path, "IdleSetMax=0\nFaultAround=0")
         monitor = running.start()
         monitor.wait_on_bus()
         with Guest(REGIONS, socket=monitor.socket) as guest:
@@ -129,7 +129,7 @@ def test_not_by_itself(life, tmp_path):
     (running, guest) = life
     pages = learn(running.monitor, guest)
     running.monitor.kill()
-    configured(running, tmp_path, "WakePrefetch=no\nIdleSetMax=0")
+    configured(running, tmp_path, "WakePrefetch=no\nIdleSetMax=0\nFaultAround=0")
     monitor = running.start()
     monitor.wait_on_bus()
     for _ in range(3):
@@ -151,7 +151,7 @@ def faults_while_idle(monitor, guest):
 def test_what_an_idle_guest_touches_stays(life, tmp_path):
     (running, guest) = life
     running.monitor.kill()
-    configured(running, tmp_path, "IdleSetMax=1M")
+    configured(running, tmp_path, "IdleSetMax=1M\nFaultAround=0")
     monitor = running.start()
     monitor.wait_on_bus()
     before = [faults_while_idle(monitor, guest) for _ in range(2)]
@@ -170,4 +170,22 @@ def test_what_an_idle_guest_touches_stays(life, tmp_path):
     assert faults_while_idle(monitor, guest) < NOISE // 2
     monitor.call("Disable")
     assert monitor.settled()["IdleSetPages"] == 0
+    check_all_right(guest)
+
+
+def test_neighbours_come_with_page_faults(life, tmp_path):
+    """A first wake-up, of which nothing is known: the guest reads all of its memory in its order."""
+    (running, guest) = life
+    running.monitor.kill()
+    configured(running, tmp_path, "FaultAround=64K")
+    monitor = running.start()
+    monitor.wait_on_bus()
+    before = monitor.enable()
+    assert before["WakeSetPages"] == 0
+    monitor.call("Wake")
+    check_all_right(guest)
+    status = monitor.status()
+    assert status["PrefetchedPages"] > 0
+    assert status["FaultCount"] - before["FaultCount"] < before["SwapPages"]
+    monitor.enable()
     check_all_right(guest)

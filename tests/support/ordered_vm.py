@@ -131,8 +131,11 @@ class FakeEngine:
         self._called()
         self._say("engine cancel the replay")
 
-    def set_wake_budget(self, _pages):
+    wake_budget = None
+
+    def set_wake_budget(self, pages):
         self._called()
+        self.wake_budget = pages
 
     def settle_wake(self):
         self._called()

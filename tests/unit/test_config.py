@@ -120,6 +120,22 @@ def test_a_file_that_cannot_be_read_is_a_mistake(tmp_path):
         load("web", [tmp_path / "binary.conf"])
 
 
+@pytest.mark.parametrize("line", ["FaultAround=4K", "FaultAround=12K", "FaultAround=4M", "FaultAround=1%"])
+def test_a_window_is_a_power_of_two(write, line):
+    path = write(f"[Swap]\n{line}\n")
+    with pytest.raises(
+        ConfigError, match=rf"{path}:2: {line}: .* is neither 0 nor a power of two from 8K to 2M"
+    ):
+        load("web", [path])
+
+
+@pytest.mark.parametrize("line", ["IdleSetMax=infinity", "IdleSetMax=-1", "IdleSetMax=101%"])
+def test_what_may_stay_is_a_size(write, line):
+    path = write(f"[Swap]\n{line}\n")
+    with pytest.raises(ConfigError, match=rf"{path}:2: {line}: .* is not a size"):
+        load("web", [path])
+
+
 def test_every_key_takes_its_default_and_says_what_it_is_for(write):
     lines = "".join(f"{key.name}={key.default}\n" for key in KEYS)
     assert load("web", [write(f"[Swap]\n{lines}")]) == Config()

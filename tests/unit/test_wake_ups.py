@@ -74,6 +74,30 @@ async def test_not_by_itself_where_that_is_not_wanted(vm):
     await until(lambda: "engine settle" in vm.transcript)  # it is noted all the same
 
 
+async def test_neighbours_come_while_there_is_memory_until_the_guest_has_settled(vm):
+    vm.around.settings.current = Config(wake_prefetch="no")
+    vm.tells(Waking(), waking=1)
+    assert vm.engine.wake_budget > 0
+    await until(lambda: "engine settle" in vm.transcript)
+    assert vm.engine.wake_budget == 0
+    vm.room_bytes = 0
+    vm.tells(Waking(), waking=1)
+    assert vm.engine.wake_budget == 0
+
+
+async def test_no_neighbours_where_they_are_not_wanted(vm):
+    vm.around.settings.current = Config(wake_prefetch="no", fault_around="0")
+    vm.tells(Waking(), waking=1)
+    assert vm.engine.wake_budget is None
+
+
+async def test_a_replay_of_nothing_does_not_wait_for_memory(vm):
+    """All has come back by page faults; what is known is granted all the same."""
+    vm.engine.set_stats(swap_pages=0)
+    await vm.controller.wake()
+    assert vm.engine.wake_budget == 500
+
+
 async def test_no_memory(vm):
     vm.room_bytes = 0
     vm.tells(Waking(), waking=1)

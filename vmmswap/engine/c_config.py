@@ -26,6 +26,7 @@ def fields_of(config: EngineConfig, fds: EngineFds) -> dict[str, object]:
         "fault_threads": config.fault_threads,
         "spin_us": config.spin_us,
         "workers": config.workers,
+        "fault_around_pages": config.fault_around_pages,
         "page_map_fd": -1 if fds.page_map is None else fds.page_map,
         "store_fd": -1 if fds.store is None else fds.store,
         "wake_fd": fds.wake,

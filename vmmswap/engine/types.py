@@ -70,7 +70,8 @@ class EngineConfig:
     spin_us: how long a fault thread looks for a further event before it sleeps. workers: threads of a long
     job. snapshot: guest memory is private and comes from a snapshot's memory file, which is the store.
     store_max_bytes: what the VM may occupy on the disk; store_keep_free_bytes: what it leaves free there;
-    0: no limit. tiers None: pages are stored as they are, in a file.
+    0: no limit. tiers None: pages are stored as they are, in a file. fault_around_pages: the largest window
+    of neighbours that come back after a page fault, a power of two; 0: none do.
     """
 
     swap_dir: Path
@@ -81,6 +82,7 @@ class EngineConfig:
     store_max_bytes: int = 0
     store_keep_free_bytes: int = 0
     tiers: Tiers | None = None
+    fault_around_pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,10 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 from vmmswap.config import Config
+from vmmswap.config_values import in_bytes
 from vmmswap.disk_limits import disk_limits
 from vmmswap.engine import Engine, EngineConfig, Mover
+from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.monitor.backing import Backing, of_new
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
@@ -33,6 +35,7 @@ def engine_config(
         backing.source_is_store,
         *disk_limits(config, swap_dir),
         tiers_of(config, guest_bytes) if has_tiers else None,
+        in_bytes(config.fault_around, 0) // PAGE_SIZE,
     )
 
 

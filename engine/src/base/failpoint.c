@@ -23,6 +23,8 @@ static const char *const names[] = {
 	"ahead.claimed",
 	"ahead.copied",
 	"ahead.fetched",
+	"around.chosen",
+	"around.done",
 	"event.piece",
 	"event.read",
 	"evict.checked",

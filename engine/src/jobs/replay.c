@@ -248,6 +248,11 @@ void replay_cancel(struct replay *replay)
 	atomic_store(&replay->cancel, true);
 }
 
+struct budget *replay_budget(struct replay *replay)
+{
+	return &replay->budget;
+}
+
 void replay_set_budget(struct replay *replay, uint64_t pages)
 {
 	budget_set(&replay->budget, pages);

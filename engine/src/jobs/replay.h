@@ -5,6 +5,7 @@
 #ifndef VMMSWAP_REPLAY_H
 #define VMMSWAP_REPLAY_H
 
+#include "jobs/budget.h"
 #include "vm/vm.h"
 
 struct replay;
@@ -21,6 +22,9 @@ void replay_cancel(struct replay *replay);
 
 /* Cancel it and wait for its end. */
 void replay_stop(struct replay *replay);
+
+/* What it may bring back; also for others that bring pages back ahead of the guest. */
+struct budget *replay_budget(struct replay *replay);
 
 /* Set how many pages it may bring back from now on; then it waits for more. See swapper_set_budget(). */
 void replay_set_budget(struct replay *replay, uint64_t pages);

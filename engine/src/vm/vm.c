@@ -146,6 +146,8 @@ void vm_touched(struct vm *vm, uint64_t page_idx, bool missing, bool write)
 
 	if (wake_record_touch(vm->wake, page_idx, missing, write))
 		notices_post(vm->notices, &notice);
+	if (missing && vm->nearby && wake_record_is_waking(vm->wake))
+		nearby_missed(vm->nearby, page_idx);
 }
 
 void vm_note_join(struct vm *vm)

@@ -48,6 +48,7 @@
 #include "vm/memory.h"
 #include "vm/page_map.h"
 #include "vm/removal.h"
+#include "wake/nearby.h"
 #include "wake/wake_record.h"
 
 /* A range in which a worker has pages PUNCHING. Lives on the worker's stack. */
@@ -69,6 +70,7 @@ struct vm {
 	struct notices *notices;
 	struct trace *trace;
 	struct wake_record *wake;
+	struct nearby *nearby;	   /* neighbours of page faults; NULL: they are not brought back */
 	struct latency *latencies; /* one for each fault thread */
 	size_t fault_threads_n, workers_n;
 
@@ -172,7 +174,8 @@ uint32_t vm_given_up_ms(const struct vm *vm, uint64_t page_idx, uint64_t word);
 bool vm_may_be_punched_yet(const struct vm *vm, uint64_t page_idx, uint64_t word);
 
 /* Note that the guest touched a page for the first time since it went out (`missing`), or wrote to one that
- * has a kept copy. Reports if this shows that the guest wakes up. */
+ * has a kept copy, and asks for its neighbours. After its page fault was answered. Reports if this shows that
+ * the guest wakes up. */
 void vm_touched(struct vm *vm, uint64_t page_idx, bool missing, bool write);
 
 /* Note that memory joins that is not write-protected like all other memory. Kept copies are stale from now

@@ -67,6 +67,7 @@ struct wake_header {
 	/* The guest was idle in this cycle from when the swap-out ended; until: 0: it is so yet.
 	 * Monotonic. */
 	_Atomic uint64_t idle_from_ms, idle_until_ms;
+	_Atomic uint32_t noted_n;   /* touches in this cycle that raised no page fault: wake_record_note() */
 	_Atomic uint32_t leaving_n; /* so many touches came during the swap-out */
 	_Atomic uint32_t stays_n;   /* pages that did not go out with it: ENTRY_STAYS */
 };
@@ -87,7 +88,7 @@ struct wake_record {
 	/* One bit a page: a wake-up has touched it, and an idle guest does not. What is not used takes no
 	 * memory. */
 	_Atomic uint8_t *members;
-	_Atomic uint8_t *stays; /* one bit a page: ENTRY_STAYS */
+	_Atomic uint8_t *stays, *held; /* one bit a page: ENTRY_STAYS, ENTRY_HELD */
 	_Atomic uint32_t burst_n;
 	_Atomic uint32_t burst_ms[WAKE_BURST_PAGES];
 };
@@ -117,7 +118,15 @@ static inline bool wake_has_bit(const _Atomic uint8_t *bits, uint64_t page_idx)
 	return atomic_load_explicit(&bits[page_idx / 8], memory_order_relaxed) >> page_idx % 8 & 1;
 }
 
-/* Set or clear the bits of members and stays for a set. */
+/* So many touches of this cycle, beyond the first n, raised page faults. */
+static inline uint32_t wake_faults_after(const struct wake_header *header, uint32_t n)
+{
+	uint32_t touches_n = atomic_load(&header->touches_n), other_n = n + atomic_load(&header->noted_n);
+
+	return touches_n > other_n ? touches_n - other_n : 0;
+}
+
+/* Set or clear the bits of members, stays and held for a set. */
 void wake_members(struct wake_record *record, uint32_t which, bool is_set);
 
 uint64_t wake_now_ms(void);

@@ -53,6 +53,8 @@ void wake_members(struct wake_record *record, uint32_t which, bool is_set)
 			wake_put_bit(record->members, entries[i].page_idx, is_set);
 		if (!is_set || (entries[i].flags & ENTRY_STAYS))
 			wake_put_bit(record->stays, entries[i].page_idx, is_set);
+		if (!is_set || (entries[i].flags & ENTRY_HELD))
+			wake_put_bit(record->held, entries[i].page_idx, is_set);
 	}
 }
 
@@ -81,6 +83,21 @@ static void begin_anew(struct wake_record *record)
 	record->header->version = VERSION;
 }
 
+/* NULL: no address space. */
+static _Atomic uint8_t *map_bits(void)
+{
+	void *bits = mmap(NULL, MEMBERS_BYTES, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return bits == MAP_FAILED ? NULL : bits;
+}
+
+static void unmap_bits(_Atomic uint8_t *bits)
+{
+	if (bits)
+		munmap((void *)bits, MEMBERS_BYTES);
+}
+
 static int map_file(int fd, struct wake_record **out, struct error *err)
 {
 	struct wake_record *record = calloc(1, sizeof *record);
@@ -93,13 +110,11 @@ static int map_file(int fd, struct wake_record **out, struct error *err)
 	pthread_mutex_init(&record->lock, NULL);
 	record->seed = wake_now_ms() * 0x9e3779b97f4a7c15 | 1;
 	record->base = mmap(NULL, WAKE_FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
-	record->members = mmap(NULL, MEMBERS_BYTES, PROT_READ | PROT_WRITE,
-			       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	record->stays = mmap(NULL, MEMBERS_BYTES, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	record->members = map_bits();
+	record->stays = map_bits();
+	record->held = map_bits();
 	record->header = (struct wake_header *)record->base;
-	if (record->base == MAP_FAILED || (void *)record->members == MAP_FAILED ||
-	    (void *)record->stays == MAP_FAILED) {
+	if (record->base == MAP_FAILED || !record->members || !record->stays || !record->held) {
 		wake_record_destroy(record);
 		return error_set(err, ENOMEM, "no address space for the record of wake-ups");
 	}
@@ -159,10 +174,9 @@ void wake_record_destroy(struct wake_record *record)
 		return;
 	if (record->base != MAP_FAILED)
 		munmap(record->base, WAKE_FILE_BYTES);
-	if ((void *)record->members != MAP_FAILED)
-		munmap((void *)record->members, MEMBERS_BYTES);
-	if ((void *)record->stays != MAP_FAILED)
-		munmap((void *)record->stays, MEMBERS_BYTES);
+	unmap_bits(record->members);
+	unmap_bits(record->stays);
+	unmap_bits(record->held);
 	pthread_mutex_destroy(&record->lock);
 	close(record->fd);
 	free(record);
@@ -177,6 +191,7 @@ static void clear_cycle(struct wake_header *header)
 {
 	atomic_store(&header->touches_n, 0);
 	atomic_store(&header->leaving_n, 0);
+	atomic_store(&header->noted_n, 0);
 	atomic_store(&header->woke, 0);
 	atomic_store(&header->ordered, 0);
 	atomic_store(&header->spoiled, 0);
@@ -310,7 +325,7 @@ static uint64_t wake_span_ms(const struct wake_header *header)
 static bool was_wake_up(const struct wake_header *header)
 {
 	uint32_t set_n = atomic_load(&header->set_n[atomic_load(&header->current)]);
-	uint32_t touched = atomic_load(&header->touches_n) - atomic_load(&header->woke_at);
+	uint32_t touched = wake_faults_after(header, atomic_load(&header->woke_at));
 	uint32_t offered_n = atomic_load(&header->offered_n), held_n = atomic_load(&header->held_n);
 	uint32_t burst = atomic_load(&header->ordered) ? 0 : WAKE_BURST_PAGES + 1;
 
@@ -374,6 +389,7 @@ static void choose_held(struct wake_record *record, struct wake_entry *entries, 
 			continue;
 		if (entries[i].age > 0 && (wake_random(record) >> 32 & 255) < share) {
 			entries[i].flags |= ENTRY_HELD;
+			wake_put_bit(record->held, entries[i].page_idx, true);
 			atomic_fetch_add(&record->header->held_n, 1);
 		} else {
 			entries[i].flags |= ENTRY_OFFERED;
@@ -408,17 +424,6 @@ size_t wake_record_offer(struct wake_record *record, struct wake_page **out)
 	return offered;
 }
 
-void wake_record_prefetched(struct wake_record *record, uint64_t pages)
-{
-	atomic_fetch_add(&record->header->cycle_prefetched_pages, pages);
-	atomic_fetch_add(&record->header->prefetched_pages, pages);
-}
-
-void wake_record_set_replaying(struct wake_record *record, bool is_replaying)
-{
-	atomic_store(&record->header->replaying, is_replaying);
-}
-
 void wake_record_stats(const struct wake_record *record, struct wake_stats *out)
 {
 	const struct wake_header *header = record->header;
@@ -426,7 +431,7 @@ void wake_record_stats(const struct wake_record *record, struct wake_stats *out)
 	*out = (struct wake_stats){
 		.set_pages = atomic_load(&header->set_n[atomic_load(&header->current) & 1]),
 		.idle_pages = atomic_load(&header->stays_n),
-		.touched_pages = atomic_load(&header->touches_n) - atomic_load(&header->leaving_n),
+		.touched_pages = wake_faults_after(header, atomic_load(&header->leaving_n)),
 		.prefetched_pages = atomic_load(&header->prefetched_pages),
 		.wasted_pages = atomic_load(&header->wasted_pages),
 		.wake_ms = atomic_load(&header->last_wake_ms),

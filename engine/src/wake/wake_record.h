@@ -93,6 +93,19 @@ size_t wake_record_offer(struct wake_record *record, struct wake_page **out);
 /* Pages were brought back ahead of the guest. */
 void wake_record_prefetched(struct wake_record *record, uint64_t pages);
 
+/* The same of neighbours of page faults, and how many of them are not used, by an estimate. */
+void wake_record_brought(struct wake_record *record, uint64_t pages, uint64_t wasted_pages);
+
+/* These came back as neighbours of page faults, and the guest most likely touches them: note them as if they
+ * had raised page faults. Nothing is noted unless a wake-up is under way. */
+void wake_record_note(struct wake_record *record, const struct wake_page *pages, size_t n);
+
+/* True if a wake-up is under way. */
+bool wake_record_is_waking(const struct wake_record *record);
+
+/* True if this cycle's replay holds the page back. */
+bool wake_record_holds(const struct wake_record *record, uint64_t page_idx);
+
 /* A replay is under way: a successor does it again. */
 void wake_record_set_replaying(struct wake_record *record, bool is_replaying);
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from vmmswap import message_ids
 from vmmswap.config import Config
+from vmmswap.config_values import is_nothing
 from vmmswap.engine import ReplayDone, Waking
 from vmmswap.errors import BusyError, NoSuchVMError
 from vmmswap.log import fields
@@ -58,6 +59,8 @@ class WakeUps:
             return
         if self._config().wake_prefetch == "yes":
             self._replay(is_ordered=False)
+        elif self._brings_neighbours:
+            self._grant()
         self._watch()
 
     def ordered(self) -> None:
@@ -75,8 +78,24 @@ class WakeUps:
 
     # Inside
 
-    def _replay_done(self, event: ReplayDone) -> None:
+    @property
+    def _brings_neighbours(self) -> bool:
+        return not is_nothing(self._config().fault_around)
+
+    def _grant(self) -> bool:
+        """Let pages come back for as long as there is memory for them. False: there is too little."""
         self._room.stop()
+        if not self._room.has_room():
+            self._say_short()
+            return False
+        if not self._wanted_pages():  # nothing was granted, and a replay must not wait to find nothing
+            self._vm.engine.set_wake_budget(self._vm.engine.stats().wake_set_pages)
+        self._room.start()
+        return True
+
+    def _replay_done(self, event: ReplayDone) -> None:
+        if not self._brings_neighbours or self._timer is None:  # else until the guest has settled
+            self._room.stop()
         self._is_replaying = False
         if event.error is not None:
             _log.warning("what the guest needs is not brought back ahead of it any more: %s", event.error)
@@ -86,11 +105,10 @@ class WakeUps:
 
     def _wanted_pages(self) -> int:
         stats = self._vm.engine.stats()
-        return min(stats.swap_pages, stats.wake_set_pages)
+        return stats.swap_pages if self._brings_neighbours else min(stats.swap_pages, stats.wake_set_pages)
 
     def _replay(self, *, is_ordered: bool) -> None:
-        if not self._room.has_room():
-            self._say_short()
+        if not self._grant():
             return
         if self._timer is None:
             self._before = self._vm.engine.stats().prefetched_pages
@@ -101,8 +119,6 @@ class WakeUps:
             return
         self._is_replaying = True
         self._is_ordered = is_ordered
-        self._room.stop()
-        self._room.start()
 
     def _memory_is_short(self) -> None:
         self._vm.engine.cancel_wake()
@@ -150,6 +166,8 @@ class WakeUps:
 
     def _settle(self) -> None:
         engine = self._vm.engine
+        self._room.stop()
+        engine.set_wake_budget(0)
         with guarded("a wake-up is not in the log"), contextlib.suppress(NoSuchVMError):
             if not engine.settle_wake():
                 return
