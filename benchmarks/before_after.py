@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The engine of another commit against this tree's, in turns: python -m benchmarks.before_after COMMIT
 
-Each benchmark program is built from its own tree's sources. Prints Markdown.
+Each benchmark program is built from its own tree's sources. Prints Markdown. On a busy machine, run it with
+real-time priority (chrt -f 5): then all rivals have the processors to themselves.
 """
 
 from __future__ import annotations
@@ -47,16 +48,37 @@ def compare(trees: Mapping[str, Path], swap_dir: Path, rounds: int) -> None:
         table(f"{mib} MiB out and in, idle guest, {folder}", rows)
 
 
+def compare_stores(trees: Mapping[str, Path], swap_dir: Path, rounds: int) -> None:
+    """What goes to each kind of store and comes back: time, and processor time of all threads."""
+    programs = {name: compile_program("tier_job", tree) for name, tree in trees.items()}
+    for contents in ("libs", "random"):
+        rows = interleaved(
+            {
+                f"{store} {name}": partial(run_json, [program, store, contents, "256", swap_dir])
+                for store in ("file", "ram", "disk")
+                for name, program in programs.items()
+            },
+            rounds,
+        )
+        columns = ("out_ms", "out_cpu_ms", "in_ms", "in_cpu_ms")
+        table(
+            f"256 MiB, {contents}, {swap_dir}",
+            {name: {key: row[key] for key in columns} for name, row in rows.items()},
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.before_after", description=__doc__)
     parser.add_argument("commit", help="what to compare with")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--swap-dir", type=Path, default=Path("/var/tmp"))  # noqa: S108
+    parser.add_argument("--stores", action="store_true", help="the kinds of store, and nothing else")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         before = Path(folder)
         _unpack(options.commit, before)
-        compare({"before": before, "after": ROOT}, options.swap_dir, options.rounds)
+        run = compare_stores if options.stores else compare
+        run({"before": before, "after": ROOT}, options.swap_dir, options.rounds)
 
 
 if __name__ == "__main__":
