@@ -44,9 +44,9 @@ def test_from_attach_to_detach(host: Service) -> None:
         host.wait_unit("web", "inactive")
         assert "userfaultfd" not in running.links(), host.log("web")
         running.run_on()
-    # Nobody has asked for a socket, so it goes with its VM, and all that the monitor left but the ledger.
-    assert [path.name for path in host.machine.path("/var/lib/vmmswap/web").iterdir()] == ["web.written"]
-    for path in ("/run/vmmswap/web.sock", "/var/log/vmmswap/web"):
+    # Nobody has asked for a socket, so it goes with its VM, and all that the monitor left. There is no
+    # ledger: each page of this program repeats one word, so nothing went to disk.
+    for path in ("/run/vmmswap/web.sock", "/var/log/vmmswap/web", "/var/lib/vmmswap/web"):
         host.machine.wait_for(f"{path} to go", lambda path=path: not host.machine.path(path).exists())
 
 
