@@ -96,9 +96,11 @@ def test_refused(monitor, option):
     assert monitor.status()["State"] == "Empty" or not monitor.status().get("Pid")
 
 
-def test_killed_at_each_step(bus):
+def test_killed_at_each_step(bus, tmp_path):
     """Each life is killed at its point, and the next one goes on. Every byte is looked at by the VMM."""
-    with restarted(bus) as lives:
+    config = tmp_path / "vmmswap.conf"
+    config.write_text("[Swap]\nIdleSetMax=0\n")  # what is looked at after each swap-out would stay
+    with restarted(bus, "--config", str(config)) as lives:
         monitor = lives.start()
         monitor.wait_on_bus()
         with PrivateVmm(monitor.socket, SIZE) as vmm:
