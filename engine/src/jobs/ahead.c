@@ -138,6 +138,58 @@ static int copy(struct batch *batch)
 	return rc;
 }
 
+/* A hole that the guest has touched before. What it gave up stays a hole: its memory is the host's. If the
+ * page is there after all, the kernel says so. */
+static bool may_be_hole(struct vm *vm, uint64_t page_idx, uint64_t word)
+{
+	return page_state_of(word) == PAGE_IN_MEMFD && !(word & PAGE_FLAGS) &&
+	       !vm_given_up_ms(vm, page_idx, word) && memory_region_of(&vm->memory, page_idx) &&
+	       !removals_have(&vm->removals, page_idx, 1);
+}
+
+/* Through the first process that maps it. The page is claimed. */
+static enum uffd_outcome fill_hole(struct vm *vm, uint64_t page_idx)
+{
+	enum uffd_outcome outcome = UFFD_UNMAPPED;
+	struct mapped at = mapped_everywhere(&vm->spaces, page_idx, 1);
+
+	while ((outcome == UFFD_UNMAPPED || outcome == UFFD_GONE) && mapped_next(&at)) {
+		if (vm_has_copy(vm, at.process))
+			continue;
+		outcome = uffd_zeropage(at.process->uffd, at.addr);
+		if (outcome == UFFD_GONE)
+			vm_process_gone(vm, at.process);
+		if (outcome == UFFD_DONE && !vm_has_landed(vm, at.process, page_idx))
+			outcome = UFFD_REFUSED;
+	}
+	return outcome;
+}
+
+int ahead_fill_holes(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back)
+{
+	struct vm *vm = ahead->vm;
+	enum uffd_outcome outcome = UFFD_DONE;
+
+	*pages_back = 0;
+	gate_pass(vm->gate, ahead->lane);
+	for (size_t i = 0; i < n && outcome != UFFD_NO_MEMORY && outcome != UFFD_RETRY; i++) {
+		uint64_t idx = pages[i].page_idx, word = page_word(vm, idx), claimed;
+
+		if (!may_be_hole(vm, idx, word) || !page_claim(vm, idx, word, &claimed))
+			continue;
+		HELD_TAKE(HELD_FILLING);
+		outcome = fill_hole(vm, idx);
+		if (outcome == UFFD_DONE)
+			page_filled(vm, idx, claimed);
+		else
+			page_release(vm, idx, claimed);
+		HELD_DROP(HELD_FILLING);
+		*pages_back += outcome == UFFD_DONE;
+	}
+	gate_leave(vm->gate, ahead->lane);
+	return outcome == UFFD_NO_MEMORY ? -ENOMEM : outcome == UFFD_RETRY ? -EAGAIN : 0;
+}
+
 int ahead_bring(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back)
 {
 	struct vm *vm = ahead->vm;

@@ -28,4 +28,8 @@ struct ahead {
  * first. On error, other pages are out as before. */
 int ahead_bring(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back);
 
+/* Fill those of n pages that are holes with zeros, but for those that the guest gave up. As ahead_bring(),
+ * and nobody waits for a read. */
+int ahead_fill_holes(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back);
+
 #endif

@@ -91,6 +91,10 @@ static void bring(struct worker *worker, const struct wake_page *pages, size_t n
 	for (unsigned tries = 0; tries < RETRIES && goes_on(worker->replay); tries++) {
 		rc = ahead_bring(&worker->ahead, pages, n, &pages_back);
 		wake_record_prefetched(worker->replay->vm->wake, pages_back);
+		if (!rc) {
+			rc = ahead_fill_holes(&worker->ahead, pages, n, &pages_back);
+			wake_record_prefetched(worker->replay->vm->wake, pages_back);
+		}
 		if (rc == -ENOMEM)
 			atomic_store(&worker->replay->code, ENOMEM);
 		if (rc != -EAGAIN)

@@ -95,6 +95,8 @@ static enum resolved fill_zero(struct attempt *attempt)
 		attempt_release(attempt);
 	if (outcome == UFFD_DONE) {
 		atomic_fetch_add(&header->zeroed_pages, 1);
+		vm_touched(attempt->vm, attempt->page_idx, true,
+			   attempt->fault->flags & UFFD_PAGEFAULT_FLAG_WRITE);
 		return RESOLVED;
 	}
 	if (outcome == UFFD_EXISTS) {
