@@ -149,6 +149,7 @@ static int by_slot(const void *one, const void *other)
 static int check_slots(struct check *check)
 {
 	struct store_account account;
+	uint64_t found;
 
 	if (check->slots_n)
 		qsort(check->slots, check->slots_n, sizeof check->slots[0], by_slot);
@@ -157,7 +158,11 @@ static int check_slots(struct check *check)
 			return error_set(check->err, EPROTO, "slot %" PRIu64 " is two pages'",
 					 check->slots[i]);
 	store_account(check->vm->store, &account);
-	return check_counter(check, "in slots", account.used_slots, check->slots_n - check->shared_slots_n);
+	found = check->slots_n - check->shared_slots_n;
+	/* Compaction asks nobody: it puts a page's new record before it drops the old one. */
+	if (check->when != CHECK_AT_REST && account.used_slots > found)
+		return 0;
+	return check_counter(check, "in slots", account.used_slots, found);
 }
 
 static int check_counters(struct check *check)
