@@ -35,8 +35,9 @@ struct nearby_round {
 };
 
 struct nearby {
-	uint32_t pages_max;	/* the largest window */
-	uint32_t held_back_256; /* of 256 neighbours, so many are watched; twice as many in a small window */
+	uint32_t pages_max; /* the largest window */
+	_Atomic uint32_t
+		held_back_256; /* of 256 neighbours, so many are watched; twice as many in a small window */
 	_Atomic uint32_t window_pages;
 	_Atomic uint32_t used_256; /* of 256 pages that are brought back, so many are used; an estimate */
 
