@@ -412,7 +412,7 @@ def test_attach_finds_the_vmm_of_a_unit(host: Host, vmm: Target) -> None:
     host.wait_unit("units", "inactive")
     assert "dbus.socket has 0 processes" in host.ctl("attach", "units", "--unit", "dbus.socket")
     assert "not loaded" in host.ctl("attach", "units", "--unit", "nobodys")
-    assert "Give its PID, or --unit UNIT" in host.ctl("attach", "units")
+    assert "Give one of PID, --unit UNIT and --libvirt DOMAIN" in host.ctl("attach", "units")
 
 
 # polkit
