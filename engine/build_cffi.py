@@ -119,6 +119,7 @@ void engine_cancel_wake(struct engine *);
 void engine_set_wake_budget(struct engine *, uint64_t);
 bool engine_settle_wake(struct engine *);
 bool engine_was_replaying(const struct engine *);
+bool engine_wake_is_ordered(const struct engine *);
 int engine_wake_fd(const struct engine *);
 uint64_t engine_written_bytes(const struct engine *);
 void engine_limit_writes(struct engine *, uint64_t);

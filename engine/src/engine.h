@@ -225,6 +225,8 @@ bool engine_settle_wake(struct engine *engine);
 
 /* True if a predecessor was killed while a replay ran. */
 bool engine_was_replaying(const struct engine *engine);
+/* True if engine_wake() was ordered since the last swap-out, of a predecessor too. */
+bool engine_wake_is_ordered(const struct engine *engine);
 
 int engine_notices_fd(const struct engine *engine);
 int engine_take_notice(struct engine *engine, struct notice *out);

@@ -73,6 +73,14 @@ bool engine_was_replaying(const struct engine *engine)
 	return stats.is_replaying;
 }
 
+bool engine_wake_is_ordered(const struct engine *engine)
+{
+	struct wake_stats stats;
+
+	wake_record_stats(engine->vm.wake, &stats);
+	return stats.is_ordered;
+}
+
 int engine_wake_fd(const struct engine *engine)
 {
 	return wake_record_fd(engine->vm.wake);

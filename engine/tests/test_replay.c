@@ -278,6 +278,7 @@ TEST(a_successor_does_it_again)
 	CHECK_OK(engine_recover(rig.engine, &out_pages, &last_job, &err));
 	CHECK_OK(engine_start(rig.engine, &err));
 	CHECK(engine_was_replaying(rig.engine));
+	CHECK(engine_wake_is_ordered(rig.engine));
 	CHECK_EQ(rig_stats(&rig).wake_set_pages, SET_PAGES);
 	start_replay(&rig);
 	CHECK_EQ(end_replay(&rig).code, 0);

@@ -122,6 +122,7 @@ class FakeEngine:
 
     wake_fd = -1
     was_replaying = False
+    wake_is_ordered = False
 
     def wake(self, *, is_ordered):
         self._called()

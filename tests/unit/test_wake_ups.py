@@ -75,7 +75,7 @@ async def test_not_by_itself_where_that_is_not_wanted(vm):
 
 
 async def test_neighbours_come_while_there_is_memory_until_the_guest_has_settled(vm):
-    vm.around.settings.current = Config(wake_prefetch="no")
+    vm.around.settings.current = Config(wake_prefetch="no", fault_around="64K")
     vm.tells(Waking(), waking=1)
     assert vm.engine.wake_budget > 0
     await until(lambda: "engine settle" in vm.transcript)
@@ -141,3 +141,10 @@ async def test_a_successor_does_the_replay_again(vm):
     vm.engine.was_replaying = True
     vm.orders.resume(Job.NONE)
     assert vm.said() == ["engine wake"]
+
+
+async def test_a_replay_that_was_ordered_is_so_for_a_successor(vm):
+    """Else the guest's first quiet second would end it."""
+    vm.engine.was_replaying = vm.engine.wake_is_ordered = True
+    vm.orders.resume(Job.NONE)
+    assert vm.said() == ["engine wake by an order"]

@@ -43,6 +43,11 @@ class WakeCalls:
         return bool(lib.engine_was_replaying(self._engine))
 
     @property
+    def wake_is_ordered(self) -> bool:
+        """True if wake() was ordered since the last swap-out, of a predecessor too."""
+        return bool(lib.engine_wake_is_ordered(self._engine))
+
+    @property
     def wake_fd(self) -> int:
         """The record of wake-ups, the engine's own: dup it to keep it."""
         return int(lib.engine_wake_fd(self._engine))

@@ -437,6 +437,7 @@ void wake_record_stats(const struct wake_record *record, struct wake_stats *out)
 		.wake_ms = atomic_load(&header->last_wake_ms),
 		.is_waking = atomic_load(&header->phase) == WAKE_WAKING,
 		.is_replaying = atomic_load(&header->replaying),
+		.is_ordered = atomic_load(&header->ordered),
 	};
 	if (out->is_waking)
 		out->wake_ms = wake_span_ms(header);

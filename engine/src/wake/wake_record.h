@@ -117,6 +117,7 @@ struct wake_stats {
 	uint64_t wasted_pages;	   /* of these, by the best estimate, up to the last swap-out */
 	uint64_t wake_ms;	   /* from the first fault of the last wake-up to its last one, or to now */
 	bool is_waking, is_replaying;
+	bool is_ordered; /* a caller said so since the last swap-out */
 };
 
 /* Waits for nothing. */

@@ -72,7 +72,7 @@ class WakeUps:
         """Resume what a predecessor was about when it ended."""
         was_replaying = self._vm.engine.was_replaying
         if was_replaying:
-            self._replay(is_ordered=False)
+            self._replay(is_ordered=self._vm.engine.wake_is_ordered)
         if was_replaying or self._vm.engine.stats().waking:
             self._watch()
 
