@@ -114,11 +114,12 @@ class Service:
         self.manager(name, "Disable")
         return self.wait_state(name, "Ready")
 
-    def drop_in(self, name: str, *lines: str) -> None:
-        """Settings of one monitor's unit, for this test only: use a VM name of its own."""
-        directory = self.machine.path(f"/etc/systemd/system/vmmswap@{name}.service.d")
+    def drop_in(self, name: str, *lines: str, kind: str = "service") -> None:
+        """Settings of one monitor's unit, for this test only: use a VM name of its own. kind: or "socket"."""
+        directory = self.machine.path(f"/etc/systemd/system/vmmswap@{name}.{kind}.d")
         directory.mkdir()
-        (directory / "test.conf").write_text("[Service]\n" + "".join(f"{line}\n" for line in lines))
+        settings = "".join(f"{line}\n" for line in lines)
+        (directory / "test.conf").write_text(f"[{kind.title()}]\n{settings}")
         self.machine.run("systemctl", "daemon-reload")
 
     def dbus_send(self, name: str, member: str, user: str) -> str:
