@@ -719,6 +719,8 @@ static inline void rig_start_guest(struct rig *rig, const struct layout *layout)
 	}
 	for (size_t i = 0; i < 2; i++)
 		rig->memfds[i] = layout->memfd_pages[i] ? rig_open_memory(rig, layout->memfd_pages[i]) : -1;
+	if (layout->private && !mover_can_move())
+		test_skip("this kernel has no UFFDIO_MOVE, which is since Linux 6.8");
 	rig->mailbox = layout->private ? mover_mailbox() : -1;
 	rig->file = (int)CHECK_SYS(memfd_create("file", MFD_CLOEXEC));
 	CHECK_SYS(ftruncate(rig->file, PUPPET_PAGES_MAX * 4096));

@@ -653,6 +653,8 @@ static struct chaos *start_guest(void)
 	if (uffd < 0)
 		test_skip("no userfaultfd here: %s", strerror(errno));
 	close(uffd);
+	if (TEST_PRIVATE && !mover_can_move())
+		test_skip("this kernel has no UFFDIO_MOVE, which is since Linux 6.8");
 	CHECK(chaos != NULL);
 	chaos->page_map_fd = chaos->store_fd = chaos->wake_fd = -1;
 	chaos->tier_fds = (struct store_fds){ -1, -1, -1, -1 };
