@@ -199,13 +199,13 @@ TEST(pages_come_back_from_disk)
 }
 
 /* As a caller does that reads by itself. True if it had to read. */
-static bool is_read_apart(struct log *log, uint64_t slot_idx, uint64_t seed)
+static bool is_read_apart(struct log *log, enum sort sort, uint64_t slot_idx, uint64_t seed)
 {
 	static _Alignas(4096) char bytes[PAGE_READ_BYTES_MAX], page[PAGE_BYTES], wanted[PAGE_BYTES];
 	struct page_read read;
 	int begun = log_begin_read(log, slot_idx, page, &read);
 
-	make_page(wanted, MIXED, seed);
+	make_page(wanted, sort, seed);
 	CHECK(begun == 0 || begun == 1);
 	if (begun == 1) {
 		CHECK(read.size_bytes <= PAGE_READ_BYTES_MAX);
@@ -228,10 +228,10 @@ TEST(a_read_is_begun_and_ended_apart)
 
 	put(log, MIXED, 1, N, slots);
 	for (size_t i = 0; i < N; i++)
-		CHECK(!is_read_apart(log, slots[i], 1 + i));
+		CHECK(!is_read_apart(log, MIXED, slots[i], 1 + i));
 	move_all(log);
 	for (size_t i = 0; i < N; i++)
-		CHECK_EQ(is_read_apart(log, slots[i], 1 + i), (1 + i) % 3 != FILL);
+		CHECK_EQ(is_read_apart(log, MIXED, slots[i], 1 + i), (1 + i) % 3 != FILL);
 	log_destroy(log);
 }
 
@@ -521,6 +521,56 @@ TEST(a_successor_has_all_that_the_page_map_names_and_gives_back_the_rest)
 	drop(next, slots, 0);
 	CHECK_EQ(account(next).ram_bytes, 0);
 	CHECK_EQ(account(next).disk_bytes, 0);
+	log_destroy(next);
+	log_destroy(log);
+}
+
+static struct log *successor_with(struct log *log, const uint64_t *slots, size_t n)
+{
+	struct log *next = successor(log);
+
+	for (size_t i = 0; i < n; i++)
+		CHECK_OK(log_mark_used(next, slots[i]));
+	log_recovered(next);
+	return next;
+}
+
+static void check_each_way(struct log *log, enum sort sort, size_t n, const uint64_t *slots)
+{
+	check(log, sort, 1, n, slots);
+	check_many(log, sort, 1, n, slots);
+	for (size_t i = 0; i < n; i++)
+		CHECK(is_read_apart(log, sort, slots[i], 1 + i));
+}
+
+/* The image that goes to disk ends with its last record in use, and may be the end of the file. A successor
+ * knows only where records in use begin, so it takes that last one to be longer than it is. */
+TEST(a_successor_reads_the_last_record_on_disk_after_later_ones_were_dropped)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one), *next;
+	static uint64_t slots[40];
+
+	put(log, TEXT, 1, 40, slots);
+	drop(log, slots + 7, 33);
+	move_all(log);
+	next = successor_with(log, slots, 7);
+	check_each_way(next, TEXT, 7, slots);
+	log_destroy(next);
+	log_destroy(log);
+}
+
+/* The same of a successor that moves what its predecessor left on RAM. */
+TEST(a_successor_moves_a_segment_whose_later_records_were_dropped_and_reads_it)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one), *next;
+	static uint64_t slots[40];
+
+	put(log, TEXT, 1, 40, slots);
+	next = successor_with(log, slots, 7);
+	move_all(next);
+	check_each_way(next, TEXT, 7, slots);
 	log_destroy(next);
 	log_destroy(log);
 }

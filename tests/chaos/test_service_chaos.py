@@ -5,6 +5,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -43,11 +44,19 @@ def wait_restarted(host: Service, name: str, pid: int) -> int:
     return host.machine.wait_for(f"{name} to be restarted", look)
 
 
+@contextmanager
+def journal_shown(host: Service, name: str) -> Iterator[None]:
+    try:
+        yield
+    except MachineError as error:
+        raise AssertionError(f"{error} (seed {SEED})\n{host.log(name, lines=300)}") from error
+
+
 def test_killed_at_random_instants(host: Service) -> None:
     dice = random.Random(SEED)  # noqa: S311 - no secrets are made of it
     unit = "vmmswap@chaos.service"
     waiting = 0
-    with host.guest("chaos", ("8M", "4M")) as guest:
+    with host.guest("chaos", ("8M", "4M")) as guest, journal_shown(host, "chaos"):
         guest.fork(1)
         guest.work_start(rate=500)
         host.manager("chaos", "Enable")

@@ -77,9 +77,9 @@ class Service:
 
         return self.machine.wait_for(f"{unit} to be {state}", look)
 
-    def log(self, name: str) -> str:
+    def log(self, name: str, *, lines: int = 30) -> str:
         """The last lines that the monitor and systemd logged about it."""
-        return self.machine.run("journalctl", f"--unit=vmmswap@{name}.service", "--lines=30").stdout
+        return self.machine.run("journalctl", f"--unit=vmmswap@{name}.service", f"--lines={lines}").stdout
 
     def pid(self, name: str) -> int:
         return int(self.machine.unit(f"vmmswap@{name}.service", "MainPID")["MainPID"])

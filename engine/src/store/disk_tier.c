@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "base/held.h"
 #include "store/page_read.h"
 #include "store/swap_file.h"
 
@@ -20,6 +21,7 @@ struct disk_tier {
 	uint64_t *taken;      /* one bit per place */
 	uint32_t places_room;
 	_Atomic uint32_t places_n;
+	uint64_t file_bytes; /* its size */
 
 	atomic_bool cannot_punch;
 };
@@ -27,12 +29,17 @@ struct disk_tier {
 static int make_tier(struct swap_file file, struct disk_tier **out, struct error *err)
 {
 	struct disk_tier *disk = calloc(1, sizeof *disk);
+	struct stat st;
 
-	if (!disk) {
+	if (!disk || fstat(file.fd, &st)) {
+		int code = disk ? errno : ENOMEM;
+
+		free(disk);
 		swap_file_close(&file);
-		return error_set(err, ENOMEM, "no memory for the disk tier");
+		return error_set(err, code, "cannot open the disk tier: %s", strerror(code));
 	}
 	disk->file = file;
+	disk->file_bytes = (uint64_t)st.st_size;
 	pthread_mutex_init(&disk->lock, NULL);
 	*out = disk;
 	return 0;
@@ -116,20 +123,24 @@ static bool is_taken(const struct disk_tier *disk, uint64_t place_idx)
 	return place_idx < disk->places_room && (disk->taken[place_idx / 64] >> place_idx % 64 & 1);
 }
 
-/* The predecessor may have written a segment and died before it recorded the place. */
+/* Under the lock, or with no other thread. */
+static int set_size(struct disk_tier *disk, uint64_t size_bytes)
+{
+	if (ftruncate(disk->file.fd, (off_t)size_bytes))
+		return -errno;
+	disk->file_bytes = size_bytes;
+	return 0;
+}
+
+/* The predecessor may have written a segment and died before it recorded the place. Or it is of an older
+ * version, and its file ends within a place. */
 void disk_tier_recovered(struct disk_tier *disk)
 {
-	struct stat st;
-	uint64_t end_idx;
+	uint64_t end_idx = (disk->file_bytes + SEGMENT_BYTES - 1) / SEGMENT_BYTES;
 
-	if (fstat(disk->file.fd, &st))
-		return;
-	end_idx = ((uint64_t)st.st_size + SEGMENT_BYTES - 1) / SEGMENT_BYTES;
 	while (end_idx && !is_taken(disk, end_idx - 1))
 		end_idx--;
-	if ((uint64_t)st.st_size > end_idx * SEGMENT_BYTES &&
-	    ftruncate(disk->file.fd, (off_t)(end_idx * SEGMENT_BYTES)))
-		return;
+	set_size(disk, end_idx * SEGMENT_BYTES); /* if not, a read behind the end is an error */
 	for (uint64_t idx = 0; idx < end_idx; idx++)
 		if (!is_taken(disk, idx))
 			disk_tier_punch(disk, (uint32_t)idx, 0, SEGMENT_BYTES);
@@ -193,11 +204,30 @@ void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx)
 	disk->places_n--;
 }
 
+/* The file holds each place whole, though images end earlier. A successor does not know the length of a
+ * record that was followed by dropped ones: it reads as much as a record can take, and the file must not end
+ * there. */
+static int extend_to(struct disk_tier *disk, uint32_t place_idx)
+{
+	uint64_t end_bytes = (place_idx + (uint64_t)1) * SEGMENT_BYTES;
+	int rc = 0;
+
+	HELD_MAY_WAIT(WAIT_WRITE);
+	pthread_mutex_lock(&disk->lock);
+	if (end_bytes > disk->file_bytes)
+		rc = set_size(disk, end_bytes);
+	pthread_mutex_unlock(&disk->lock);
+	return rc;
+}
+
 int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes,
 		    uint64_t *written_bytes)
 {
 	struct pieces pieces;
+	int rc = extend_to(disk, place_idx);
 
+	if (rc)
+		return rc;
 	pieces_of_one(&pieces, (void *)bytes, size_bytes);
 	return swap_file_write(&disk->file, &pieces, place_idx * SEGMENT_BYTES, written_bytes);
 }
