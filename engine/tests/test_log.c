@@ -1450,6 +1450,171 @@ TEST(a_full_ram_tier_is_compacted_all_the_same)
 	log_destroy(log);
 }
 
+/* --- lives: a log and its successors, each of which knows no more than the page map and the tiers' files */
+
+#define LIVES_PAGES 3000
+#define LIVES_STEPS 120
+
+struct lives {
+	struct log *log;
+	uint64_t random;
+	uint64_t slots[LIVES_PAGES + 1];    /* of page i; 0: it is not stored */
+	uint32_t versions[LIVES_PAGES + 1]; /* of its bytes */
+};
+
+static uint64_t lives_random(struct lives *lives, uint64_t below)
+{
+	lives->random = lives->random * 6364136223846793005u + 1442695040888963407u;
+	return (lives->random >> 33) % below;
+}
+
+/* Pages that compress to any length, or not at all. */
+static void lives_page(const struct lives *lives, uint64_t i, char *page)
+{
+	uint64_t seed = i + ((uint64_t)lives->versions[i] << 32);
+	size_t noise_bytes = (i * 37 + lives->versions[i] * 411) % 5000;
+
+	test_fill_page(page, seed);
+	if (noise_bytes < PAGE_BYTES)
+		memset(page + noise_bytes, (int)i, PAGE_BYTES - noise_bytes);
+}
+
+static void lives_put(struct lives *lives, uint64_t i)
+{
+	char page[PAGE_BYTES];
+	struct page_to_put put = { .page = page, .owner = i };
+	struct error err = { 0 };
+
+	if (lives->slots[i])
+		return;
+	lives->versions[i]++;
+	lives_page(lives, i, page);
+	if (log_put(lives->log, lives_random(lives, 2), &put, 1, &err) != 1)
+		test_fail(__FILE__, __LINE__, "%s", err.message);
+	lives->slots[i] = put.slot_idx;
+}
+
+static void lives_drop(struct lives *lives, uint64_t i)
+{
+	if (lives->slots[i])
+		log_drop(lives->log, lives->slots[i]);
+	lives->slots[i] = 0;
+}
+
+static bool lives_relocate(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
+{
+	struct lives *lives = context;
+
+	if (lives->slots[owner] != from_idx)
+		return false;
+	lives->slots[owner] = to_idx;
+	return true;
+}
+
+static void lives_check(struct lives *lives)
+{
+	char *pages = test_pages(LIVES_PAGES), want[PAGE_BYTES], one[PAGE_BYTES];
+	static uint64_t slots[LIVES_PAGES], owners[LIVES_PAGES];
+	static int rc[LIVES_PAGES];
+	size_t n = 0;
+
+	for (uint64_t i = 1; i <= LIVES_PAGES; i++) {
+		if (!lives->slots[i])
+			continue;
+		owners[n] = i;
+		slots[n++] = lives->slots[i];
+	}
+	log_get_many(lives->log, slots, n, pages, rc);
+	for (size_t k = 0; k < n; k++) {
+		CHECK_OK(rc[k]);
+		lives_page(lives, owners[k], want);
+		CHECK(memcmp(pages + bytes_of_pages(k), want, PAGE_BYTES) == 0);
+		CHECK_OK(log_get(lives->log, slots[k], one));
+		CHECK(memcmp(one, want, PAGE_BYTES) == 0);
+	}
+	munmap(pages, bytes_of_pages(LIVES_PAGES));
+}
+
+static void lives_succeed(struct lives *lives)
+{
+	struct log *next = successor(lives->log);
+
+	next->ram_max_bytes = lives->log->ram_max_bytes;
+	for (uint64_t i = 1; i <= LIVES_PAGES; i++)
+		if (lives->slots[i])
+			CHECK_OK(log_mark_used(next, lives->slots[i]));
+	log_recovered(next);
+	log_destroy(lives->log);
+	lives->log = next;
+	lives_check(lives);
+}
+
+static void lives_step(struct lives *lives)
+{
+	uint64_t from = 1 + lives_random(lives, LIVES_PAGES), n = 1 + lives_random(lives, 400);
+	struct error err = { 0 };
+
+	switch (lives_random(lives, 10)) {
+	case 0:
+	case 1:
+	case 2:
+		for (uint64_t i = from; i < from + n && i <= LIVES_PAGES; i++)
+			lives_put(lives, i);
+		break;
+	case 3:
+	case 4:
+		for (uint64_t i = from; i < from + n && i <= LIVES_PAGES; i++)
+			lives_drop(lives, i);
+		break;
+	case 5: /* here and there */
+		for (uint64_t i = 1; i <= LIVES_PAGES; i++)
+			if (!lives_random(lives, 3))
+				lives_drop(lives, i);
+		break;
+	case 6:
+		log_move_oldest(lives->log, UINT32_MAX, &err);
+		break;
+	case 7:
+		log_compact_step(lives->log, lives_relocate, lives);
+		break;
+	case 8:
+		log_seal_open(lives->log);
+		while (lives_random(lives, 2) && log_tidy_step(lives->log))
+			;
+		break;
+	case 9:
+		lives_succeed(lives);
+		break;
+	}
+}
+
+TEST(whatever_was_done_before_a_successor_reads_every_page)
+{
+	static struct lives lives;
+
+	for (uint64_t seed = 1; seed <= 4; seed++) {
+		struct log_config one = config(test_dir());
+
+		one.ram_max_bytes = seed % 2 ? 2 * MIB : 64 * MIB;
+		one.encrypt = seed % 4;
+		memset(&lives, 0, sizeof lives);
+		lives.random = seed;
+		lives.log = make(&one);
+		for (size_t step = 0; step < LIVES_STEPS; step++)
+			lives_step(&lives);
+		lives_succeed(&lives);
+		for (uint64_t i = 1; i <= LIVES_PAGES; i++)
+			lives_drop(&lives, i);
+		log_seal_open(lives.log);
+		drop(lives.log, NULL, 0);
+		CHECK_EQ(account(lives.log).records, 0);
+		CHECK_EQ(account(lives.log).record_bytes, 0);
+		CHECK_EQ(account(lives.log).ram_bytes, 0);
+		CHECK_EQ(account(lives.log).disk_bytes, 0);
+		log_destroy(lives.log);
+	}
+}
+
 /* --- threads: pages are put, read, dropped, moved and compacted at the same time */
 
 #define SHARED_PAGES 4096
