@@ -9,6 +9,7 @@ import collections
 import fnmatch
 import os
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -23,6 +24,11 @@ EXPECTED_SKIPS = Path(__file__).with_name("expected-skips")
 # How long an example takes says how busy this machine is, and nothing of the code.
 hypothesis.settings.register_profile("vmmswap", deadline=None)
 hypothesis.settings.load_profile("vmmswap")
+
+# An installed vmmswap is compiled. Where Python may not write bytecode, each monitor of the tests would
+# compile all of its modules anew, which takes a third of its start.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell that runs the suite in the background has it ignore Ctrl-C, and so all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
