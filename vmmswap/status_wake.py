@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from vmmswap.lean_dataclass import dataclass
 from vmmswap.status_key import Kind
 from vmmswap.status_key import status_key as _key
 from vmmswap.status_store import StoreStatus

@@ -17,7 +17,6 @@ import struct
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from vmmswap.errors import (
 )
 from vmmswap.failpoint import reach
 from vmmswap.handoff import private
+from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.process import is_alive, is_same_file, pidfd_getfd, status_of, thread_ids
 from vmmswap.linux.userfaultfd import Feature

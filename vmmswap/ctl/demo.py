@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from vmmswap.ctl.failure import CtlError, ExitStatus
 from vmmswap.ctl.host_memory import MemorySample, sample
 from vmmswap.ctl.output import StatusKeys, mib, print_json, print_table
 from vmmswap.ctl.waiting import failed, progress, until_settled
+from vmmswap.lean_dataclass import dataclass, field
 from vmmswap.reasons import reason_of
 from vmmswap.status import State
 

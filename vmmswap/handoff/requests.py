@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vmmswap.engine import Mover
@@ -19,6 +18,7 @@ from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.messages import Region, is_private
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
+from vmmswap.lean_dataclass import dataclass, replace
 from vmmswap.linux.files import FileId
 from vmmswap.linux.maps import Mapping
 from vmmswap.linux.owned import OwnedFds

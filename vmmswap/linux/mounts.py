@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+from vmmswap.lean_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 
 from vmmswap import message_ids
 from vmmswap.attach.attach import (
@@ -32,6 +31,7 @@ from vmmswap.attach.options import Options
 from vmmswap.engine import Mover
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.lean_dataclass import replace
 from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import is_alive
