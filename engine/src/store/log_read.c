@@ -168,21 +168,27 @@ static int by_place(const void *left, const void *right)
 	return a->from_bytes < b->from_bytes ? -1 : a->from_bytes > b->from_bytes;
 }
 
-/* How many records, from the first on, one read covers. */
-static size_t near_run(const struct on_disk *at, size_t n)
+/* How many records, from the first on, one read up to *end_bytes covers. The last of them need not end last:
+ * those that begin in one block come in any order. */
+static size_t near_run(const struct on_disk *at, size_t n, uint64_t *end_bytes)
 {
-	size_t run = 1;
+	size_t run = 0;
 
+	*end_bytes = at->end_bytes;
 	while (run < n && at[run].place_idx == at->place_idx &&
-	       at[run].from_bytes <= at[run - 1].end_bytes + GAP_BYTES_MAX)
+	       at[run].from_bytes <= *end_bytes + GAP_BYTES_MAX) {
+		if (at[run].end_bytes > *end_bytes)
+			*end_bytes = at[run].end_bytes;
 		run++;
+	}
 	return run;
 }
 
 /* If the run cannot be read as one, each page is read by itself: one bad block fails only one page. */
-static void read_run(struct log *log, const struct on_disk *at, size_t n, char *blocks, char *buf, int *rc)
+static void read_run(struct log *log, const struct on_disk *at, size_t n, uint64_t end_bytes, char *blocks,
+		     char *buf, int *rc)
 {
-	uint64_t from_bytes = at->from_bytes, end_bytes = at[n - 1].end_bytes;
+	uint64_t from_bytes = at->from_bytes;
 	bool whole = n > 1 && blocks && log->disk &&
 		     !disk_tier_read(log->disk, at->place_idx, from_bytes, blocks, end_bytes - from_bytes);
 
@@ -214,8 +220,10 @@ void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf
 		blocks = big_buffer_new();
 	}
 	for (size_t i = 0, run; i < on_disk_n; i += run) {
-		run = near_run(at + i, on_disk_n - i);
-		read_run(log, at + i, run, blocks, pages, rc);
+		uint64_t end_bytes;
+
+		run = near_run(at + i, on_disk_n - i, &end_bytes);
+		read_run(log, at + i, run, end_bytes, blocks, pages, rc);
 	}
 	big_buffer_free(blocks);
 	free(at);
