@@ -46,8 +46,10 @@ static struct file_read *await(struct reads *reads)
 	struct file_read *file;
 
 	CHECK(reads_submit(reads));
-	while (!(file = reads_take(reads)))
+	while (!(file = reads_take(reads))) {
+		CHECK(reads_submit(reads)); /* the rest of what was cut short */
 		CHECK_EQ(poll(&waiting, 1, 60000), 1);
+	}
 	return file;
 }
 
@@ -132,4 +134,25 @@ TEST(what_a_read_in_a_ring_gives)
 TEST(what_a_read_in_a_thread_gives)
 {
 	what_a_read_gives(false);
+}
+
+/* The kernel may have no memory for it just then. Who submits learns of it, and tries again. */
+TEST(the_rest_of_a_read_that_was_cut_short_is_submitted_again)
+{
+	struct reads *reads = open_reads(true);
+	struct pollfd waiting = { .fd = reads_fd(reads), .events = POLLIN };
+	char *bytes = test_pages(2);
+	int fd = (int)CHECK_SYS(memfd_create("file", MFD_CLOEXEC));
+	struct file_read file;
+
+	CHECK_OK(ftruncate(fd, (off_t)PAGE_BYTES));
+	begin(reads, &file, fd, bytes, 0, 2); /* the second page is behind the end */
+	CHECK(reads_submit(reads));
+	CHECK_EQ(poll(&waiting, 1, 60000), 1);
+	CHECK_OK(failpoint_arm("uring.submit=once:EAGAIN"));
+	CHECK(!reads_take(reads));
+	CHECK(!reads_submit(reads));
+	CHECK_EQ(await(reads)->result, -EIO);
+	close(fd);
+	close_reads(reads);
 }

@@ -101,6 +101,7 @@ static const char *const names[] = {
 	"uffd.protect",
 	"uffd.zeropage",
 	"unplug.piece",
+	"uring.submit",
 	"wake.folded",
 };
 /* clang-format on */

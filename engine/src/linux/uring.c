@@ -10,6 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
+
 /* Both rings are in one mapping (IORING_FEAT_SINGLE_MMAP, Linux 5.4). Of a pair of head and tail, one is ours
  * and the other the kernel's: io_uring(7). */
 struct uring {
@@ -123,7 +125,12 @@ bool uring_read(struct uring *uring, int fd, void *bytes, uint32_t size_bytes, u
 bool uring_submit(struct uring *uring)
 {
 	while (uring->added) {
-		long taken = syscall(SYS_io_uring_enter, uring->fd, uring->added, 0, 0, NULL, 0);
+		long taken = FAILPOINT("uring.submit");
+
+		if (!taken)
+			taken = syscall(SYS_io_uring_enter, uring->fd, uring->added, 0, 0, NULL, 0);
+		else
+			errno = (int)-taken;
 
 		if (taken < 0 && errno == EINTR)
 			continue;

@@ -135,9 +135,10 @@ static uint64_t serve_once(struct server *self, bool *any)
 
 	*any = serve_new(self);
 	next_ns = serve_pending(self);
-	if (!fetches_submit(self->means.fetches))
-		next_ns = earlier(next_ns, monotonic_ns() + AGAIN_NS);
 	*any = end_fetches(self) || *any; /* also reads that failed at once, which wake nobody up */
+	if (!fetches_submit(self->means
+				    .fetches)) /* last: the rest of a read that was cut short waits for it */
+		next_ns = earlier(next_ns, monotonic_ns() + AGAIN_NS);
 	return next_ns;
 }
 

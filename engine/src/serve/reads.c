@@ -129,7 +129,6 @@ struct file_read *reads_take(struct reads *reads)
 		if (has_ended(file, got))
 			return file;
 		send(reads, file); /* the rest of it */
-		reads_submit(reads);
 	}
 	return NULL;
 }

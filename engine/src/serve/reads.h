@@ -26,7 +26,8 @@ void reads_begin(struct reads *reads, struct file_read *file);
 /* Begin all that has not begun yet. False: the kernel did not take all; call it again soon. */
 bool reads_submit(struct reads *reads);
 
-/* A read that has ended, with its result: 0; -errno; a short read is -EIO. NULL: none now. */
+/* A read that has ended, with its result: 0; -errno; a short read is -EIO. NULL: none now. Then call
+ * reads_submit() before you wait: the kernel may have cut a read short, and the rest of it has not begun. */
 struct file_read *reads_take(struct reads *reads);
 
 #endif
