@@ -1,129 +1,33 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* How long a guest takes until it has touched what it touches when it wakes up:
  *
- *	wake_up MODE MIB SWAP_DIR
+ *	wake_up MODE MIB PLACE [SHAPE [THREADS]]
  *
- * 20 % of the guest's memory (contents.h: mixed) are touched once, in short runs in an order that differs
- * each time, with 1 us of work between two. MODE:
+ * The guest (wake_guest.h) has mixed contents (contents.h). MODE:
  *
  *   resident  memory was never out
- *   demand    all was out, and every page comes by a page fault
- *   replay    the same, but the record of wake-ups knows the set, and a replay begins when page faults show the wake-up
+ *   kernel    all was out in the kernel's swap: on zram with LZ4, or in a file
+ *   demand    all was out in our store, and every page comes by a page fault
+ *   around    the same, and page faults bring their neighbours, up to 64 KiB
+ *   replay    the same as demand, but the record of wake-ups knows the set, and a replay begins when page faults
+ *             show the wake-up
+ *   both      replay, and neighbours as well
  *
- * SWAP_DIR ram: the RAM tier; else a directory: the disk tier, with nothing left on RAM. Prints JSON. */
+ * PLACE ram: the RAM tier, or zram; else a directory: the disk tier, with nothing left on RAM, or a swap file
+ * there. SHAPE set (the default): 20 % of memory, in short runs in an order that differs each time; all: all
+ * of it, in address order. THREADS of the guest share it, 1 by default.
+ *
+ * Prints JSON: first_ms of the first wake-up, of which nothing is recorded, and medians of the later ones. */
 #include "rig.h"
 
 #include <string.h>
 
-#include "contents.h"
+#include "kernel_swap.h"
+#include "wake_guest.h"
 
-#define RUN_PAGES_MAX 8
-#define WAKE_UPS 3 /* the median counts */
+#define WAKE_UPS 3 /* after the first; the median counts */
 #define SETTLE_MS 20
-
-struct shared {
-	_Atomic uint32_t order, done; /* the guest carries out order number `order`: touch all of its set */
-	_Atomic int uffd;
-	_Atomic uint64_t base_addr;
-	double touch_us[WAKE_UPS + 2];
-	double p50_us[WAKE_UPS + 2], p99_us[WAKE_UPS + 2];
-};
-
-static uint64_t next_random(uint64_t *seed)
-{
-	*seed ^= *seed << 13;
-	*seed ^= *seed >> 7;
-	*seed ^= *seed << 17;
-	return *seed;
-}
-
-struct run {
-	uint32_t page, pages;
-};
-
-/* The same runs always: a fifth of memory. Returns how many. */
-static size_t choose_runs(struct run *runs, size_t pages)
-{
-	uint64_t seed = 88172645463325252u;
-	size_t n = 0, at = 0;
-
-	while (at + 5 * RUN_PAGES_MAX < pages) {
-		uint32_t length = 1 + (uint32_t)(next_random(&seed) % RUN_PAGES_MAX);
-
-		runs[n++] = (struct run){ (uint32_t)(at + next_random(&seed) % (4 * length + 1)), length };
-		at += 5 * length;
-	}
-	return n;
-}
-
-static void shuffle(struct run *runs, size_t n, uint64_t seed)
-{
-	seed = seed * 0x9e3779b97f4a7c15u | 1;
-	for (size_t i = n; i > 1; i--) {
-		size_t k = next_random(&seed) % i;
-		struct run other = runs[k];
-
-		runs[k] = runs[i - 1];
-		runs[i - 1] = other;
-	}
-}
-
-static void work_1_us(void)
-{
-	double until_us = now_us() + 1;
-
-	while (now_us() < until_us)
-		;
-}
-
-static int by_size(const void *left, const void *right)
-{
-	const float a = *(const float *)left, b = *(const float *)right;
-
-	return a < b ? -1 : a > b;
-}
-
-static void touch_set(struct shared *shared, volatile char *guest, struct run *runs, size_t n,
-		      uint32_t number, float *took_us)
-{
-	double since_us = now_us();
-	size_t touched = 0;
-
-	for (size_t i = 0; i < n; i++) {
-		for (uint32_t k = 0; k < runs[i].pages; k++) {
-			double from_us = now_us();
-
-			(void)guest[(runs[i].page + k) * PAGE];
-			took_us[touched++] = (float)(now_us() - from_us);
-			work_1_us();
-		}
-	}
-	shared->touch_us[number] = now_us() - since_us;
-	qsort(took_us, touched, sizeof *took_us, by_size);
-	shared->p50_us[number] = took_us[touched / 2];
-	shared->p99_us[number] = took_us[touched * 99 / 100];
-}
-
-static void be_guest(struct shared *shared, int memfd, size_t pages)
-{
-	char *guest = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
-	struct run *runs = calloc(pages, sizeof *runs);
-	float *took_us = calloc(pages, sizeof *took_us);
-	size_t n = choose_runs(runs, pages);
-
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	need(guest != MAP_FAILED && runs && took_us, "guest");
-	fill_contents(guest, pages, "mixed");
-	shared->base_addr = (uint64_t)(uintptr_t)guest;
-	shared->uffd = open_uffd();
-	for (uint32_t number = 0;; number++) {
-		shared->done = number;
-		while (shared->order == number)
-			usleep(200);
-		shuffle(runs, n, number + 1);
-		touch_set(shared, guest, runs, n, number, took_us);
-	}
-}
+#define AROUND_PAGES 16
 
 static void wake(struct engine *engine, bool is_ordered)
 {
@@ -165,27 +69,43 @@ static void all_out(struct engine *engine, bool to_disk)
 		;
 }
 
-static double median(double *values)
+static int by_value(const void *left, const void *right)
 {
-	for (int i = 0; i < WAKE_UPS; i++)
-		for (int k = i + 1; k < WAKE_UPS; k++)
-			if (values[k] < values[i]) {
-				double other = values[i];
+	const double a = *(const double *)left, b = *(const double *)right;
 
-				values[i] = values[k];
-				values[k] = other;
-			}
+	return a < b ? -1 : a > b;
+}
+
+/* Of one figure of the later wake-ups. offset: of a double in struct figures. */
+static double median(const struct shared *shared, size_t offset)
+{
+	double values[WAKE_UPS];
+
+	for (int i = 0; i < WAKE_UPS; i++)
+		memcpy(&values[i], (const char *)&shared->figures[i + 1] + offset, sizeof *values);
+	qsort(values, WAKE_UPS, sizeof *values, by_value);
 	return values[WAKE_UPS / 2];
 }
 
-int main(int argc, char **argv)
+static void print_figures(const struct shared *shared, const struct engine_stats *stats)
 {
-	bool resident = argc == 4 && !strcmp(argv[1], "resident"),
-	     replays = argc == 4 && !strcmp(argv[1], "replay");
-	size_t pages = argc == 4 ? (size_t)atol(argv[2]) << 8 : 0;
-	bool to_disk = argc == 4 && strcmp(argv[3], "ram") != 0;
-	struct engine_config config = { .swap_dir = to_disk ? argv[3] : "/tmp",
+	printf("{\"first_ms\": %.1f, \"touched_ms\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
+	       "\"faults\": %llu, \"fault_p99_us\": %.1f, \"prefetched_pages\": %llu, \"record_mib\": %.1f}\n",
+	       shared->figures[0].touch_us / 1000, median(shared, offsetof(struct figures, touch_us)) / 1000,
+	       median(shared, offsetof(struct figures, p50_us)),
+	       median(shared, offsetof(struct figures, p99_us)),
+	       (unsigned long long)shared->figures[WAKE_UPS].faults,
+	       median(shared, offsetof(struct figures, fault_p99_us)),
+	       (unsigned long long)stats->prefetched_pages, (double)stats->record_bytes / (1 << 20));
+}
+
+static struct engine *engine_of(const char *mode, const char *place, int memfd, size_t pages, int uffd,
+				uint64_t base_addr)
+{
+	bool to_disk = strcmp(place, "ram") != 0, around = !strcmp(mode, "around") || !strcmp(mode, "both");
+	struct engine_config config = { .swap_dir = to_disk ? place : "/tmp",
 					.workers = 3,
+					.fault_around_pages = around ? AROUND_PAGES : 0,
 					.page_map_fd = -1,
 					.store_fd = -1,
 					.wake_fd = -1,
@@ -198,6 +118,21 @@ int main(int argc, char **argv)
 					.compress = true,
 					.encrypt = true,
 					.ram_max_bytes = pages * PAGE };
+	struct engine *engine = engine_with(&config, memfd, pages, uffd, base_addr);
+
+	if (around)
+		engine_set_wake_budget(engine, pages * 1000);
+	return engine;
+}
+
+int main(int argc, char **argv)
+{
+	const char *mode = argc > 1 ? argv[1] : "", *place = argc > 3 ? argv[3] : "ram",
+		   *shape = argc > 4 ? argv[4] : "set";
+	bool is_kernel = !strcmp(mode, "kernel"), is_resident = !strcmp(mode, "resident"),
+	     replays = !strcmp(mode, "replay") || !strcmp(mode, "both"), to_disk = strcmp(place, "ram") != 0;
+	size_t pages = argc > 3 ? (size_t)atol(argv[2]) << 8 : 0;
+	unsigned threads = argc > 5 ? (unsigned)atoi(argv[5]) : 1;
 	struct shared *shared =
 		mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	struct engine *engine = NULL;
@@ -205,31 +140,37 @@ int main(int argc, char **argv)
 	int memfd = memfd_create("guest", MFD_CLOEXEC);
 	pid_t pid;
 
-	need(pages && shared != MAP_FAILED && ftruncate(memfd, (off_t)(pages * PAGE)) == 0, "usage");
+	need(pages && threads && threads <= THREADS_MAX && shared != MAP_FAILED &&
+		     ftruncate(memfd, (off_t)(pages * PAGE)) == 0,
+	     "usage");
 	shared->done = UINT32_MAX;
 	shared->uffd = -1;
+	if (is_kernel)
+		kernel_swap_open(place, 2 * pages);
 	pid = fork();
-	if (pid == 0)
-		be_guest(shared, memfd, pages);
+	if (pid == 0) {
+		if (is_kernel)
+			kernel_swap_enter();
+		be_guest(shared, memfd, pages, shape, threads);
+	}
+	kernel_swap.guest = pid;
 	while (shared->done != 0)
 		usleep(1000);
-	if (!resident) {
-		engine = engine_with(&config, memfd, pages, fetch_fd(pid, shared->uffd), shared->base_addr);
-		all_out(engine, to_disk);
-	}
-	guest_wakes(engine, shared, false); /* learned from, or warmed up */
-	for (int i = 0; i < WAKE_UPS; i++) {
-		if (engine)
+	if (!is_kernel && !is_resident)
+		engine = engine_of(mode, place, memfd, pages, fetch_fd(pid, shared->uffd), shared->base_addr);
+	for (int i = 0; i <= WAKE_UPS; i++) {
+		if (is_kernel)
+			kernel_swap_all_out(memfd, pages);
+		else if (engine)
 			all_out(engine, to_disk);
-		guest_wakes(engine, shared, replays);
+		guest_wakes(engine, shared, replays && i > 0);
+		if (engine)
+			engine_read_stats(engine, &stats);
 	}
-	if (engine)
-		engine_read_stats(engine, &stats);
-	printf("{\"touched_ms\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"set_pages\": %llu, \"prefetched_pages\": %llu}\n",
-	       median(shared->touch_us + 1) / 1000, median(shared->p50_us + 1), median(shared->p99_us + 1),
-	       (unsigned long long)stats.wake_set_pages, (unsigned long long)stats.prefetched_pages);
+	print_figures(shared, &stats);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
+	kernel_swap.guest = 0;
 	engine_destroy(engine);
 	return 0;
 }

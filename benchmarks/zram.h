@@ -15,6 +15,7 @@
 #define ZRAM_MISSING 77
 
 static int zram_number;
+static pid_t zram_owner;
 
 static void zram_write(const char *name, const char *text)
 {
@@ -41,8 +42,11 @@ static size_t zram_read(const char *path, char *out, size_t room)
 static void zram_remove(void)
 {
 	char number[16];
-	int fd = open("/sys/class/zram-control/hot_remove", O_WRONLY | O_CLOEXEC);
+	int fd;
 
+	if (getpid() != zram_owner) /* a fork of ours ends */
+		return;
+	fd = open("/sys/class/zram-control/hot_remove", O_WRONLY | O_CLOEXEC);
 	zram_write("reset", "1");
 	snprintf(number, sizeof number, "%d", zram_number);
 	need(fd >= 0 && write(fd, number, strlen(number)) > 0, "hot_remove");
@@ -60,6 +64,7 @@ static int zram_open(size_t pages)
 		exit(ZRAM_MISSING);
 	}
 	zram_number = atoi(text);
+	zram_owner = getpid();
 	atexit(zram_remove);
 	zram_write("comp_algorithm", "lz4");
 	snprintf(text, sizeof text, "%zu", pages * PAGE);
@@ -77,7 +82,7 @@ static int zram_open(size_t pages)
 }
 
 /* Pages that are holes in the memfd are not written. */
-static uint64_t zram_bytes_of(int memfd, size_t pages)
+static inline uint64_t zram_bytes_of(int memfd, size_t pages)
 {
 	char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	unsigned long long used_bytes;

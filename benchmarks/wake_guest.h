@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The guest of wake_up.c: a process that touches the same part of its memory once each time that it is told
+ * to, in an order that differs each time, with 1 us of work between two touches. */
+#ifndef VMMSWAP_BENCHMARK_WAKE_GUEST_H
+#define VMMSWAP_BENCHMARK_WAKE_GUEST_H
+
+#include "rig.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "contents.h"
+
+#define RUN_PAGES_MAX 8
+#define TOUCHES_MAX 8 /* how often */
+#define THREADS_MAX 64
+#define FAULT_US 2 /* a touch that takes longer was a page fault */
+
+struct figures {
+	double touch_us; /* until all was touched */
+	double p50_us, p99_us, fault_p99_us;
+	uint64_t faults;
+};
+
+struct shared {
+	_Atomic uint32_t order, done; /* the guest carries out order number `order`: touch all of its set */
+	_Atomic int uffd;
+	_Atomic uint64_t base_addr;
+	struct figures figures[TOUCHES_MAX];
+};
+
+struct run {
+	uint32_t page, pages;
+};
+
+struct guest {
+	struct shared *shared;
+	volatile char *memory;
+	size_t pages;
+	unsigned threads;
+	struct run *runs;
+	size_t runs_n;
+	float *took_us;
+	_Atomic size_t next_run, touched;
+};
+
+static uint64_t next_random(uint64_t *seed)
+{
+	*seed ^= *seed << 13;
+	*seed ^= *seed >> 7;
+	*seed ^= *seed << 17;
+	return *seed;
+}
+
+/* The same runs always: a fifth of memory. */
+static void choose_set(struct guest *guest)
+{
+	uint64_t seed = 88172645463325252u;
+
+	for (size_t at = 0; at + 5 * RUN_PAGES_MAX < guest->pages;) {
+		uint32_t length = 1 + (uint32_t)(next_random(&seed) % RUN_PAGES_MAX);
+
+		guest->runs[guest->runs_n++] =
+			(struct run){ (uint32_t)(at + next_random(&seed) % (4 * length + 1)), length };
+		at += 5 * length;
+	}
+}
+
+/* All of memory, in address order. */
+static void choose_all(struct guest *guest)
+{
+	for (size_t at = 0; at < guest->pages; at += RUN_PAGES_MAX)
+		guest->runs[guest->runs_n++] = (struct run){ (uint32_t)at, RUN_PAGES_MAX };
+}
+
+static void shuffle(struct run *runs, size_t n, uint64_t seed)
+{
+	seed = seed * 0x9e3779b97f4a7c15u | 1;
+	for (size_t i = n; i > 1; i--) {
+		size_t k = next_random(&seed) % i;
+		struct run other = runs[k];
+
+		runs[k] = runs[i - 1];
+		runs[i - 1] = other;
+	}
+}
+
+static void work_1_us(void)
+{
+	double until_us = now_us() + 1;
+
+	while (now_us() < until_us)
+		;
+}
+
+static int by_size(const void *left, const void *right)
+{
+	const float a = *(const float *)left, b = *(const float *)right;
+
+	return a < b ? -1 : a > b;
+}
+
+static void *touch(void *argument)
+{
+	struct guest *guest = argument;
+	size_t i;
+
+	while ((i = atomic_fetch_add(&guest->next_run, 1)) < guest->runs_n) {
+		struct run run = guest->runs[i];
+
+		for (uint32_t k = 0; k < run.pages; k++) {
+			double from_us = now_us();
+
+			(void)guest->memory[(run.page + k) * PAGE];
+			guest->took_us[atomic_fetch_add(&guest->touched, 1)] = (float)(now_us() - from_us);
+			work_1_us();
+		}
+	}
+	return NULL;
+}
+
+static void touch_all(struct guest *guest, struct figures *out)
+{
+	pthread_t threads[THREADS_MAX];
+	double since_us = now_us();
+	size_t n, fast_n = 0;
+
+	guest->next_run = guest->touched = 0;
+	for (unsigned i = 1; i < guest->threads; i++)
+		need(pthread_create(&threads[i], NULL, touch, guest) == 0, "pthread_create");
+	touch(guest);
+	for (unsigned i = 1; i < guest->threads; i++)
+		pthread_join(threads[i], NULL);
+	out->touch_us = now_us() - since_us;
+	n = guest->touched;
+	qsort(guest->took_us, n, sizeof *guest->took_us, by_size);
+	while (fast_n < n && guest->took_us[fast_n] < FAULT_US)
+		fast_n++;
+	out->p50_us = guest->took_us[n / 2];
+	out->p99_us = guest->took_us[n * 99 / 100];
+	out->faults = n - fast_n;
+	out->fault_p99_us = out->faults ? guest->took_us[fast_n + out->faults * 99 / 100] : 0;
+}
+
+/* Never returns. shape: "set", a fifth of memory in short runs; or "all", in address order. */
+static void be_guest(struct shared *shared, int memfd, size_t pages, const char *shape, unsigned threads)
+{
+	struct guest guest = { .shared = shared, .pages = pages, .threads = threads };
+	bool all = !strcmp(shape, "all");
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	guest.runs = calloc(pages, sizeof *guest.runs);
+	guest.took_us = calloc(pages, sizeof *guest.took_us);
+	/* what the kernel's swap must not take: it is the VMM's, not the guest's */
+	need(guest.runs && guest.took_us && mlockall(MCL_CURRENT) == 0, "guest");
+	guest.memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
+	need(guest.memory != MAP_FAILED, "guest");
+	(all ? choose_all : choose_set)(&guest);
+	fill_contents((char *)guest.memory, pages, "mixed");
+	shared->base_addr = (uint64_t)(uintptr_t)guest.memory;
+	shared->uffd = open_uffd();
+	for (uint32_t number = 0;; number++) {
+		shared->done = number;
+		while (shared->order == number)
+			usleep(200);
+		if (!all)
+			shuffle(guest.runs, guest.runs_n, number + 1);
+		touch_all(&guest, &shared->figures[number]);
+	}
+}
+
+#endif
