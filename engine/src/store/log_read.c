@@ -11,6 +11,8 @@
 
 /* Reads from disk no further apart than this are merged. */
 #define GAP_BYTES_MAX ((uint64_t)32 << 10)
+/* To map and clear the memory of a whole segment takes longer than a read of some pages. */
+#define SMALL_BYTES ((uint64_t)512 << 10)
 
 static int read_from_ram(struct log *log, uint32_t segment_idx, uint32_t granule, void *page)
 {
@@ -200,10 +202,41 @@ static void read_run(struct log *log, const struct on_disk *at, size_t n, uint64
 	}
 }
 
+static uint64_t longest_run_bytes(const struct on_disk *at, size_t n)
+{
+	uint64_t most_bytes = 0;
+
+	for (size_t i = 0, run; i < n; i += run) {
+		uint64_t end_bytes;
+
+		run = near_run(at + i, n - i, &end_bytes);
+		if (run > 1 && end_bytes - at[i].from_bytes > most_bytes)
+			most_bytes = end_bytes - at[i].from_bytes;
+	}
+	return most_bytes;
+}
+
+/* For the runs of more than one record. NULL: there is none, or no memory; then each is read by itself. */
+static char *blocks_new(uint64_t size_bytes)
+{
+	if (size_bytes > SMALL_BYTES)
+		return big_buffer_new();
+	return size_bytes ? aligned_alloc(DISK_BLOCK_BYTES, size_bytes) : NULL;
+}
+
+static void blocks_free(char *blocks, uint64_t size_bytes)
+{
+	if (size_bytes > SMALL_BYTES)
+		big_buffer_free(blocks);
+	else
+		free(blocks);
+}
+
 void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf, int *rc)
 {
 	struct on_disk *at = calloc(n, sizeof *at);
-	char *pages = buf, *blocks = NULL;
+	char *pages = buf, *blocks;
+	uint64_t blocks_bytes;
 	size_t on_disk_n = 0;
 
 	for (size_t i = 0; i < n; i++) {
@@ -215,16 +248,16 @@ void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf
 		else if (rc[i] == 1)
 			rc[i] = read_from_disk(log, &one, pages + bytes_of_pages(i));
 	}
-	if (on_disk_n > 1) {
+	if (on_disk_n > 1)
 		qsort(at, on_disk_n, sizeof *at, by_place);
-		blocks = big_buffer_new();
-	}
+	blocks_bytes = longest_run_bytes(at, on_disk_n);
+	blocks = blocks_new(blocks_bytes);
 	for (size_t i = 0, run; i < on_disk_n; i += run) {
 		uint64_t end_bytes;
 
 		run = near_run(at + i, on_disk_n - i, &end_bytes);
 		read_run(log, at + i, run, end_bytes, blocks, pages, rc);
 	}
-	big_buffer_free(blocks);
+	blocks_free(blocks, blocks_bytes);
 	free(at);
 }
