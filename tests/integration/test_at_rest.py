@@ -66,6 +66,7 @@ def test_a_monitor_at_rest_has_loaded_only_what_it_needs(bus, directory):
 
 QUIET_S = 3600
 TIMERS_PER_MINUTE = 2  # the watches' common beat, with some that are older than the quiet
+JOBS_PER_MINUTE = 2  # all that the watches look at on a thread, with some that are older than the quiet
 
 
 def test_an_idle_vm_hardly_wakes_its_monitor(bus, directory):
@@ -83,6 +84,7 @@ def test_an_idle_vm_hardly_wakes_its_monitor(bus, directory):
             assert monitor.settled()["State"] == state
             passed = hour(monitor, file)
             assert 0 < passed["timers"] < QUIET_S / 60 * TIMERS_PER_MINUTE, f"{state}: {passed['by']}"
+            assert 0 < passed["jobs"] < QUIET_S / 60 * JOBS_PER_MINUTE, state
             monitor.disable()
         assert guest.verify().wrong_bytes == 0
 

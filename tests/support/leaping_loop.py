@@ -3,7 +3,8 @@
 
 While FILE holds a number of seconds, and nothing else is to be done, each timer is due at once: the clock
 goes to it instead of waiting. When so many seconds have passed the file becomes a JSON object: how many
-timers were due in that time (`timers`), and what they belonged to (`by`).
+timers were due in that time (`timers`), what they belonged to (`by`), and how often a thread was given
+something to do (`jobs`).
 """
 
 from __future__ import annotations
@@ -29,10 +30,15 @@ class LeapingLoop(asyncio.SelectorEventLoop):
         self._ahead_s = 0.0
         self._until_s = 0.0
         self._by: collections.Counter[str] = collections.Counter()
+        self._jobs = 0
         super().__init__(_Selector(self))
 
     def time(self) -> float:
         return super().time() + self._ahead_s
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
+        self._jobs += 1
+        return super().run_in_executor(executor, func, *args)
 
     def leap(self, pause_s: float) -> bool:
         """Instead of a pause. False if it must be waited for."""
@@ -40,12 +46,14 @@ class LeapingLoop(asyncio.SelectorEventLoop):
             if not self._file.exists() or not (text := self._file.read_text()).isdigit():
                 return False
             self._until_s = self.time() + float(text)
+            self._jobs = 0
         self._ahead_s += pause_s
         self._by[_name(self._scheduled[0])] += 1  # type: ignore[attr-defined]  # its own, of BaseEventLoop
         if self.time() >= self._until_s:
             self._until_s = 0
             done = self._file.with_suffix(".done")
-            done.write_text(json.dumps({"timers": self._by.total(), "by": self._by}))
+            found = {"timers": self._by.total(), "by": self._by, "jobs": self._jobs}
+            done.write_text(json.dumps(found))
             done.rename(self._file)
             self._by.clear()
         return True

@@ -16,6 +16,7 @@ from vmmswap.monitor.mappers.liveness import Liveness
 from vmmswap.monitor.mappers.processes import Processes
 from vmmswap.monitor.new_vm import NewProcess
 from vmmswap.monitor.process import Process
+from vmmswap.monitor.together import Together
 
 NO_TRACKING = SimpleNamespace(tracking=False)
 MONITOR = Path(liveness.__file__).parents[1]
@@ -86,7 +87,7 @@ def process(number: int) -> Process:
 
 def test_a_process_that_does_not_answer_is_there(holding: threading.Event) -> None:
     async def ask() -> None:
-        asked = Liveness()
+        asked = Liveness(Together())
         assert await asked.gone([process(2), process(1)]) == {2}
         assert await asked.gone([process(1)]) == frozenset()
         together = await asyncio.gather(*(asked.gone([process(2)]) for _ in range(3)))
@@ -111,7 +112,8 @@ def test_what_is_left_of_a_refused_process_is_released_on_a_thread(monkeypatch: 
 
     async def run() -> None:
         engine = SimpleNamespace(release_rest=lambda: say("release_rest"), stats=lambda: NO_TRACKING)
-        vm = SimpleNamespace(engine=engine, processes={}, vmm=None, add_process=add_process)
+        pulse = SimpleNamespace(together=Together())
+        vm = SimpleNamespace(engine=engine, processes={}, vmm=None, pulse=pulse, add_process=add_process)
         watch = Processes(vm, lambda: None, lambda _: None, lambda _: None)  # type: ignore[arg-type]
         try:
             await watch.add(NewProcess(0, -1, -1, ()))

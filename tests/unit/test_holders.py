@@ -11,6 +11,7 @@ from vmmswap.engine import Holder
 from vmmswap.errors import VmmswapError
 from vmmswap.monitor.holders import Holders
 from vmmswap.monitor.mappers import coverage
+from vmmswap.monitor.together import Together
 
 DEADLINE_S = 60.0
 SELF = Holder(1, 5, 0)
@@ -37,7 +38,7 @@ def vm(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(coverage, "question_of", lambda _vm: None)
     monkeypatch.setattr(coverage, "look_at", lambda _question, _pids: nobody)
     engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=True))
-    pulse = SimpleNamespace(rest=lambda _took_s: asyncio.sleep(0), stir=lambda: None)
+    pulse = SimpleNamespace(rest=lambda _took_s: asyncio.sleep(0), stir=lambda: None, together=Together())
     return SimpleNamespace(memfds={0: 3}, engine=engine, pulse=pulse, store=SimpleNamespace(manager=0))
 
 

@@ -55,8 +55,8 @@ class Holders:
 
     async def _find(self) -> dict[int, Holder]:
         question = coverage.question_of(self._vm)
-        found = await asyncio.to_thread(coverage.other_holders, question, self._vm.store.manager)
-        return {holder.pid: holder for holder in reversed(found)}
+        look = self._vm.pulse.together.ask(coverage.other_holders, question, self._vm.store.manager)
+        return {holder.pid: holder for holder in reversed(await look)}
 
     async def _without_mappers(self, found: dict[int, Holder]) -> dict[int, Holder]:
         """Leave out mappers; others handle those: in an attached VM they are attached to, in a VM that was

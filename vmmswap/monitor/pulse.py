@@ -15,6 +15,7 @@ from vmmswap.engine import Engine
 from vmmswap.errors import NoSuchVMError
 from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.looks import REST
+from vmmswap.monitor.together import Together
 
 FIRST_S = 1.0
 LONGEST_S = 60.0
@@ -30,6 +31,7 @@ class Pulse:
         self._is_stirred = True
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: set[asyncio.Future[None]] = set()
+        self.together = Together()  # what is asked at the same beat
         self.is_quiet = False  # at the last beat: nothing had happened since the one before
 
     async def beat(self) -> None:

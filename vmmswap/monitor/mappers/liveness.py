@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.process import Process
+from vmmswap.monitor.together import Together
 
 LIMIT_S = 1.0
 
@@ -19,7 +20,8 @@ LIMIT_S = 1.0
 class Liveness:
     """Asks for one VM. However many ask, at most one thread waits for its processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, together: Together) -> None:
+        self._together = together
         self._asking: asyncio.Future[None] | None = None
 
     async def gone(self, processes: Iterable[Process]) -> frozenset[int]:
@@ -30,7 +32,7 @@ class Liveness:
         if not asked or not await self._is_free():
             return frozenset()
         found: set[int] = set()
-        self._asking = asyncio.ensure_future(asyncio.to_thread(_ask, asked, found))
+        self._asking = self._together.ask(_ask, asked, found, may_wait=True)
         await asyncio.wait({self._asking}, timeout=LIMIT_S)
         return frozenset(found)
 

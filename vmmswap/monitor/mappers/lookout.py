@@ -97,7 +97,8 @@ class Lookout(Watcher):
 
     async def _look(self) -> None:
         question = coverage.question_of(self._vm)
-        picture = await asyncio.to_thread(coverage.look, question, self._mappers)
+        look = self._vm.pulse.together.ask(coverage.look, question, self._mappers, may_wait=True)
+        picture = await look
         if picture.private or picture.strangers:
             self._vm.pulse.stir()  # see soon if they are still there
         self._unserved.look_at_private(picture.private)

@@ -61,7 +61,7 @@ class Processes:
         self._watched: dict[int, int] = {}  # the engine's number: pidfd
         self._told_unreadable: set[int] = set()
         self._holders = Holders(vm, on_late)
-        self.liveness = Liveness()
+        self.liveness = Liveness(vm.pulse.together)
         self._ends: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._mappers = MapperWatch()  # of the search for pids

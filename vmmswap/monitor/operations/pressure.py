@@ -118,7 +118,8 @@ class PressureWatch:
                 self._tell("")
                 return
             with guarded("cannot look how much memory the host has"):
-                why, self._is_far = await asyncio.to_thread(_look, self._pids(), self._hierarchies)
+                look = self._pulse.together.ask(_look, self._pids(), self._hierarchies)
+                why, self._is_far = await look
                 self._tell(why)
 
     def _tell(self, why: str) -> None:
