@@ -56,6 +56,7 @@ static const char *const left_out[] = {
 	"pins.blind",
 	"poison.lifted",
 	"restore.awaits-removal",
+	"uffd.continue-protected",
 	"resident.cachestat",
 	"store.direct",
 	"seal.secret",

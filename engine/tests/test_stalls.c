@@ -330,7 +330,7 @@ TEST(inode_is_locked_while_a_run_is_punched_and_a_child_reads)
 
 /* A child that was forked while its parent's memory was being registered asks for each page that it has not
  * mapped yet. */
-TEST(inode_is_locked_while_a_child_asks_for_pages_that_are_there)
+static void inode_is_locked_while_a_child_asks(void)
 {
 	struct puppet_order fork_one = { .kind = ORDER_FORK, .process = 1 };
 	struct puppet_order touch = { .kind = ORDER_CALL,
@@ -355,9 +355,27 @@ TEST(inode_is_locked_while_a_child_asks_for_pages_that_are_there)
 	rig_disarm("evict.marked");
 	puppet_tell(&rig, 1, 0, touch);
 	CHECK(puppet_done_in(&rig, 1, 0, DEADLINE_MS));
+	/* until the punch, a write by the child waits as everybody's does */
+	puppet_tell(&rig, 1, 0, (struct puppet_order){ .kind = ORDER_WRITE, .page = 8 });
 	inode_lock_release(&lock);
+	CHECK(puppet_done_in(&rig, 1, 0, DEADLINE_MS));
 	rig_end_job(&rig);
+	/* page 500 is the lock's */
+	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CHECK, .pages = 490 }), 0);
+	CHECK_EQ(rig.odd, 0);
 	rig_stop(&rig);
+}
+
+TEST(inode_is_locked_while_a_child_asks_for_pages_that_are_there)
+{
+	inode_is_locked_while_a_child_asks();
+}
+
+/* The kernel cannot map a page write-protected: before 6.4. */
+TEST(inode_is_locked_while_a_child_asks_for_pages_of_an_old_kernel)
+{
+	CHECK_OK(failpoint_arm("uffd.continue-protected=EINVAL"));
+	inode_is_locked_while_a_child_asks();
 }
 
 #define BUSY_PAGES 4096

@@ -41,6 +41,7 @@ LEFT_OUT = {
     "poison.lifted",
     "resident.cachestat",
     "restore.awaits-removal",
+    "uffd.continue-protected",
 }
 
 

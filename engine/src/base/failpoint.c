@@ -96,6 +96,7 @@ static const char *const names[] = {
 	"swapper.looked",
 	"swapper.unregistered",
 	"uffd.continue",
+	"uffd.continue-protected",
 	"uffd.copy",
 	"uffd.minor",
 	"uffd.protect",

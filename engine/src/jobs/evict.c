@@ -9,6 +9,7 @@
 #include "base/hash.h"
 #include "base/held.h"
 #include "jobs/batch.h"
+#include "jobs/protect.h"
 #include "jobs/punch.h"
 #include "vm/backing.h"
 
@@ -44,41 +45,6 @@ static void select_resident(struct evictor *evictor, const struct window *window
 			*first_idx = idx;
 		*end_idx = idx + 1;
 	}
-}
-
-static enum uffd_outcome protect_process(struct evictor *evictor, struct process *process, uint64_t page_idx,
-					 uint64_t pages)
-{
-	enum uffd_outcome outcome = UFFD_DONE;
-
-	if (!process->protects)
-		return evictor->frozen ? UFFD_DONE : UFFD_REFUSED;
-	for (struct mapped at = mapped_in(process, page_idx, pages);
-	     outcome == UFFD_DONE && mapped_next(&at);)
-		outcome = uffd_protect(process->uffd, at.addr, bytes_of_pages(at.pages));
-	return outcome;
-}
-
-/* Protect in every process: one that can write without an event would make the stored copy wrong. */
-static enum uffd_outcome protect_everywhere(struct evictor *evictor, uint64_t page_idx, uint64_t pages)
-{
-	struct vm *vm = evictor->vm;
-	uint64_t since_ns = monotonic_ns();
-
-	for (size_t i = 0; i < vm->spaces.n; i++) {
-		struct process *process = vm->spaces.processes[i];
-		enum uffd_outcome outcome;
-
-		if (process->gone || process->outside)
-			continue;
-		outcome = protect_process(evictor, process, page_idx, pages);
-		if (outcome == UFFD_GONE)
-			vm_process_gone(vm, process);
-		else if (outcome != UFFD_DONE)
-			return outcome;
-	}
-	batch_stopped_for(evictor, since_ns);
-	return UFFD_DONE;
 }
 
 static void leave_sealed(struct evictor *evictor, const struct window *window)

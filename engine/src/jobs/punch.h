@@ -12,7 +12,8 @@
  * 1. Our call waits for the lock. Nothing has happened yet. Every page of the run is there, and
  *    write-protected in every process. It can be read: through an entry that is there without a fault, else
  *    by a fault that the kernel answers alone, or that asks for the page to be mapped (a minor fault), which
- *    resolve.c does, protected, without waiting for us. It must not be written: the write would go with the
+ *    resolve.c does, protected, without waiting for us. (Where the kernel cannot map it protected, it is
+ *    mapped before it is protected: protect.h.) It must not be written: the write would go with the
  *    page when the punch comes. Nor can the page be taken out of the operation any more. A writer waits.
  * 2. Our call has the lock. First the entries go, in all processes (unmap_mapping_range()), then the pages,
  *    one by one. Who faults in the run now waits in the kernel for the end of the call (inode->i_private,

@@ -246,9 +246,34 @@ enum uffd_outcome uffd_continue(int uffd, uint64_t addr)
 	return continue_mode(uffd, addr, 0);
 }
 
+/* The kernel looks at the mode before it looks for a registration (fs/userfaultfd.c,
+ * userfaultfd_continue()). */
+static bool continue_protected;
+
+static void probe_continue_protected(void)
+{
+	struct uffdio_continue request = { .range = { .start = NOWHERE_ADDR, .len = 4096 },
+					   .mode = UFFDIO_CONTINUE_MODE_WP };
+	int uffd = uffd_open_own();
+
+	if (uffd < 0)
+		return;
+	continue_protected = ioctl(uffd, UFFDIO_CONTINUE, &request) < 0 && errno == ENOENT;
+	close(uffd);
+}
+
+bool uffd_can_continue_protected(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, probe_continue_protected);
+	return continue_protected && !FAILPOINT("uffd.continue-protected");
+}
+
 enum uffd_outcome uffd_continue_protected(int uffd, uint64_t addr)
 {
-	return continue_mode(uffd, addr, UFFDIO_CONTINUE_MODE_WP);
+	return uffd_can_continue_protected() ? continue_mode(uffd, addr, UFFDIO_CONTINUE_MODE_WP) :
+					       UFFD_REFUSED;
 }
 
 enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes)

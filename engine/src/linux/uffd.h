@@ -63,9 +63,10 @@ enum uffd_outcome uffd_poison(int uffd, uint64_t addr);
 /* Map the page that the memfd has. */
 enum uffd_outcome uffd_continue(int uffd, uint64_t addr);
 
-/* As uffd_continue(), but write-protected: the next write raises a write-protect fault. UFFD_REFUSED before
- * Linux 6.4. */
+/* As uffd_continue(), but write-protected: the next write raises a write-protect fault. UFFD_REFUSED where
+ * the kernel cannot: before Linux 6.4. */
 enum uffd_outcome uffd_continue_protected(int uffd, uint64_t addr);
+bool uffd_can_continue_protected(void);
 enum uffd_outcome uffd_wake(int uffd, uint64_t addr, uint64_t size_bytes);
 
 /* Write-protect: the next write to each page raises a write-protect fault. Unprotect wakes threads that wait

@@ -191,6 +191,7 @@ int process_copy_ranges(struct process *to, const struct process *from)
 			return rc;
 	}
 	to->protects = from->protects;
+	to->minor = from->minor;
 	to->dummy_addr = from->dummy_addr;
 	return 0;
 }

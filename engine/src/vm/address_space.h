@@ -34,8 +34,10 @@ struct process {
 	bool leaving; /* it was given up */
 	/* a child that inherited registrations when nothing was tracked any more: unregistered in pieces */
 	bool releasing;
-	bool unpolled;		/* epoll has no place for its uffd: serve/adopt.h */
-	bool protects;		/* its uffd can write-protect */
+	bool unpolled; /* epoll has no place for its uffd: serve/adopt.h */
+	bool protects; /* its uffd can write-protect */
+	/* minor faults come too: an access to a page that the file has and it has not mapped yet */
+	bool minor;
 	uint64_t released_addr; /* below it nothing is registered: see registration_release_piece() */
 	uint64_t release_pages; /* how many to unregister next; 0: none has been yet */
 	uint64_t dummy_addr;	/* 0: none */

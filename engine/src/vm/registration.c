@@ -294,6 +294,14 @@ int register_new_ranges(struct vm *vm, struct process *process, struct process *
 	return rc ? rc : register_or_undo(vm, process, next, false, err);
 }
 
+/* Keeps what is protected. The child may have minor faults already, as its parent had while it was being
+ * registered. There is no way back from them that would not leave the child unwatched for an instant. */
+static enum uffd_outcome register_more(struct process *child, const struct range *range)
+{
+	child->minor = true;
+	return uffd_register_more(child->uffd, range->addr, bytes_of_pages(range->pages), child->protects);
+}
+
 /* A child that has its parent's registrations has them as the parent had when it forked: in the middle of
  * being registered, too, or of being unregistered, from the beginning on, by a job that was then
  * cancelled. */
@@ -304,7 +312,7 @@ static enum uffd_outcome complete(struct process *child, const struct range *ran
 	/* A page that is protected without need costs one fault. */
 	if (!registered_idx && (!child->protects || uffd_protect(child->uffd, addr, PAGE_BYTES) == UFFD_DONE))
 		return UFFD_DONE;
-	return uffd_register_more(child->uffd, range->addr, bytes_of_pages(range->pages), child->protects);
+	return register_more(child, range);
 }
 
 /* The child runs on as soon as its event is read. It has what its parent had, but for what that keeps from it
@@ -313,7 +321,7 @@ static enum uffd_outcome complete(struct process *child, const struct range *ran
 static enum uffd_outcome take_over_range(const struct vm *vm, struct process *child,
 					 const struct range *range, bool *inherited)
 {
-	uint64_t size_bytes = bytes_of_pages(range->pages), registered_idx;
+	uint64_t registered_idx;
 	enum uffd_answer answer;
 	enum uffd_outcome outcome;
 
@@ -335,9 +343,7 @@ static enum uffd_outcome take_over_range(const struct vm *vm, struct process *ch
 		return outcome;
 	}
 	*inherited = *inherited && answer == UFFD_YES && !registered_idx;
-	outcome = answer == UFFD_YES ?
-			  complete(child, range, registered_idx) :
-			  uffd_register_more(child->uffd, range->addr, size_bytes, child->protects);
+	outcome = answer == UFFD_YES ? complete(child, range, registered_idx) : register_more(child, range);
 	/* a part is the guest's: it is served, and nothing else goes out */
 	return outcome == UFFD_REFUSED ? UFFD_UNMAPPED : outcome;
 }
