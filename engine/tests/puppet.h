@@ -675,8 +675,11 @@ static inline int rig_open_memory(const struct rig *rig, uint64_t pages)
 
 	CHECK_SYS(fd);
 	CHECK_SYS(ftruncate(fd, (off_t)(pages * 4096)));
-	if (rig->layout.huge) /* a mapping that does not cover all of a folio would get smaller ones */
-		CHECK_SYS(fallocate(fd, 0, 0, (off_t)(pages * 4096)));
+	/* A mapping that does not cover all of a folio would get smaller ones. EINTR: an io_uring of the
+	 * engine of an earlier rig is just coming to its end, which the kernel tells every thread that has
+	 * used it as if by a signal (io_uring/io_uring.c, io_ring_exit_work()). */
+	while (rig->layout.huge && fallocate(fd, 0, 0, (off_t)(pages * 4096)) != 0)
+		CHECK_EQ(errno, EINTR);
 	return fd;
 }
 

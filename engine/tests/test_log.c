@@ -516,6 +516,20 @@ TEST(no_memory_for_a_segment_is_an_error)
 	log_destroy(log);
 }
 
+TEST(memory_for_a_segment_is_asked_for_again_when_the_kernel_was_interrupted)
+{
+	struct log_config one = config(NULL);
+	struct log *log;
+	uint64_t slot;
+
+	one.disk_max_bytes = 0;
+	log = make(&one);
+	CHECK_OK(failpoint_arm("store.ram=once:EINTR"));
+	put(log, TEXT, 1, 1, &slot);
+	check(log, TEXT, 1, 1, &slot);
+	log_destroy(log);
+}
+
 TEST(a_successor_has_all_that_the_page_map_names_and_gives_back_the_rest)
 {
 	struct log_config one = config(test_dir());

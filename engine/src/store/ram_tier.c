@@ -118,15 +118,24 @@ static bool take_free(struct ram_tier *ram, uint32_t *place_idx)
 	return found;
 }
 
-static int allocate(struct ram_tier *ram, uint32_t place_idx)
+static int allocate_once(struct ram_tier *ram, uint32_t place_idx)
 {
 	int rc = FAILPOINT("store.ram");
-	void *at = ram_tier_at(ram, place_idx);
 
-	if (!rc && !at)
-		rc = -ENOMEM;
 	if (!rc && fallocate(ram->fd, 0, (off_t)(place_idx * SEGMENT_BYTES), (off_t)SEGMENT_BYTES))
 		rc = -errno;
+	return rc;
+}
+
+/* EINTR needs no signal: an io_uring that this thread has used and that comes to its end is as good as one
+ * (io_uring/io_uring.c, io_ring_exit_work()). */
+static int allocate(struct ram_tier *ram, uint32_t place_idx)
+{
+	void *at = ram_tier_at(ram, place_idx);
+	int rc = at ? -EINTR : -ENOMEM;
+
+	while (rc == -EINTR)
+		rc = allocate_once(ram, place_idx);
 	/* All of it is written soon: one call replaces a page fault for every page. */
 	if (!rc)
 		madvise(at, SEGMENT_BYTES, MADV_POPULATE_WRITE);
