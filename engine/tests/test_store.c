@@ -14,6 +14,15 @@
 
 #define N CHUNK_PAGES
 
+static void skip_on_tmpfs(const char *whose)
+{
+	struct statfs fs;
+
+	CHECK_SYS(statfs(test_dir(), &fs));
+	if (fs.f_type == TMPFS_MAGIC)
+		test_skip("%s is on tmpfs, %s; set TMPDIR to a directory on a disk", test_dir(), whose);
+}
+
 static struct store *open_store(const char *dir)
 {
 	struct store *store;
@@ -491,6 +500,7 @@ static void check_read_apart(const char *dir, int begun)
 
 TEST(a_read_is_begun_and_ended_apart)
 {
+	skip_on_tmpfs("whose files are read at once");
 	check_read_apart(test_dir(), 1);
 }
 
@@ -707,13 +717,9 @@ static size_t cached_pages(const struct store *store)
 static void check_cache_stays_empty(void)
 {
 	struct store *store;
-	struct statfs fs;
 	uint64_t a[N], b[N];
 
-	CHECK_SYS(statfs(test_dir(), &fs));
-	if (fs.f_type == TMPFS_MAGIC)
-		test_skip("%s is on tmpfs, whose files are page cache; set TMPDIR to a directory on a disk",
-			  test_dir());
+	skip_on_tmpfs("whose files are page cache");
 	store = open_store(test_dir());
 	put(store, N, 1, a);
 	put(store, N, 2000, b);
