@@ -118,12 +118,15 @@ static bool has_cachestat(int memfd)
 	return syscall(451, memfd, range, counts, 0) == 0; /* Linux 6.5 */
 }
 
-/* 256 GiB, of which 300 pages are there: in pieces of 1 MiB it would take a quarter of a million of them. */
+/* 256 GiB, of which 300 pages are there: in pieces of 1 MiB it would take a quarter of a million of them. So
+ * it does without cachestat: minutes, where the machine is emulated. */
 TEST(holes_are_counted_in_few_pieces)
 {
-	const uint64_t pages = (uint64_t)1 << 26;
+	int large = file_of(((uint64_t)1 << 26) + 1);
+	bool few = has_cachestat(large);
+	const uint64_t pages = (uint64_t)1 << (few ? 26 : 20);
 	struct engine *engine = start();
-	int memfd = file_of(pages + 1);
+	int memfd = few ? large : file_of(pages + 1);
 
 	CHECK_OK(failpoint_arm("resident.cachestat=count"));
 	add(engine, memfd, 0, pages);
@@ -131,7 +134,7 @@ TEST(holes_are_counted_in_few_pieces)
 	write_pages(memfd, pages / 3, 100);
 	write_pages(memfd, pages - 100, 100);
 	CHECK_EQ(counted(engine), 300);
-	if (has_cachestat(memfd))
+	if (few)
 		CHECK(failpoint_hits("resident.cachestat") < 5000);
 	engine_destroy(engine);
 }
