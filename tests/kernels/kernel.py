@@ -4,7 +4,8 @@
     result = run("6.1", "uname -r; engine/build/gcc/test_pins", limit_s=600)
     assert result.status == 0, result.output
 
-A job is a script for bash. It runs as root, in this source tree, and what it writes is gone with the kernel.
+A job is a script for bash. It runs as root, in this source tree, and what it writes is gone with the kernel:
+/var/tmp, its TMPDIR, is on a disk, all else in memory.
 Nothing of the kernel is this machine's: a job may change any setting.
 By hand: python -m tests.kernels VERSION COMMAND.
 """
@@ -24,6 +25,7 @@ from tests.guests import qemu
 ROOT = Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "build" / "kernels"
 VERSIONS = ("6.1", "6.12")  # of Debian 12 and 13; both are in the archives of Debian 12
+DISK_BYTES = 4 << 30  # sparse
 _NO_SUCH_KERNEL = 3
 _BOOTS = 3
 _ENDED = re.compile(r"^job ended with status (\d+)\s*$", re.MULTILINE)
@@ -49,7 +51,7 @@ def missing() -> str:
         return "needs root: the booted kernel has this machine's root file system"
     if os.uname().machine != "x86_64":
         return "kernels are fetched for x86-64 only"
-    tools = ("qemu-system-x86_64", "busybox", "cpio", "apt-get", "dpkg", "xz")
+    tools = ("qemu-system-x86_64", "busybox", "cpio", "apt-get", "dpkg", "xz", "mkfs.ext4")
     absent = [tool for tool in tools if not shutil.which(tool)]
     return f"needs {' and '.join(absent)}" if absent else ""
 
@@ -85,7 +87,8 @@ def _run_once(version: str, script: str, *, limit_s: float, memory_mib: int, boo
         here = Path(directory)
         job = here / "job"
         job.write_text(script)
-        console, output = here / "console", here / "output"
+        console, output, disk = here / "console", here / "output", here / "disk"
+        _make_disk(disk)
         accel = qemu.accelerator()[0]
         words = f"console=ttyS0 panic=-1 quiet tree={ROOT} job={job} {boot}"
         command = [
@@ -95,6 +98,8 @@ def _run_once(version: str, script: str, *, limit_s: float, memory_mib: int, boo
             *("-append", words, "-serial", f"file:{console}", "-serial", f"file:{output}"),
             *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
             *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),
+            *("-drive", f"file={disk},format=raw,if=none,id=disk,cache=unsafe"),
+            *("-device", "virtio-blk-pci,drive=disk"),
         ]
         said = _run_bounded(command, limit_s)
         text = output.read_text(errors="replace") if output.exists() else ""
@@ -102,6 +107,14 @@ def _run_once(version: str, script: str, *, limit_s: float, memory_mib: int, boo
     ended = _ENDED.search(text)
     status = int(ended[1]) if ended else None
     return Result(status, _ENDED.sub("", text).replace("\r", ""), booted + said)
+
+
+def _make_disk(path: Path) -> None:
+    """Not in memory: a store's files on tmpfs are read at once, and count as the VM's memory."""
+    with path.open("wb") as disk:
+        disk.truncate(DISK_BYTES)
+    mkfs = ["mkfs.ext4", "-q", "-F", "-N", "65536", "-E", "lazy_itable_init=0", str(path)]
+    subprocess.run(mkfs, check=True)
 
 
 def _run_bounded(command: list[str], limit_s: float) -> str:
