@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "base/failpoint.h"
+#include "base/memory_error.h"
 #include "base/units.h"
 #include "harness.h"
 #include "store/compact.h"
@@ -400,6 +401,106 @@ TEST(a_flipped_bit_in_the_ram_tier_is_an_error_or_a_page_that_its_hash_refuses)
 		record[bit / 8] ^= (char)(1 << bit % 8);
 	}
 	check(log, TEXT, 1, 1, &slot);
+	log_destroy(log);
+}
+
+static bool nobody(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
+{
+	(void)context, (void)owner, (void)from_idx, (void)to_idx;
+	return false;
+}
+
+/* Memory that a hardware error took away gives SIGBUS, as memory behind the end of a file does. */
+static void lose_ram_from(struct log *log, uint64_t offset_bytes)
+{
+	CHECK_OK(ftruncate(log->ram.fd, (off_t)offset_bytes));
+}
+
+static void replace_ram(struct log *log)
+{
+	CHECK_OK(ftruncate(log->ram.fd, (off_t)(SEGMENTS_MAX * SEGMENT_BYTES)));
+}
+
+/* Of the first segment, what lies in its first pages is there yet. */
+TEST(lost_memory_of_the_ram_tier_is_an_error_for_its_pages_and_for_no_others)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[N];
+	char page[PAGE_BYTES];
+	size_t lost_n = 0, i = 0;
+
+	put(log, TEXT, 1, N, slots);
+	lose_ram_from(log, 4 * PAGE_BYTES);
+	for (; (uint64_t)(slot_granule(slots[i]) << GRANULE_SHIFT) + RECORD_BYTES_MAX < 4 * PAGE_BYTES; i++)
+		check(log, TEXT, 1 + i, 1, &slots[i]);
+	CHECK(i > 0);
+	for (size_t k = i; k < N; k++)
+		lost_n += log_get(log, slots[k], page) == -EIO;
+	CHECK(lost_n >= N - i - 5); /* a record may end before that length */
+	CHECK(log_compact_step(log, nobody, NULL) == false);
+	move_all(log); /* what is there is on disk now */
+	check(log, TEXT, 1, i, slots);
+	replace_ram(log);
+	for (size_t k = N - 10; k < N; k++)
+		CHECK(log_get(log, slots[k], page) != 0);
+	put(log, TEXT, 1 + N, 1, slots);
+	check(log, TEXT, 1 + N, 1, slots);
+	log_destroy(log);
+}
+
+TEST(a_page_that_cannot_be_stored_in_lost_memory_is_an_error_and_the_next_goes_elsewhere)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	struct error err = { 0 };
+	uint64_t slots[3];
+
+	for (enum sort sort = TEXT; sort <= NOISE; sort++) {
+		put(log, sort, 1, 1, slots);
+		lose_ram_from(log, 0);
+		CHECK_EQ(try_put(log, 0, sort, 2, 1, &slots[1], &err), 0);
+		CHECK_EQ(err.code, EIO);
+		replace_ram(log);
+		put(log, sort, 2, 1, &slots[1]);
+		check(log, sort, 2, 1, &slots[1]);
+		CHECK(slot_segment(slots[0]) != slot_segment(slots[1]));
+	}
+	log_destroy(log);
+}
+
+static void touch(void *argument)
+{
+	(void)*(volatile char *)argument;
+}
+
+/* It ends the process as it would have done before. */
+TEST(a_bus_error_elsewhere_is_nobody_elses)
+{
+	struct log_config one = config(test_dir());
+	struct log *log;
+	int status;
+	pid_t pid;
+
+	signal(SIGBUS, SIG_DFL); /* a sanitizer may have one of its own */
+	log = make(&one);
+	for (int sent = 0; sent < 2; sent++) {
+		pid = fork();
+		if (pid == 0) {
+			int fd = memfd_create("empty", MFD_CLOEXEC);
+			void *at = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+
+			if (memory_try(touch, at)) /* still able to survive one */
+				_exit(3);
+			if (sent)
+				raise(SIGBUS);
+			else
+				touch(at);
+			_exit(4);
+		}
+		waitpid(pid, &status, 0);
+		CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS);
+	}
 	log_destroy(log);
 }
 
@@ -1327,12 +1428,6 @@ TEST(memory_that_is_being_released_belongs_to_nobody_else)
 }
 
 /* --- when the tender has to come back */
-
-static bool nobody(void *context, uint64_t owner, uint64_t from_idx, uint64_t to_idx)
-{
-	(void)context, (void)owner, (void)from_idx, (void)to_idx;
-	return false;
-}
 
 static void tend(struct log *log)
 {

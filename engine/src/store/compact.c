@@ -4,35 +4,59 @@
 #include <string.h>
 
 #include "base/failpoint.h"
+#include "base/memory_error.h"
 #include "base/units.h"
 #include "store/record.h"
 
 enum outcome { MOVED, STAYS, NO_ROOM };
+
+struct head {
+	const char *record;
+	uint64_t room;
+	struct record_header header;
+	bool is_right;
+};
+
+static void read_head(void *argument)
+{
+	struct head *it = argument;
+
+	it->is_right = record_header_of(it->record, it->room, &it->header);
+}
+
+static bool owner_of(struct log *log, uint32_t segment_idx, uint32_t granule, uint64_t *owner)
+{
+	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT;
+	struct head it = { .room = SEGMENT_BYTES - offset_bytes };
+	char *segment;
+
+	if (log_memory_of(log, segment_idx, &segment))
+		return false;
+	it.record = segment + offset_bytes;
+	if (!memory_try(read_head, &it) || !it.is_right)
+		return false;
+	*owner = it.header.owner;
+	return true;
+}
 
 /* Unpack the record and pack it again: so a record that is damaged in memory is not copied as if it were
  * intact. */
 static enum outcome move_record(struct log *log, uint32_t segment_idx, uint32_t granule,
 				relocate_page relocate, void *context)
 {
-	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT,
-		 from_idx = slot_of_record(segment_idx, granule);
+	uint64_t from_idx = slot_of_record(segment_idx, granule);
 	char page[PAGE_BYTES];
-	char *segment;
 	struct page_to_put put = { .page = page };
-	struct record_header header;
 	struct error err;
 
-	if (log_memory_of(log, segment_idx, &segment) ||
-	    !record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
-	    log_get(log, from_idx, page))
+	if (!owner_of(log, segment_idx, granule, &put.owner) || log_get(log, from_idx, page))
 		return STAYS;
-	put.owner = header.owner;
 	if (log_put(log, LOG_COMPACTOR, &put, 1, &err) != 1)
 		return NO_ROOM;
 	if (slot_is_record(put.slot_idx))
 		segments_inherit_age(&log->segments, slot_segment(put.slot_idx), segment_idx);
 	FAILPOINT_HERE("store.compact.copied");
-	if (!relocate(context, header.owner, from_idx, put.slot_idx)) {
+	if (!relocate(context, put.owner, from_idx, put.slot_idx)) {
 		log_drop(log, put.slot_idx);
 		return STAYS;
 	}

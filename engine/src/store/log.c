@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "base/memory_error.h"
 #include "base/units.h"
 #include "store/record.h"
 #include "store/take.h"
@@ -77,6 +78,7 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 
 	if (!log)
 		return error_set(err, ENOMEM, "no memory for the store");
+	memory_error_begin();
 	log->compress = config->compress;
 	log->ram_max_bytes = config->ram_max_bytes;
 	log->disk_max_bytes = config->disk_max_bytes;
@@ -256,25 +258,52 @@ static bool is_hopeless(const struct log_writer *writer)
 	return writer->raw_run >= LONG_RUN && writer->raw_run % 4;
 }
 
+struct packing {
+	bool raw;
+	const struct page_to_put *put;
+	char *at;
+	size_t bytes;
+};
+
+static void pack_record(void *argument)
+{
+	struct packing *it = argument;
+
+	it->bytes = it->raw ? record_pack_raw(it->put->page, it->put->owner, it->at) :
+			      record_pack_compressed(it->put->page, it->put->owner, it->at);
+}
+
+/* *bytes is 0 if the page does not compress. If memory of the segment is lost, the next record goes into
+ * another one. */
+static int pack(struct log *log, struct log_writer *writer, bool raw, const struct page_to_put *put,
+		size_t *bytes, struct error *err)
+{
+	struct packing it = { .raw = raw, .put = put };
+	int rc = room_for_record(log, writer, raw, &it.at, err);
+
+	if (rc)
+		return rc;
+	if (!memory_try(pack_record, &it)) {
+		seal_writer(log, writer, raw);
+		return error_set(err, EIO, "memory of the RAM tier is lost: a hardware error");
+	}
+	*bytes = it.bytes;
+	return 0;
+}
+
 /* Pages that do not compress have segments of their own, so that those can go to disk first. */
 static int put_record(struct log *log, struct log_writer *writer, struct page_to_put *put, struct error *err)
 {
 	bool raw = !log->compress || is_hopeless(writer);
 	size_t bytes;
-	char *at;
-	int rc = room_for_record(log, writer, raw, &at, err);
+	int rc = pack(log, writer, raw, put, &bytes, err);
 
+	if (!rc && !bytes) {
+		raw = true;
+		rc = pack(log, writer, raw, put, &bytes, err);
+	}
 	if (rc)
 		return rc;
-	bytes = raw ? record_pack_raw(put->page, put->owner, at) :
-		      record_pack_compressed(put->page, put->owner, at);
-	if (!bytes) {
-		raw = true;
-		rc = room_for_record(log, writer, raw, &at, err);
-		if (rc)
-			return rc;
-		bytes = record_pack_raw(put->page, put->owner, at);
-	}
 	writer->raw_run = raw ? writer->raw_run + 1 : 0;
 	put->slot_idx = take_record(log, writer, raw, bytes);
 	return 0;

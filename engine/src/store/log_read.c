@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/big_buffer.h"
+#include "base/memory_error.h"
 #include "base/units.h"
 #include "store/log.h"
 #include "store/page_read.h"
@@ -14,19 +15,35 @@
 /* To map and clear the memory of a whole segment takes longer than a read of some pages. */
 #define SMALL_BYTES ((uint64_t)512 << 10)
 
+struct unpacking {
+	const char *record;
+	uint64_t room;
+	void *page;
+	bool is_right;
+};
+
+static void unpack(void *argument)
+{
+	struct unpacking *it = argument;
+	struct record_header header;
+
+	it->is_right = record_header_of(it->record, it->room, &header) &&
+		       record_unpack(&header, it->record + RECORD_HEAD_BYTES, it->page);
+}
+
 static int read_from_ram(struct log *log, uint32_t segment_idx, uint32_t granule, void *page)
 {
 	uint64_t offset_bytes = (uint64_t)granule << GRANULE_SHIFT;
-	struct record_header header;
+	struct unpacking it = { .room = SEGMENT_BYTES - offset_bytes, .page = page };
 	char *segment;
 	int rc = log_memory_of(log, segment_idx, &segment);
 
 	if (rc)
 		return rc;
-	if (!record_header_of(segment + offset_bytes, SEGMENT_BYTES - offset_bytes, &header) ||
-	    !record_unpack(&header, segment + offset_bytes + RECORD_HEAD_BYTES, page))
-		return -EBADMSG;
-	return 0;
+	it.record = segment + offset_bytes;
+	if (!memory_try(unpack, &it))
+		return -EIO;
+	return it.is_right ? 0 : -EBADMSG;
 }
 
 /* A record on disk, of which at most room bytes are there. */

@@ -5,26 +5,44 @@
 #include <string.h>
 
 #include "base/failpoint.h"
+#include "base/memory_error.h"
 #include "store/record.h"
 #include "store/tend.h"
+
+struct copying {
+	const char *record;
+	uint64_t room;
+	char *out;
+	struct record_header header;
+	bool is_right;
+};
+
+static void copy(void *argument)
+{
+	struct copying *it = argument;
+
+	it->is_right = record_header_of(it->record, it->room, &it->header);
+	if (it->is_right)
+		memcpy(it->out, it->record, record_bytes(&it->header));
+}
 
 /* *end_bytes: where the record ends, in bytes from `out`. */
 static int seal_record(struct log *log, uint64_t serial, uint32_t granule, const char *record, char *out,
 		       uint64_t *end_bytes)
 {
-	struct record_header header;
+	struct copying it = { .record = record,
+			      .room = SEGMENT_BYTES - ((uint64_t)granule << GRANULE_SHIFT),
+			      .out = out };
 	const size_t head_bytes = RECORD_HEAD_BYTES - RECORD_TAG_BYTES;
+	char *payload = out + RECORD_HEAD_BYTES;
 
-	if (!record_header_of(record, SEGMENT_BYTES - ((uint64_t)granule << GRANULE_SHIFT), &header))
+	if (!memory_try(copy, &it) || !it.is_right)
 		return -EBADMSG;
-	*end_bytes = record_bytes(&header);
-	if (!log->seal) {
-		memcpy(out, record, record_bytes(&header));
+	*end_bytes = record_bytes(&it.header);
+	if (!log->seal)
 		return 0;
-	}
-	memcpy(out, record, head_bytes);
-	return seal_close(log->seal, serial, granule, record, head_bytes, record + RECORD_HEAD_BYTES,
-			  header.payload_bytes, out + RECORD_HEAD_BYTES, out + head_bytes);
+	return seal_close(log->seal, serial, granule, out, head_bytes, payload, it.header.payload_bytes,
+			  payload, out + head_bytes); /* in place */
 }
 
 /* Zeros wherever no record in use is. A record that is damaged in memory is left out: reading it gives an
