@@ -151,6 +151,70 @@ TEST(idle_processes_cost_no_look_at_their_maps)
 	mapper_watch_destroy(watch);
 }
 
+/* Looks that are a minute apart: of processes that change nothing only some are read each time. */
+TEST(idle_processes_take_turns_where_looks_are_rare)
+{
+	uint64_t before, first, reads = 0;
+	struct mapper_watch *watch;
+	pid_t others[OTHERS_N];
+	struct mapper_list list;
+
+	prepare();
+	for (int i = 0; i < OTHERS_N; i++)
+		others[i] = start(idle);
+	let_go(OTHERS_N);
+	CHECK_OK(failpoint_arm("mappers.read=count;mapper_watch.minute=ETIME"));
+	CHECK_OK(mapper_watch_create(&watch));
+	before = failpoint_hits("mappers.read");
+	for (int i = 0; i < OTHERS_N; i++)
+		CHECK_SYS(kill(others[i], SIGSTOP));
+	for (int look = 0; look < 3; look++) { /* they may have grown since, by what they did last */
+		CHECK_OK(mapper_watch_look(watch, &file, 1, &list));
+		mappers_free(&list);
+		first = look ? first : failpoint_hits("mappers.read") - before;
+	}
+	before = failpoint_hits("mappers.read");
+	for (int look = 0; look < MAPPER_WATCH_TURN_LOOKS / 2 - 4; look++) {
+		CHECK_OK(mapper_watch_look(watch, &file, 1, &list));
+		mappers_free(&list);
+		reads = failpoint_hits("mappers.read") - before;
+		before += reads;
+		CHECK(reads <= first - OTHERS_N);
+	}
+	for (int i = 0; i < OTHERS_N; i++)
+		end(others[i]);
+	mapper_watch_destroy(watch);
+}
+
+static void *other_memory;
+
+static void map_over(void)
+{
+	CHECK(mmap(other_memory, PAGES << 12, PROT_READ, MAP_SHARED | MAP_FIXED, memfd, 0) == other_memory);
+}
+
+/* Neither the size of the process nor its shared pages change. */
+TEST(who_maps_it_over_other_memory_is_found_in_its_turn)
+{
+	struct mapper_watch *watch;
+	bool found = false;
+	pid_t pid;
+
+	prepare();
+	other_memory = mmap(NULL, PAGES << 12, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	CHECK(other_memory != MAP_FAILED);
+	CHECK_OK(failpoint_arm("mapper_watch.minute=ETIME"));
+	pid = start(map_over);
+	CHECK_OK(mapper_watch_create(&watch));
+	CHECK_EQ(mappings_seen(watch, pid, false), 0);
+	let_go(1);
+	for (int look = 0; look < MAPPER_WATCH_TURN_LOOKS && !found; look++)
+		found = mappings_seen(watch, pid, false) == 1;
+	CHECK(found);
+	end(pid);
+	mapper_watch_destroy(watch);
+}
+
 TEST(other_files_are_looked_for_anew)
 {
 	struct mapper_watch *watch;

@@ -37,6 +37,7 @@ LEFT_OUT = {
     "around.done",
     "event.piece",
     "lost.looked",
+    "mapper_watch.minute",
     "pins.blind",
     "poison.lifted",
     "resident.cachestat",

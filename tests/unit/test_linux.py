@@ -139,6 +139,7 @@ def test_a_line_of_mountinfo():
         36, os.makedev(98, 1), Path("/mnt two"), "ext3", ("rw", "errors=continue")
     )
     assert any(mount.point == Path("/proc") and mount.kind == "proc" for mount in mounts.read_mounts())
+    assert {mount.kind for mount in mounts.read_mounts(kinds=("proc",))} == {"proc"}
 
 
 def test_a_cgroup_and_those_around_it():

@@ -22,7 +22,7 @@ def hierarchies_of(controller: str) -> list[Hierarchy]:
     """All in which this controller may be: that of version 2 is listed wherever the controller is in use."""
     return [
         Hierarchy(mount.point, controller, mount.kind == "cgroup2")
-        for mount in read_mounts()
+        for mount in read_mounts(kinds=("cgroup", "cgroup2"))
         if mount.kind == "cgroup2" or (mount.kind == "cgroup" and controller in mount.options)
     ]
 

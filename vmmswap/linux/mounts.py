@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from pathlib import Path
 
 from vmmswap.lean_dataclass import dataclass
@@ -20,10 +21,16 @@ class Mount:
     options: tuple[str, ...]
 
 
-def read_mounts(pid: int | None = None) -> list[Mount]:
-    """Of a process's mount namespace; None: of ours. OSError if it may not be read."""
+def read_mounts(pid: int | None = None, kinds: Container[str] | None = None) -> list[Mount]:
+    """Of a process's mount namespace; None: of ours. kinds: only those; a host may have hundreds of others.
+    OSError if it may not be read.
+    """
     text = Path(f"/proc/{pid or 'self'}/mountinfo").read_text(errors="replace")
-    return [_mount(line) for line in text.splitlines()]
+    return [_mount(line) for line in text.splitlines() if kinds is None or _kind(line) in kinds]
+
+
+def _kind(line: str) -> str:
+    return line.partition(" - ")[2].partition(" ")[0]
 
 
 def _mount(line: str) -> Mount:

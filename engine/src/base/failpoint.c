@@ -45,6 +45,7 @@ static const char *const names[] = {
 	"incore.find",
 	"leave.piece",
 	"lost.looked",
+	"mapper_watch.minute",
 	"mappers.read",
 	"memory.punch",
 	"memory.read",

@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
+
 #define SECOND_NS 1000000000ull
 
 /* A process as it was when its maps were last read. */
@@ -17,7 +19,7 @@ struct seen {
 	pid_t pid;
 	uint64_t size_pages, shared_pages;
 	uint64_t rests_until_ns; /* do not follow a change before this time: reading its maps takes long */
-	uint64_t turn_ns;	 /* when to read them without a change */
+	uint64_t turn_ns, turn_look; /* when to read them without a change: when both have come */
 	bool maps, unreadable;
 };
 
@@ -26,6 +28,7 @@ struct mapper_watch {
 	size_t seen_n;
 	struct mapped_file *files; /* the files that were looked for */
 	size_t files_n;
+	uint64_t looks;
 };
 
 int mapper_watch_create(struct mapper_watch **out)
@@ -110,16 +113,30 @@ static bool read_sizes(struct seen *seen)
 	return true;
 }
 
-static bool must_be_read(const struct seen *before, const struct seen *now, uint64_t time_ns)
+/* If looks are a minute apart, each would otherwise read the maps of all processes. */
+static bool is_its_turn(const struct mapper_watch *watch, const struct seen *before, uint64_t time_ns)
 {
-	if (!before || before->maps || time_ns >= before->turn_ns)
+	return watch->looks >= before->turn_look &&
+	       (time_ns >= before->turn_ns || FAILPOINT("mapper_watch.minute"));
+}
+
+static bool must_be_read(const struct mapper_watch *watch, const struct seen *before, const struct seen *now,
+			 uint64_t time_ns)
+{
+	if (!before || before->maps || is_its_turn(watch, before, time_ns))
 		return true;
 	return (before->size_pages != now->size_pages || before->shared_pages != now->shared_pages) &&
 	       time_ns >= before->rests_until_ns;
 }
 
-static int read_maps(struct seen *seen, const struct mapped_file *files, size_t files_n,
-		     struct mapper_list *out)
+/* At least half of it, and less than all. */
+static uint64_t part_of(uint64_t whole, pid_t pid)
+{
+	return whole / 2 + (uint64_t)pid % (whole / 2);
+}
+
+static int read_maps(const struct mapper_watch *watch, struct seen *seen, const struct mapped_file *files,
+		     size_t files_n, struct mapper_list *out)
 {
 	const struct pid_list one = { .pids = &seen->pid, .pids_n = 1 };
 	size_t mappings_n = out->mappings_n, unreadable_n = out->unreadable.pids_n;
@@ -131,8 +148,8 @@ static int read_maps(struct seen *seen, const struct mapped_file *files, size_t 
 	seen->unreadable = out->unreadable.pids_n > unreadable_n;
 	seen->rests_until_ns = end_ns + (end_ns - since_ns) * MAPPER_WATCH_REST;
 	/* Spread the reads over several looks, although all processes were first read in one. */
-	seen->turn_ns = end_ns + (MAPPER_WATCH_TURN_S / 2 + (uint64_t)seen->pid % (MAPPER_WATCH_TURN_S / 2)) *
-					 SECOND_NS;
+	seen->turn_ns = end_ns + part_of(MAPPER_WATCH_TURN_S, seen->pid) * SECOND_NS;
+	seen->turn_look = watch->looks + part_of(MAPPER_WATCH_TURN_LOOKS, seen->pid);
 	return rc;
 }
 
@@ -142,8 +159,8 @@ static int look_at(const struct mapper_watch *watch, struct seen *seen, const st
 {
 	const struct seen *before = find(watch, seen->pid);
 
-	if (must_be_read(before, seen, now_ns()))
-		return read_maps(seen, files, files_n, out);
+	if (must_be_read(watch, before, seen, now_ns()))
+		return read_maps(watch, seen, files, files_n, out);
 	*seen = *before; /* its sizes too: a change that was not followed is still a change */
 	return seen->unreadable ? pid_list_add(&out->unreadable, seen->pid) : 0;
 }
@@ -156,6 +173,7 @@ int mapper_watch_look(struct mapper_watch *watch, const struct mapped_file *file
 	size_t seen_n = 0;
 	int rc = ask_for(watch, files, files_n);
 
+	watch->looks++;
 	*out = (struct mapper_list){ 0 };
 	if (!rc)
 		rc = procfs_list("/proc", &pids);

@@ -14,13 +14,14 @@ int mapper_watch_create(struct mapper_watch **out); /* 0 or -ENOMEM */
 void mapper_watch_destroy(struct mapper_watch *watch);
 
 /* As mappers_find(). Some changes are found only when the process's turn comes, within MAPPER_WATCH_TURN_S:
- * those that change neither its size nor its shared pages (memory that is mapped over other memory and not
- * touched), and those of a process whose maps take so long to read that a look at each change would cost more
- * than 1/MAPPER_WATCH_REST of a CPU. */
+ * or within MAPPER_WATCH_TURN_LOOKS looks where looks are rare: those that change neither its size nor its
+ * shared pages (memory that is mapped over other memory and not touched), and those of a process whose maps
+ * take so long to read that a look at each change would cost more than 1/MAPPER_WATCH_REST of a CPU. */
 int mapper_watch_look(struct mapper_watch *watch, const struct mapped_file *files, size_t files_n,
 		      struct mapper_list *out);
 
 #define MAPPER_WATCH_TURN_S 60
+#define MAPPER_WATCH_TURN_LOOKS 16
 #define MAPPER_WATCH_REST 500
 
 #endif
