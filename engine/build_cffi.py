@@ -158,7 +158,7 @@ int mapper_watch_look(struct mapper_watch *, const struct mapped_file *, size_t,
 
 struct holder { pid_t pid; int fd; size_t file_idx; ...; };
 struct holder_list { struct holder *holders; size_t holders_n; struct pid_list unreadable; ...; };
-int holders_find(const struct mapped_file *, size_t, struct holder_list *);
+int holders_find(const int *, size_t, struct holder_list *);
 void holders_free(struct holder_list *);
 
 struct uring_range { pid_t pid; uint64_t addr; uint64_t size_bytes; ...; };

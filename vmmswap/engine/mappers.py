@@ -46,9 +46,8 @@ def holders_of(memfds: Sequence[int]) -> list[Holder]:
     """Who has these files open, but for this process and those that share its fds. Processes whose fds may
     not be seen are left out.
     """
-    files = _files_of(memfds)
     found = ffi.new("struct holder_list *")
-    rc = lib.holders_find(files, len(memfds), found)
+    rc = lib.holders_find(ffi.new("int[]", list(memfds)), len(memfds), found)
     if rc < 0:
         raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
     try:

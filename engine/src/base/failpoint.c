@@ -42,6 +42,7 @@ static const char *const names[] = {
 	"freeze.seized",
 	"freeze.stopped",
 	"gate.closed",
+	"holders.fdinfo",
 	"incore.find",
 	"leave.piece",
 	"lost.looked",

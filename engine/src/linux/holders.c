@@ -13,11 +13,20 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
+
 #define FDINFO_BYTES 512 /* pos, flags, mnt_id and ino come first */
+#define LINK_BYTES 320	 /* "/memfd:NAME (deleted)", of 249 bytes for NAME at most */
+
+struct asked {
+	struct mapped_file file;
+	char link[LINK_BYTES]; /* what /proc/PID/fd has for it, in each process */
+};
 
 struct scan {
-	const struct mapped_file *files;
-	size_t files_n;
+	struct asked *asked;
+	size_t asked_n;
+	bool all_memfds;
 	struct holder_list *out;
 };
 
@@ -45,10 +54,35 @@ static int add_holder(struct holder_list *list, struct holder holder)
 
 static bool is_asked_for(const struct scan *scan, ino_t ino)
 {
-	for (size_t i = 0; i < scan->files_n; i++)
-		if (scan->files[i].ino == ino)
+	for (size_t i = 0; i < scan->asked_n; i++)
+		if (scan->asked[i].file.ino == ino)
 			return true;
 	return false;
+}
+
+/* False if it is closed meanwhile, is not ours to read, or has too long a link. */
+static bool read_link(int dir_fd, const char *name, char *out)
+{
+	ssize_t got = readlinkat(dir_fd, name, out, LINK_BYTES);
+
+	if (got <= 0 || got == LINK_BYTES)
+		return false;
+	out[got] = '\0';
+	return true;
+}
+
+/* A memfd has no other name, and no mount: whoever has it open, by whatever way, and whoever asks, the link
+ * is the same. So one system call tells it from most others. A file on a file system may have many names. */
+static bool is_another(const struct scan *scan, int link_dir_fd, const char *name)
+{
+	char link[LINK_BYTES];
+
+	if (link_dir_fd < 0 || !read_link(link_dir_fd, name, link))
+		return false;
+	for (size_t i = 0; i < scan->asked_n; i++)
+		if (!strcmp(link, scan->asked[i].link))
+			return false;
+	return true;
 }
 
 /* Compare inode numbers only, so that few fds need a closer look. Kernels before 5.14 do not report them. */
@@ -58,6 +92,7 @@ static bool may_be_asked_for(const struct scan *scan, int dir_fd, const char *na
 	int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
 	ssize_t got;
 
+	FAILPOINT_HERE("holders.fdinfo");
 	if (fd < 0)
 		return false; /* closed meanwhile */
 	got = read(fd, text, sizeof text - 1);
@@ -97,8 +132,8 @@ static int look_at_fd(struct scan *scan, pid_t pid, int number)
 		rc = stat_by_getfd(pid, number, &status);
 	if (rc) /* closed meanwhile, or unknown */
 		return rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM ? rc : 0;
-	for (size_t i = 0; i < scan->files_n; i++)
-		if (scan->files[i].dev == status.st_dev && scan->files[i].ino == status.st_ino)
+	for (size_t i = 0; i < scan->asked_n; i++)
+		if (scan->asked[i].file.dev == status.st_dev && scan->asked[i].file.ino == status.st_ino)
 			return add_holder(scan->out,
 					  (struct holder){ .pid = pid, .fd = number, .file_idx = i });
 	return 0;
@@ -109,7 +144,8 @@ static bool shares_our_fds(pid_t pid)
 	return syscall(SYS_kcmp, getpid(), pid, KCMP_FILES, 0, 0) == 0;
 }
 
-static int look_at_fds(struct scan *scan, pid_t pid, DIR *dir)
+/* link_dir_fd: /proc/PID/fd, -1 if that is not to be asked. */
+static int look_at_fds(struct scan *scan, pid_t pid, DIR *dir, int link_dir_fd)
 {
 	struct dirent *entry;
 	int rc = 0;
@@ -118,7 +154,8 @@ static int look_at_fds(struct scan *scan, pid_t pid, DIR *dir)
 		char *end;
 		long number = strtol(entry->d_name, &end, 10);
 
-		if (end == entry->d_name || *end || !may_be_asked_for(scan, dirfd(dir), entry->d_name))
+		if (end == entry->d_name || *end || is_another(scan, link_dir_fd, entry->d_name) ||
+		    !may_be_asked_for(scan, dirfd(dir), entry->d_name))
 			continue;
 		if (shares_our_fds(pid))
 			return 0;
@@ -127,11 +164,22 @@ static int look_at_fds(struct scan *scan, pid_t pid, DIR *dir)
 	return rc;
 }
 
+/* -1 if we may not read its links: that takes the process's uid, fdinfo only CAP_SYS_PTRACE. */
+static int open_links(const struct scan *scan, pid_t pid)
+{
+	char path[64];
+
+	if (!scan->all_memfds)
+		return -1;
+	snprintf(path, sizeof path, "/proc/%d/fd", pid);
+	return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
 static int scan_process(struct scan *scan, pid_t pid)
 {
 	char path[64];
+	int link_dir_fd, rc;
 	DIR *dir;
-	int rc;
 
 	snprintf(path, sizeof path, "/proc/%d/fdinfo", pid);
 	dir = opendir(path);
@@ -139,22 +187,48 @@ static int scan_process(struct scan *scan, pid_t pid)
 		return pid_list_add(&scan->out->unreadable, pid);
 	if (!dir)
 		return errno == ENOENT || errno == ESRCH ? 0 : -errno;
-	rc = look_at_fds(scan, pid, dir);
+	link_dir_fd = open_links(scan, pid);
+	rc = look_at_fds(scan, pid, dir, link_dir_fd);
+	if (link_dir_fd >= 0)
+		close(link_dir_fd);
 	closedir(dir);
 	return rc;
 }
 
-int holders_find(const struct mapped_file *files, size_t files_n, struct holder_list *out)
+static int ask_for(struct scan *scan, const int *fds, size_t fds_n)
 {
-	struct scan scan = { .files = files, .files_n = files_n, .out = out };
+	scan->asked = calloc(fds_n ? fds_n : 1, sizeof *scan->asked);
+	if (!scan->asked)
+		return -ENOMEM;
+	scan->all_memfds = true;
+	for (; scan->asked_n < fds_n; scan->asked_n++) {
+		struct asked *asked = &scan->asked[scan->asked_n];
+		char path[32];
+		int rc = mappers_file_of(fds[scan->asked_n], &asked->file);
+
+		if (rc)
+			return rc;
+		snprintf(path, sizeof path, "/proc/self/fd/%d", fds[scan->asked_n]);
+		if (!read_link(AT_FDCWD, path, asked->link) || strncmp(asked->link, "/memfd:", 7))
+			scan->all_memfds = false;
+	}
+	return 0;
+}
+
+int holders_find(const int *fds, size_t fds_n, struct holder_list *out)
+{
+	struct scan scan = { .out = out };
 	struct pid_list pids = { 0 };
-	int rc = procfs_list("/proc", &pids);
+	int rc = ask_for(&scan, fds, fds_n);
 
 	*out = (struct holder_list){ 0 };
+	if (!rc)
+		rc = procfs_list("/proc", &pids);
 	for (size_t i = 0; i < pids.pids_n && !rc; i++)
 		if (pids.pids[i] != getpid())
 			rc = scan_process(&scan, pids.pids[i]);
 	pid_list_free(&pids);
+	free(scan.asked);
 	if (rc)
 		holders_free(out);
 	return rc;

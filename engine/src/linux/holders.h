@@ -12,7 +12,7 @@
 struct holder {
 	pid_t pid;
 	int fd;
-	size_t file_idx; /* which of the files asked for */
+	size_t file_idx; /* which of the fds asked for */
 };
 
 struct holder_list {
@@ -22,11 +22,12 @@ struct holder_list {
 	struct pid_list unreadable; /* processes whose fds we may not see: any of them may be a holder */
 };
 
-/* Look through the fds of all processes, except our own and those that share our fd table. Takes some
- * microseconds for each fd, whose fdinfo is read. Fds that are in no fd table are not seen: those in flight
+/* Who has the files open that these fds have open. Looks through the fds of all processes, except our own and
+ * those that share our fd table. Takes some microseconds for each fd, whose fdinfo is read, and one where all
+ * files are memfds and the process has our uid. Fds that are in no fd table are not seen: those in flight
  * in a socket, or registered with an io_uring and closed. 0, -ENOMEM or the -errno of reading /proc. On
  * success the caller frees the list. */
-int holders_find(const struct mapped_file *files, size_t files_n, struct holder_list *out);
+int holders_find(const int *fds, size_t fds_n, struct holder_list *out);
 void holders_free(struct holder_list *list); /* leaves an empty list */
 
 #endif
