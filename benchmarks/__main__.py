@@ -8,15 +8,16 @@ rival after the other in each round. Prints Markdown.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import platform
 import subprocess
 from functools import partial
 from pathlib import Path
 
-from benchmarks import large_guest, many_vms, parallel_faults, store_figures, wake_figures
+from benchmarks import large_guest, many_enables, many_vms, parallel_faults, store_figures, wake_figures
 from benchmarks.monitor_memory import measure
-from benchmarks.rivals import compile_program, dd, interleaved, ratio, run_json, table
+from benchmarks.rivals import ROOT, compile_program, dd, interleaved, ratio, run_json, table
 
 TMPFS = Path("/dev/shm")  # noqa: S108 - a swap directory in RAM
 
@@ -138,6 +139,12 @@ def bench_many(options: argparse.Namespace) -> None:
 def bench_large(options: argparse.Namespace) -> None:
     """A guest with a lot of memory."""
     large_guest.bench((1, 64) if options.quick else (1, 16, 256))
+    large_guest.bench_populated(1 if options.quick else options.populated_gib, options.swap_dir)
+
+
+def bench_enables(options: argparse.Namespace) -> None:
+    """Many VMs that go out at once."""
+    many_enables.bench(*((8, "8M") if options.quick else (50, "32M")), options.swap_dir)
 
 
 BENCHES = {
@@ -150,6 +157,7 @@ BENCHES = {
     "memory": bench_memory,
     "many": bench_many,
     "large": bench_large,
+    "enables": bench_enables,
 }
 
 
@@ -162,8 +170,12 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--vms", type=int, default=100, help="how many, for `many`")
+    parser.add_argument("--populated-gib", type=int, default=16, help="of the full guest, for `large`")
     parser.add_argument("--swap-dir", type=Path, default=Path("/var/tmp"))  # noqa: S108 - on a disk, unlike /tmp
     options = parser.parse_args()
+    # An installed vmmswap is compiled, so the monitors here are, too.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    compileall.compile_dir(ROOT / "vmmswap", quiet=1)
     if options.quick:
         options.rounds = 2
     commit = subprocess.run(

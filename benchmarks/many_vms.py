@@ -60,7 +60,9 @@ def _list_s(bus: PrivateBus) -> float:
     return time.monotonic() - since_s
 
 
-async def _all_are(host: HostClient, vms: ManyVms, state: str) -> None:
+async def all_are(host: HostClient, vms: ManyVms, state: str) -> None:
+    """Return once vmmswapd says so."""
+
     async def is_so() -> bool:
         return await host.vms() == dict.fromkeys(vms.names, state)
 
@@ -70,10 +72,10 @@ async def _all_are(host: HostClient, vms: ManyVms, state: str) -> None:
 async def _measure(vms: ManyVms, bus: PrivateBus, quiet_s: float, idle_s: float) -> Figures:
     found: Figures = {}
     async with HostClient(bus) as host:
-        await _all_are(host, vms, "Ready")
+        await all_are(host, vms, "Ready")
         found["start_cpu_s"] = statistics.median(_cpu_s(pids) for pids in _processes(vms))
         await host.call_all(vms.names, "Enable")
-        await _all_are(host, vms, "Active")
+        await all_are(host, vms, "Active")
         await asyncio.sleep(quiet_s)
         processes = list(_processes(vms))
         everyone = [pid for pids in processes for pid in pids]
@@ -104,7 +106,7 @@ def bench(count: int, quiet_s: float, idle_s: float) -> None:
         subprocess.Popen([sys.executable, "-m", "vmmswap.host.main"], env=bus.environment) as daemon,
     ):
         try:
-            asyncio.run(_wait_for_daemon(bus))
+            asyncio.run(wait_for_daemon(bus))
             found = asyncio.run(_measure(vms, bus, quiet_s, idle_s))
         finally:
             daemon.kill()
@@ -118,6 +120,7 @@ def bench(count: int, quiet_s: float, idle_s: float) -> None:
     ratio("all monitors killed: until all guests were served, s", found["all_served_again_s"], "at most 10")
 
 
-async def _wait_for_daemon(bus: PrivateBus) -> None:
+async def wait_for_daemon(bus: PrivateBus) -> None:
+    """Return once vmmswapd has its name."""
     while not await bus.has_owner(BUS_NAME):
         await asyncio.sleep(0.05)

@@ -32,6 +32,7 @@ from vmmswap.bus.dbus import Message, plain
 from vmmswap.names import BUS_NAME, HOST_INTERFACE, HOST_PATH, MANAGER_INTERFACE, object_path_of
 
 _AT_ONCE = 8  # starting: more would only wait for each other
+_CALLS_AT_ONCE = 100
 
 
 class ManyVms:
@@ -146,7 +147,14 @@ class HostClient:
         return found
 
     async def call_all(self, names: list[str], member: str) -> None:
-        await asyncio.gather(*(self._ask(object_path_of(name), MANAGER_INTERFACE, member) for name in names))
+        """Of all at once, but for what the bus allows one connection (128 replies that are still to come)."""
+        slots = asyncio.Semaphore(_CALLS_AT_ONCE)
+
+        async def call(name: str) -> None:
+            async with slots:
+                await self._ask(object_path_of(name), MANAGER_INTERFACE, member)
+
+        await asyncio.gather(*map(call, names))
 
     async def until(self, condition: Callable[[], Any], what: str) -> None:
         """condition: a coroutine function, or of what is known here."""
