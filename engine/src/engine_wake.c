@@ -12,7 +12,7 @@ int wake_create(struct engine *engine, const struct engine_config *config, struc
 				       wake_record_adopt(config->wake_fd, &engine->vm.wake, err);
 
 	if (!rc)
-		rc = replay_create(&engine->vm, &engine->replay, err);
+		rc = replay_create(&engine->vm, !config->no_uring, &engine->replay, err);
 	if (rc || config->fault_around_pages < 2)
 		return rc;
 	engine->vm.nearby = nearby_create(config->fault_around_pages);

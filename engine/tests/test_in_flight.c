@@ -251,3 +251,31 @@ TEST(events_are_read_before_a_page_is_tried_again)
 	puppet_await(&rig, 0, 0);
 	stop(&rig);
 }
+
+/* One worker has some batches of pages in flight, and page faults pass them. */
+TEST(a_replay_has_reads_in_flight_together)
+{
+	struct error err = { 0 };
+	struct rig rig;
+
+	start(&rig);
+	rig_disarm("store.read");
+	for (uint64_t page = FIRST; page < FIRST + 100; page++)
+		puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = page });
+	rig_settle(&rig);
+	CHECK_OK(engine_wake(rig.engine, true, &err));
+	rig_await_notice(&rig, NOTICE_REPLAY_DONE);
+	engine_settle_wake(rig.engine);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	rig_settle(&rig);
+	rig.replayed = 0;
+	rig_arm(&rig, "store.read", "stall");
+	CHECK_OK(engine_wake(rig.engine, true, &err));
+	await_reads(&rig, 4);
+	CHECK_EQ(puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_CHECK, .page = HOLE }), 0);
+	tell_touch(&rig, 0, 1, FIRST); /* it joins a read */
+	rig_disarm("store.read");
+	puppet_await(&rig, 0, 1);
+	CHECK_EQ(rig_await_notice(&rig, NOTICE_REPLAY_DONE).code, 0);
+	stop(&rig);
+}

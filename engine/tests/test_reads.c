@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* One thread's reads, by either means: how many are in flight, and what each gives. */
-#include "serve/reads.h"
+#include "store/reads.h"
 
 #include <poll.h>
 

@@ -29,6 +29,16 @@ static void start_replay(struct rig *rig)
 		FAIL("engine_wake: %s", err.message);
 }
 
+/* Where pages are in tiers, what is out is on disk, and comes back with reads in flight. */
+static void swap_out(struct rig *rig)
+{
+	struct error err;
+
+	rig_run_job(rig, JOB_SWAP_OUT);
+	while (TEST_TIERS && engine_flush_step(rig->engine, &err) == 1)
+		;
+}
+
 static struct notice end_replay(struct rig *rig)
 {
 	return rig_await_notice(rig, NOTICE_REPLAY_DONE);
@@ -51,7 +61,7 @@ static void learn(struct rig *rig, const struct layout *layout)
 {
 	rig_start(rig, layout);
 	wake_up(rig, ORDER_TOUCH);
-	rig_run_job(rig, JOB_SWAP_OUT);
+	swap_out(rig);
 	CHECK_EQ(rig_stats(rig).wake_set_pages, SET_PAGES);
 }
 
@@ -323,7 +333,7 @@ static void wake_with_neighbours(struct rig *rig)
 					      .around = 1 };
 
 	rig_start(rig, &around);
-	rig_run_job(rig, JOB_SWAP_OUT);
+	swap_out(rig);
 	engine_set_wake_budget(rig->engine, UINT64_MAX);
 	start_replay(rig);
 	CHECK_EQ(end_replay(rig).code, 0); /* nothing is known yet */

@@ -2,22 +2,64 @@
 #include "jobs/ahead.h"
 
 #include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/failpoint.h"
 #include "base/held.h"
 #include "vm/page.h"
 
-/* Page i's bytes are at buffer + i * PAGE_BYTES. */
-struct batch {
-	struct vm *vm;
-	char *buffer;
-	size_t n, back_n;
-	uint64_t idx[AHEAD_PAGES_MAX];
-	uint64_t claimed[AHEAD_PAGES_MAX]; /* 0: no longer ours */
-	uint64_t slots[AHEAD_PAGES_MAX];
-	bool keeps[AHEAD_PAGES_MAX]; /* write-protected, with its copy */
-};
+#define BATCH_BYTES (AHEAD_PAGES_MAX * PAGE_BYTES + NEAR_RAW_BYTES)
+#define AGAIN_MS 1 /* the kernel takes no more reads now */
+
+int ahead_create(struct vm *vm, struct lane *lane, size_t depth, struct readers *readers, bool uring,
+		 struct ahead **out)
+{
+	struct ahead *ahead = calloc(1, sizeof *ahead);
+	int rc = 0;
+
+	if (!ahead)
+		return -ENOMEM;
+	ahead->vm = vm;
+	ahead->lane = lane;
+	ahead->depth = depth;
+	ahead->buffers =
+		mmap(NULL, depth * BATCH_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (ahead->buffers == MAP_FAILED)
+		rc = -errno;
+	else if (depth > 1)
+		rc = reads_create(readers, AHEAD_DEPTH_MAX * NEAR_PAGES_MAX, uring, &ahead->reads);
+	if (rc) {
+		ahead_destroy(ahead);
+		return rc;
+	}
+	for (size_t i = 0; i < depth; i++) {
+		struct near_reads *reads = &ahead->batches[i].reads;
+
+		reads->store = vm->store;
+		reads->pages = ahead->buffers + i * BATCH_BYTES;
+		reads->raw = reads->pages + AHEAD_PAGES_MAX * PAGE_BYTES;
+	}
+	*out = ahead;
+	return 0;
+}
+
+void ahead_destroy(struct ahead *ahead)
+{
+	if (!ahead)
+		return;
+	reads_destroy(ahead->reads);
+	if (ahead->buffers != MAP_FAILED)
+		munmap(ahead->buffers, ahead->depth * BATCH_BYTES);
+	free(ahead);
+}
+
+static char *page_of(const struct ahead_batch *batch, size_t i)
+{
+	return batch->reads.pages + bytes_of_pages(i);
+}
 
 static bool is_wanted(struct vm *vm, uint64_t page_idx, uint64_t word)
 {
@@ -25,50 +67,47 @@ static bool is_wanted(struct vm *vm, uint64_t page_idx, uint64_t word)
 	       !removals_have(&vm->removals, page_idx, 1);
 }
 
-static void claim(struct batch *batch, const struct wake_page *pages, size_t n)
+static void claim(struct vm *vm, struct ahead_batch *batch)
 {
-	for (size_t i = 0; i < n; i++) {
-		uint64_t idx = pages[i].page_idx, word = page_word(batch->vm, idx);
+	batch->n = batch->back_n = 0;
+	for (size_t i = 0; i < batch->wanted_n; i++) {
+		uint64_t idx = batch->wanted[i].page_idx, word = page_word(vm, idx);
 
-		if (!is_wanted(batch->vm, idx, word) ||
-		    !page_claim(batch->vm, idx, word, &batch->claimed[batch->n]))
+		if (!is_wanted(vm, idx, word) || !page_claim(vm, idx, word, &batch->claimed[batch->n]))
 			continue;
 		batch->idx[batch->n] = idx;
 		batch->slots[batch->n] = page_slot_of(word);
-		batch->keeps[batch->n++] = !pages[i].is_written;
+		batch->keeps[batch->n++] = !batch->wanted[i].is_written;
 	}
 	if (batch->n)
 		HELD_TAKE(HELD_FILLING);
 }
 
-static void release(struct batch *batch, size_t i)
+static void release(struct vm *vm, struct ahead_batch *batch, size_t i)
 {
 	if (batch->claimed[i])
-		page_release(batch->vm, batch->idx[i], batch->claimed[i]);
+		page_release(vm, batch->idx[i], batch->claimed[i]);
 	batch->claimed[i] = 0;
 }
 
 /* A page that is not right is left to its page fault, which tries again and tells. */
-static void release_what_is_wrong(struct batch *batch, int read_rc)
+static void release_what_is_wrong(struct vm *vm, struct ahead_batch *batch)
 {
 	for (size_t i = 0; i < batch->n; i++) {
 		uint64_t idx = batch->idx[i];
 
-		if (!is_claim(page_word(batch->vm, idx), batch->claimed[i]))
+		if (!is_claim(page_word(vm, idx), batch->claimed[i]))
 			batch->claimed[i] = 0; /* given up meanwhile: the slot may have another page by now */
-		else if (read_rc || removals_have(&batch->vm->removals, idx, 1) ||
-			 !vm_is_right(batch->vm, batch->buffer + i * PAGE_BYTES,
-				      *page_map_hash(batch->vm->map, idx)))
-			release(batch, i);
+		else if (batch->reads.result[i] || removals_have(&vm->removals, idx, 1) ||
+			 !vm_is_right(vm, page_of(batch, i), *page_map_hash(vm->map, idx)))
+			release(vm, batch, i);
 	}
 }
 
-static void is_back(struct batch *batch, const struct process *process, size_t i)
+static void is_back(struct vm *vm, struct ahead_batch *batch, const struct process *process, size_t i)
 {
-	struct vm *vm = batch->vm;
-
 	if (!vm_has_landed(vm, process, batch->idx[i])) {
-		release(batch, i);
+		release(vm, batch, i);
 		return;
 	}
 	if (batch->keeps[i])
@@ -80,7 +119,7 @@ static void is_back(struct batch *batch, const struct process *process, size_t i
 }
 
 /* How many pages at i are neighbours, ours, and come back in the same way. */
-static size_t run_length(const struct batch *batch, size_t i)
+static size_t run_length(const struct ahead_batch *batch, size_t i)
 {
 	size_t n = 1;
 
@@ -92,9 +131,8 @@ static size_t run_length(const struct batch *batch, size_t i)
 
 /* Copy pages at i, n at most, through the first process that maps them. *done: how many were dealt with, at
  * least 1. */
-static int copy_run(struct batch *batch, size_t i, size_t n, size_t *done)
+static int copy_run(struct vm *vm, struct ahead_batch *batch, size_t i, size_t n, size_t *done)
 {
-	struct vm *vm = batch->vm;
 	enum uffd_outcome outcome = UFFD_UNMAPPED;
 	uint64_t copied_bytes = 0;
 
@@ -107,34 +145,34 @@ static int copy_run(struct batch *batch, size_t i, size_t n, size_t *done)
 		run = process_addr_of(process, batch->idx[i], n, &addr);
 		if (!run)
 			continue;
-		outcome = uffd_copy(process->uffd, addr, batch->buffer + i * PAGE_BYTES, bytes_of_pages(run),
+		outcome = uffd_copy(process->uffd, addr, page_of(batch, i), bytes_of_pages(run),
 				    batch->keeps[i], &copied_bytes);
 		for (size_t page = 0; page < pages_of_bytes(copied_bytes); page++)
-			is_back(batch, process, i + page);
+			is_back(vm, batch, process, i + page);
 		if (outcome == UFFD_GONE)
 			vm_process_gone(vm, process);
 	}
 	*done = pages_of_bytes(copied_bytes);
 	if (*done == 0) {
-		release(batch, i);
+		release(vm, batch, i);
 		*done = 1;
 	}
 	return outcome == UFFD_NO_MEMORY ? -ENOMEM : outcome == UFFD_RETRY ? -EAGAIN : 0;
 }
 
-static int copy(struct batch *batch)
+static int copy(struct vm *vm, struct ahead_batch *batch)
 {
 	int rc = 0;
 
 	for (size_t i = 0; i < batch->n; i++)
-		batch->keeps[i] = batch->keeps[i] && atomic_load(&batch->vm->keeps);
+		batch->keeps[i] = batch->keeps[i] && atomic_load(&vm->keeps);
 	for (size_t i = 0, done; i < batch->n && !rc; i += done) {
 		done = 1;
 		if (batch->claimed[i])
-			rc = copy_run(batch, i, run_length(batch, i), &done);
+			rc = copy_run(vm, batch, i, run_length(batch, i), &done);
 	}
 	for (size_t i = 0; i < batch->n; i++)
-		release(batch, i);
+		release(vm, batch, i);
 	return rc;
 }
 
@@ -183,34 +221,119 @@ int ahead_fill_holes(struct ahead *ahead, const struct wake_page *pages, size_t 
 			page_filled(vm, idx, claimed);
 		else
 			page_release(vm, idx, claimed);
-		HELD_DROP(HELD_FILLING);
+		if (!ahead->claiming_n)
+			HELD_DROP(HELD_FILLING);
 		*pages_back += outcome == UFFD_DONE;
 	}
 	gate_leave(vm->gate, ahead->lane);
 	return outcome == UFFD_NO_MEMORY ? -ENOMEM : outcome == UFFD_RETRY ? -EAGAIN : 0;
 }
 
-int ahead_bring(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back)
+static struct ahead_batch *free_batch(struct ahead *ahead)
+{
+	struct ahead_batch *batch = ahead->batches;
+
+	while (batch->number)
+		batch++;
+	return batch;
+}
+
+void ahead_begin(struct ahead *ahead, const struct wake_page *pages, size_t n)
 {
 	struct vm *vm = ahead->vm;
-	struct batch batch = { .vm = vm, .buffer = ahead->buffer };
-	int rc;
+	struct ahead_batch *batch = free_batch(ahead);
 
-	*pages_back = 0;
+	batch->number = ++ahead->last_number;
+	ahead->in_use_n++;
+	memcpy(batch->wanted, pages, n * sizeof *pages);
+	batch->wanted_n = n;
 	gate_pass(vm->gate, ahead->lane);
-	claim(&batch, pages, n);
+	claim(vm, batch);
 	gate_leave(vm->gate, ahead->lane);
-	if (!batch.n)
-		return 0;
-	FAILPOINT_HERE("ahead.claimed");
-	rc = store_get(vm->store, batch.slots, batch.n, ahead->buffer);
-	FAILPOINT_HERE("ahead.fetched");
-	gate_pass(vm->gate, ahead->lane);
-	release_what_is_wrong(&batch, rc);
-	rc = copy(&batch);
-	FAILPOINT_HERE("ahead.copied");
-	HELD_DROP(HELD_FILLING);
-	gate_leave(vm->gate, ahead->lane);
-	*pages_back = batch.back_n;
-	return rc;
+	ahead->claiming_n += batch->n != 0;
+	if (batch->n)
+		FAILPOINT_HERE("ahead.claimed");
+	near_reads_begin(&batch->reads, ahead->reads, batch->slots, batch->n);
+}
+
+/* Of those that have been read, the one that began first; NULL: none has. */
+static struct ahead_batch *first_read(struct ahead *ahead)
+{
+	struct ahead_batch *first = NULL;
+
+	for (size_t i = 0; i < ahead->depth; i++) {
+		struct ahead_batch *batch = &ahead->batches[i];
+
+		if (batch->number && !batch->reads.pending_n && (!first || batch->number < first->number))
+			first = batch;
+	}
+	return first;
+}
+
+/* False: the kernel does not take all of them now. */
+static bool submit_and_take(struct ahead *ahead)
+{
+	bool all_begun = !ahead->reads || reads_submit(ahead->reads);
+	struct file_read *file;
+
+	while (ahead->reads && (file = reads_take(ahead->reads)))
+		near_reads_run_ended(file);
+	return all_begun;
+}
+
+bool ahead_has_ended(struct ahead *ahead)
+{
+	submit_and_take(ahead);
+	return first_read(ahead);
+}
+
+/* Page faults that wait meanwhile wait for these very reads. */
+static struct ahead_batch *await_batch(struct ahead *ahead)
+{
+	struct ahead_batch *batch;
+
+	for (;;) {
+		bool all_begun = submit_and_take(ahead);
+
+		batch = first_read(ahead);
+		if (batch)
+			return batch;
+		HELD_MAY_WAIT(WAIT_READ);
+		poll(&(struct pollfd){ .fd = reads_fd(ahead->reads), .events = POLLIN }, 1,
+		     all_begun ? -1 : AGAIN_MS);
+	}
+}
+
+struct ahead_end ahead_end(struct ahead *ahead)
+{
+	struct vm *vm = ahead->vm;
+	struct ahead_batch *batch = await_batch(ahead);
+	int rc = 0;
+
+	if (batch->n) {
+		near_reads_end(&batch->reads);
+		FAILPOINT_HERE("ahead.fetched");
+		gate_pass(vm->gate, ahead->lane);
+		release_what_is_wrong(vm, batch);
+		rc = copy(vm, batch);
+		FAILPOINT_HERE("ahead.copied");
+		if (--ahead->claiming_n == 0)
+			HELD_DROP(HELD_FILLING);
+		gate_leave(vm->gate, ahead->lane);
+	}
+	batch->number = 0;
+	ahead->in_use_n--;
+	return (struct ahead_end){
+		.rc = rc, .pages = batch->wanted, .n = batch->wanted_n, .back_n = batch->back_n
+	};
+}
+
+int ahead_bring(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back)
+{
+	struct ahead_end end;
+
+	ahead_begin(ahead, pages, n);
+	end = ahead_end(ahead);
+	*pages_back = end.back_n;
+	return end.rc;
 }

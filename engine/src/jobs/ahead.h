@@ -5,27 +5,73 @@
  * something else is in its place) is left out, for the page fault that needs it. That is why this is not
  * restore.c, which must bring back every page.
  *
- * The pages of one call are claimed as page faults claim theirs, not as a swap-in does: a page fault on one
+ * The pages of one batch are claimed as page faults claim theirs, not as a swap-in does: a page fault on one
  * of them waits for the read that is under way instead of reading the page once more. It waits for the other
- * pages of the call, too, so these are few. */
+ * pages of the batch, too, so these are few. */
 #ifndef VMMSWAP_AHEAD_H
 #define VMMSWAP_AHEAD_H
 
+#include "store/near_reads.h"
 #include "vm/vm.h"
 #include "wake/wake_record.h"
 
-#define AHEAD_PAGES_MAX 16
+#define AHEAD_PAGES_MAX NEAR_PAGES_MAX
+#define AHEAD_DEPTH_MAX 4
 
+struct readers;
+
+/* Pages that are on their way together. */
+struct ahead_batch {
+	uint64_t number; /* 0: not in use; those that began first have the lowest */
+	struct wake_page wanted[AHEAD_PAGES_MAX];
+	size_t wanted_n;
+	size_t n, back_n; /* of these, only the store had n */
+	uint64_t idx[AHEAD_PAGES_MAX];
+	uint64_t claimed[AHEAD_PAGES_MAX]; /* 0: no longer ours */
+	uint64_t slots[AHEAD_PAGES_MAX];
+	bool keeps[AHEAD_PAGES_MAX]; /* write-protected, with its copy */
+	struct near_reads reads;
+};
+
+/* One thread's. */
 struct ahead {
 	struct vm *vm;
 	struct lane *lane;
-	char *buffer; /* AHEAD_PAGES_MAX pages, page aligned */
+	struct reads *reads; /* NULL: each read is waited for as it begins */
+	char *buffers;
+	size_t depth, in_use_n, claiming_n; /* batches; claiming: that have claimed pages */
+	uint64_t last_number;
+	struct ahead_batch batches[AHEAD_DEPTH_MAX];
 };
 
-/* Bring back those of n pages, AHEAD_PAGES_MAX at most, in ascending order, that only the store has.
- * *pages_back: how many came. They keep their copies if that is possible, except those that the guest is
- * likely to write to. 0, -ENOMEM: the VMM's processes have no memory left, -EAGAIN: events must be read
- * first. On error, other pages are out as before. */
+/* For `depth` batches at a time, AHEAD_DEPTH_MAX at most; if more than 1, with reads in flight: by an
+ * io_uring where `uring` allows it and it can be had, else by the readers. lane: the thread's own. 0 or
+ * -errno. */
+int ahead_create(struct vm *vm, struct lane *lane, size_t depth, struct readers *readers, bool uring,
+		 struct ahead **out);
+void ahead_destroy(struct ahead *ahead); /* no batch is in use; NULL is allowed */
+
+/* Begin to bring back those of n pages, AHEAD_PAGES_MAX at most, in ascending order, that only the store has.
+ * There is a batch that is not in use. From here on page faults on them wait for ahead_end(), which must
+ * follow soon. */
+void ahead_begin(struct ahead *ahead, const struct wake_page *pages, size_t n);
+
+/* True if a batch that was begun has been read: ahead_end() will not wait. Begins reads that have not begun
+ * yet. */
+bool ahead_has_ended(struct ahead *ahead);
+
+struct ahead_end {
+	int rc; /* 0; -ENOMEM: the VMM's processes have no memory left; -EAGAIN: events must be read first */
+	const struct wake_page *pages; /* that ahead_begin() was given; until the next ahead_begin() */
+	size_t n, back_n;	       /* how many came */
+};
+
+/* Wait for a batch that was begun, and end it: its pages come back. They keep their copies if that is
+ * possible, except those that the guest is likely to write to. On error, other pages of it are out as
+ * before. */
+struct ahead_end ahead_end(struct ahead *ahead);
+
+/* Begin and end one. No batch is in use. *pages_back: how many came. */
 int ahead_bring(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back);
 
 /* Fill those of n pages that are holes with zeros, but for those that the guest gave up. As ahead_bring(),

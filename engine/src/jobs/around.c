@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/failpoint.h"
@@ -14,13 +13,14 @@
 #include "vm/page.h"
 
 #define STACK_BYTES ((size_t)256 << 10)
-#define REST_MS 10000 /* after so long without a page fault the buffer is given back */
+#define REST_MS 10000 /* after so long without a page fault the buffers are given back */
 #define NOTED_256 192 /* if so many of 256 are used, all count as touched */
 
 struct around {
 	struct vm *vm;
 	struct budget *budget;
-	struct ahead ahead; /* buffer NULL: not now */
+	struct lane *lane;
+	struct ahead *ahead; /* NULL: not now */
 	uint64_t seed;
 	pthread_t thread;
 	_Atomic bool stopping;
@@ -99,7 +99,7 @@ static bool bring(struct around *around, const struct wake_page *pages, size_t n
 	struct budget_share share = budget_take(around->budget, n);
 	uint64_t used_256 = atomic_load(&around->vm->nearby->used_256);
 	size_t pages_back = 0;
-	int rc = share.pages ? ahead_bring(&around->ahead, pages, share.pages, &pages_back) : 0;
+	int rc = share.pages ? ahead_bring(around->ahead, pages, share.pages, &pages_back) : 0;
 	bool all = share.pages == n;
 
 	wake_record_brought(around->vm->wake, pages_back, pages_back * (256 - used_256) / 256);
@@ -110,23 +110,15 @@ static bool bring(struct around *around, const struct wake_page *pages, size_t n
 	return all && rc != -ENOMEM;
 }
 
-static bool has_buffer(struct around *around)
+static bool has_means(struct around *around)
 {
-	void *buffer;
-
-	if (around->ahead.buffer)
-		return true;
-	buffer = mmap(NULL, AHEAD_PAGES_MAX * PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-		      -1, 0);
-	around->ahead.buffer = buffer == MAP_FAILED ? NULL : buffer;
-	return around->ahead.buffer;
+	return around->ahead || ahead_create(around->vm, around->lane, 1, NULL, false, &around->ahead) == 0;
 }
 
-static void drop_buffer(struct around *around)
+static void drop_means(struct around *around)
 {
-	if (around->ahead.buffer)
-		munmap(around->ahead.buffer, AHEAD_PAGES_MAX * PAGE_BYTES);
-	around->ahead.buffer = NULL;
+	ahead_destroy(around->ahead);
+	around->ahead = NULL;
 }
 
 static void bring_neighbours(struct around *around, uint64_t page_idx)
@@ -136,12 +128,12 @@ static void bring_neighbours(struct around *around, uint64_t page_idx)
 	struct wake_page pages[NEARBY_PAGES_MAX];
 	size_t n;
 
-	gate_pass(vm->gate, around->ahead.lane);
+	gate_pass(vm->gate, around->lane);
 	n = choose(around, page_idx, window_pages, pages);
 	watch_outer(around, page_idx, window_pages);
-	gate_leave(vm->gate, around->ahead.lane);
+	gate_leave(vm->gate, around->lane);
 	FAILPOINT_HERE("around.chosen");
-	for (size_t i = 0, part; i < n && wake_record_is_waking(vm->wake) && has_buffer(around); i += part) {
+	for (size_t i = 0, part; i < n && wake_record_is_waking(vm->wake) && has_means(around); i += part) {
 		part = n - i < AHEAD_PAGES_MAX ? n - i : AHEAD_PAGES_MAX;
 		if (!bring(around, pages + i, part))
 			break;
@@ -163,8 +155,8 @@ static void *run(void *argument)
 		}
 		if (!nearby_sleep(around->vm->nearby))
 			continue;
-		if (poll(&asked, 1, around->ahead.buffer ? REST_MS : -1) == 0)
-			drop_buffer(around);
+		if (poll(&asked, 1, around->ahead ? REST_MS : -1) == 0)
+			drop_means(around);
 		eventfd_read(asked.fd, &value);
 	}
 	return NULL;
@@ -172,8 +164,8 @@ static void *run(void *argument)
 
 static void destroy(struct around *around)
 {
-	gate_part(around->vm->gate, around->ahead.lane);
-	drop_buffer(around);
+	gate_part(around->vm->gate, around->lane);
+	drop_means(around);
 	free(around);
 }
 
@@ -189,8 +181,8 @@ int around_start(struct vm *vm, struct budget *budget, struct around **out, stru
 	around = calloc(1, sizeof *around);
 	if (!around)
 		return error_set(err, ENOMEM, "no memory for the engine");
-	*around = (struct around){ .vm = vm, .budget = budget, .ahead.vm = vm, .seed = monotonic_ns() | 1 };
-	if (gate_join(vm->gate, &around->ahead.lane) == 0) {
+	*around = (struct around){ .vm = vm, .budget = budget, .seed = monotonic_ns() | 1 };
+	if (gate_join(vm->gate, &around->lane) == 0) {
 		pthread_attr_init(&attr);
 		pthread_attr_setstacksize(&attr, STACK_BYTES);
 		code = pthread_create(&around->thread, &attr, run, around);

@@ -5,7 +5,6 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "base/failpoint.h"
@@ -28,6 +27,8 @@ struct replay {
 	bool thread_to_join; /* belongs to the caller's thread */
 	_Atomic bool runs, cancel;
 	struct budget budget;
+	struct readers *readers; /* where io_uring is not allowed */
+	bool uring;
 	struct wake_page *pages; /* of the replay that runs */
 	size_t n;
 	_Atomic size_t next; /* the first that no worker has taken */
@@ -36,7 +37,12 @@ struct replay {
 
 struct worker {
 	struct replay *replay;
-	struct ahead ahead;
+	struct lane *lane;
+	struct ahead *ahead;
+	const struct wake_page *pages; /* that were taken, and have not begun */
+	size_t n;
+	struct wake_page late[AHEAD_DEPTH_MAX * AHEAD_PAGES_MAX]; /* that wait for events to be read */
+	size_t late_n;
 	pthread_t thread;
 };
 
@@ -81,53 +87,98 @@ static struct budget_share wait_for_budget(struct replay *replay, size_t n)
 	return share;
 }
 
-/* Pages whose processes keep changing their mappings are left to their page faults. */
-static void bring(struct worker *worker, const struct wake_page *pages, size_t n)
+/* Begin with some of the pages that were taken. False: there is no budget now. */
+static bool begin_some(struct worker *worker)
 {
+	bool may_wait = worker->ahead->in_use_n == 0;
+	struct budget_share share = may_wait ? wait_for_budget(worker->replay, worker->n) :
+					       budget_take(&worker->replay->budget, worker->n);
+
+	if (!share.pages)
+		return false;
+	ahead_begin(worker->ahead, worker->pages, share.pages);
+	worker->pages += share.pages;
+	worker->n -= share.pages;
+	return true;
+}
+
+/* Returns rc: of what comes first if something went wrong. */
+static int note_end(struct worker *worker, struct ahead_end end)
+{
+	struct replay *replay = worker->replay;
 	size_t pages_back;
-	int rc;
+
+	wake_record_prefetched(replay->vm->wake, end.back_n);
+	if (!end.rc) {
+		end.rc = ahead_fill_holes(worker->ahead, end.pages, end.n, &pages_back);
+		wake_record_prefetched(replay->vm->wake, pages_back);
+	}
+	if (end.rc == -ENOMEM)
+		atomic_store(&replay->code, ENOMEM);
+	return end.rc;
+}
+
+static void end_one(struct worker *worker)
+{
+	struct ahead_end end = ahead_end(worker->ahead);
+
+	if (note_end(worker, end) == -EAGAIN) {
+		memcpy(worker->late + worker->late_n, end.pages, end.n * sizeof *end.pages);
+		worker->late_n += end.n;
+	}
+	FAILPOINT_HERE("replay.step");
+}
+
+/* Pages whose processes keep changing their mappings are left to their page faults. */
+static void try_again(struct worker *worker, const struct wake_page *pages, size_t n)
+{
+	int rc = -EAGAIN;
 
 	HELD_MAY_WAIT(WAIT_TIME);
-	for (unsigned tries = 0; tries < RETRIES && goes_on(worker->replay); tries++) {
-		rc = ahead_bring(&worker->ahead, pages, n, &pages_back);
-		wake_record_prefetched(worker->replay->vm->wake, pages_back);
-		if (!rc) {
-			rc = ahead_fill_holes(&worker->ahead, pages, n, &pages_back);
-			wake_record_prefetched(worker->replay->vm->wake, pages_back);
-		}
-		if (rc == -ENOMEM)
-			atomic_store(&worker->replay->code, ENOMEM);
-		if (rc != -EAGAIN)
-			return;
+	for (unsigned tries = 0; tries < RETRIES && rc == -EAGAIN && goes_on(worker->replay); tries++) {
 		nanosleep(&(struct timespec){ .tv_nsec = RETRY_NS }, NULL);
+		ahead_begin(worker->ahead, pages, n);
+		rc = note_end(worker, ahead_end(worker->ahead));
 	}
 }
 
+/* With no batch in use: who reads the events waits for no page of ours. */
+static void bring_late(struct worker *worker)
+{
+	for (size_t i = 0; i < worker->late_n; i += AHEAD_PAGES_MAX)
+		try_again(worker, worker->late + i,
+			  worker->late_n - i < AHEAD_PAGES_MAX ? worker->late_n - i : AHEAD_PAGES_MAX);
+	worker->late_n = 0;
+}
+
+/* Some batches are in flight, so that the disk works while pages are put in place. What has been read goes
+ * first. */
 static void *work(void *argument)
 {
 	struct worker *worker = argument;
 	struct replay *replay = worker->replay;
-	const struct wake_page *pages;
-	size_t n;
+	struct ahead *ahead = worker->ahead;
 
-	while (goes_on(replay) && (n = take(replay, &pages))) {
-		while (n && goes_on(replay)) {
-			struct budget_share share = wait_for_budget(replay, n);
+	while (goes_on(replay) && (worker->n || (worker->n = take(replay, &worker->pages)))) {
+		bool may_begin = !worker->late_n && ahead->in_use_n < ahead->depth;
 
-			bring(worker, pages, share.pages);
-			pages += share.pages;
-			n -= share.pages;
-			FAILPOINT_HERE("replay.step");
-		}
+		if (!ahead_has_ended(ahead) && may_begin && begin_some(worker))
+			continue;
+		if (ahead->in_use_n)
+			end_one(worker);
+		else
+			bring_late(worker);
 	}
+	while (ahead->in_use_n)
+		end_one(worker);
+	bring_late(worker);
 	return NULL;
 }
 
 static void put_away(struct worker *worker)
 {
-	if (worker->ahead.buffer != MAP_FAILED)
-		munmap(worker->ahead.buffer, AHEAD_PAGES_MAX * PAGE_BYTES);
-	gate_part(worker->replay->vm->gate, worker->ahead.lane);
+	ahead_destroy(worker->ahead);
+	gate_part(worker->replay->vm->gate, worker->lane);
 }
 
 /* 0, or an errno after full cleanup. */
@@ -136,10 +187,11 @@ static int start_worker(struct worker *worker, struct replay *replay)
 	pthread_attr_t attr;
 	int code = ENOMEM;
 
-	*worker = (struct worker){ .replay = replay, .ahead = { .vm = replay->vm } };
-	worker->ahead.buffer = mmap(NULL, AHEAD_PAGES_MAX * PAGE_BYTES, PROT_READ | PROT_WRITE,
-				    MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	if (worker->ahead.buffer != MAP_FAILED && gate_join(replay->vm->gate, &worker->ahead.lane) == 0) {
+	*worker = (struct worker){ .replay = replay };
+	if (gate_join(replay->vm->gate, &worker->lane) == 0)
+		code = -ahead_create(replay->vm, worker->lane, AHEAD_DEPTH_MAX, replay->readers,
+				     replay->uring, &worker->ahead);
+	if (!code) {
 		pthread_attr_init(&attr);
 		pthread_attr_setstacksize(&attr, STACK_BYTES);
 		code = pthread_create(&worker->thread, &attr, work, worker);
@@ -191,13 +243,16 @@ static void *run(void *argument)
 	return NULL;
 }
 
-int replay_create(struct vm *vm, struct replay **out, struct error *err)
+int replay_create(struct vm *vm, bool uring, struct replay **out, struct error *err)
 {
 	struct replay *replay = calloc(1, sizeof *replay);
 
-	if (!replay)
+	if (!replay || readers_create(&replay->readers)) {
+		free(replay);
 		return error_set(err, ENOMEM, "no memory for the replay");
+	}
 	replay->vm = vm;
+	replay->uring = uring;
 	budget_init(&replay->budget, BUDGET_UNLIMITED);
 	*out = replay;
 	return 0;
@@ -221,6 +276,7 @@ void replay_destroy(struct replay *replay)
 	if (!replay)
 		return;
 	replay_stop(replay);
+	readers_destroy(replay->readers);
 	budget_destroy(&replay->budget);
 	free(replay);
 }

@@ -10,7 +10,8 @@
 
 struct replay;
 
-int replay_create(struct vm *vm, struct replay **out, struct error *err);
+/* uring: read by an io_uring, if it can be had; else by threads. */
+int replay_create(struct vm *vm, bool uring, struct replay **out, struct error *err);
 void replay_destroy(struct replay *replay); /* NULL is allowed */
 
 /* Start one, unless one runs. NOTICE_REPLAY_DONE follows. -EBUSY: one was cancelled and has not ended. Not

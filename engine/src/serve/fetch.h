@@ -19,8 +19,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "serve/reads.h"
 #include "store/page_read.h"
+#include "store/reads.h"
 #include "vm/vm.h"
 
 /* For each thread that serves faults: as deep as a disk's queue. A power of two. */

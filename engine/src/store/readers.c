@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "serve/readers.h"
+#include "store/readers.h"
 
 #include <errno.h>
 #include <pthread.h>

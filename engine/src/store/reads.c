@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#include "serve/reads.h"
+#include "store/reads.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -6,7 +6,7 @@
 
 #include <stdbool.h>
 
-#include "serve/readers.h"
+#include "store/readers.h"
 
 struct reads;
 
