@@ -3,6 +3,7 @@
  * bringing it back, or while it comes back as the neighbour of a page fault, made to happen: that is held at
  * a failpoint, the guest does its part, and it continues. */
 #include "engine_inside.h"
+#include "poison_marker.h"
 #include "puppet.h"
 
 #define PAGE 1	       /* the page that things happen to */
@@ -604,4 +605,41 @@ static void play_wrong_bytes(struct rig *rig, const struct point *point)
 TEST(wrong_bytes)
 {
 	at_each_point(NULL, play_wrong_bytes);
+}
+
+static long populate(void *addr, long size_bytes)
+{
+	return madvise(addr, (size_t)size_bytes, MADV_POPULATE_READ);
+}
+
+/* It never reads right: the page is poisoned, whatever a replay does with it meanwhile. A later replay leaves
+ * it alone, and a swap-in that reads it right heals it. */
+static void play_poison(struct rig *rig, const struct point *point)
+{
+	struct puppet_order touch = { .kind = ORDER_CALL, .page = PAGE, .run = populate, .argument = 4096 };
+	bool has_been_read = point->back || !strcmp(point->name, "ahead.fetched");
+	struct error err = { 0 };
+
+	if (!has_been_read)
+		CHECK_OK(failpoint_arm("store.read.corrupt=EIO"));
+	puppet_tell(rig, 0, 1, touch);
+	rig_disarm(point->name);
+	CHECK_EQ(puppet_await(rig, 0, 1), has_been_read ? 0 : (uint64_t)-1);
+	end_bringing(rig);
+	CHECK_EQ(rig_stats(rig).poisoned_pages, has_been_read ? 0 : 1);
+	CHECK_OK(failpoint_arm("store.read.corrupt=off"));
+	rig->replayed = 0;
+	CHECK_OK(engine_wake(rig->engine, true, &err));
+	CHECK_EQ(end_replay(rig).code, 0);
+	CHECK_EQ(rig_stats(rig).poisoned_pages, has_been_read ? 0 : 1);
+	CHECK_EQ(rig_resident(rig, PAGE), has_been_read);
+	rig_run_job(rig, JOB_SWAP_IN);
+	CHECK_EQ(rig_stats(rig).poisoned_pages, 0);
+}
+
+TEST(poison)
+{
+	if (!have_poison())
+		test_skip("this kernel has no poison markers, which are since Linux 6.6");
+	at_each_point(NULL, play_poison);
 }
