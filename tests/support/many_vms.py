@@ -32,7 +32,7 @@ from vmmswap.bus.dbus import Message, plain
 from vmmswap.names import BUS_NAME, HOST_INTERFACE, HOST_PATH, MANAGER_INTERFACE, object_path_of
 
 _AT_ONCE = 8  # starting: more would only wait for each other
-_CALLS_AT_ONCE = 100
+_CALLS_AT_ONCE = 60  # of the 64 that vmmswapd lets one client wait for
 
 
 class ManyVms:
@@ -147,7 +147,7 @@ class HostClient:
         return found
 
     async def call_all(self, names: list[str], member: str) -> None:
-        """Of all at once, but for what the bus allows one connection (128 replies that are still to come)."""
+        """Of all at once, as far as one client may."""
         slots = asyncio.Semaphore(_CALLS_AT_ONCE)
 
         async def call(name: str) -> None:
