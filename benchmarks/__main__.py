@@ -15,7 +15,15 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
-from benchmarks import large_guest, many_enables, many_vms, parallel_faults, store_figures, wake_figures
+from benchmarks import (
+    large_guest,
+    many_enables,
+    many_vms,
+    parallel_faults,
+    private_figures,
+    store_figures,
+    wake_figures,
+)
 from benchmarks.monitor_memory import measure
 from benchmarks.rivals import ROOT, compile_program, dd, interleaved, ratio, run_json, table
 
@@ -95,6 +103,12 @@ def bench_pause(options: argparse.Namespace) -> None:
         ratio("hot thread's throughput meanwhile over before", live["hot_ratio"], "at least 0.5")
 
 
+def bench_private(options: argparse.Namespace) -> None:
+    """Private guest memory, and what attaching costs a VMM."""
+    private_figures.bench_swap_out(256 if options.quick else 1024, options.swap_dir, options.rounds)
+    private_figures.bench_attach(4 * options.rounds)
+
+
 def bench_memory(options: argparse.Namespace) -> None:
     """The monitor's own memory."""
     sizes = (256, 1024) if options.quick else (256, 1024, 4096)
@@ -154,6 +168,7 @@ BENCHES = {
     "threads": bench_threads,
     "throughput": bench_throughput,
     "pause": bench_pause,
+    "private": bench_private,
     "memory": bench_memory,
     "many": bench_many,
     "large": bench_large,

@@ -73,7 +73,7 @@ static inline int fetch_fd(pid_t pid, int fd)
 	return fetched;
 }
 
-/* An engine that serves one process's mapping of all of memfd. */
+/* An engine that serves one process's mapping of all of memfd; -1: of its private memory. */
 static inline struct engine *engine_with(const struct engine_config *config, int memfd, size_t pages,
 					 int uffd, uint64_t addr)
 {
@@ -83,7 +83,8 @@ static inline struct engine *engine_with(const struct engine_config *config, int
 	uint32_t id;
 
 	if (engine_create(config, &engine, &err) ||
-	    engine_add_region(engine, memfd, 0, pages * PAGE, &range.page_idx, &err) ||
+	    (memfd < 0 ? engine_add_private_region(engine, addr, pages * PAGE, &range.page_idx, &err) :
+			 engine_add_region(engine, memfd, 0, pages * PAGE, &range.page_idx, &err)) ||
 	    engine_add_process(engine, uffd, &range, 1, &id, &err) || engine_start(engine, &err)) {
 		fprintf(stderr, "engine: %s\n", err.message);
 		exit(1);

@@ -27,9 +27,8 @@ def compile_program(name: str, tree: Path = ROOT) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / name
     sources = sorted(str(path) for path in (tree / "engine/src").rglob("*.c"))
-    sources += [
-        str(path) for path in (tree / "benchmarks/contents.c", tree / "guest/content.c") if path.exists()
-    ]
+    more = ("benchmarks/contents.c", "guest/content.c", "engine/planted/mover_thread.c")
+    sources += [str(tree / path) for path in more if (tree / path).exists()]
     subprocess.run(
         [
             *("gcc", "-O2", "-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-pthread"),

@@ -1,21 +1,33 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What a swap-out costs the guest that runs meanwhile, and how long it takes.
  *
- *	swap_out live|freeze|staging MIB SWAP_DIR [idle]
+ *	swap_out live|freeze|private|private-huge|staging MIB SWAP_DIR [idle]
  *
- * live, freeze: the engine's two ways. staging: the way of crosvm's HEAD, the smallest that could do it:
- * freeze, copy all to a staging memfd with all CPUs, punch, thaw (and nothing of it written to disk).
+ * live, freeze: the engine's two ways with shared memory. private, private-huge: guest memory is private, and a
+ * thread of the guest moves it; in pages of 4 KiB, or in huge ones as far as the kernel gives them. staging: the
+ * way of crosvm's HEAD, the smallest that could do it: freeze, copy all to a staging memfd with all CPUs, punch,
+ * thaw (and nothing of it written to disk).
  *
  * The guest has two threads (none with `idle`): `hot` writes to 2 % of its memory over and over, `all` reads
  * one random page after the other. Printed as one line of JSON: total_ms of the swap-out; the longest gap of
  * each thread meanwhile; hot_ratio, the hot thread's throughput during the swap-out over that before it;
- * swap_in_ms; and for the engine what it wrote. */
+ * swap_in_ms; and net_freed_ratio, what the host got back of guest memory after all that the engine needs. */
 #include "rig.h"
 
 #include <pthread.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "freeze/freeze.h"
+
+#include "../engine/tests/guest_mover.h"
+
+/* memfd -1: guest memory is private, and the mailbox is there. */
+struct guest {
+	int memfd, mailbox;
+	size_t pages;
+	bool idle, huge;
+};
 
 struct shared {
 	_Atomic uint64_t addr;
@@ -68,19 +80,43 @@ static void *touch(void *argument)
 	return NULL;
 }
 
-static void be_guest(struct shared *shared, int memfd, size_t pages, bool idle)
+static void *map_guest(const struct guest *guest)
 {
-	char *guest = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
-	struct toucher touchers[2] = { { shared, guest, pages, true }, { shared, guest, pages, false } };
+	size_t size_bytes = guest->pages * PAGE;
+	void *at;
+
+	if (guest->memfd >= 0)
+		return mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, guest->memfd, 0);
+	at = (void *)mover_map(size_bytes, 0);
+	need(madvise(at, size_bytes, MADV_DONTFORK) == 0, "MADV_DONTFORK");
+	need(madvise(at, size_bytes, guest->huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE) == 0, "huge pages");
+	return at;
+}
+
+static void start_mover(const struct guest *guest, uint64_t addr)
+{
+	static struct vmmswap_mover mover;
+
+	mover.ranges[mover.ranges_n++] = (struct vmmswap_mover_range){ addr, guest->pages * PAGE };
+	mover_start(&mover, guest->mailbox);
+}
+
+static void be_guest(struct shared *shared, const struct guest *guest)
+{
+	char *at = map_guest(guest);
+	struct toucher touchers[2] = { { shared, at, guest->pages, true },
+				       { shared, at, guest->pages, false } };
 	pthread_t thread;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	need(guest != MAP_FAILED, "guest");
-	fill((uint64_t *)guest, pages);
+	need(at != MAP_FAILED, "guest");
+	fill((uint64_t *)at, guest->pages);
 	shared->uffd = open_uffd();
-	for (int i = 0; i < 2 && !idle; i++)
+	if (guest->memfd < 0)
+		start_mover(guest, (uintptr_t)at);
+	for (int i = 0; i < 2 && !guest->idle; i++)
 		need(pthread_create(&thread, NULL, touch, &touchers[i]) == 0, "thread");
-	shared->addr = (uintptr_t)guest;
+	shared->addr = (uintptr_t)at;
 	for (;;)
 		pause();
 }
@@ -139,6 +175,39 @@ static double run_staging(pid_t pid, int memfd, size_t pages)
 	return since_us;
 }
 
+static uint64_t status_bytes(pid_t pid, const char *field)
+{
+	char path[64], line[256];
+	uint64_t kib = 0;
+	FILE *status;
+
+	snprintf(path, sizeof path, "/proc/%d/status", (int)pid);
+	status = fopen(path, "r");
+	need(status != NULL, path);
+	while (fgets(line, sizeof line, status))
+		if (strncmp(line, field, strlen(field)) == 0)
+			kib = strtoul(line + strlen(field), NULL, 10);
+	fclose(status);
+	return kib * 1024;
+}
+
+static uint64_t blocks_of(int fd)
+{
+	struct stat status;
+
+	return fstat(fd, &status) == 0 ? (uint64_t)status.st_blocks * 512 : 0;
+}
+
+/* Guest memory with its page tables, and what we ourselves need for it. */
+static uint64_t host_bytes(pid_t pid, const struct guest *guest, const struct engine *engine)
+{
+	uint64_t guest_bytes =
+		guest->memfd < 0 ? status_bytes(pid, "RssAnon:") : blocks_of(guest->memfd);
+
+	return guest_bytes + status_bytes(pid, "VmPTE:") + status_bytes(getpid(), "RssAnon:") +
+	       status_bytes(getpid(), "VmPTE:") + (engine ? blocks_of(engine_page_map_fd(engine)) : 0);
+}
+
 static double rate_of(struct shared *shared, double span_us)
 {
 	uint64_t before = shared->hot_rounds;
@@ -148,10 +217,27 @@ static double rate_of(struct shared *shared, double span_us)
 	return (double)(shared->hot_rounds - before) / (now_us() - since_us);
 }
 
-static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages, const char *dir,
-		       uint32_t mode, bool idle)
+static struct engine *engine_of(const struct guest *guest, struct shared *shared, pid_t pid, const char *swap_dir)
 {
-	struct engine *engine = engine_for(memfd, pages, fetch_fd(pid, shared->uffd), shared->addr, dir);
+	struct engine_config config = {
+		.swap_dir = swap_dir, .workers = 3, .page_map_fd = -1, .store_fd = -1
+	};
+
+	if (guest->memfd < 0) {
+		config.mover_pid = pid;
+		config.mailbox_fd = guest->mailbox;
+		config.pagemap_fd = -1;
+	}
+	return engine_with(&config, guest->memfd, guest->pages, fetch_fd(pid, shared->uffd), shared->addr);
+}
+
+static void run_engine(struct shared *shared, pid_t pid, const struct guest *guest, const char *dir,
+		       uint32_t mode)
+{
+	uint64_t had_bytes = host_bytes(pid, guest, NULL), left_bytes;
+	struct engine *engine = engine_of(guest, shared, pid, dir);
+	bool idle = guest->idle;
+	size_t pages = guest->pages;
 	struct engine_stats stats;
 	double before = rate_of(shared, 300000), took_us, during, in_us;
 	uint64_t rounds, hot_gap_us, all_gap_us;
@@ -166,45 +252,53 @@ static void run_engine(struct shared *shared, pid_t pid, int memfd, size_t pages
 	hot_gap_us = shared->hot_gap_us;
 	all_gap_us = shared->all_gap_us;
 	engine_read_stats(engine, &stats);
+	left_bytes = host_bytes(pid, guest, engine);
 	in_us = run_job(engine, JOB_SWAP_IN, MODE_NONE);
 	printf("{\"total_ms\": %.1f, \"mib_per_s\": %.0f, \"hot_gap_us\": %llu, \"all_gap_us\": %llu, \"hot_ratio\": %.3f, "
-	       "\"pause_us\": %llu, \"resident_pages\": %llu, \"swap_in_ms\": %.1f, \"swap_in_mib_per_s\": %.0f}\n",
+	       "\"pause_us\": %llu, \"resident_pages\": %llu, \"swap_in_ms\": %.1f, \"swap_in_mib_per_s\": %.0f, \"net_freed_ratio\": %.4f}\n",
 	       took_us / 1e3, (double)pages / 256 / took_us * 1e6, (unsigned long long)hot_gap_us,
 	       (unsigned long long)all_gap_us, idle ? 1 : during / before, (unsigned long long)stats.pause_us,
 	       (unsigned long long)stats.resident_pages, in_us / 1e3,
-	       (double)stats.swap_pages / 256 / in_us * 1e6);
+	       (double)stats.swap_pages / 256 / in_us * 1e6,
+	       ((double)had_bytes - (double)left_bytes) / (double)(pages * PAGE));
 	engine_destroy(engine);
 }
 
 int main(int argc, char **argv)
 {
-	bool idle = argc == 5 && strcmp(argv[4], "idle") == 0;
-	size_t pages = argc == 4 || idle ? strtoul(argv[2], NULL, 10) * 256 : 0;
+	struct guest guest = { .memfd = -1, .mailbox = -1 };
 	struct shared *shared;
-	int memfd, status;
+	int status;
 	pid_t pid;
 
-	if (!pages) {
-		fprintf(stderr, "usage: swap_out live|freeze|staging MIB SWAP_DIR [idle]\n");
+	guest.idle = argc == 5 && strcmp(argv[4], "idle") == 0;
+	guest.huge = argc >= 4 && strcmp(argv[1], "private-huge") == 0;
+	guest.pages = argc == 4 || guest.idle ? strtoul(argv[2], NULL, 10) * 256 : 0;
+	if (!guest.pages) {
+		fprintf(stderr, "usage: swap_out live|freeze|private|private-huge|staging MIB SWAP_DIR [idle]\n");
 		return 2;
 	}
 	shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	memfd = memfd_create("guest", MFD_CLOEXEC);
-	need(shared != MAP_FAILED && memfd >= 0 && ftruncate(memfd, (off_t)(pages * PAGE)) == 0, "memory");
+	if (strncmp(argv[1], "private", 7) == 0)
+		guest.mailbox = mover_mailbox();
+	else
+		guest.memfd = memfd_create("guest", MFD_CLOEXEC);
+	need(shared != MAP_FAILED && (guest.mailbox >= 0 || guest.memfd >= 0), "memory");
+	need(guest.memfd < 0 || ftruncate(guest.memfd, (off_t)(guest.pages * PAGE)) == 0, "memory");
 	pid = fork();
 	need(pid >= 0, "fork");
 	if (pid == 0)
-		be_guest(shared, memfd, pages, idle);
+		be_guest(shared, &guest);
 	while (!shared->addr)
 		usleep(1000);
 	if (strcmp(argv[1], "staging") == 0) {
-		double took_us = run_staging(pid, memfd, pages);
+		double took_us = run_staging(pid, guest.memfd, guest.pages);
 
 		printf("{\"total_ms\": %.1f, \"mib_per_s\": %.0f, \"hot_gap_us\": %.0f, \"all_gap_us\": %.0f}\n",
-		       took_us / 1e3, (double)pages / 256 / took_us * 1e6, took_us, took_us);
+		       took_us / 1e3, (double)guest.pages / 256 / took_us * 1e6, took_us, took_us);
 	} else {
-		run_engine(shared, pid, memfd, pages, argv[3],
-			   strcmp(argv[1], "live") ? MODE_FREEZE : MODE_LIVE, idle);
+		run_engine(shared, pid, &guest, argv[3],
+			   strcmp(argv[1], "freeze") == 0 ? MODE_FREEZE : MODE_LIVE);
 		kill(pid, SIGKILL);
 	}
 	need(waitpid(pid, &status, 0) == pid, "the guest's end");

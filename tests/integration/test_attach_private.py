@@ -39,8 +39,8 @@ PIECE_PAGES = 16 * MIB // 4096
 REMOVING_STEPS = ("leaving", "removing")
 CALLS_TO_REMOVE = 6  # munmap twice, close twice; munmap, close
 PLANTING_STEPS = ("registered", "planted", "started")
-CALLS = 13  # of an attach: userfaultfd, mmap; mmap, madvise, mprotect twice; memfd_create, ftruncate, fcntl,
-# mmap, madvise; userfaultfd; clone
+CALLS = 11  # of an attach: userfaultfd, mmap; mmap, madvise, mprotect twice; memfd_create, mmap, madvise;
+# userfaultfd; clone
 
 
 def threads(pid):

@@ -56,6 +56,7 @@ def run(target: Target, work: Callable[[HeldThread], T], *, force: bool = False)
     result: _Result[T] = _Result()
 
     def tracer() -> None:
+        ptrace.nap_exactly()
         try:
             result.value = _hold_and_work(target, work, force)
         except BaseException as error:

@@ -247,16 +247,16 @@ def _make_mailbox(thread: HeldThread, undo: ExitStack, ours: ExitStack) -> tuple
     thread.write(name, b"vmmswap mailbox\0")
     number = thread.call("memfd_create", name, _MFD_CLOEXEC | _MFD_ALLOW_SEALING)
     undo.callback(_quietly, thread, "close", number)
+    fd = pidfd_getfd(thread.target.pidfd, number)
+    ours.callback(os.close, fd)
     size_bytes = int(lib.VMMSWAP_MAILBOX_BYTES)
-    thread.call("ftruncate", number, size_bytes)
-    thread.call("fcntl", number, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    os.ftruncate(fd, size_bytes)  # by us: each call of the thread's makes the VMM wait longer
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    private.check_mailbox(fd, str(thread.target))
     protection = mmap.PROT_READ | mmap.PROT_WRITE
     addr = thread.call("mmap", 0, size_bytes, protection, mmap.MAP_SHARED, number, 0)
     undo.callback(_quietly, thread, "munmap", addr, size_bytes)
     thread.call("madvise", addr, size_bytes, _MADV_DONTFORK)
-    fd = pidfd_getfd(thread.target.pidfd, number)
-    ours.callback(os.close, fd)
-    private.check_mailbox(fd, str(thread.target))
     return addr, number, fd
 
 
