@@ -191,7 +191,8 @@ pid_t keeper_start(const struct keeper_plan *);
 #define VMMSWAP_MAILBOX_DONE ...
 #define VMMSWAP_MAILBOX_LEAVE ...
 struct vmmswap_mailbox {
-    uint64_t magic; uint64_t scratch_addr; uint32_t tid; uint32_t state; uint32_t call; ...;
+    uint64_t magic; uint64_t scratch_addr; uint32_t tid; uint32_t state; uint32_t call;
+    uint64_t windows[...]; ...;
 };
 struct vmmswap_mover_range { uint64_t addr; uint64_t size_bytes; ...; };
 struct vmmswap_mover {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,12 +16,14 @@ from tests.guests.attached import attaching
 from tests.integration.test_attach_hotplug import Target as HotplugTarget
 from tests.support.attach import DEADLINE_S, NOBODY, Target
 from tests.support.bus import missing
-from tests.support.monitor import BusError
+from tests.support.movers import end_mover
 from tests.support.restarts import failing
 from vmmswap.attach import planting
 from vmmswap.attach.attach import attach_vm, detach_process
+from vmmswap.attach.mailbox import Mailbox
 from vmmswap.attach.options import Options
-from vmmswap.attach.planting import Mailbox, check_machine
+from vmmswap.attach.planting import check_machine
+from vmmswap.attach.replant import replant
 from vmmswap.errors import BusyError, NotSupportedError, VmmswapError
 from vmmswap.failpoint import CALL_STEPS, STEPS, VARIABLE
 from vmmswap.linux.process import status_of
@@ -38,13 +41,17 @@ MIB = 1 << 20
 PIECE_PAGES = 16 * MIB // 4096
 REMOVING_STEPS = ("leaving", "removing")
 CALLS_TO_REMOVE = 6  # munmap twice, close twice; munmap, close
+CALLS_TO_START_ANEW = 5  # madvise four times, clone
 PLANTING_STEPS = ("registered", "planted", "started")
 CALLS = 11  # of an attach: userfaultfd, mmap; mmap, madvise, mprotect twice; memfd_create, mmap, madvise;
 # userfaultfd; clone
 
 
 def threads(pid):
-    found = [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ends just now
+            found.append((task / "comm").read_text().strip())
     return sorted(found)
 
 
@@ -330,32 +337,59 @@ def test_what_becomes_of_it_is_no_guest_memory(service):
         service.detach()
 
 
-def test_a_thread_that_is_gone_is_said(service):
-    """Nothing can go out any more, and what is out is served."""
+def test_a_thread_that_is_gone_is_started_anew(service):
+    """What is out is served without it, and the next Enable has another one."""
     with Target("memory,nanosleep", *PRIVATE) as target:
+        target.run_on(1)
+        before = traces(target)
         service.attach(target.pid)
+        for _ in range(2):
+            assert service.monitor.enable()["State"] == "Active"
+            end_mover(target.pid)
+            target.run_on(20)
         assert service.monitor.enable()["State"] == "Active"
-        [mailbox] = [
-            path
-            for path in Path(f"/proc/{target.pid}/fd").iterdir()
-            if "vmmswap mailbox" in str(path.readlink())
-        ]
-        fd = os.open(mailbox, os.O_RDWR)
-        try:
-            with Mailbox(fd) as view:
-                service.monitor.until(lambda: view.box.state == 0, "nothing to be asked")
-                view.ask_to_leave()
-        finally:
-            os.close(fd)
-        service.monitor.until(lambda: "vmmswap" not in threads(target.pid), "the thread to end")
-        target.run_on(20)
-        try:
-            status = service.monitor.enable()
-        except BusError as error:
-            assert "has no thread any more that moves its pages" in str(error)
-        else:
-            assert status["State"] == "Failed"
-            assert "has no thread any more that moves its pages" in status["Error"]
+        assert service.monitor.log.count("was gone: it has another one") == 2
         target.run_on(20)
         service.detach()
-        assert target.wrong == 0
+        assert (traces(target), target.wrong) == (before, 0)
+
+
+def replant_in_child(vm, failpoint):
+    """Its return code."""
+    child = os.fork()
+    if child == 0:
+        os.environ[VARIABLE] = failpoint
+        try:
+            replant(vm.vmm.pidfd, vm.vmm.mailbox, spans_of(vm), force=False)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def spans_of(vm):
+    return [(region.addr, region.size_bytes) for region in vm.vmm.regions]
+
+
+@pytest.mark.parametrize("action", ["kill", "once:EIO"])
+def test_killed_or_failed_while_it_is_started_anew(action):
+    """There is one thread in the end, whoever has begun to make it."""
+    once = {*STEPS, "planted", "started"} - {"fetched", "initialised"}
+    steps = [(step, 0) for step in sorted(once) if not step.startswith("call.")]
+    steps += [(f"call.{step}", skip) for step in CALL_STEPS for skip in range(CALLS_TO_START_ANEW)]
+    with Target("read,memory", *PRIVATE) as target:
+        target.run_on(1)
+        before = traces(target)
+        vm = attach_vm(target.pidfd)
+        with vm.fds:
+            for step, skip in steps:
+                end_mover(target.pid)
+                status = replant_in_child(vm, f"{step}={action}@{skip}")
+                assert status == -signal.SIGKILL if action == "kill" else status in (0, 1), (step, skip)
+                target.run_on(1)
+                assert (target.wrong, target.status("TracerPid")) == (0, "0"), (step, skip)
+                replant(vm.vmm.pidfd, vm.vmm.mailbox, spans_of(vm), force=False)
+                assert not replant(vm.vmm.pidfd, vm.vmm.mailbox, spans_of(vm), force=False)
+                await_mover(target.pid, before[2])
+            detach(vm)
+        assert (traces(target), target.wrong) == (before, 0)

@@ -12,7 +12,8 @@ import subprocess
 import pytest
 
 from tests.support.bus import missing
-from tests.support.monitor import Monitor
+from tests.support.monitor import BusError, Monitor
+from tests.support.movers import end_mover
 from tests.support.private_vmm import PrivateVmm, contents
 from tests.support.restarts import restarted
 from vmmswap.errors import VmmswapError
@@ -83,6 +84,18 @@ def test_more_memory_and_less(monitor):
         assert vmm.shrink() == "shrunk"
         assert monitor.all_out()["SwapPages"] == PAGES
         assert vmm.digest() == digest_with()
+
+
+def test_refused_while_the_thread_that_moves_is_gone(monitor):
+    """Nothing changes then, and what is out is served."""
+    with PrivateVmm(monitor.socket, SIZE) as vmm:
+        assert monitor.all_out()["SwapPages"] == PAGES
+        end_mover(vmm.pid)
+        with pytest.raises(BusError, match="has no thread any more that moves its pages"):
+            monitor.enable()
+        assert monitor.status()["State"] == "Active"
+        assert vmm.digest() == digest_with()
+        assert monitor.disable()["State"] == "Ready"
 
 
 @pytest.mark.parametrize("option", ["inherited", "locked"])

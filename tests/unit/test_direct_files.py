@@ -66,7 +66,9 @@ def test_other_file_systems_do_no_harm(file):
 
 def test_enable_of_private_memory_is_refused_meanwhile(file, monkeypatch):
     vm = SimpleNamespace(
-        store=SimpleNamespace(keeps=lambda _name: True), vmm=SimpleNamespace(pid=os.getpid(), ranges=())
+        store=SimpleNamespace(keeps=lambda _name: True),
+        vmm=SimpleNamespace(pid=os.getpid(), ranges=()),
+        mailbox=None,
     )
     watch = PrivateWatch(vm, SimpleNamespace(check_served=lambda: None))
     monkeypatch.setattr(direct_files, "_HOLD_WITHOUT_A_PIN", frozenset({kind_of(file)}))

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 from vmmswap.attach import plant
 from vmmswap.attach.fd_table import fds_of_inode
+from vmmswap.attach.mailbox import Mailbox
 from vmmswap.attach.memory import mappings_of
-from vmmswap.attach.planting import Mailbox
 from vmmswap.attach.target import Target
 from vmmswap.engine.native import lib
 from vmmswap.errors import BusyError

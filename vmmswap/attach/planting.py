@@ -8,7 +8,6 @@ VMM: clone() returns to a stack of its own that leads into ours, whether or not 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -18,8 +17,8 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
+from vmmswap.attach.mailbox import Mailbox, Planting
 from vmmswap.attach.memory import QEMU_ADVICE
 from vmmswap.attach.remote_call import CallRefusedError, HeldThread
 from vmmswap.attach.target import Target
@@ -76,20 +75,6 @@ _HEAD_BYTES = _GUARD_BYTES + _CODE_BYTES + _VIEW_BYTES + _STACK_BYTES + _TLS_BYT
 _LEAVE_S = 5.0
 _LOOK_AGAIN_S = 0.001
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_SYS_FUTEX = 202
-
-
-@dataclass(frozen=True, slots=True)
-class Planting:
-    """What is in the VMM; mailbox_fd and uffd are its numbers."""
-
-    area_addr: int
-    area_bytes: int
-    mailbox_addr: int
-    mailbox_fd: int
-    uffd: int
-
 
 @dataclass(frozen=True, slots=True)
 class PlantedMover:
@@ -113,53 +98,6 @@ def check_machine() -> None:
             "the guest's memory is private, and this kernel cannot move it (UFFDIO_MOVE, Linux 6.8): give the"
             f" guest shared memory. {QEMU_ADVICE}"
         )
-
-
-class Mailbox:
-    """Our mapping of it, for as long as the `with` block."""
-
-    def __init__(self, fd: int) -> None:
-        self._page = mmap.mmap(fd, lib.VMMSWAP_MAILBOX_BYTES)
-        self._view = ffi.from_buffer(self._page, require_writable=True)
-        self.box: Any = ffi.cast("struct vmmswap_mailbox *", self._view)
-        self._record: Any = ffi.cast("struct vmmswap_planting *", self._view + lib.VMMSWAP_PLANTING_OFFSET)
-
-    def __enter__(self) -> Mailbox:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.box = self._record = None
-        ffi.release(self._view)
-        self._page.close()
-
-    @property
-    def planting(self) -> Planting | None:
-        """None: the VMM runs the thread itself."""
-        record = self._record
-        if not record.area_addr:
-            return None
-        return Planting(
-            record.area_addr, record.area_bytes, record.mailbox_addr, record.mailbox_fd, record.uffd
-        )
-
-    def record(self, planting: Planting) -> None:
-        for name in Planting.__slots__:
-            setattr(self._record, name, getattr(planting, name))
-
-    def forget(self) -> None:
-        """What was recorded is about to be unmapped, and what the VMM maps there next is its own."""
-        self._record.area_addr = 0
-
-    def ask_to_leave(self) -> None:
-        """BusyError if anything else is asked."""
-        if self.box.state == lib.VMMSWAP_MAILBOX_ASKED and self.box.call == lib.VMMSWAP_MAILBOX_LEAVE:
-            return
-        if self.box.state != lib.VMMSWAP_MAILBOX_IDLE:
-            raise BusyError("the thread that moves pages is not done with what it was asked")
-        self.box.call = lib.VMMSWAP_MAILBOX_LEAVE
-        self.box.state = lib.VMMSWAP_MAILBOX_ASKED  # last: the thread looks here
-        addr = int(ffi.cast("uintptr_t", ffi.addressof(self.box, "state")))
-        _libc.syscall(_SYS_FUTEX, ctypes.c_void_p(addr), _FUTEX_WAKE, 1, None, None, 0)
 
 
 def plant_mover(thread: HeldThread, spans: Sequence[Span]) -> PlantedMover:
@@ -323,6 +261,35 @@ def set_spans(thread: HeldThread, mailbox: int, spans: Sequence[Span]) -> bool:
         raise InternalError(f"{thread.target} was not given a thread that moves its memory")
     _write_view(thread, planting, spans)
     return True
+
+
+def start_again(thread: HeldThread, mailbox: int, spans: Sequence[Span]) -> bool:
+    """Start the thread anew, as it has ended: all else that was planted is still there. OSError,
+    CallRefusedError or VmmswapError if it cannot be.
+    """
+    _check_calls(thread)
+    with Mailbox(mailbox) as view:
+        planting = view.planting
+        if planting is None:
+            raise InternalError(f"{thread.target} was not given a thread that moves its memory")
+        _write_area(thread, planting, spans)
+        _empty_free_places(thread, planting, list(view.box.windows))
+        if view.box.state != lib.VMMSWAP_MAILBOX_ASKED:  # else who asked takes it back
+            view.box.state = lib.VMMSWAP_MAILBOX_IDLE
+        reach("planted")
+        number = _start(thread, planting)
+        reach("started")
+        view.box.tid = _our_number(thread.target.pid, number)
+    return True
+
+
+def _empty_free_places(thread: HeldThread, planting: Planting, windows: Sequence[int]) -> None:
+    """What the thread that ended could not empty. Where a window is recorded is what is not stored yet."""
+    window_bytes = int(lib.VMMSWAP_WINDOW_BYTES)
+    for place, window_addr in enumerate(windows):
+        if not window_addr:
+            addr = _scratch_of(planting.area_addr) + place * window_bytes
+            thread.call("madvise", addr, window_bytes, _MADV_DONTNEED)
 
 
 def _view_of(planting: Planting) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from vmmswap.linux.maps import HUGETLB, LOCKED, NOT_FORKED, Mapping
 from vmmswap.linux.userfaultfd import Feature
 
 MAILBOX_BYTES = 4096
+_TID = struct.Struct("=16xI")  # of struct vmmswap_mailbox
 
 
 def check_kernel() -> None:
@@ -41,6 +43,12 @@ def check_mailbox(fd: int, field: str) -> None:
         raise InvalidRegionError(
             f"{field}: the mailbox is not a memfd of {MAILBOX_BYTES} bytes that is sealed with F_SEAL_SHRINK"
         )
+
+
+def has_mover(pid: int, mailbox: int) -> bool:
+    """False: the thread that moves pages has ended, or has yet to begin."""
+    (tid,) = _TID.unpack(os.pread(mailbox, _TID.size, 0))
+    return bool(tid) and Path(f"/proc/{pid}/task/{tid}").exists()
 
 
 def check_pagemap(fd: int, pid: int, field: str) -> None:

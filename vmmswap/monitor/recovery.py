@@ -158,7 +158,7 @@ def _rebuild(
     if config.has_write_budget:
         engine.limit_writes(0)  # until the ledger is read: pages move to disk as soon as the engine starts
     vm = Vm(engine, manifest, file, store)
-    if of_private and manifest.attached:
+    if of_private:
         vm.mailbox = os.dup(kept[fdstore.MAILBOX])
     _add_memory(vm, kept)
     mapped = _mapped_now(vm)

@@ -110,7 +110,7 @@ def register(name: str, new: NewVm, config: Config, engine: Engine, store: FdSto
         if new.mover is not None:
             store.add(fdstore.MAILBOX, new.mover.mailbox)
             store.add(fdstore.PAGEMAP, new.mover.pagemap)
-            vm.mailbox = os.dup(new.mover.mailbox) if new.attached else None
+            vm.mailbox = os.dup(new.mover.mailbox)
         if new.connection is not None:
             store.add(fdstore.CONNECTION, new.connection)
         store.add(fdstore.MANIFEST, file.fd)

@@ -46,7 +46,7 @@ class Vm:
     files: list[FileId] = field(default_factory=list)  # by number
     processes: dict[int, Process] = field(default_factory=dict)  # by the engine's number
     resident: snapshot.Resident | None = None  # where the engine cannot count that
-    mailbox: int | None = None  # ours, of a thread that attach has planted
+    mailbox: int | None = None  # ours, of the thread that moves private memory
     pulse: Pulse = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from vmmswap.attach.attach import check_devices_of
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.further_private import PrivateView, look_at_private, serve_further
+from vmmswap.attach.replant import replant
 from vmmswap.errors import BusyError, NoSuchVMError, NotSupportedError
 from vmmswap.handoff.messages import PAGE_SIZE, Region, private_region
 from vmmswap.linux.process import is_alive
@@ -42,6 +43,7 @@ class AttachedPrivateWatch(PrivateWatch):
         self._check_open()
         await self._follow(await asyncio.to_thread(look_at_private, vmm.pidfd))
         self._check_open()
+        await self._have_mover()
         await super().check_before_enable()
 
     def check_before_exit(self) -> None:
@@ -53,6 +55,17 @@ class AttachedPrivateWatch(PrivateWatch):
     def _check_open(self) -> None:
         if self._is_closed:
             raise NoSuchVMError("the VM has ended")
+
+    async def _have_mover(self) -> None:
+        """If the thread that moves pages is gone, there is another one now."""
+        vm = self._vm
+        assert vm.mailbox is not None  # noqa: S101 - attach planted the thread
+        spans = _spans(self._regions())
+        if await asyncio.to_thread(replant, vm.vmm.pidfd, vm.mailbox, spans, force=vm.manifest.forced):
+            _log.warning(
+                "the thread of process %d that moves its pages was gone: it has another one", vm.vmm.pid
+            )
+        self._check_open()
 
     async def _follow(self, view: PrivateView) -> None:
         """What is gone is forgotten, what is new is served."""

@@ -27,7 +27,12 @@ class PrivateWatch(Watcher):
         if not self._vm.store.keeps(fdstore.MAILBOX):
             raise NotSupportedError("the mailbox is not kept for a successor: see the journal")
         self._processes.check_served()
-        vmm = self._vm.vmm
+        vmm, mailbox = self._vm.vmm, self._vm.mailbox
+        if mailbox is not None and not private.has_mover(vmm.pid, mailbox):
+            raise NotSupportedError(
+                f"process {vmm.pid} has no thread any more that moves its pages: what is out is served, and"
+                " nothing more can go out"
+            )
         regions = [private_region(item.addr, item.pages * PAGE_SIZE) for item in vmm.ranges]
         try:
             await asyncio.to_thread(private.check_memory, vmm.pid, regions)
