@@ -3,8 +3,8 @@
  *
  *	attached STATS_FD
  *
- * It has private guest memory, as QEMU's, and threads that do nothing but sleep for as short a time as they can.
- * The longest time from one look at the clock to the next is in the first word of the file STATS_FD. */
+ * It has private guest memory, as QEMU's, and threads that do nothing but sleep for as short a time as they
+ * can. The longest time from one look at the clock to the next is in the first word of the file STATS_FD. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.rivals import ROOT, compile_program, in_turns, medians, paired, ratio, run_json, table
 from vmmswap.attach.attach import attach_vm, detach_process
-from vmmswap.attach.planting import Mailbox
+from vmmswap.attach.mailbox import Mailbox
 from vmmswap.linux.process import thread_ids
 
 RIVALS = ("live", "private", "private-huge")

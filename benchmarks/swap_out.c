@@ -3,10 +3,10 @@
  *
  *	swap_out live|freeze|private|private-huge|staging MIB SWAP_DIR [idle]
  *
- * live, freeze: the engine's two ways with shared memory. private, private-huge: guest memory is private, and a
- * thread of the guest moves it; in pages of 4 KiB, or in huge ones as far as the kernel gives them. staging: the
- * way of crosvm's HEAD, the smallest that could do it: freeze, copy all to a staging memfd with all CPUs, punch,
- * thaw (and nothing of it written to disk).
+ * live, freeze: the engine's two ways with shared memory. private, private-huge: guest memory is private, and
+ * a thread of the guest moves it; in pages of 4 KiB, or in huge ones as far as the kernel gives them.
+ * staging: the way of crosvm's HEAD, the smallest that could do it: freeze, copy all to a staging memfd with
+ * all CPUs, punch, thaw (and nothing of it written to disk).
  *
  * The guest has two threads (none with `idle`): `hot` writes to 2 % of its memory over and over, `all` reads
  * one random page after the other. Printed as one line of JSON: total_ms of the swap-out; the longest gap of
@@ -201,8 +201,7 @@ static uint64_t blocks_of(int fd)
 /* Guest memory with its page tables, and what we ourselves need for it. */
 static uint64_t host_bytes(pid_t pid, const struct guest *guest, const struct engine *engine)
 {
-	uint64_t guest_bytes =
-		guest->memfd < 0 ? status_bytes(pid, "RssAnon:") : blocks_of(guest->memfd);
+	uint64_t guest_bytes = guest->memfd < 0 ? status_bytes(pid, "RssAnon:") : blocks_of(guest->memfd);
 
 	return guest_bytes + status_bytes(pid, "VmPTE:") + status_bytes(getpid(), "RssAnon:") +
 	       status_bytes(getpid(), "VmPTE:") + (engine ? blocks_of(engine_page_map_fd(engine)) : 0);
@@ -217,7 +216,8 @@ static double rate_of(struct shared *shared, double span_us)
 	return (double)(shared->hot_rounds - before) / (now_us() - since_us);
 }
 
-static struct engine *engine_of(const struct guest *guest, struct shared *shared, pid_t pid, const char *swap_dir)
+static struct engine *engine_of(const struct guest *guest, struct shared *shared, pid_t pid,
+				const char *swap_dir)
 {
 	struct engine_config config = {
 		.swap_dir = swap_dir, .workers = 3, .page_map_fd = -1, .store_fd = -1
@@ -275,7 +275,8 @@ int main(int argc, char **argv)
 	guest.huge = argc >= 4 && strcmp(argv[1], "private-huge") == 0;
 	guest.pages = argc == 4 || guest.idle ? strtoul(argv[2], NULL, 10) * 256 : 0;
 	if (!guest.pages) {
-		fprintf(stderr, "usage: swap_out live|freeze|private|private-huge|staging MIB SWAP_DIR [idle]\n");
+		fprintf(stderr,
+			"usage: swap_out live|freeze|private|private-huge|staging MIB SWAP_DIR [idle]\n");
 		return 2;
 	}
 	shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

@@ -29,6 +29,7 @@ HEADERS = (
     "linux/mappers.h",
     "linux/page_there.h",
     "linux/probe_read.h",
+    "linux/tracee.h",
     "linux/uring_buffers.h",
     "pins/pins.h",
     "store/seal.h",
@@ -190,6 +191,8 @@ pid_t keeper_start(const struct keeper_plan *);
 #define VMMSWAP_MAILBOX_ASKED ...
 #define VMMSWAP_MAILBOX_DONE ...
 #define VMMSWAP_MAILBOX_LEAVE ...
+int tracee_write(int, uint64_t, const uint64_t *, size_t);
+
 struct vmmswap_mailbox {
     uint64_t magic; uint64_t scratch_addr; uint32_t tid; uint32_t state; uint32_t call;
     uint64_t windows[...]; ...;

@@ -328,7 +328,7 @@ def _end_what_began(target: Target, mailbox: int) -> bool:
 
 def _our_number(pid: int, number: int) -> int:
     """The VMM may have numbers of its own."""
-    for tid in thread_ids(pid):
+    for tid in reversed(thread_ids(pid)):  # it is the newest
         with suppress(OSError):
             if status_of(pid, tid).get("NSpid", str(tid)).split()[-1] == str(number):
                 return tid

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vmmswap.attach.arch import Architecture, Registers, WayHome
+from vmmswap.attach.poke import poke
 from vmmswap.attach.seccomp import Filters, read_filters
 from vmmswap.attach.target import Target
 from vmmswap.errors import InternalError, NotSupportedError
@@ -103,7 +104,7 @@ class HeldThread:
         if stack is None or (needs_guard and not _is_guarded(stack, mappings)):
             return False
         self._read_filters()
-        ptrace.poke(self._tid, home.addr, home.data)
+        poke(self._tid, home.addr, home.data)
         self._home = home
         reach("frame")
         return True
@@ -156,7 +157,7 @@ class HeldThread:
         return ptrace.peek(self._tid, addr, size_bytes)
 
     def write(self, addr: int, data: bytes) -> None:
-        ptrace.poke(self._tid, addr, data)
+        poke(self._tid, addr, data)
 
     def call(self, name: str, *arguments: int) -> int:
         """Make a system call. OSError with what it returned; CallRefusedError if a filter forbids it."""

@@ -14,7 +14,6 @@ from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.process import Iovec
 
 PTRACE_PEEKDATA = 2
-PTRACE_POKEDATA = 5
 PTRACE_CONT = 7
 PTRACE_DETACH = 17
 PTRACE_SYSCALL = 24
@@ -148,11 +147,3 @@ def _peek_word(tid: int, addr: int) -> bytes:
     if word == -1 and (code := ctypes.get_errno()):
         raise OSError(code, f"memory of thread {tid} at {addr:#x}: {os.strerror(code)}")
     return _WORD.pack(word)
-
-
-def poke(tid: int, addr: int, data: bytes) -> None:
-    """Write whole words into a tracee that stands still. Never by pid: the process may have become another
-    program since it was looked at, a set-uid one for instance, by execve() in another of its threads.
-    """
-    for idx, (word,) in enumerate(_WORD.iter_unpack(data)):
-        request(PTRACE_POKEDATA, tid, addr + idx * _WORD.size, word)
