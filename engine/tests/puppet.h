@@ -27,6 +27,11 @@
 #include "linux/pagemap.h"
 #include "tiers.h"
 
+/* A test that is compiled with it has private memory, whatever its layouts say: test_private_*.c. */
+#ifndef TEST_PRIVATE
+#define TEST_PRIVATE false
+#endif
+
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
 
 #define PUPPET_PROCESSES 6
@@ -732,9 +737,21 @@ static inline void rig_start_guest(struct rig *rig, const struct layout *layout)
 		rig_start_process(rig, PUPPET_STRANGER);
 }
 
-/* One worker: so a stall holds up the whole job, and chunks go in order. */
-static inline void rig_start(struct rig *rig, const struct layout *layout)
+static inline struct layout rig_layout(const struct layout *wanted)
 {
+	struct layout layout = *wanted;
+
+	if (!TEST_PRIVATE)
+		return layout;
+	layout.private = 1;
+	layout.memfd_pages[0] = layout.memfd_pages[1] = 0;
+	return layout;
+}
+
+/* One worker: so a stall holds up the whole job, and chunks go in order. */
+static inline void rig_start(struct rig *rig, const struct layout *wanted)
+{
+	struct layout own = rig_layout(wanted), *layout = &own;
 	struct engine_config config = { .swap_dir = layout->no_uring ? "/var/tmp" : "/tmp",
 					.workers = 1,
 					.fault_threads = layout->one_thread  ? 1 :
