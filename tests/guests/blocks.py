@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from array import array
 from pathlib import Path
@@ -18,6 +19,7 @@ def _mix(x: int) -> int:
     return x ^ x >> 31
 
 
+@functools.cache  # several disks have the same, and are looked at in the end
 def _block(number: int) -> bytes:
     first = _mix(number)
     end = first + BLOCK_BYTES // 8

@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
-import select
 import shutil
 import socket
 import subprocess
@@ -24,13 +22,17 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self
 
+from tests.guests.console import ORDER_S, Console
+from vmmswap.attach.planting import check_machine
+from vmmswap.errors import VmmswapError
 from vmmswap.linux.maps import anonymous_kib_of_mappings
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL_DIR = ROOT / "build" / "guest-kernel"
+# no_timer_check: on a busy host an emulated timer may be too late for the kernel's liking, and it panics.
+KERNEL_OPTIONS = "console=ttyS0 panic=-1 quiet no_timer_check"
 BOOT_S = 180.0
 KVM_PROBE_S = 15.0
-ORDER_S = 240.0
 READY = b"workload ready"
 
 
@@ -43,6 +45,16 @@ def missing() -> str:
     tools = ("qemu-system-x86_64", "busybox", "cpio", "gcc", "apt-get", "dpkg")
     absent = [tool for tool in tools if not shutil.which(tool)]
     return f"needs {' and '.join(absent)}" if absent else ""
+
+
+@functools.cache
+def cannot_move() -> str:
+    """Why private memory cannot be taken out here, or ""."""
+    try:
+        check_machine()
+    except VmmswapError as error:
+        return error.message
+    return ""
 
 
 @functools.cache
@@ -125,7 +137,6 @@ class Qemu:
         told = (
             ("-machine", "pc") if default_memory else ("-object", memory, "-machine", "pc,memory-backend=mem")
         )
-        self._output = b""
         self._serial_path, self.qmp_path = directory / "serial.sock", directory / "qmp.sock"
         self._log_path = directory / "qemu.log"
         accel = accel or accelerator()[0]
@@ -140,7 +151,7 @@ class Qemu:
             *("-serial", "chardev:serial", "-qmp", f"unix:{self.qmp_path},server=on,wait=off"),
             *("-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on"),
             *("-kernel", str(KERNEL_DIR / "vmlinuz"), "-initrd", str(KERNEL_DIR / "initrd.gz")),
-            *("-append", "console=ttyS0 panic=-1 quiet memhp_default_state=online_movable"),
+            *("-append", f"{KERNEL_OPTIONS} memhp_default_state=online_movable"),
             *options,
         ]
 
@@ -150,9 +161,9 @@ class Qemu:
                 self.argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=self._pass_fds
             )
         try:
-            self._serial = self._connect(self._serial_path)
+            self._console = Console(self._connect(self._serial_path), self._why_it_ended)
             if self._wait_ready:
-                self._read_to(READY, self._boot_s)
+                self._console.read_to(READY, self._boot_s)
         except BaseException:
             self._close()
             raise
@@ -166,8 +177,8 @@ class Qemu:
     def _close(self) -> None:
         self.process.kill()
         self.process.wait()
-        if hasattr(self, "_serial"):
-            self._serial.close()
+        if hasattr(self, "_console"):
+            self._console.close()
 
     def _connect(self, path: Path) -> socket.socket:
         end = time.monotonic() + self._boot_s
@@ -192,37 +203,18 @@ class Qemu:
 
     def send(self, order: str) -> None:
         """Give an order without waiting for its answer."""
-        self._output = b""
-        self._serial.sendall(order.encode() + b"\n")
+        self._console.send(order)
 
     def answer(self, order: str, deadline_s: float = ORDER_S) -> SimpleNamespace:
         """The answer to an order that was sent: its numbers by name."""
-        name = order.split(maxsplit=1)[0]
-        line = self._read_to(re.compile(rb"(?m)^" + name.encode() + rb"( [^\r\n]*)?\r?\n"), deadline_s)
-        words = line.decode().split()[1:]
-        return SimpleNamespace(**{key: int(value) for key, value in (word.split("=") for word in words)})
+        return self._console.answer(order, deadline_s)
 
     def order(self, order: str, deadline_s: float = ORDER_S) -> SimpleNamespace:
-        self.send(order)
-        return self.answer(order, deadline_s)
+        return self._console.order(order, deadline_s)
 
-    def _read_to(self, text: bytes | re.Pattern[bytes], deadline_s: float) -> bytes:
-        pattern = re.compile(re.escape(text)) if isinstance(text, bytes) else text
-        end = time.monotonic() + deadline_s
-        while not (match := pattern.search(self._output)):
-            left_s = end - time.monotonic()
-            ready = select.select([self._serial], [], [], max(0.0, left_s))[0]
-            assert ready, f"the guest does not say {pattern.pattern!r}:\n{self._output.decode()}"
-            try:
-                piece = self._serial.recv(65536)
-            except ConnectionResetError:
-                piece = b""
-            if not piece:
-                self.process.wait()
-            assert piece, f"QEMU has ended:\n{self._log_path.read_text()}{self._output.decode()}"
-            self._output += piece
-        self._output = self._output[match.end() :]
-        return match[0]
+    def _why_it_ended(self) -> str:
+        self.process.wait()
+        return self._log_path.read_text()
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """One command on a connection of its own; what it returns."""

@@ -8,7 +8,7 @@ gets an error: the last test shows that this guest would notice.
 from __future__ import annotations
 
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ pytestmark = [
 
 DELAY_MS = 300  # about as long as a swap-out
 DISK_MIB = 16
+ROUNDS_TO_LOSE = 10
 SLOW_AIO = ("native", "io_uring", "threads")
 
 
@@ -45,28 +46,36 @@ def disks():
         yield files
 
 
-@pytest.fixture(scope="module")
-def vm(bus, disks):  # noqa: ARG001  (the bus fixture has prepared the kernel)
+@contextmanager
+def running(disks, *, default_memory=False):
     """With a slow disk for each of QEMU's ways to use one, and a fast one on the host's own file system."""
     options = []
     with tempfile.TemporaryDirectory(prefix="vmmswap-") as path, ExitStack() as stack:
         for file, aio in zip(disks, SLOW_AIO, strict=False):
             options += drive(stack.enter_context(SlowDisk(file, DELAY_MS)).path, aio)
         options += drive(disks[-1], "native")
-        running = stack.enter_context(Qemu(Path(path), *options, memory_mib=384))
-        running.order("fill 64")
-        tagged = running.order(f"tagged {DISK_MIB}")
+        vm = stack.enter_context(Qemu(Path(path), *options, memory_mib=384, default_memory=default_memory))
+        vm.order("fill 64")
+        tagged = vm.order(f"tagged {DISK_MIB}")
         assert (tagged.disks, tagged.wrong) == (len(disks), 0)
-        yield running
+        yield vm
 
 
-def test_nothing_is_lost_across_rounds(service, vm, disks):
+@pytest.fixture(scope="module")
+def vm(bus, disks):  # noqa: ARG001  (the bus fixture has prepared the kernel)
+    with running(disks) as vm:
+        yield vm
+
+
+def out_and_in(service, vm, disks, rounds):
+    """Swapped out twice in each round, with transfers under way; the last status."""
     service.attach(vm.pid)
     pinned = 0
     vm.order("disk on")
-    for _ in range(3):
+    for _ in range(rounds):
         for _ in range(2):
-            pinned += enabled(service.monitor)["PinnedPages"]
+            status = enabled(service.monitor)
+            pinned += status["PinnedPages"]
             wait_blocks(service.monitor, vm)
         service.monitor.disable()
     done = vm.order("disk off")
@@ -75,6 +84,19 @@ def test_nothing_is_lost_across_rounds(service, vm, disks):
     assert vm.order("check").wrong == 0
     service.detach()
     assert [wrong_blocks(file) for file in disks] == [[], [], [], []]
+    return status
+
+
+def test_nothing_is_lost_of_private_memory(service, disks):
+    """The kernel does not move what a transfer has pinned. First: the other guest has these disks too."""
+    if reason := qemu.cannot_move():
+        pytest.skip(reason)
+    with running(disks, default_memory=True) as vm:
+        assert out_and_in(service, vm, disks, 1)["PinCheck"] == "move"
+
+
+def test_nothing_is_lost_across_rounds(service, vm, disks):
+    out_and_in(service, vm, disks, 3)
 
 
 def test_without_the_check_it_is_lost(service, directory, vm):
@@ -83,9 +105,12 @@ def test_without_the_check_it_is_lost(service, directory, vm):
     service.monitor.kill()
     monitor = service.start("--config", str(config))
     service.attach(vm.pid)
-    vm.order("disk on")
-    assert enabled(monitor)["PinCheck"] == "none"
-    done = vm.order("disk off")
+    for _ in range(ROUNDS_TO_LOSE):  # on a busy machine a swap-out may take longer than a transfer
+        vm.order("disk on")
+        assert enabled(monitor)["PinCheck"] == "none"
+        done = vm.order("disk off")
+        if done.wrong:
+            break
     print("blocks that were lost:", done.wrong)
     assert done.wrong > 0
     service.detach()
