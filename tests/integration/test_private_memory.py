@@ -72,6 +72,15 @@ def test_out_and_in(monitor):
     assert "the VMM has ended: all is freed" in monitor.log
 
 
+def test_a_vmm_in_a_pid_namespace_of_its_own(monitor):
+    """As in a container: its threads have other numbers there."""
+    inside = ("unshare", "--pid", "--fork", "--kill-child")
+    with PrivateVmm(monitor.socket, SIZE, prefix=inside) as vmm:
+        assert monitor.all_out()["SwapPages"] == PAGES
+        assert vmm.digest() == digest_with()
+        assert monitor.disable()["State"] == "Ready"
+
+
 def test_more_memory_and_less(monitor):
     with PrivateVmm(monitor.socket, SIZE) as vmm:
         monitor.all_out()

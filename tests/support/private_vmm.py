@@ -14,6 +14,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -29,10 +30,11 @@ def contents(size_bytes: int) -> bytes:
 class PrivateVmm:
     """The running program. Leaving the `with` block kills it."""
 
-    def __init__(self, socket: Path, size_bytes: int, *options: str) -> None:
+    def __init__(self, socket: Path, size_bytes: int, *options: str, prefix: Sequence[str] = ()) -> None:
         """options: `inherited`: children get the memory; `locked`: it is locked."""
+        program = (sys.executable, "-m", "tests.support.private_vmm")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.private_vmm", str(socket), str(size_bytes), *options],
+            [*prefix, *program, str(socket), str(size_bytes), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=ROOT,

@@ -34,7 +34,7 @@ from vmmswap.failpoint import reach
 from vmmswap.handoff import private
 from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux import userfaultfd
-from vmmswap.linux.process import is_alive, is_same_file, pidfd_getfd, status_of, thread_ids
+from vmmswap.linux.process import is_alive, is_same_file, pidfd_getfd, thread_of_number
 from vmmswap.linux.userfaultfd import Feature
 
 Span = tuple[int, int]  # address, bytes
@@ -328,11 +328,10 @@ def _end_what_began(target: Target, mailbox: int) -> bool:
 
 def _our_number(pid: int, number: int) -> int:
     """The VMM may have numbers of its own."""
-    for tid in reversed(thread_ids(pid)):  # it is the newest
-        with suppress(OSError):
-            if status_of(pid, tid).get("NSpid", str(tid)).split()[-1] == str(number):
-                return tid
-    raise InternalError(f"process {pid} has no thread {number}, which was just made")
+    tid = thread_of_number(pid, number)
+    if tid is None:
+        raise InternalError(f"process {pid} has no thread {number}, which was just made")
+    return tid
 
 
 def _quietly(thread: HeldThread, name: str, *arguments: int) -> None:

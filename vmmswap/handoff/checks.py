@@ -76,6 +76,7 @@ def _register_private(message: Register, frame: Frame, connection: int) -> Regis
     info = fds.check_uffd(uffd)
     with _unseen(peer, peer.pid):
         private.check_memory(peer.pid, message.regions)
+        private.note_mover(peer.pid, mailbox)
         dummy_page = message.dummy_page
         if dummy_page is not None and not maps.is_mapped(maps.read_maps(peer.pid), dummy_page):
             raise InvalidRegionError(f"dummy_page: {dummy_page:#x} is not mapped in the process")

@@ -18,10 +18,12 @@ from vmmswap.handoff import locked, maps
 from vmmswap.handoff.messages import Region
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.maps import HUGETLB, LOCKED, NOT_FORKED, Mapping
+from vmmswap.linux.process import thread_of_number
 from vmmswap.linux.userfaultfd import Feature
 
 MAILBOX_BYTES = 4096
-_TID = struct.Struct("=16xI")  # of struct vmmswap_mailbox
+_TID = struct.Struct("=I")  # of struct vmmswap_mailbox
+_TID_OFFSET_BYTES = 16
 
 
 def check_kernel() -> None:
@@ -47,8 +49,20 @@ def check_mailbox(fd: int, field: str) -> None:
 
 def has_mover(pid: int, mailbox: int) -> bool:
     """False: the thread that moves pages has ended, or has yet to begin."""
-    (tid,) = _TID.unpack(os.pread(mailbox, _TID.size, 0))
+    tid = _tid_of(mailbox)
     return bool(tid) and Path(f"/proc/{pid}/task/{tid}").exists()
+
+
+def note_mover(pid: int, mailbox: int) -> None:
+    """Note the number that the thread has for us: the VMM wrote the one that it has there."""
+    tid = thread_of_number(pid, _tid_of(mailbox))
+    if tid is not None:
+        os.pwrite(mailbox, _TID.pack(tid), _TID_OFFSET_BYTES)
+
+
+def _tid_of(mailbox: int) -> int:
+    (tid,) = _TID.unpack(os.pread(mailbox, _TID.size, _TID_OFFSET_BYTES))
+    return int(tid)
 
 
 def check_pagemap(fd: int, pid: int, field: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -85,6 +86,15 @@ def status_of(pid: int, tid: int | None = None) -> dict[str, str]:
     path = Path(f"/proc/{pid}/status" if tid is None else f"/proc/{pid}/task/{tid}/status")
     lines = path.read_text(errors="replace").splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def thread_of_number(pid: int, number: int) -> int | None:
+    """The thread that has this number in the process's own pid namespace; the newest if several had it."""
+    for tid in reversed(thread_ids(pid)):
+        with contextlib.suppress(OSError):
+            if status_of(pid, tid).get("NSpid", str(tid)).split()[-1] == str(number):
+                return tid
+    return None
 
 
 def thread_ids(pid: int) -> list[int]:
