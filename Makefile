@@ -4,6 +4,7 @@
 #                   GUEST=qemu: an unmodified QEMU with the distribution's kernel, attached to while it runs
 #   make test       install what is missing, then run the whole test suite
 #   make chaos      only the tests that kill and starve things
+#   make test-libvirt   a domain of a real libvirt, in a container of its own (not in make test: it takes minutes)
 #   make test-kernels   the suite on Debian's 6.1 and 6.12, booted under QEMU (make test runs a part of it)
 #   make format     C and Python as .clang-format and ruff have them; no line of docs above 120 columns
 #   make transcript docs/transcript.md: types docs/first-hour.md into a booted system
@@ -38,7 +39,7 @@ ENGINE := $(wildcard engine/src/*.[ch] engine/src/*/*.[ch] engine/planted/*.[ch]
 	engine/build_cffi.py engine/build_planted.py setup.py
 GUEST_PROGRAM := build/vmmswap-guest
 
-.PHONY: all help bootstrap demo test chaos test-kernels soak bench format generate transcript clean wheelhouse
+.PHONY: all help bootstrap demo test chaos test-kernels test-libvirt soak bench format generate transcript clean wheelhouse
 all: build
 
 help:
@@ -93,6 +94,9 @@ soak: bootstrap $(STAMPS)/apt-debian $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelho
 
 test-kernels: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
 	KERNELS=whole $(VENV)/bin/pytest -p no:cacheprovider -s tests/kernels
+
+test-libvirt: bootstrap $(STAMPS)/apt-debian $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
+	LIBVIRT=1 $(VENV)/bin/pytest -p no:cacheprovider -s tests/guests/test_libvirt.py
 
 bench: bootstrap $(GUEST_PROGRAM)
 	$(VENV)/bin/python -m benchmarks
