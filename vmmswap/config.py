@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from vmmswap import config_values as values
 from vmmswap.config_checks import ConfigError, check_tiers
 from vmmswap.errors import InvalidNameError
-from vmmswap.lean_dataclass import asdict, dataclass, field, fields
 from vmmswap.names import check_name
 
 FILE = Path("/etc/vmmswap.conf")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 
 from vmmswap import __version__
-from vmmswap.lean_dataclass import dataclass, fields
 from vmmswap.status_key import Kind, StatusKey
 from vmmswap.status_key import status_key as _key
 from vmmswap.status_wake import WakeStatus

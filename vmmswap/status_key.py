@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass, field
 from typing import Any
-
-from vmmswap.lean_dataclass import dataclass, field
 
 
 class Kind(enum.Enum):

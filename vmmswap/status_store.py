@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from vmmswap.lean_dataclass import dataclass
+from dataclasses import dataclass
+
 from vmmswap.status_key import Kind
 from vmmswap.status_key import status_key as _key
 

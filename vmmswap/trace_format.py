@@ -12,11 +12,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from vmmswap import message_ids
 from vmmswap.errors import ProtocolError
-from vmmswap.lean_dataclass import dataclass
 
 BATCH_FAULTS: Final = 4096  # most faults in one journal entry
 BATCH_MS: Final = 250  # a batch is sent after this time, however small

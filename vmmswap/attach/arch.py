@@ -18,10 +18,10 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vmmswap.errors import NotSupportedError
-from vmmswap.lean_dataclass import dataclass
 
 Registers = Any  # a ctypes structure of the processor's own
 

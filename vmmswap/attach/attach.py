@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 
 from vmmswap.attach import memory
 from vmmswap.attach import target as target_module
@@ -35,7 +36,6 @@ from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.locked import locked_error
 from vmmswap.handoff.maps import flags_of_mappings
 from vmmswap.handoff.messages import Region, is_private
-from vmmswap.lean_dataclass import dataclass, field, replace
 from vmmswap.linux.access import User, check_process
 from vmmswap.linux.maps import LOCKED, MAY_WRITE
 from vmmswap.linux.owned import OwnedFds

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.errors import NotSupportedError
-from vmmswap.lean_dataclass import dataclass
 
 _ON = ("", "on", "yes", "true", "y")
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.target import Target
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.mounts import read_mounts
 from vmmswap.linux.process import pidfd_getfd
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from vmmswap.attach import private_memory
 from vmmswap.attach import target as target_module
@@ -11,7 +12,6 @@ from vmmswap.attach.memory import MIN_BYTES
 from vmmswap.attach.planting import Span, set_spans
 from vmmswap.errors import NotSupportedError
 from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.maps import Mapping
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,7 +24,6 @@ from vmmswap.attach.remote_call import HeldThread, Place, word_of_status
 from vmmswap.attach.target import Target, thread_ids
 from vmmswap.errors import AccessDeniedError, BusyError, InternalError, NotSupportedError, VmmswapError
 from vmmswap.failpoint import reach
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux import ptrace
 from vmmswap.linux.access import check_thread
 from vmmswap.linux.ptrace import PTRACE_EVENT_STOP

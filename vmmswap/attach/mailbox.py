@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from dataclasses import dataclass
 from typing import Any
 
 from vmmswap.engine.native import ffi, lib
 from vmmswap.errors import BusyError
-from vmmswap.lean_dataclass import dataclass
 
 _FUTEX_WAKE = 1
 _SYS_FUTEX = 202

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach import private_memory
@@ -20,7 +21,6 @@ from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
 from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region, is_private
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.files import FileId, file_id_unasked
 from vmmswap.linux.maps import Mapping, joined, read_mappings
 from vmmswap.linux.mounts import read_mounts

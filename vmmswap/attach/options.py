@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from vmmswap.lean_dataclass import dataclass
+from dataclasses import dataclass
+
 from vmmswap.linux.access import ROOT, User
 
 

@@ -16,6 +16,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach import hold
@@ -28,7 +29,6 @@ from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
 from vmmswap.failpoint import DEVICE_STEP, reach
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.maps import REGISTERED_MISSING, flags_of_mappings
 from vmmswap.linux.process import is_same_file, pidfd_getfd, status_of

@@ -16,6 +16,7 @@ import struct
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.mailbox import Mailbox, Planting
@@ -32,7 +33,6 @@ from vmmswap.errors import (
 )
 from vmmswap.failpoint import reach
 from vmmswap.handoff import private
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.process import is_alive, is_same_file, pidfd_getfd, thread_of_number
 from vmmswap.linux.userfaultfd import Feature

@@ -10,11 +10,11 @@ say, does no harm: its pages are moved and served as all others.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
 from vmmswap.handoff.messages import Region, private_region
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.maps import HUGETLB, NOT_FORKED, Mapping, flags_of_mappings
 
 __all__ = ["Seen", "find"]

@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.attach.arch import Architecture, Registers, WayHome
@@ -21,7 +22,6 @@ from vmmswap.attach.seccomp import Filters, read_filters
 from vmmswap.attach.target import Target
 from vmmswap.errors import InternalError, NotSupportedError
 from vmmswap.failpoint import reach
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux import ptrace
 from vmmswap.linux.maps import Mapping
 from vmmswap.linux.process import status_of

@@ -11,8 +11,8 @@ import ctypes
 import errno
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.ptrace import PTRACE_SECCOMP_GET_FILTER, request
 
 _INSTRUCTION = struct.Struct("<HBBI")  # code, jt, jf, k

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.errors import AccessDeniedError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
-from vmmswap.lean_dataclass import dataclass, replace
 from vmmswap.linux import process
 from vmmswap.linux.access import ROOT, User
 from vmmswap.linux.process import is_alive

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from vmmswap.bus.connection import Connection
@@ -20,7 +21,6 @@ from vmmswap.bus.interface import OWN
 from vmmswap.bus.presence import CallerLeftError
 from vmmswap.bus.waiting import PASSWORDS, QUESTIONS, Places, Slots
 from vmmswap.errors import AccessDeniedError
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.log import fields
 from vmmswap.message_ids import ACCESS_DENIED
 

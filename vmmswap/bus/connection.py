@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vmmswap.bus.dbus import Flag, Kind, MalformedError, Message
@@ -13,7 +14,6 @@ from vmmswap.bus.dispatch import DBUS_ERROR, BusObject, Caller, Dispatcher, Remo
 from vmmswap.bus.presence import Presence
 from vmmswap.bus.transport import BusUnreachableError, Transport, bus_address
 from vmmswap.errors import BY_DBUS_NAME, AccessDeniedError, VmmswapError
-from vmmswap.lean_dataclass import dataclass, replace
 
 log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import enum
 import io
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from vmmswap.bus import marshalling
 from vmmswap.bus.marshalling import SignatureTree, Unmarshaller, Variant
-from vmmswap.lean_dataclass import dataclass, field
 
 __all__ = ["Variant"]
 

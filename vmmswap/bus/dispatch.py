@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +28,6 @@ from vmmswap.bus.interface import (
 )
 from vmmswap.bus.waiting import CALLS, CALLS_PER_SENDER, Places, Waiter, waiter
 from vmmswap.errors import BusyError, InternalError, VmmswapError
-from vmmswap.lean_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

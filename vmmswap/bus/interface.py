@@ -8,8 +8,8 @@ tools that read files; a test compares the two, and both with what a running ser
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from vmmswap.lean_dataclass import dataclass, field
 from vmmswap.names import HOST_INTERFACE, MANAGER_INTERFACE
 from vmmswap.status import KEYS
 

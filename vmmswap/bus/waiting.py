@@ -14,9 +14,9 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 from vmmswap.errors import BusyError
-from vmmswap.lean_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

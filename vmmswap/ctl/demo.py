@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from vmmswap.ctl.failure import CtlError, ExitStatus
 from vmmswap.ctl.host_memory import MemorySample, sample
 from vmmswap.ctl.output import StatusKeys, mib, print_json, print_table
 from vmmswap.ctl.waiting import failed, progress, until_settled
-from vmmswap.lean_dataclass import dataclass, field
 from vmmswap.reasons import reason_of
 from vmmswap.status import State
 

@@ -7,6 +7,7 @@ import argparse
 import asyncio
 import contextlib
 import datetime
+from dataclasses import dataclass
 
 from vmmswap.bus.connection import BUS, Match
 from vmmswap.bus.dbus import Message, plain
@@ -15,7 +16,6 @@ from vmmswap.ctl.client import Client, vm_of_bus_name
 from vmmswap.ctl.failure import CtlError, ExitStatus
 from vmmswap.ctl.output import StatusKeys
 from vmmswap.errors import NoSuchVMError
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.names import MANAGER_INTERFACE, VM_BUS_PREFIX, VM_PATH_PREFIX, object_path_of
 
 PRESENT, APPEARED, CHANGED, GONE = "present", "appeared", "changed", "gone"

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.cgroup import groups_of, hierarchies_of
 from vmmswap.linux.memory import meminfo_bytes
 

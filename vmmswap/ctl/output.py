@@ -7,11 +7,11 @@ import json
 import pwd
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vmmswap import __version__
 from vmmswap.ctl.failure import one_line
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.status import KEYS, State
 from vmmswap.status_key import Kind, StatusKey
 

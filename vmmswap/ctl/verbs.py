@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from vmmswap.bus.dbus import Variant
 from vmmswap.config_listing import listing
@@ -18,7 +19,6 @@ from vmmswap.ctl.libvirt import pid_of_domain
 from vmmswap.ctl.output import StatusKeys
 from vmmswap.ctl.waiting import failed, goes_on, progress, until_gone, until_settled, until_state
 from vmmswap.errors import NoSuchVMError
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.names import check_name
 from vmmswap.status import State
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vmmswap.engine.types import EngineConfig, Mover, TierFds, Tiers
-from vmmswap.lean_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ import mmap
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 
 from vmmswap.engine.native import ffi, lib, text_of
-from vmmswap.lean_dataclass import dataclass
 
 NO_FD = -1
 _ENTRIES = 8192

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from vmmswap.engine.native import ffi, lib
 from vmmswap.errors import from_errno
-from vmmswap.lean_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

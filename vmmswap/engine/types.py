@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.errors import VmmswapError
-from vmmswap.lean_dataclass import dataclass
 
 
 class Job(enum.IntEnum):

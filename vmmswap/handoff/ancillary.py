@@ -8,10 +8,10 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from vmmswap.errors import ProtocolError
 from vmmswap.handoff.messages import MAX_FDS
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.owned import OwnedFds
 
 # Python 3.11 has no names for these; Linux 6.5 and newer have them.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from vmmswap.engine import Mover
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, ProtocolError
@@ -40,7 +41,6 @@ from vmmswap.handoff.requests import (
     RegisterRequest,
     RemoveRegionRequest,
 )
-from vmmswap.lean_dataclass import dataclass, replace
 from vmmswap.linux.access import User, may_trace
 from vmmswap.linux.files import FileId, file_id
 from vmmswap.linux.owned import OwnedFds

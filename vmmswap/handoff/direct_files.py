@@ -13,10 +13,10 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.errors import NotSupportedError
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.mounts import Mount, read_mounts
 
 _HOLD_WITHOUT_A_PIN = frozenset({"nfs", "nfs4", "ceph"})

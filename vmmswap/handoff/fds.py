@@ -7,10 +7,10 @@ import ctypes
 import errno
 import fcntl
 import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.errors import InvalidRegionError, NotSupportedError, ProtocolError
-from vmmswap.lean_dataclass import dataclass, replace
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.files import FileId
 from vmmswap.linux.process import is_alive

@@ -12,10 +12,10 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from vmmswap.errors import InvalidRegionError, NotSupportedError, ProtocolError
 from vmmswap.handoff.fields import Fields, decode, objects, show
-from vmmswap.lean_dataclass import dataclass
 
 VERSION = 1
 PAGE_SIZE = mmap.PAGESIZE

@@ -6,11 +6,11 @@ gone.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from vmmswap.errors import AccessDeniedError, ProtocolError
 from vmmswap.handoff import fds
 from vmmswap.handoff.ancillary import Credentials
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import status_of
 

@@ -16,6 +16,7 @@ import fcntl
 import socket
 import struct
 import termios
+from dataclasses import dataclass
 from types import TracebackType
 
 from vmmswap.errors import ProtocolError
@@ -23,7 +24,6 @@ from vmmswap.handoff.ancillary import Piece, receive_piece
 from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.messages import MAX_FDS, MAX_MESSAGE_BYTES
 from vmmswap.handoff.peer import Peer, identify
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.owned import OwnedFds
 
 _PIECE_BYTES = 1 << 16

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vmmswap.engine import Mover
@@ -18,7 +19,6 @@ from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.messages import Region, is_private
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
-from vmmswap.lean_dataclass import dataclass, replace
 from vmmswap.linux.files import FileId
 from vmmswap.linux.maps import Mapping
 from vmmswap.linux.owned import OwnedFds

@@ -9,13 +9,13 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from vmmswap.handoff.ancillary import prepare
 from vmmswap.handoff.lane import Lane
 from vmmswap.handoff.receiver import Limits, wait_readable
 from vmmswap.handoff.requests import HandoffHandler, Memory
 from vmmswap.handoff.session import Claim, HandoffSession
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.reasons import reason_of
 
 _log = logging.getLogger("vmmswap.handoff")

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from vmmswap.errors import AccessDeniedError, BusyError, InternalError, ProtocolError, VmmswapError
@@ -17,7 +18,6 @@ from vmmswap.handoff.messages import AddProcess, AddRegion, Attach, Register, Re
 from vmmswap.handoff.receiver import Frame, Limits, receive
 from vmmswap.handoff.refusal import error_reply, has_hung_up, reply_line
 from vmmswap.handoff.requests import HandoffHandler, Memory
-from vmmswap.lean_dataclass import replace
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.reasons import reason_of
 

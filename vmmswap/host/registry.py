@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from vmmswap.bus.authority import Authority
@@ -24,7 +25,6 @@ from vmmswap.bus.interface import (
 )
 from vmmswap.bus.waiting import CHANGES, READS, Slots, waiter
 from vmmswap.errors import BusyError, InvalidNameError, NoSuchVMError, VmmswapError
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.names import HOST_PATH, VM_BUS_PREFIX, VM_PATH_PREFIX, label_of, name_of
 
 log = logging.getLogger(__name__)

@@ -21,10 +21,10 @@ the answer counts only if it is asked again then. An execve() by another thread 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.errors import AccessDeniedError, NotSupportedError
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux import process
 
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")

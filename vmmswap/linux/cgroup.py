@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.mounts import read_mounts
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-
-from vmmswap.lean_dataclass import dataclass
+from dataclasses import dataclass
 
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.files import FileId
 
 _MAX_MAPS_BYTES = 64 << 20  # vm.max_map_count's default gives some 6 MiB

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
-
-from vmmswap.lean_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ import os
 import signal
 import struct
 import time
+from dataclasses import dataclass
 
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.process import Iovec
 
 PTRACE_PEEKDATA = 2

@@ -12,11 +12,11 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from vmmswap.engine import Engine, Range
 from vmmswap.errors import StorageFailedError
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.lean_dataclass import replace
 from vmmswap.monitor import snapshot
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.manifest import Manifest

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-
-from vmmswap.lean_dataclass import dataclass
 
 PROGRAM = "vmmswap-monitor"
 EXIT_USAGE = 2

@@ -16,11 +16,11 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vmmswap.failpoint import reach
-from vmmswap.lean_dataclass import dataclass, field
 from vmmswap.reasons import reason_of
 
 HOURS_KEPT = 28 * 24

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from vmmswap.engine import Mover
 from vmmswap.handoff.messages import Region
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.access import ROOT, User
 
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from vmmswap.engine import Range
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.lean_dataclass import replace
 from vmmswap.linux.userfaultfd import is_registered, register_shmem
 from vmmswap.monitor.keep.manifest import ProcessRecord
 

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from vmmswap.engine import Range
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.monitor.keep.manifest import ProcessRecord
 
 

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap import message_ids
@@ -17,7 +18,6 @@ from vmmswap.errors import InternalError, StorageFailedError, VmmswapError
 from vmmswap.failpoint import reach
 from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux import closing
 from vmmswap.linux.files import file_id
 from vmmswap.linux.process import is_alive

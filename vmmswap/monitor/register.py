@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import astuple, replace
 from pathlib import Path
 
 from vmmswap.config import Config
@@ -12,7 +13,6 @@ from vmmswap.config_values import in_bytes
 from vmmswap.disk_limits import disk_limits
 from vmmswap.engine import Engine, EngineConfig, Mover
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.lean_dataclass import astuple, replace
 from vmmswap.monitor.backing import Backing, of_new
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore

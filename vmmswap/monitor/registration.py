@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -21,7 +22,6 @@ from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
 from vmmswap.handoff.session import register_firecracker, taken_error
-from vmmswap.lean_dataclass import replace
 from vmmswap.linux.access import User
 from vmmswap.linux.files import file_id
 from vmmswap.linux.process import is_alive

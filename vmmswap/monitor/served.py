@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 
 from vmmswap import message_ids
 from vmmswap.errors import NotSupportedError, VmmswapError
-from vmmswap.lean_dataclass import replace
 from vmmswap.log import fields
 from vmmswap.monitor.events import EventHandler, EventPump
 from vmmswap.monitor.guard import guarded

@@ -6,13 +6,13 @@ time.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vmmswap import config
 from vmmswap.config import KEYS, Config, Key, Origins
 from vmmswap.config_checks import ConfigError
-from vmmswap.lean_dataclass import replace
 from vmmswap.log import fields
 from vmmswap.message_ids import CONFIGURATION_ERROR
 

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vmmswap.attach.options import Options
 from vmmswap.config import Config
-from vmmswap.lean_dataclass import dataclass, field
 from vmmswap.monitor.keep.keeper import Keeper
 from vmmswap.monitor.settings import Settings
 

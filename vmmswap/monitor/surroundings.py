@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from vmmswap.config import Config
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.monitor.settings import Settings
 from vmmswap.monitor.tracing import PageFaultLog
 from vmmswap.monitor.write_budget import Place

@@ -13,12 +13,12 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from vmmswap.engine import Engine, EngineStats, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, from_errno
 from vmmswap.failpoint import reach
 from vmmswap.handoff.messages import PAGE_SIZE, Region
-from vmmswap.lean_dataclass import dataclass, field, replace
 from vmmswap.linux import closing
 from vmmswap.linux.files import FileId, file_id
 from vmmswap.monitor import snapshot

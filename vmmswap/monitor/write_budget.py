@@ -10,13 +10,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.config import Config
 from vmmswap.config_values import SEGMENT_BYTES, in_bytes
 from vmmswap.engine import Engine
 from vmmswap.errors import NoSpaceError, NoSuchVMError
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.monitor import ledger
 from vmmswap.monitor.guard import Failures
 from vmmswap.monitor.ledger import DamagedError, Ledger

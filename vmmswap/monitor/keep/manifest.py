@@ -12,10 +12,10 @@ import json
 import os
 import struct
 import zlib
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from vmmswap.errors import StorageFailedError
-from vmmswap.lean_dataclass import asdict, dataclass, field, replace
 
 VERSION = 1
 VMM_KEY = 0  # of the process that registers

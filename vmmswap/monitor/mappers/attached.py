@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from vmmswap import message_ids
 from vmmswap.attach.attach import (
@@ -31,7 +32,6 @@ from vmmswap.attach.options import Options
 from vmmswap.engine import Mover
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.messages import PAGE_SIZE, Region
-from vmmswap.lean_dataclass import replace
 from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import is_alive

@@ -14,12 +14,12 @@ import functools
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.engine import try_collapse
 from vmmswap.errors import AccessDeniedError, VmmswapError
 from vmmswap.handoff.maps import flags_of_mappings
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.maps import NO_HUGE_PAGES
 from vmmswap.linux.process import status_of
 from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler

@@ -11,6 +11,7 @@ parent's addresses. All of this reads /proc and may wait for a lock of the VM's:
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.engine import Holder, Mapper, MapperWatch, Range, holders_of, mappers_of, registered_buffer_in
@@ -18,7 +19,6 @@ from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff import locked
 from vmmswap.handoff.maps import flags_of_mappings
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.files import FileId, file_id
 from vmmswap.linux.maps import REGISTERED_MISSING
 from vmmswap.linux.process import is_same_memory

@@ -6,10 +6,10 @@ Range: an address, the engine's number of the page that is there, and how many p
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 from vmmswap.engine import Range
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.lean_dataclass import replace
 from vmmswap.monitor.keep.manifest import RegionRecord
 
 

@@ -15,12 +15,12 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vmmswap.engine import Job
 from vmmswap.errors import NoSuchVMError
 from vmmswap.failpoint import reach
-from vmmswap.lean_dataclass import dataclass, replace
 from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.guard import Failures
 from vmmswap.monitor.mappers import coverage

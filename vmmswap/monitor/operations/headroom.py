@@ -12,10 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.lean_dataclass import dataclass
 from vmmswap.linux.cgroup import Hierarchy, groups_of, hierarchies_of
 from vmmswap.linux.memory import meminfo_bytes
 from vmmswap.monitor.guard import Failures

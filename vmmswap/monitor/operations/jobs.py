@@ -6,12 +6,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from vmmswap import message_ids
 from vmmswap.config import Config
 from vmmswap.engine import Job, JobDone, Mode
 from vmmswap.errors import InternalError, NoSpaceError, NotSupportedError, VmmswapError
-from vmmswap.lean_dataclass import replace
 from vmmswap.log import fields
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.operations.drain import Drain
