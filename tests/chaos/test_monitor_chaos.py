@@ -33,8 +33,6 @@ LIFE_S = 3.0  # for the failpoint to be reached
 # Of which no life of these comes by: pins and poison, pages that somebody else filled, a REMOVE larger than
 # this guest, and errors that only a test of the engine makes.
 LEFT_OUT = {
-    "around.chosen",
-    "around.done",
     "event.piece",
     "lost.looked",
     "mapper_watch.minute",
@@ -120,7 +118,8 @@ def live_and_die(service, guest, arm, dice, tally):
 def test_killed_everywhere(bus, tmp_path):
     dice = random.Random(SEED)  # noqa: S311 - no secrets are made of it
     config = tmp_path / "vmmswap.conf"
-    config.write_text("\n".join(["[Swap]", *(PLAIN if dice.random() < PLAIN_SHARE else ()), ""]))
+    plain = PLAIN if dice.random() < PLAIN_SHARE else ()
+    config.write_text("\n".join(["[Swap]", "FaultAround=64K", *plain, ""]))
     tally = Tally()
     points = failpoints()
     dice.shuffle(points)
