@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks import (
+    idle_guest,
     large_guest,
     many_enables,
     many_vms,
@@ -141,6 +142,11 @@ def bench_wake(options: argparse.Namespace) -> None:
     wake_figures.bench(64 if options.quick else 512, options.swap_dir, options.rounds)
 
 
+def bench_idle(options: argparse.Namespace) -> None:
+    """A Linux guest that does nothing."""
+    idle_guest.bench(5 if options.quick else 60)
+
+
 def bench_threads(options: argparse.Namespace) -> None:
     """Many page faults at once."""
     pages = 4096 if options.quick else 32768
@@ -168,6 +174,7 @@ def bench_enables(options: argparse.Namespace) -> None:
 BENCHES = {
     "store": bench_store,
     "wake": bench_wake,
+    "idle": bench_idle,
     "faults": bench_faults,
     "threads": bench_threads,
     "throughput": bench_throughput,

@@ -12,6 +12,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.rivals import BUILD
@@ -36,8 +38,27 @@ exec 3</dev/vda # its cache goes with the last file that is open
 /usr/bin/python3 /python.py &
 (/bin/busybox cat /database.sql; exec /bin/busybox sleep 100000) | /usr/bin/sqlite3 &
 while [ ! -e /python-ready ] || [ ! -s /database-ready ]; do /bin/busybox sleep 1; done
+case $(/bin/busybox cat /proc/cmdline) in
+*"{services}"*)
+	/bin/busybox syslogd
+	/bin/busybox klogd
+	/usr/bin/python3 /ticker.py &
+	while /bin/busybox sleep 10; do /bin/busybox cat /proc/meminfo /proc/loadavg >/tmp/state; done &
+	;;
+esac
 echo workload ready >/dev/ttyS0
 exec /bin/busybox sleep 100000
+"""
+SERVICES = (
+    "with-services"  # on the kernel's command line: programs that wake up now and then, as idle guests have
+)
+TICKER = """\
+import asyncio, os
+async def tick():
+    while True:
+        await asyncio.sleep(1)
+        os.getloadavg()
+asyncio.run(tick())
 """
 PYTHON = """\
 import argparse, ast, asyncio, decimal, email.message, http.client, json, logging, re, sqlite3
@@ -88,7 +109,13 @@ def _make_initrd(initrd: Path) -> None:
             ignore=shutil.ignore_patterns("test", "lib2to3", "config-*", "*-packages"),
             symlinks=True,
         )
-        for name, text in {"init": INIT, "python.py": PYTHON, "database.sql": DATABASE}.items():
+        texts = {
+            "init": INIT.replace("{services}", SERVICES),
+            "python.py": PYTHON,
+            "ticker.py": TICKER,
+            "database.sql": DATABASE,
+        }
+        for name, text in texts.items():
             (root / name).write_text(text)
         (root / "init").chmod(0o755)
         with initrd.open("wb") as out:
@@ -133,8 +160,9 @@ def _copy_memory(pid: int, target: Path) -> None:
     raise RuntimeError("QEMU has no memory backend")
 
 
-def dump(target: Path) -> None:
-    """Boot the guest, wait until its processes are there, and copy its memory to a file. Takes a minute."""
+@contextmanager
+def booted(*options: str) -> Iterator[Qemu]:
+    """The guest, once its processes are there. Takes a minute. options: more of QEMU's."""
     BUILD.mkdir(parents=True, exist_ok=True)
     initrd, disk = BUILD / "linux-guest.gz", BUILD / "linux-guest.disk"
     if not disk.exists() or disk.stat().st_mtime < Path(__file__).stat().st_mtime:
@@ -145,9 +173,15 @@ def dump(target: Path) -> None:
         tempfile.TemporaryDirectory() as folder,
         Qemu(
             Path(folder),
-            *("-initrd", str(initrd), "-drive", drive),
+            *("-initrd", str(initrd), "-drive", drive, *options),
             memory_mib=MEMORY_MIB,
             boot_s=BOOT_S,
         ) as vm,
     ):
+        yield vm
+
+
+def dump(target: Path) -> None:
+    """Copy the booted guest's memory to a file."""
+    with booted() as vm:
         _copy_memory(vm.pid, target)

@@ -29,7 +29,7 @@ def bench(mib: int, swap_dir: Path, rounds: int) -> None:
     for store, place in (("RAM tier", "ram"), ("disk tier", str(swap_dir))):
         modes = [mode for mode in _MODES if mode != "kernel" or _has_kernel_swap(place)]
         _bench_set(modes, mib, place, rounds, store)
-        _bench_all(modes, mib, place, rounds, store)
+        _bench_all(modes, mib // 2, place, rounds, store)
         _bench_threads(mib, place, rounds, store)
 
 

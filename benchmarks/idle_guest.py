@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Page faults of an idle Linux guest that is out, with and without the pages that it always touches kept."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import linux_guest
+from benchmarks.rivals import Figures, ratio, table
+from tests.support.bus import PrivateBus
+from tests.support.bus import missing as bus_missing
+from tests.support.monitor import Monitor
+
+_CYCLES = 4
+_APPEND = ("-append", f"console=ttyS0 panic=-1 quiet {linux_guest.SERVICES}")
+
+
+def bench(window_s: float) -> None:
+    """The distribution's kernel with a few programs that wake up now and then; QEMU, attached to."""
+    reason = linux_guest.why_not() or bus_missing()
+    if reason:
+        print(f"\nWithout an idle Linux guest: {reason}")
+        return
+    rows = {}
+    with PrivateBus() as bus, linux_guest.booted(*_APPEND) as vm:
+        for idle_set_max in ("0", "4M"):
+            name = f"IdleSetMax={idle_set_max}"
+            rows[name] = _measure(bus, vm.pid, name, window_s)
+    table(f"Page faults a minute of an idle Linux guest of {linux_guest.MEMORY_MIB} MiB", rows)
+    last = {name: figures[f"cycle_{_CYCLES}"] for name, figures in rows.items()}
+    ratio("page faults a minute after the second cycle", last["IdleSetMax=4M"], "fewer than 100")
+    ratio(
+        "page faults a minute, with IdleSetMax=4M over without",
+        last["IdleSetMax=4M"] / max(last["IdleSetMax=0"], 1),
+        "below 1",
+    )
+
+
+def _measure(bus: PrivateBus, pid: int, settings: str, window_s: float) -> Figures:
+    """Out, and idle for a while, some times."""
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory(prefix="vmmswap-") as folder:
+        config = Path(folder) / "vmmswap.conf"
+        config.write_text(f"[Swap]\n{settings}\n")
+        options = ("--attach", str(pid), "--config", str(config))
+        with Monitor("idle", bus, Path(folder), *options, listen=False) as monitor:
+            for cycle in range(1, _CYCLES + 1):
+                before = monitor.enable()
+                since_s = time.monotonic()
+                time.sleep(window_s)
+                now = monitor.status()
+                faults = now["FaultCount"] - before["FaultCount"]
+                figures[f"cycle_{cycle}"] = 60 * faults / (time.monotonic() - since_s)
+            figures["idle_set_pages"] = now["IdleSetPages"]
+            monitor.disable()
+            monitor.call("Detach")
+            monitor.wait_exit()
+    return figures
