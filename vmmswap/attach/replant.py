@@ -24,10 +24,9 @@ def replant(pidfd: int, mailbox: int, spans: Sequence[Span], *, force: bool) -> 
     try:
         return hold.run(target, lambda thread: start_again(thread, mailbox, spans), force=force)
     except (CallRefusedError, OSError) as error:
-        why = reason_of(error) if isinstance(error, OSError) else str(error)
         raise NotSupportedError(
-            f"{target} has no thread any more that moves its pages, and cannot be given another one ({why}):"
-            " detach, and attach again"
+            f"{target} has no thread any more that moves its pages, and cannot be given another one"
+            f" ({reason_of(error)}): detach, and attach again"
         ) from error
 
 
