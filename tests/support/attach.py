@@ -26,7 +26,7 @@ SOURCE = Path(__file__).with_name("attach_target.c")
 DEADLINE_S = 60.0 * PATIENCE
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
 
-_HEAD = struct.Struct("QQQQ")
+_HEAD = struct.Struct("QQQQQ")
 _COUNTERS = struct.Struct("QQQ")
 
 
@@ -83,6 +83,11 @@ class Target:
     @property
     def addr(self) -> int:
         return _HEAD.unpack_from(self._stats)[1]
+
+    @property
+    def working_addr(self) -> int:
+        """Where the memory is that it works with; option "working"."""
+        return _HEAD.unpack_from(self._stats)[4]
 
     @property
     def signals(self) -> int:

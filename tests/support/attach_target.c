@@ -6,9 +6,10 @@
  *
  * The first kind is the main thread's. Each thread counts in the shared page STATS-FD what it has done, what
  * was wrong, and system calls that ended with EINTR. Options: anonymous, private, readonly, locked, hugetlb
- * (not touched), not-forked (kept from children), no-fd, twice, fork, seccomp-errno, seccomp-trap,
- * seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is killed), seccomp-back-end (the
- * same, and what a vhost-user back-end needs is allowed).
+ * (not touched), not-forked (kept from children), working (4 MiB of private memory besides, which are kept
+ * from children and are no guest's: the kinds working and working-futex use them), no-fd, twice, fork,
+ * seccomp-errno, seccomp-trap, seccomp-kill (of userfaultfd), seccomp-few (all but what it needs itself is
+ * killed), seccomp-back-end (the same, and what a vhost-user back-end needs is allowed).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -40,7 +41,7 @@ struct counters {
 };
 
 struct stats {
-	_Atomic uint64_t ready, addr, size_bytes, signals;
+	_Atomic uint64_t ready, addr, size_bytes, signals, working_addr;
 	struct counters threads[THREADS_MAX];
 };
 
@@ -226,13 +227,82 @@ static void do_memory(void)
 		page[i]++;
 }
 
+/* ---- memory that the program works with, as with its heap ---- */
+
+#define WORKING_PAGES 1024 /* the last one has nothing but a word to wait for */
+#define WORDS (PAGE_BYTES / 8)
+
+static uint64_t *working;
+
+static uint64_t working_word(uint64_t page_idx, uint64_t round, uint64_t i)
+{
+	return (page_idx << 40 | round << 10 | i) ^ 0x5a5a5a5a00000000;
+}
+
+/* Of each page the first who touches it is read(2), a futex, write(2), or the program itself. Then all of it
+ * is compared, and written anew. */
+static void do_working(void)
+{
+	static uint64_t round = 1;
+	static int ends[2];
+	struct timespec at_once = { .tv_nsec = 1 };
+
+	if (!ends[1] && pipe(ends))
+		check(false);
+	for (uint64_t page_idx = 0; page_idx < WORKING_PAGES - 1; page_idx++) {
+		uint64_t *page = working + page_idx * WORDS, seen = 0, read_word = 0;
+		uint32_t low = (uint32_t)working_word(page_idx, round, 0);
+
+		if (page_idx % 4 == 0) { /* the middle word comes by read(2) */
+			seen = ~working_word(page_idx, round, WORDS / 2);
+			check(write(ends[1], &seen, 8) == 8 && read(ends[0], page + WORDS / 2, 8) == 8);
+			check(page[WORDS / 2] == seen);
+			page[WORDS / 2] = ~seen;
+		} else if (page_idx % 4 == 1) { /* the kernel compares: EAGAIN if another word is there */
+			check(syscall(SYS_futex, page, FUTEX_WAIT_PRIVATE, low, &at_once, NULL, 0) == -1 &&
+			      errno == ETIMEDOUT);
+		} else if (page_idx % 4 == 2) {
+			check(write(ends[1], page + WORDS - 1, 8) == 8 && read(ends[0], &read_word, 8) == 8);
+			check(read_word == working_word(page_idx, round, WORDS - 1));
+		}
+		for (uint64_t i = 0; i < WORDS; i++)
+			check(page[i] == working_word(page_idx, round, i));
+		for (uint64_t i = 0; i < WORDS; i++)
+			page[i] = working_word(page_idx, round + 1, i);
+	}
+	round++;
+}
+
+/* Sleeps on a word in it until another thread, which writes it, wakes this one. */
+static void do_working_futex(void)
+{
+	static uint32_t *word;
+	pthread_t waker;
+	uint32_t seen;
+
+	if (!word) {
+		word = (uint32_t *)(working + (WORKING_PAGES - 1) * WORDS);
+		pthread_create(&waker, NULL, wake, word);
+	}
+	seen = __atomic_load_n(word, __ATOMIC_SEQ_CST);
+	check(syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0) == 0 || errno == EAGAIN);
+}
+
 static const struct {
 	const char *name;
 	void (*once)(void);
 } kinds[] = {
-	{ "nanosleep", do_nanosleep }, { "futex", do_futex },	  { "futex-untimed", do_futex_untimed },
-	{ "read", do_read },	       { "poll", do_poll },	  { "ppoll", do_ppoll },
-	{ "epoll", do_epoll },	       { "compute", do_compute }, { "memory", do_memory },
+	{ "nanosleep", do_nanosleep },
+	{ "futex", do_futex },
+	{ "futex-untimed", do_futex_untimed },
+	{ "read", do_read },
+	{ "poll", do_poll },
+	{ "ppoll", do_ppoll },
+	{ "epoll", do_epoll },
+	{ "compute", do_compute },
+	{ "memory", do_memory },
+	{ "working", do_working },
+	{ "working-futex", do_working_futex },
 };
 
 struct job {
@@ -362,6 +432,18 @@ static void make_memory(size_t size_bytes, char **options)
 	stats->size_bytes = size_bytes;
 }
 
+static void make_working(void)
+{
+	size_t size_bytes = WORKING_PAGES * PAGE_BYTES;
+
+	working = mmap(NULL, size_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (working == MAP_FAILED || madvise(working, size_bytes, MADV_DONTFORK))
+		die("working memory");
+	for (uint64_t i = 0; i < (WORKING_PAGES - 1) * WORDS; i++)
+		working[i] = working_word(i / WORDS, 1, i % WORDS);
+	stats->working_addr = (uintptr_t)working;
+}
+
 static struct job job_of(const char *kind, size_t idx)
 {
 	for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++)
@@ -385,6 +467,8 @@ int main(int argc, char **argv)
 		die("stats");
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	make_memory((size_t)atoi(argv[2]) << 20, options);
+	if (has(options, "working"))
+		make_working();
 	for (char *kind = strtok(argv[3], ","); kind && jobs_n < THREADS_MAX;
 	     kind = strtok(NULL, ","), jobs_n++)
 		jobs[jobs_n] = job_of(kind, jobs_n);
