@@ -48,13 +48,14 @@ def test_as_it_comes(service, directory):
     home = directory / "qemu"
     home.mkdir()
     shutil.chown(home, 65534, 65534)
-    more = ("-sandbox", SANDBOX, "-m", "slots=1,maxmem=1G")
+    more = ("-sandbox", SANDBOX, "-m", "slots=1,maxmem=1G", "-device", "VGA,vgamem_mb=16")
     with Qemu(home, *more, memory_mib=MEMORY_MIB, accel="tcg", prefix=AS_NOBODY, default_memory=True) as vm:
         vm.order("fill 96")
         vm.order("scribble on")
         fds, shared, own = vm.fds, vm.shared_mappings, threads(vm)
-        service.attach(vm.pid)
+        service.attach(vm.pid, qmp=str(vm.qmp_path))
         monitor = service.monitor
+        assert "vga.vram', which is no RAM of the guest" in monitor.log  # and TotalPages is without it
         monitor.until(lambda: threads(vm) == sorted([*own, "vmmswap\n"]), "the thread to begin")
         before = vm.resident_bytes()
         status = enabled(monitor)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-from vmmswap.attach import memory
+from vmmswap.attach import memory, private_memory
 from vmmswap.attach import target as target_module
 from vmmswap.attach.back_ends import CommandLine, check_back_ends, read_command_line
 from vmmswap.attach.devices import check_devices
@@ -129,6 +129,13 @@ def _undo_one(process: AttachedProcess, force: bool) -> None:
         _log.warning("process %d keeps an idle userfaultfd: %s", process.pid, error)
 
 
+def has_private_memory(pidfd: int, user: User) -> bool:
+    """True if a process that may be attached to has private memory that may be a guest's. VmmswapError as of
+    attach_vm().
+    """
+    return any(not seen.refusal for seen in private_memory.find(_look(pidfd, user), memory.MIN_BYTES))
+
+
 def attach_vm(pidfd: int, options: Options | None = None) -> AttachedVm:
     """Attach. VmmswapError with the reason if it cannot be; no process has changed then. pidfd stays the
     caller's.
@@ -148,7 +155,7 @@ def _attach_vm(vmm: Target, options: Options) -> AttachedVm:
         check_back_ends(vmm, vmm.pid)
     work = _Work(options)
     try:
-        found = memory.find(vmm, options.regions)
+        found = memory.find(vmm, options.regions, options.blocks)
         memfds = tuple(found.memfds)
         for fd in found.memfds.release():
             work.owned.add(fd)

@@ -10,6 +10,7 @@ from vmmswap.attach import private_memory
 from vmmswap.attach import target as target_module
 from vmmswap.attach.memory import MIN_BYTES
 from vmmswap.attach.planting import Span, set_spans
+from vmmswap.attach.ram_blocks import RamBlocks
 from vmmswap.errors import NotSupportedError
 from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
 from vmmswap.linux.maps import Mapping
@@ -25,14 +26,15 @@ class PrivateView:
         """All of it."""
         return any(item.start <= region.addr and region.end <= item.end for item in self.guest)
 
-    def further(self, known: Iterable[Region]) -> list[Region]:
-        """What is guest memory besides, by the rules of attach."""
+    def further(self, known: Iterable[Region], blocks: RamBlocks | None = None) -> list[Region]:
+        """What is guest memory besides, by the rules of attach. blocks: what QEMU says now."""
         before = list(known)
+        seen = [private_memory.Seen(item, "") for item in self.guest if item.size_bytes >= MIN_BYTES]
         return [
-            private_memory.Seen(item, "").region
-            for item in self.guest
-            if item.size_bytes >= MIN_BYTES
-            and not any(item.overlaps(region.addr, region.end) for region in before)
+            item.region
+            for item in (seen if blocks is None else blocks.choose(seen))
+            if not item.refusal
+            and not any(item.mapping.overlaps(region.addr, region.end) for region in before)
         ]
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from vmmswap.attach import private_memory
 from vmmswap.attach.fd_table import fds_of_inode
+from vmmswap.attach.ram_blocks import RamBlocks
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
@@ -87,8 +88,9 @@ def mappings_of(pid: int) -> list[Mapping]:
         raise NotSupportedError(f"process {pid} has ended") from None
 
 
-def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
+def find(target: Target, by_hand: Sequence[tuple[int, int]] = (), blocks: RamBlocks | None = None) -> Found:
     """The guest memory of a VMM: all that looks like it, or the mappings at these (start, end) addresses.
+    blocks: what QEMU says, which chooses among private mappings.
 
     NotSupportedError if there is none, with what was seen instead; InvalidRegionError for a wrong choice by
     hand.
@@ -101,7 +103,7 @@ def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
             for mapping in mappings_of(target.pid)
             if mapping.size_bytes >= MIN_BYTES and mapping.perms[:3] != "---"
         ]
-    if private := _find_private(target, mappings, is_by_hand=bool(by_hand)):
+    if private := _find_private(target, mappings, blocks, is_by_hand=bool(by_hand)):
         return private
     candidates: list[Candidate] = []
     regions: list[Region] = []
@@ -120,22 +122,23 @@ def find(target: Target, by_hand: Sequence[tuple[int, int]] = ()) -> Found:
         return Found(OwnedFds(owned.release()), tuple(regions), tuple(candidates))
 
 
-def _find_private(target: Target, mappings: Sequence[Mapping], *, is_by_hand: bool) -> Found | None:
+def _find_private(
+    target: Target, mappings: Sequence[Mapping], blocks: RamBlocks | None, *, is_by_hand: bool
+) -> Found | None:
     """None if guest memory is shared, or there is none. mappings: of which all were chosen, or may be."""
     if not any(private_memory.may_be(mapping) for mapping in mappings):
         return None
     seen = private_memory.find(target, PAGE_SIZE if is_by_hand else MIN_BYTES)
     if is_by_hand:
         seen = [_part(mapping, seen) for mapping in mappings]
+    elif blocks is not None:
+        seen = blocks.choose(seen)
     regions = [item.region for item in seen if not item.refusal]
     private_bytes = sum(region.size_bytes for region in regions)
     shared_bytes = sum(item.size_bytes for item in mappings if item.perms[3] == "s")
     if not is_by_hand and (shared_bytes >= private_bytes if shared_bytes else not seen):
         return None
-    candidates = [
-        Candidate(item.mapping, not item.refusal, item.refusal or "private, and kept from forked children")
-        for item in seen
-    ]
+    candidates = [Candidate(item.mapping, not item.refusal, item.refusal or item.note) for item in seen]
     _check_found(target, regions, candidates, is_by_hand=is_by_hand)
     return Found(OwnedFds(), tuple(regions), tuple(candidates))
 

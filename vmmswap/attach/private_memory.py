@@ -4,7 +4,8 @@
 Such memory has no name. What a VMM does not want its children to have (MADV_DONTFORK) is its guest's: QEMU
 says so of each block of guest memory, and of nothing else that can be read and written. Neither C libraries
 nor the kernel make such mappings, so heaps and stacks are no candidates. To take one too many, video memory
-say, does no harm: its pages are moved and served as all others.
+say, does no harm: its pages are moved and served as all others. If there is a QMP socket, QEMU itself says
+which of them are RAM: `ram_blocks`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,13 @@ __all__ = ["Seen", "find"]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A private anonymous mapping; refusal: why it is no guest memory, or cannot be taken; empty: it is."""
+    """A private anonymous mapping; refusal: why it is no guest memory, or cannot be taken; empty: it is.
+    note: why it is taken.
+    """
 
     mapping: Mapping
     refusal: str
+    note: str = "private, and kept from forked children"
 
     @property
     def region(self) -> Region:

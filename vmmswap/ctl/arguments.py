@@ -262,8 +262,8 @@ def _add_host_verbs(verbs: Verbs) -> None:
         type=_absolute_path,
         metavar="PATH",
         help=(
-            "QEMU's QMP socket, which nobody else may use: to ask for devices that were added, and to"
-            " drain its I/O"
+            "QEMU's QMP socket, which nobody else may use: to ask which private memory is RAM and for"
+            " devices that were added, and to drain its I/O"
         ),
     )
     _add_json(verb, "one JSON object with Name and Path")

@@ -51,8 +51,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="PATH",
         type=os.path.abspath,
         help=(
-            "with --attach: QEMU's QMP socket, which nobody else may use: to ask for devices that were"
-            " added, and to drain its I/O"
+            "with --attach: QEMU's QMP socket, which nobody else may use: to ask which private memory is"
+            " RAM and for devices that were added, and to drain its I/O"
         ),
     )
     found.add_argument(

@@ -244,6 +244,8 @@ class Registration:
             from vmmswap.monitor.qmp import Qmp  # noqa: PLC0415
 
             await Qmp.check(qmp, pid_of(pidfd, "the VMM"))
+            options = await attached.asked(pidfd, qmp, options)
+            _check_wanted(is_given_up)
         found = await attached.attach(pidfd, options)
         try:
             _check_wanted(is_given_up)

@@ -25,12 +25,14 @@ from vmmswap.attach.attach import (
     check_before_enable,
     check_devices_of,
     detach_process,
+    has_private_memory,
 )
 from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.huge_pages import forbid_huge_pages
 from vmmswap.attach.options import Options
 from vmmswap.engine import Mover
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
+from vmmswap.handoff.fds import pid_of
 from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds
@@ -43,6 +45,7 @@ from vmmswap.monitor.mappers.added_back_ends import check_added_back_ends
 from vmmswap.monitor.mappers.hotplug import Hotplug
 from vmmswap.monitor.mappers.lookout import Unserved, Watcher
 from vmmswap.monitor.mappers.processes import Processes
+from vmmswap.monitor.mappers.qemu_memory import ask_ram_blocks
 from vmmswap.monitor.new_vm import NewProcess, NewVm
 from vmmswap.monitor.process import Process
 from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler
@@ -54,6 +57,20 @@ _log = logging.getLogger("vmmswap.attached")
 _WATCH_S = 1.0
 _LET_GO_EVERY = 5  # looks
 _FLAGS_REST = 20  # times as long as it took
+
+
+async def asked(pidfd: int, qmp_path: str, options: Options) -> Options:
+    """With what QEMU says of its memory, if it is private and not chosen by hand. VmmswapError as of
+    attach().
+    """
+    if options.regions or not await asyncio.to_thread(has_private_memory, pidfd, options.user):
+        return options
+    blocks = await ask_ram_blocks(qmp_path, pid_of(pidfd, "the VMM"))
+    if blocks is not None and not blocks.has_addresses:
+        _log.info(
+            "QEMU says how large its RAM is, and not where (before 8.0): it is chosen by size and shape"
+        )
+    return replace(options, blocks=blocks)
 
 
 async def attach(pidfd: int, options: Options) -> AttachedVm:

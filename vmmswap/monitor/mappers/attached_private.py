@@ -21,6 +21,7 @@ from vmmswap.linux.process import is_alive
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.private import PrivateWatch
 from vmmswap.monitor.mappers.processes import Processes
+from vmmswap.monitor.mappers.qemu_memory import ask_ram_blocks
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.attached")
@@ -72,7 +73,7 @@ class AttachedPrivateWatch(PrivateWatch):
         for region in [item for item in self._regions() if not self._is_there(item, view)]:
             await self._forget(region)
         known = self._regions()
-        new = [] if self._vm.manifest.chosen else view.further(known)
+        new = [] if self._vm.manifest.chosen else await self._further(known, view)
         if new:
             await self._add(known, new)
         if not self._regions():
@@ -81,6 +82,15 @@ class AttachedPrivateWatch(PrivateWatch):
                 " again"
             )
         await self._barrier()
+
+    async def _further(self, known: Sequence[Region], view: PrivateView) -> list[Region]:
+        """QEMU is asked only if something may be new."""
+        new = view.further(known)
+        if not new or not self._vm.manifest.qmp:
+            return new
+        blocks = await ask_ram_blocks(self._vm.manifest.qmp, self._vm.vmm.pid)
+        self._check_open()
+        return view.further(known, blocks)
 
     def _regions(self) -> list[Region]:
         return [private_region(item.addr, item.pages * PAGE_SIZE) for item in self._vm.manifest.regions]
