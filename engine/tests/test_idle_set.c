@@ -69,44 +69,6 @@ TEST(known_after_two_cycles)
 }
 
 /* A page that is not touched any more is tried before long, and leaves. */
-/* Programs that are never quite idle touch so much at once that it looks like a wake-up. */
-static void burst(struct wake_record *record, uint32_t n)
-{
-	bool woke = false;
-
-	wake_record_begin_leaving(record);
-	wake_record_begin(record);
-	for (uint32_t page = 0; page < n; page++) {
-		if (wake_record_is_idle(record, page) || !wake_record_touch(record, page, true, false))
-			continue;
-		woke = true;
-	}
-	if (woke)
-		CHECK_EQ(wake_record_settle(record), n > WAKE_NOISE_PAGES);
-	age(record, 20000);
-	wake_record_fold(record);
-}
-
-TEST(a_burst_after_the_swap_out_is_noise)
-{
-	struct wake_record *record = new_record();
-
-	burst(record, WAKE_NOISE_PAGES);
-	burst(record, WAKE_NOISE_PAGES);
-	for (int i = 0; i < 5; i++) {
-		wake_record_choose_idle(record, ALL);
-		CHECK(idle_pages(record) > WAKE_NOISE_PAGES / 2);
-		burst(record, WAKE_NOISE_PAGES);
-	}
-	wake_record_destroy(record);
-	record = new_record();
-	for (int i = 0; i < 3; i++)
-		burst(record, 4 * WAKE_NOISE_PAGES); /* that is a wake-up */
-	wake_record_choose_idle(record, ALL);
-	CHECK(idle_pages(record) < WAKE_NOISE_PAGES);
-	wake_record_destroy(record);
-}
-
 TEST(what_is_not_touched_any_more_leaves)
 {
 	struct wake_record *record = new_record();

@@ -126,7 +126,7 @@ static void note_held(struct cycle *cycle, const struct candidate *page)
 /* True if it would have been seen that an idle guest touches the page. */
 static bool was_idle_seen(const struct cycle *cycle, uint8_t flags)
 {
-	return cycle->idled && !(flags & (ENTRY_STAYS | ENTRY_OFFERED));
+	return cycle->idled && !(flags & ENTRY_STAYS);
 }
 
 static void count_idle(struct candidate *page, const struct cycle *cycle, uint8_t flags)

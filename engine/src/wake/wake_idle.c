@@ -42,12 +42,3 @@ bool wake_record_is_idle(const struct wake_record *record, uint64_t page_idx)
 {
 	return page_idx <= TOUCH_PAGE_MASK && wake_has_bit(record->stays, page_idx);
 }
-
-bool wake_was_noise(const struct wake_header *header)
-{
-	uint32_t pages = wake_faults_after(header, atomic_load(&header->leaving_n)) +
-			 atomic_load(&header->offered_n); /* what a replay brings raises no fault */
-
-	return !atomic_load(&header->ordered) && pages <= WAKE_NOISE_PAGES &&
-	       atomic_load(&header->wake_from_ms) <= atomic_load(&header->idle_from_ms) + WAKE_NOISE_MS;
-}

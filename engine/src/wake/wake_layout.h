@@ -129,10 +129,6 @@ static inline uint32_t wake_faults_after(const struct wake_header *header, uint3
 /* Set or clear the bits of members, stays and held for a set. */
 void wake_members(struct wake_record *record, uint32_t which, bool is_set);
 
-/* True if this wake-up began soon after the swap-out and ended with few pages: what programs touch that are
- * never quite idle. */
-bool wake_was_noise(const struct wake_header *header);
-
 uint64_t wake_now_ms(void);
 uint64_t wake_random(struct wake_record *record);
 

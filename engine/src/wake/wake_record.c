@@ -329,8 +329,6 @@ static bool was_wake_up(const struct wake_header *header)
 	uint32_t offered_n = atomic_load(&header->offered_n), held_n = atomic_load(&header->held_n);
 	uint32_t burst = atomic_load(&header->ordered) ? 0 : WAKE_BURST_PAGES + 1;
 
-	if (wake_was_noise(header))
-		return false;
 	if (!offered_n)
 		return touched >= WAKE_TOUCHES_MIN && touched >= set_n / WAKE_TOUCHES_PART;
 	if (held_n < WAKE_HELD_MIN)
@@ -387,10 +385,7 @@ static void choose_held(struct wake_record *record, struct wake_entry *entries, 
 	uint32_t share = held_256(record->header);
 
 	for (uint32_t i = 0; i < n; i++) {
-		/* What only an idle guest has touched is left to it: else nobody would see whether it still
-		 * does. */
-		if (entries[i].flags & (ENTRY_OFFERED | ENTRY_HELD | ENTRY_STAYS) ||
-		    !(entries[i].flags & ENTRY_WOKE))
+		if (entries[i].flags & (ENTRY_OFFERED | ENTRY_HELD | ENTRY_STAYS))
 			continue;
 		if (entries[i].age > 0 && (wake_random(record) >> 32 & 255) < share) {
 			entries[i].flags |= ENTRY_HELD;

@@ -37,11 +37,6 @@
 #define WAKE_ANY_PAGES 256
 #define WAKE_ANY_MS 1000
 
-/* If it begins so soon after the swap-out and ends with so few pages, it was no wake-up: programs that wake
- * up now and then touch so many in a row. */
-#define WAKE_NOISE_MS 10000
-#define WAKE_NOISE_PAGES 960
-
 struct wake_record;
 
 int wake_record_create(struct wake_record **out, struct error *err);
