@@ -671,6 +671,7 @@ static struct chaos *start_guest(void)
 	chaos->control =
 		mmap(NULL, sizeof *chaos->control, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	CHECK(chaos->control != MAP_FAILED);
+	vmm_repeats_words = true;
 	vmm_start(&chaos->vmm, PAGES_0, PAGES_1, WORKERS);
 	chaos->uffds[chaos->uffds_n++] = chaos->vmm.uffd;
 	return chaos;

@@ -58,14 +58,16 @@ static uint64_t next_random(uint64_t *state)
 	return *state;
 }
 
+bool vmm_repeats_words;
+
 /* Version 0 is a page of zeros. From some word on, another one in each version, a page repeats its first
- * eight: so pages compress to any length, and some not at all. A few repeat one word. */
+ * eight: so pages compress to any length, and some not at all. A few may repeat one word. */
 static uint64_t wanted_word(uint64_t page, uint64_t version, uint64_t word)
 {
 	uint64_t first = (page * 37 + version * 411) % (WORDS + WORDS / 4);
 
 	if (first < 8)
-		word = 0;
+		word = vmm_repeats_words ? 0 : word % 8;
 	else if (word >= first)
 		word %= 8;
 	return version ? (page * 0x9e3779b97f4a7c15 + version) * 0xbf58476d1ce4e5b9 +

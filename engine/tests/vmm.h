@@ -53,6 +53,9 @@ struct vmm {
 	struct vmm_shared *shared;
 };
 
+/* A few pages repeat one word. Set it before vmm_start(). */
+extern bool vmm_repeats_words;
+
 /* Start it: two memfds of pages_0 and pages_1 pages, filled (every eighth page is left zero), a uffd with API
  * done, an idle pool of workers. Exits the test on failure. */
 void vmm_start(struct vmm *vmm, uint64_t pages_0, uint64_t pages_1, uint32_t workers);
