@@ -55,6 +55,7 @@ static const char *const left_out[] = {
 	"event.piece",
 	"holders.fdinfo",
 	"mapper_watch.minute",
+	"reads.cut",
 	"pins.blind",
 	"poison.lifted",
 	"restore.awaits-removal",

@@ -5,6 +5,7 @@
 #include <sys/vfs.h>
 
 #include "puppet.h"
+#include "uring.h"
 
 static const struct layout layout = {
 	.memfd_pages = { 512 }, .regions = { { 0, 0, 512 } }, .one_thread = 1, .no_uring = 1
@@ -25,18 +26,23 @@ static void await_reads(const struct rig *rig, uint64_t n)
 		sched_yield();
 }
 
-static void start(struct rig *rig)
+static void start_with(struct rig *rig, const struct layout *memory)
 {
 	struct statfs fs;
 
 	if (statfs("/var/tmp", &fs) == 0 && fs.f_type == TMPFS_MAGIC)
 		test_skip("what /var/tmp has is memory, which is read at once: needs a disk");
-	rig_start(rig, &layout);
+	rig_start(rig, memory);
 	rig_fork(rig, 1);
 	rig_fork(rig, 2);
 	rig_run_job(rig, JOB_SWAP_OUT);
 	rig_settle(rig);
 	rig_arm(rig, "store.read", "stall");
+}
+
+static void start(struct rig *rig)
+{
+	start_with(rig, &layout);
 }
 
 /* The whole of what each hand got is right, too. */
@@ -252,6 +258,22 @@ TEST(events_are_read_before_a_page_is_tried_again)
 	stop(&rig);
 }
 
+static void learn_a_wake_up(struct rig *rig)
+{
+	struct error err = { 0 };
+
+	rig_disarm("store.read");
+	for (uint64_t page = FIRST; page < FIRST + 100; page++)
+		puppet_do(rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = page });
+	rig_settle(rig);
+	CHECK_OK(engine_wake(rig->engine, true, &err));
+	rig_await_notice(rig, NOTICE_REPLAY_DONE);
+	engine_settle_wake(rig->engine);
+	rig_run_job(rig, JOB_SWAP_OUT);
+	rig_settle(rig);
+	rig->replayed = 0;
+}
+
 /* One worker has some batches of pages in flight, and page faults pass them. */
 TEST(a_replay_has_reads_in_flight_together)
 {
@@ -259,16 +281,7 @@ TEST(a_replay_has_reads_in_flight_together)
 	struct rig rig;
 
 	start(&rig);
-	rig_disarm("store.read");
-	for (uint64_t page = FIRST; page < FIRST + 100; page++)
-		puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = page });
-	rig_settle(&rig);
-	CHECK_OK(engine_wake(rig.engine, true, &err));
-	rig_await_notice(&rig, NOTICE_REPLAY_DONE);
-	engine_settle_wake(rig.engine);
-	rig_run_job(&rig, JOB_SWAP_OUT);
-	rig_settle(&rig);
-	rig.replayed = 0;
+	learn_a_wake_up(&rig);
 	rig_arm(&rig, "store.read", "stall");
 	CHECK_OK(engine_wake(rig.engine, true, &err));
 	await_reads(&rig, 4);
@@ -277,5 +290,26 @@ TEST(a_replay_has_reads_in_flight_together)
 	rig_disarm("store.read");
 	puppet_await(&rig, 0, 1);
 	CHECK_EQ(rig_await_notice(&rig, NOTICE_REPLAY_DONE).code, 0);
+	stop(&rig);
+}
+
+/* A device may give less than was asked for. Nothing else is in flight that would wake up who waits for the
+ * rest. */
+TEST(a_replay_reads_the_rest_of_what_was_cut_short)
+{
+	static const struct layout ring = { .memfd_pages = { 512 },
+					    .regions = { { 0, 0, 512 } },
+					    .one_thread = 1 };
+	struct error err = { 0 };
+	struct rig rig;
+
+	close(uring_open());
+	start_with(&rig, &ring);
+	learn_a_wake_up(&rig);
+	rig_arm(&rig, "reads.cut", "EIO");
+	CHECK_OK(engine_wake(rig.engine, true, &err));
+	CHECK_EQ(rig_await_notice(&rig, NOTICE_REPLAY_DONE).code, 0);
+	CHECK(failpoint_hits("reads.cut") > rig.hits);
+	rig_disarm("reads.cut");
 	stop(&rig);
 }

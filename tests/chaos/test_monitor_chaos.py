@@ -38,6 +38,7 @@ LEFT_OUT = {
     "mapper_watch.minute",
     "pins.blind",
     "poison.lifted",
+    "reads.cut",
     "resident.cachestat",
     "restore.awaits-removal",
     "uffd.continue-protected",

@@ -64,6 +64,7 @@ static const char *const names[] = {
 	"notice.alloc",
 	"pins.blind",
 	"poison.lifted",
+	"reads.cut",
 	"recover.mapped",
 	"replay.begins",
 	"replay.step",

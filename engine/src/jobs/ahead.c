@@ -270,20 +270,20 @@ static struct ahead_batch *first_read(struct ahead *ahead)
 	return first;
 }
 
-/* False: the kernel does not take all of them now. */
-static bool submit_and_take(struct ahead *ahead)
+/* False: the kernel does not take all of them now. In this order: the rest of a read that was cut short has
+ * not begun. */
+static bool take_and_submit(struct ahead *ahead)
 {
-	bool all_begun = !ahead->reads || reads_submit(ahead->reads);
 	struct file_read *file;
 
 	while (ahead->reads && (file = reads_take(ahead->reads)))
 		near_reads_run_ended(file);
-	return all_begun;
+	return !ahead->reads || reads_submit(ahead->reads);
 }
 
 bool ahead_has_ended(struct ahead *ahead)
 {
-	submit_and_take(ahead);
+	take_and_submit(ahead);
 	return first_read(ahead);
 }
 
@@ -293,7 +293,7 @@ static struct ahead_batch *await_batch(struct ahead *ahead)
 	struct ahead_batch *batch;
 
 	for (;;) {
-		bool all_begun = submit_and_take(ahead);
+		bool all_begun = take_and_submit(ahead);
 
 		batch = first_read(ahead);
 		if (batch)

@@ -105,6 +105,8 @@ static bool has_ended(struct file_read *file, int32_t got)
 {
 	if (got == -EINTR || got == -EAGAIN)
 		return false;
+	if (got > (int32_t)PAGE_BYTES && FAILPOINT("reads.cut"))
+		got = (int32_t)PAGE_BYTES;
 	if (got < 0 || (uint64_t)got < PAGE_BYTES) {
 		file->result = got < 0 ? got : -EIO;
 		return true;
