@@ -28,6 +28,7 @@ NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-n
 
 _HEAD = struct.Struct("QQQQQ")
 _COUNTERS = struct.Struct("QQQ")
+COUNTERS_AT = _HEAD.size  # bytes from the start of the shared page
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support.attach import SOURCE
+from tests.support.attach import COUNTERS_AT, SOURCE
 from tests.support.machine import Machine
 from tests.support.programs import built
 from tests.support.service import Service
@@ -35,7 +35,9 @@ class Target:
 
     def counters(self) -> tuple[int, int]:
         """Rounds done by the first thread; what was wrong in any."""
-        words = self._machine.sh(f"od -A n -t u8 -w24 -j 32 -N 72 -v /run/{self._unit}").stdout.split()
+        words = self._machine.sh(
+            f"od -A n -t u8 -w24 -j {COUNTERS_AT} -N 72 -v /run/{self._unit}"
+        ).stdout.split()
         numbers = [int(word) for word in words]
         return numbers[0], sum(numbers[1::3])
 
