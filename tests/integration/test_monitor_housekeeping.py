@@ -24,7 +24,8 @@ def monitor(request):
     config.write_text("\n".join(["[Swap]", *request.param, ""]))
     with PrivateBus() as bus, Monitor("web", bus, directory, "--config", str(config)) as running:
         running.is_plain = request.param == PLAIN
-        running.is_on_disk = lambda: not request.param or running.status()["StoredRamBytes"] == 0
+        running.has_ram_tier = not request.param
+        running.is_on_disk = lambda: running.has_ram_tier or running.status()["StoredRamBytes"] == 0
         yield running
     shutil.rmtree(directory)
 
@@ -65,7 +66,9 @@ def test_pages_that_were_only_read_keep_their_copies(monitor, guest):
     assert status["CompressedBytes"] == out["CompressedBytes"]
     again = monitor.all_out()
     assert (again["SwapPages"], again["KeptPages"]) == (out["SwapPages"], 0)
-    same = ("WrittenBytes", "CompressedBytes", "StoredPages")
+    same = ["CompressedBytes", "StoredPages"]
+    if not monitor.has_ram_tier:  # which moves what does not compress to disk, in its own time
+        same.append("WrittenBytes")
     assert [again[key] for key in same] == [out[key] for key in same], "they went out as they were stored"
     assert guest.verify().wrong_bytes == 0
     ready = monitor.disable()
