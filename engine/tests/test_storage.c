@@ -75,7 +75,7 @@ static void be_child(void)
 	_exit(0);
 }
 
-static void obey(struct hand *hand)
+static void obey(struct hand *hand, enum order order)
 {
 	volatile unsigned char *at = (unsigned char *)own->base + hand->page * PAGE;
 
@@ -84,7 +84,7 @@ static void obey(struct hand *hand)
 		hand->sigbus = true;
 		return;
 	}
-	switch ((enum order)hand->order) {
+	switch (order) {
 	case READ:
 		hand->byte = at[0];
 		break;
@@ -107,11 +107,13 @@ static void obey(struct hand *hand)
 static void *be_hand(void *argument)
 {
 	struct hand *hand = argument;
+	int order;
 
-	while (hand->order != END) {
-		if (hand->order != NOTHING) {
-			obey(hand);
-			hand->order = NOTHING;
+	while ((order = hand->order) != END) { /* one read: a second could find END, and lose it */
+		if (order != NOTHING) {
+			obey(hand, (enum order)order);
+			/* An END that came meanwhile stays. */
+			atomic_compare_exchange_strong(&hand->order, &order, NOTHING);
 		}
 		poll(NULL, 0, 1);
 	}
