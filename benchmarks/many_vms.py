@@ -22,6 +22,7 @@ from tests.support.many_vms import HostClient, ManyVms
 from tests.support.restarts import keepers
 from vmmswap.names import BUS_NAME
 
+_ONE_PAGE = "first=1000 pages=1"  # that no guest has touched since it went out
 _SWITCHES = re.compile(r"^voluntary_ctxt_switches:\s+(\d+)", re.MULTILINE)
 
 
@@ -90,8 +91,10 @@ async def _measure(vms: ManyVms, bus: PrivateBus, quiet_s: float, idle_s: float)
         found["list_s"] = await asyncio.to_thread(_list_s, bus)
         since_s = time.monotonic()
         await asyncio.to_thread(vms.kill_monitors)
-        wrong_bytes = await asyncio.to_thread(vms.wrong_bytes)
+        wrong_bytes = await asyncio.to_thread(vms.wrong_bytes, _ONE_PAGE)
         found["all_served_again_s"] = time.monotonic() - since_s
+        wrong_bytes += await asyncio.to_thread(vms.wrong_bytes)
+        found["all_read_again_s"] = time.monotonic() - since_s
         if wrong_bytes:
             raise RuntimeError(f"{wrong_bytes} bytes of guests are wrong")
     return found
@@ -117,7 +120,11 @@ def bench(count: int, quiet_s: float, idle_s: float) -> None:
     ratio("all VMs, percent of one processor", found["cpu_percent_of_all"], "at most 0.2 for 100")
     ratio("wake-ups of a VM, in a minute", found["wake_ups_a_minute"], "at most 6")
     ratio("vmmswapctl list, s", found["list_s"], "at most 0.5 for 200")
-    ratio("all monitors killed: until all guests were served, s", found["all_served_again_s"], "at most 10")
+    ratio(
+        "all monitors killed: until a page fault of each guest was answered, s",
+        found["all_served_again_s"],
+        "at most 10 for 200",
+    )
 
 
 async def wait_for_daemon(bus: PrivateBus) -> None:
