@@ -220,13 +220,15 @@ TEST(zombie_leader)
 	target_end(&target);
 }
 
-/* On the tracer thread, so that the freeze finds the leader seized, and ended while its siblings live. */
+/* On the tracer thread, so that the freeze finds the leader seized, and ended while its siblings live. It is
+ * told to end once it is held: nobody can seize what has ended. */
 static int hold_leader_and_end(void *ctx, struct pid_list *out)
 {
 	struct target *target = ctx;
 
-	if (!atomic_exchange(&target->memory->go, 1)) {
+	if (!atomic_load(&target->memory->go)) {
 		CHECK_SYS(ptrace(PTRACE_SEIZE, target->pid, NULL, NULL));
+		atomic_store(&target->memory->go, 1);
 		wait_for_state(target->pid, target->pid, 'Z');
 	}
 	return list_mappers(target, out);
@@ -336,8 +338,9 @@ static int hold_thread_and_exec(void *ctx, struct pid_list *out)
 	struct target *target = ctx;
 	struct procfs_task info;
 
-	if (!atomic_exchange(&target->memory->go, 2)) {
+	if (!atomic_load(&target->memory->go)) {
 		CHECK_SYS(ptrace(PTRACE_SEIZE, atomic_load(&target->memory->tid), NULL, NULL));
+		atomic_store(&target->memory->go, 2); /* after exec() the number would be another's */
 		do {
 			sched_yield();
 			CHECK_OK(procfs_task(target->pid, target->pid, &info));

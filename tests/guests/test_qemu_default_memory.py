@@ -15,6 +15,7 @@ from tests.guests.qemu import Qemu
 from tests.guests.test_qemu import wait_balloon
 from tests.guests.test_qemu_hotplug import until
 from tests.support.bus import missing as bus_missing
+from tests.support.patience import PATIENCE
 from tests.support.restarts import failing
 
 REASON = qemu.missing() or bus_missing() or qemu.cannot_move()
@@ -39,7 +40,7 @@ def killed_in_a_swap_out(service, point):
     service.monitor.kill()
     monitor = service.start(env=failing(f"{point}=kill@3"))
     subprocess.run(monitor.call_command("Enable"), check=False, capture_output=True)
-    monitor.process.wait(120)
+    monitor.process.wait(120 * PATIENCE)
     return service.start()
 
 

@@ -35,7 +35,7 @@ def killed_in_a_swap_out(service, target, point):
     service.monitor.kill()
     monitor = service.start(env=failing(f"{point}=kill@1"))
     subprocess.run(monitor.call_command("Enable"), check=False, capture_output=True)
-    monitor.process.wait(60)
+    monitor.process.wait(DEADLINE_S)
     monitor = service.start()
     target.run_on(2)
     monitor.settled()

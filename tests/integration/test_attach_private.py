@@ -140,7 +140,7 @@ def test_monitors_are_killed_and_the_last_one_leaves_no_trace(service):
             service.monitor.kill()
             monitor = service.start(env=failing(f"{point}=kill@1"))
             subprocess.run(monitor.call_command("Enable"), check=False, capture_output=True)
-            monitor.process.wait(60)
+            monitor.process.wait(DEADLINE_S)
             monitor = service.start()
             target.run_on(20)
             monitor.settled()

@@ -239,7 +239,7 @@ def test_killed_at_each_step_of_bringing_pages_in(service, directory, snapshot, 
                 service.monitor.call("Disable")
         else:
             vmm.say("sum 0 100")
-        assert service.await_death(60)
+        assert service.await_death()
         monitor = service.start()
         if point.startswith("resolve"):
             assert int(vmm.answer()) == sum_of(snapshot[: 100 * PAGE])
@@ -263,10 +263,10 @@ def test_killed_while_the_vm_registers(service, directory, snapshot, names):
     with Firecracker(service.monitor.socket, SIZES_MIB) as vmm:
         vmm.say("sum 60 1")
         for name in names[1:]:
-            assert service.await_death(60)
+            assert service.await_death()
             service.manager.at(name, lambda: service.manager.kill(service.monitor.pid))
             service.start()
-        assert service.await_death(60)
+        assert service.await_death()
         assert ("manifest" in service.manager.kept) == (names == ["manifest"])
         monitor = service.start()
         assert int(vmm.answer()) == sum_of(snapshot[60 * PAGE : 61 * PAGE])
@@ -287,7 +287,7 @@ def test_mapped_anew_before_the_vm_is_registered(service, directory, snapshot):
     kill_when_kept(service, "message")
     expected = bytearray(snapshot)
     with Firecracker(service.monitor.socket, SIZES_MIB) as vmm:
-        assert service.await_death(60)
+        assert service.await_death()
         assert vmm.ask("remap 0 10") == "ok"
         expected[: 10 * PAGE] = bytes(10 * PAGE)
         service.start().wait_on_bus()
@@ -297,7 +297,7 @@ def test_mapped_anew_before_the_vm_is_registered(service, directory, snapshot):
 def test_the_vmm_ends_while_its_message_is_kept(service, directory, snapshot):
     kill_when_kept(service, "message")
     with Firecracker(service.monitor.socket, SIZES_MIB):
-        assert service.await_death(60)
+        assert service.await_death()
     monitor = service.start()
     monitor.wait_log("hand-off refused: the process")
     monitor.wait_on_bus()
@@ -309,7 +309,7 @@ def test_the_vmm_ends_while_its_message_is_kept(service, directory, snapshot):
 def test_a_kept_message_is_refused(service, directory):
     kill_when_kept(service, "message")
     with Firecracker(service.monitor.socket, SIZES_MIB):
-        assert service.await_death(60)
+        assert service.await_death()
         (directory / "memory").unlink()
         monitor = service.start()
         monitor.wait_log("cannot be opened: No such file")

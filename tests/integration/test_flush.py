@@ -49,7 +49,7 @@ def test_a_flush_moves_all_to_disk_though_it_is_killed(monitors):
             assert monitor.settled()["State"] == "Ready"
             assert monitor.enable()["StoredRamBytes"] > 0
             monitor.call("Flush")
-            assert service.await_death(60)
+            assert service.await_death()
             monitor = service.start(monitors.env)
             monitor.wait_on_bus()
             assert monitor.settled()["State"] == "Active"

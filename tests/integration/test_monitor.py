@@ -611,7 +611,7 @@ def run(bus, *arguments, env=None):
     command = ["python3", "-m", "vmmswap.monitor.main", *arguments]
     command[0] = Monitor("x", bus, Path("/")).argv[0]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | (env or {})
+        command, capture_output=True, text=True, timeout=DEADLINE_S, check=False, env=os.environ | (env or {})
     )
 
 
@@ -695,7 +695,7 @@ def test_no_userfaultfd_for_a_normal_user(bus, directory):
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *Monitor("web", bus, directory).argv],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert one_line(result, "/dev/userfaultfd", "CAP_SYS_PTRACE", "vm.unprivileged_userfaultfd") == 69

@@ -133,7 +133,7 @@ def test_killed_at_each_step(bus, tmp_path):
                 if monitor.status()["State"] == "Active":
                     monitor.disable()
                 subprocess.run(monitor.call_command("Enable"), check=False, capture_output=True)
-                assert lives.await_death(60), f"not killed at {point}"
+                assert lives.await_death(), f"not killed at {point}"
                 monitor = lives.start()
                 monitor.wait_on_bus()
                 assert vmm.digest() == digest_with(), point
@@ -151,6 +151,6 @@ def test_the_vmm_dies_while_no_monitor_is_there(bus):
         with PrivateVmm(monitor.socket, SIZE) as vmm:
             monitor.all_out()
             os.kill(monitor.pid, signal.SIGKILL)
-            lives.await_death(60)
+            lives.await_death()
             vmm.kill()
         assert lives.start().wait_exit() == 0

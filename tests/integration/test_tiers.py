@@ -46,7 +46,7 @@ def test_a_monitor_that_is_killed_leaves_its_tiers_to_its_successor(config, died
             assert set(service.manager.kept) > TIERS | ON_DISK
             assert "store" not in service.manager.kept
             monitor.call("Enable")
-            assert service.await_death(60)
+            assert service.await_death()
             monitor = service.start()
             monitor.wait_on_bus()
             assert monitor.enable()["State"] == "Active"
@@ -163,7 +163,7 @@ def test_what_is_out_in_a_plain_file_stays_served_from_there_when_the_default_is
             assert "store" in service.manager.kept and not TIERS & set(service.manager.kept)
             assert monitor.error_of("Flush") == "NotSupported"
             monitor.call("Enable")
-            assert service.await_death(60)
+            assert service.await_death()
             write_as_version_0_1(service.manager.kept["manifest"])
             options.write_text("")
             for _ in range(2):

@@ -117,7 +117,7 @@ def test_killed_in_the_middle(life):
     monitor = running.start(failing("replay.step=kill@10"))
     monitor.wait_on_bus()
     monitor.call("Wake")
-    running.await_death(60)
+    running.await_death()
     monitor = running.start()
     monitor.wait_on_bus()
     # PrefetchedPages lacks what the dead one had put back and not counted yet.

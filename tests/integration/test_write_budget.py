@@ -132,7 +132,7 @@ def test_a_monitor_that_is_killed_while_it_writes_the_ledger_leaves_one(tmp_path
             guest.wait_ready()
             guest.fill()
             monitor.call("Enable")
-            assert service.await_death(60)
+            assert service.await_death()
             assert ledger.read(book).written_today(this_hour()) >= MIB  # the old one, or the new one
             monitor = service.start(env)
             monitor.wait_on_bus()

@@ -42,13 +42,32 @@ def answer_of(opcode: int, node: int) -> bytes:
     return struct.pack("<QII", 0, 0, 0) if opcode == OPEN else b""
 
 
-def serve(device: int, is_silent: threading.Event, stream: socket.socket) -> None:
+class Voice:
+    """What is said over the socket: "silent", then the requests that get no answer."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._one = threading.Lock()
+        self._is_silent = False
+
+    def silence(self) -> None:
+        with self._one:  # or a request that comes just now is named first
+            self._is_silent = True
+            self._stream.sendall(b"silent\n")
+
+    def names(self, opcode: int) -> bool:
+        """True if the request is named instead of answered."""
+        with self._one:
+            if self._is_silent:
+                self._stream.sendall(f"{NAMES.get(opcode, opcode)}\n".encode())
+            return self._is_silent
+
+
+def serve(device: int, voice: Voice) -> None:
     while True:
         request = os.read(device, 1 << 18)
         _, opcode, unique, node, *_ = _IN.unpack_from(request)
-        if is_silent.is_set():
-            stream.sendall(f"{NAMES.get(opcode, opcode)}\n".encode())
-        elif opcode != FORGET:
+        if not voice.names(opcode) and opcode != FORGET:
             body = answer_of(opcode, node)
             os.write(device, _OUT.pack(_OUT.size + len(body), 0, unique) + body)
 
@@ -65,14 +84,13 @@ def main() -> None:
         or libc.mount(b"vmmswap-test", path.encode(), b"fuse", 0, options)
     ):
         raise OSError(ctypes.get_errno(), "mount")
-    is_silent = threading.Event()
-    threading.Thread(target=serve, args=(device, is_silent, stream), daemon=True).start()
+    voice = Voice(stream)
+    threading.Thread(target=serve, args=(device, voice), daemon=True).start()
     file = os.open(f"{path}/file", os.O_RDWR)
     stream.sendmsg([b"ready\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))])
     os.close(file)  # or our own end would wait for our answer
     stream.recv(1)
-    is_silent.set()
-    stream.sendall(b"silent\n")
+    voice.silence()
     threading.Event().wait()
 
 

@@ -60,7 +60,7 @@ class Restarted:
         self.monitor.start()
         return self.monitor
 
-    def await_death(self, deadline_s: float) -> bool:
+    def await_death(self, deadline_s: float = DEADLINE_S) -> bool:
         """Whether it died by itself; if not, it is killed. Its keeper has done its work then, as a service
         manager waits for that too.
         """
