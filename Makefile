@@ -5,7 +5,8 @@
 #   make test       install what is missing, then run the whole test suite
 #   make chaos      only the tests that kill and starve things
 #   make test-libvirt   a domain of a real libvirt, in a container of its own (not in make test: it takes minutes)
-#   make test-kernels   the suite on Debian's 6.1 and 6.12, booted under QEMU (make test runs a part of it)
+#   make test-kernels   the suite on Debian's 6.1 and 6.12, booted under QEMU (make test runs a part of it);
+#                   KERNELS_TESTS= a part of it, as pytest's -k: "[6.1-engine-log", "monitor"
 #   make format     C and Python as .clang-format and ruff have them; no line of docs above 120 columns
 #   make transcript docs/transcript.md: types docs/first-hour.md into a booted system
 #   make generate   files that follow from tables in the code: dbus/*.xml, parts of docs/
@@ -93,7 +94,7 @@ soak: bootstrap $(STAMPS)/apt-debian $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelho
 	tools/soak $(VENV)
 
 test-kernels: bootstrap $(STAMPS)/apt-test $(GUEST_PROGRAM)
-	KERNELS=whole $(VENV)/bin/pytest -p no:cacheprovider -s tests/kernels
+	KERNELS=whole $(VENV)/bin/pytest -p no:cacheprovider -s -v tests/kernels $(if $(KERNELS_TESTS),-k '$(KERNELS_TESTS)')
 
 test-libvirt: bootstrap $(STAMPS)/apt-debian $(STAMPS)/apt-test $(GUEST_PROGRAM) wheelhouse
 	LIBVIRT=1 $(VENV)/bin/pytest -p no:cacheprovider -s tests/guests/test_libvirt.py

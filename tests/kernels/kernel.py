@@ -7,17 +7,20 @@
 A job is a script for bash. It runs as root, in this source tree, and what it writes is gone with the kernel:
 /var/tmp, its TMPDIR, is on a disk, all else in memory.
 Nothing of the kernel is this machine's: a job may change any setting.
-By hand: python -m tests.kernels VERSION COMMAND.
+By hand: python -m tests.kernels [--limit SECONDS] VERSION COMMAND.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.guests import qemu
@@ -38,6 +41,7 @@ class Result:
     status: int | None
     output: str
     console: str
+    took_s: float
 
     def __str__(self) -> str:
         if self.status is None:
@@ -68,21 +72,40 @@ def prepare(version: str) -> str:
     return ""
 
 
-def run(version: str, script: str, *, limit_s: float, memory_mib: int = 3072, boot: str = "") -> Result:
-    """Boot a prepared kernel, run a job and turn the machine off. boot: further words for the kernel.
+def run(
+    version: str,
+    script: str,
+    *,
+    limit_s: float,
+    memory_mib: int = 3072,
+    boot: str = "",
+    hear: Callable[[str], None] | None = None,
+) -> Result:
+    """Boot a prepared kernel, run a job and turn the machine off.
+
+    boot: further words for the kernel. hear: is given each line of the job's output as it ends.
 
     A kernel that panics before its job has begun is booted again: where QEMU emulates several processors, one
     of them runs into an instruction that the kernel is just patching (int3 in the console) now and then.
     """
     for _ in range(_BOOTS):
-        result = _run_once(version, script, limit_s=limit_s, memory_mib=memory_mib, boot=boot)
+        result = _run_once(version, script, limit_s=limit_s, memory_mib=memory_mib, boot=boot, hear=hear)
         if result.status is not None or result.output or "Kernel panic" not in result.console:
             break
     return result
 
 
-def _run_once(version: str, script: str, *, limit_s: float, memory_mib: int, boot: str) -> Result:
+def _run_once(
+    version: str,
+    script: str,
+    *,
+    limit_s: float,
+    memory_mib: int,
+    boot: str,
+    hear: Callable[[str], None] | None,
+) -> Result:
     folder = KERNELS / version
+    start_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as directory:
         here = Path(directory)
         job = here / "job"
@@ -101,12 +124,13 @@ def _run_once(version: str, script: str, *, limit_s: float, memory_mib: int, boo
             *("-drive", f"file={disk},format=raw,if=none,id=disk,cache=unsafe"),
             *("-device", "virtio-blk-pci,drive=disk"),
         ]
-        said = _run_bounded(command, limit_s)
+        said = _run_bounded(command, limit_s, _Lines(output, hear))
         text = output.read_text(errors="replace") if output.exists() else ""
         booted = console.read_text(errors="replace") if console.exists() else ""
     ended = _ENDED.search(text)
     status = int(ended[1]) if ended else None
-    return Result(status, _ENDED.sub("", text).replace("\r", ""), booted + said)
+    took_s = time.monotonic() - start_s
+    return Result(status, _ENDED.sub("", text).replace("\r", ""), booted + said, took_s)
 
 
 def _make_disk(path: Path) -> None:
@@ -117,11 +141,42 @@ def _make_disk(path: Path) -> None:
     subprocess.run(mkfs, check=True)
 
 
-def _run_bounded(command: list[str], limit_s: float) -> str:
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"\nended by force after {limit_s:.0f} s"
-    return done.stderr
+class _Lines:
+    """The lines of a file that grows, each once."""
+
+    def __init__(self, path: Path, hear: Callable[[str], None] | None) -> None:
+        self._path = path
+        self._hear = hear
+        self._heard_bytes = 0
+
+    def read(self) -> None:
+        if not self._hear or not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._heard_bytes)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._heard_bytes += len(whole + newline)
+        for line in whole.decode(errors="replace").splitlines():
+            if not _ENDED.match(line):
+                self._hear(line)
+
+
+def _run_bounded(command: list[str], limit_s: float, lines: _Lines) -> str:
+    """Run QEMU; what it said, and that it was ended by force."""
+    end_s = time.monotonic() + limit_s
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=said, stderr=said) as machine,
+    ):
+        try:
+            while machine.poll() is None and time.monotonic() < end_s:
+                lines.read()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    machine.wait(0.5)
+            forced = machine.poll() is None
+        finally:
+            machine.kill()
+        machine.wait()
+        lines.read()
+        said.seek(0)
+        return said.read() + (f"\nended by force after {limit_s:.0f} s" if forced else "")

@@ -7,8 +7,8 @@ lacks is skipped inside with its reason, which is shown; what may not be skipped
 
 from __future__ import annotations
 
-import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -16,135 +16,100 @@ import pytest
 
 from tests.guests import qemu
 from tests.kernels import kernel
+from tests.kernels.jobs import LONG, NO_KERNEL, WHOLE, Job, engine_boots, jobs
 from tests.kernels.kernel import ROOT, VERSIONS, Result
+from tests.support.programs import built
 
-WHOLE = os.environ.get("KERNELS") == "whole"
-LIMIT_S = 7200.0 if WHOLE else 1200.0
 AT_ONCE = 2
-PROGRAMS = ROOT / "engine/build/gcc"
-THP = "/sys/kernel/mm/transparent_hugepage"
-
-# On every kernel in CI; the rest takes minutes under emulation.
-ENGINE = ("collapse", "given_up", "parity", "pins", "registration", "restore", "storage")
-# Of the monitor: hand-off, attach, kill and restart, and who listens on a socket.
-MONITOR = (
-    "tests/integration/test_huge_pages.py",
-    "tests/integration/test_monitor_restart.py::test_killed_with_memory_out",
-    "tests/integration/test_attach_monitor.py::test_swapped_out_and_in_while_it_works",
-    "tests/integration/test_monitor_qmp.py::test_a_socket_of_another_process_is_not_used",
-)
-# What has little to do with the kernel is left out: messages, QMP, configuration.
-WHOLE_MONITOR = (
-    "tests/integration/test_huge_pages.py",
-    "tests/integration/test_monitor.py",
-    "tests/integration/test_monitor_restart.py",
-    "tests/integration/test_attach.py",
-    "tests/integration/test_attach_monitor.py",
-    "tests/integration/test_add_process.py",
-    "tests/integration/test_handoff_uffd.py",
-    "tests/chaos/test_keeper.py",
-)
+JOBS = jobs()
 
 
-def engine_job() -> str:
-    names = sorted(path.stem.removeprefix("test_") for path in (ROOT / "engine/tests").glob("test_*.c"))
-    return _engine(names if WHOLE else ENGINE)
-
-
-def _engine(names: list[str] | tuple[str, ...]) -> str:
-    runs = [f"tests/run-one {name} build/gcc/test_{name} || failed=1" for name in names]
-    # Emulated, a kill takes a second; what chaos reaches by chance does not depend on the kernel.
-    return "\n".join(["cd engine; export CHAOS_KILLS=20", *runs, "exit $failed"])
-
-
-def huge_job() -> str:
-    """Where shared memory gets large folios by itself, and where nothing may."""
-    lines = ["cd engine"]
-    for setting in ("always", "within_size", "force", "deny") if WHOLE else ("always", "deny"):
-        lines += [f"echo {setting} >{THP}/shmem_enabled", *_huge(f"shmem_enabled={setting}")]
-    sizes = "64kB 2048kB" if WHOLE else "64kB"
-    lines += [
-        f"echo never >{THP}/shmem_enabled",
-        f"for size in {sizes}; do",
-        f"if [ -e {THP}/hugepages-$size/shmem_enabled ]; then",
-        f"echo always >{THP}/hugepages-$size/shmem_enabled",
-        *_huge("$size=always"),
-        f"echo never >{THP}/hugepages-$size/shmem_enabled",
-        "fi; done",
-        "exit $failed",
-    ]
-    return "\n".join(lines)
-
-
-def _huge(title: str) -> list[str]:
-    return [
-        f'tests/run-one "pins, {title}" build/gcc/test_pins || failed=1',
-        f'tests/run-one "collapse, {title}" build/gcc/test_collapse || failed=1',
-    ]
-
-
-def monitor_job() -> str:
-    chosen = WHOLE_MONITOR if WHOLE else MONITOR
-    return f".venv/bin/pytest -p no:cacheprovider -q -rs --color=no {' '.join(chosen)}"
-
-
-def demo_job() -> str:
-    return ".venv/bin/vmmswapctl demo --size 64"
-
-
-JOBS = {"engine": engine_job, "huge": huge_job, "monitor": monitor_job, "demo": demo_job}
+def each(kind: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("job", [name for name, job in JOBS.items() if job.kind == kind])
 
 
 @pytest.fixture(scope="module")
-def booted() -> Iterator[dict[tuple[str, str], Future[Result]]]:
-    """All jobs, two at a time."""
+def booted(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Future[Result]]]:
+    """The jobs of all tests that were selected, two at a time."""
     if reason := kernel.missing():
         pytest.skip(reason)
-    subprocess.run(["make", "-s", "-C", str(ROOT / "engine"), "programs", "VARIANTS=gcc"], check=True)
+    _build()
     qemu.prepared()  # for the next line
     qemu.accelerator()  # once, before there are threads
+    selected = [item.callspec.params for item in request.session.items if _has_a_job(item)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {
-            (name, version): pool.submit(kernel.run, version, job(), limit_s=LIMIT_S)
-            for name, job in JOBS.items()
-            for version in VERSIONS
-            if not kernel.prepare(version)
+            (one["job"], one["version"]): pool.submit(_run, one["job"], one["version"])
+            for one in selected
+            if not kernel.prepare(one["version"])
         }
         pool.shutdown(cancel_futures=True)
+
+
+def _build() -> None:
+    """What each boot would make for itself otherwise, emulated."""
+    subprocess.run(["make", "-s", "-C", str(ROOT / "engine"), "programs", "VARIANTS=gcc"], check=True)
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "vmmswap", "tests"], cwd=ROOT, check=True)
+    for source in (ROOT / "tests/support").glob("*.c"):
+        built(source)
+
+
+def _has_a_job(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and "booted" in item.fixturenames
+
+
+def _run(name: str, version: str) -> Result:
+    job: Job = JOBS[name]
+
+    def show(line: str) -> None:
+        print(f"{version} {name}: {line}", flush=True)
+
+    return kernel.run(version, job.script, limit_s=job.limit_s, hear=show if WHOLE else None)
 
 
 def outcome(booted: dict[tuple[str, str], Future[Result]], job: str, version: str) -> Result:
     if reason := kernel.prepare(version):
         pytest.skip(reason)
     result = booted[job, version].result()
-    print(result)
+    print(f"{version} {job}: took {result.took_s:.0f} s" if WHOLE else result)
     assert result.status == 0, str(result)
     return result
 
 
+def test_each_program_of_the_engine_is_in_one_boot() -> None:
+    booted = [name for names in engine_boots().values() for name in names]
+    there = {path.stem.removeprefix("test_") for path in (ROOT / "engine/tests").glob("test_*.c")}
+    assert sorted([*booted, *NO_KERNEL]) == sorted(there)
+    assert set(LONG) <= set(booted)
+
+
+@each("engine")
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_engine(booted, version) -> None:
-    result = outcome(booted, "engine", version)
+def test_the_engine(booted, version, job) -> None:
+    result = outcome(booted, job, version)
     assert "FAIL" not in result.output
 
 
+@each("huge")
 @pytest.mark.parametrize("version", VERSIONS)
-def test_where_shared_memory_has_large_folios(booted, version) -> None:
-    output = outcome(booted, "huge", version).output
+def test_where_shared_memory_has_large_folios(booted, version, job) -> None:
+    output = outcome(booted, job, version).output
     assert "ok    pins, shmem_enabled=always" in output
     # The one test that needs it is not skipped.
     denied = next(line for line in output.splitlines() if "collapse, shmem_enabled=deny" in line)
     assert "deny_is_for_all" not in denied
 
 
+@each("monitor")
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_monitor(booted, version) -> None:
-    output = outcome(booted, "monitor", version).output
+def test_the_monitor(booted, version, job) -> None:
+    output = outcome(booted, job, version).output
     assert " passed" in output
     if version == "6.1":
         assert "this kernel leaves holes as they are" not in output
 
 
+@each("demo")
 @pytest.mark.parametrize("version", VERSIONS)
-def test_the_demo(booted, version) -> None:
-    assert "every byte verified" in outcome(booted, "demo", version).output
+def test_the_demo(booted, version, job) -> None:
+    assert "every byte verified" in outcome(booted, job, version).output
