@@ -713,6 +713,62 @@ TEST(a_successor_moves_a_segment_whose_later_records_were_dropped_and_reads_it)
 	log_destroy(log);
 }
 
+/* systemd kept all but one of the fds. Nothing may be given up for lost: the next try may have it. */
+static void refuses_without(struct log *log, bool disk, bool key, const char *what)
+{
+	struct log_config config = { .segments_fd = log->segments.fd,
+				     .ram_fd = log->ram.fd,
+				     .disk_fd = disk ? disk_tier_fd(log->disk) : -1,
+				     .key_fd = key ? seal_fd(log->seal) : -1,
+				     .compress = true,
+				     .encrypt = true,
+				     .ram_max_bytes = 1024 * MIB,
+				     .disk_max_bytes = 1024 * MIB };
+	struct error err = { 0 };
+	struct log *next;
+
+	CHECK_EQ(log_create(&config, &next, &err), -ENODEV);
+	CHECK_CONTAINS(err.message, what);
+}
+
+TEST(a_successor_that_was_not_given_the_disk_or_the_key_changes_nothing)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one), *next, *third;
+	static uint64_t slots[40];
+
+	put(log, TEXT, 1, 40, slots);
+	move_all(log);
+	refuses_without(log, false, true, "the file on disk");
+	refuses_without(log, true, false, "the key");
+	next = successor_with(log, slots, 40);
+	check_each_way(next, TEXT, 40, slots);
+	refuses_without(next, false, true, "the file on disk");
+	refuses_without(next, true, false, "the key");
+	third = successor_with(next, slots, 40);
+	check_each_way(third, TEXT, 40, slots);
+	log_destroy(third);
+	log_destroy(next);
+	log_destroy(log);
+}
+
+/* What is on disk was never encrypted: there is no key that could be missing. */
+TEST(a_successor_without_encryption_needs_no_key)
+{
+	struct log_config one = config(test_dir());
+	struct log *log, *next;
+	static uint64_t slots[40];
+
+	one.encrypt = false;
+	log = make(&one);
+	put(log, TEXT, 1, 40, slots);
+	move_all(log);
+	next = successor_with(log, slots, 40);
+	check_each_way(next, TEXT, 40, slots);
+	log_destroy(next);
+	log_destroy(log);
+}
+
 TEST(a_successor_gives_back_what_open_segments_had_not_used)
 {
 	struct log_config one = config(NULL);

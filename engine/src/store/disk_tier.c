@@ -53,12 +53,45 @@ int disk_tier_create(const char *dir, struct disk_tier **out, struct error *err)
 	return rc ? rc : make_tier(file, out, err);
 }
 
+/* Under the lock, or with no other thread. */
+static int make_room(struct disk_tier *disk, uint32_t places)
+{
+	uint32_t room = disk->places_room ? disk->places_room : 64;
+	uint64_t *taken;
+
+	while (room < places)
+		room *= 2;
+	if (room == disk->places_room)
+		return 0;
+	taken = realloc(disk->taken, room / 8);
+	if (!taken)
+		return -ENOMEM;
+	memset((char *)taken + disk->places_room / 8, 0, (room - disk->places_room) / 8);
+	disk->taken = taken;
+	disk->places_room = room;
+	return 0;
+}
+
+/* What the file has room for: no segment lies beyond its end. */
+static uint32_t places_of(const struct disk_tier *disk)
+{
+	uint64_t places = (disk->file_bytes + SEGMENT_BYTES - 1) / SEGMENT_BYTES;
+
+	return places < SEGMENTS_MAX ? (uint32_t)places : SEGMENTS_MAX;
+}
+
 int disk_tier_adopt(int fd, struct disk_tier **out, struct error *err)
 {
 	struct swap_file file;
 	int rc = swap_file_adopt(fd, &file, err);
 
-	return rc ? rc : make_tier(file, out, err);
+	if (!rc)
+		rc = make_tier(file, out, err);
+	if (rc || !make_room(*out, places_of(*out)))
+		return rc;
+	disk_tier_destroy(*out);
+	*out = NULL;
+	return error_set(err, ENOMEM, "no memory for the disk tier");
 }
 
 void disk_tier_destroy(struct disk_tier *disk)
@@ -81,41 +114,15 @@ const char *disk_tier_dir(const struct disk_tier *disk)
 	return disk->file.dir;
 }
 
-/* Under the lock. */
-static int make_room(struct disk_tier *disk, uint32_t places)
-{
-	uint32_t room = disk->places_room ? disk->places_room : 64;
-	uint64_t *taken;
-
-	while (room < places)
-		room *= 2;
-	if (room == disk->places_room)
-		return 0;
-	taken = realloc(disk->taken, room / 8);
-	if (!taken)
-		return -ENOMEM;
-	memset((char *)taken + disk->places_room / 8, 0, (room - disk->places_room) / 8);
-	disk->taken = taken;
-	disk->places_room = room;
-	return 0;
-}
-
 int disk_tier_mark(struct disk_tier *disk, uint32_t place_idx)
 {
-	int rc;
-
-	if (place_idx >= SEGMENTS_MAX)
+	if (place_idx >= places_of(disk))
 		return -ERANGE;
-	pthread_mutex_lock(&disk->lock);
-	rc = make_room(disk, place_idx + 1);
-	if (!rc && (disk->taken[place_idx / 64] >> place_idx % 64 & 1))
-		rc = -EEXIST;
-	if (!rc) {
-		disk->taken[place_idx / 64] |= (uint64_t)1 << place_idx % 64;
-		disk->places_n++;
-	}
-	pthread_mutex_unlock(&disk->lock);
-	return rc;
+	if (disk->taken[place_idx / 64] >> place_idx % 64 & 1)
+		return -EEXIST;
+	disk->taken[place_idx / 64] |= (uint64_t)1 << place_idx % 64;
+	disk->places_n++;
+	return 0;
 }
 
 static bool is_taken(const struct disk_tier *disk, uint64_t place_idx)

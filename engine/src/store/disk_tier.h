@@ -27,7 +27,7 @@ int disk_tier_create(const char *dir, struct disk_tier **out, struct error *err)
 /* Take over the file of a predecessor; fd is dup'ed. Then call disk_tier_mark() for each place in use.
  * -EINVAL: fd is not a regular file open for reading and writing. */
 int disk_tier_adopt(int fd, struct disk_tier **out, struct error *err);
-/* -ERANGE: no place can have that number; -EEXIST: already marked; -ENOMEM. */
+/* With no other thread. -ERANGE: the file has no such place; -EEXIST: already marked. */
 int disk_tier_mark(struct disk_tier *disk, uint32_t place_idx);
 /* Call after the last mark: releases the blocks of all places that are not in use. */
 void disk_tier_recovered(struct disk_tier *disk);

@@ -12,6 +12,7 @@
 #include "base/failpoint.h"
 #include "base/memory_error.h"
 #include "base/units.h"
+#include "store/log_open.h"
 #include "store/record.h"
 #include "store/take.h"
 #include "store/tend.h"
@@ -23,52 +24,6 @@ _Static_assert(SEGMENT_RAW_GRANULES == (RECORD_BYTES_MAX + (1u << GRANULE_SHIFT)
 static uint32_t granules_of(size_t bytes)
 {
 	return (uint32_t)((bytes + (1u << GRANULE_SHIFT) - 1) >> GRANULE_SHIFT);
-}
-
-/* A successor has the tiers of its predecessor and no other: the fds of a disk tier or a key that it made are
- * not in the fd store, so its own successor could not read what is there. */
-static bool is_adopted(const struct log_config *config)
-{
-	return config->segments_fd >= 0;
-}
-
-static int open_key(struct log *log, const struct log_config *config, struct error *err)
-{
-	if (config->key_fd >= 0)
-		return seal_adopt(config->key_fd, &log->seal, err);
-	if (is_adopted(config)) /* what is on disk is not encrypted: read it so */
-		return 0;
-	return config->encrypt && config->disk_max_bytes ? seal_create(&log->seal, err) : 0;
-}
-
-static int open_disk(struct log *log, const struct log_config *config, struct error *err)
-{
-	if (config->disk_fd >= 0)
-		return disk_tier_adopt(config->disk_fd, &log->disk, err);
-	if (is_adopted(config))
-		return 0;
-	return config->disk_max_bytes && config->dir ? disk_tier_create(config->dir, &log->disk, err) : 0;
-}
-
-static int open_tiers(struct log *log, const struct log_config *config, struct error *err)
-{
-	int rc = ram_tier_open(&log->ram, config->ram_fd, err);
-
-	if (rc)
-		return rc;
-	rc = fills_open(&log->fills, log->segments.fills);
-	if (rc)
-		rc = error_set(err, -rc, "no memory for the store");
-	if (!rc)
-		rc = open_disk(log, config, err);
-	if (!rc)
-		rc = open_key(log, config, err);
-	if (!rc)
-		return 0;
-	disk_tier_destroy(log->disk);
-	fills_close(&log->fills);
-	ram_tier_close(&log->ram);
-	return rc;
 }
 
 int log_create(const struct log_config *config, struct log **out, struct error *err)
@@ -92,7 +47,7 @@ int log_create(const struct log_config *config, struct log **out, struct error *
 	rc = log->tend_fd < 0 ? error_set(err, ENOMEM, "no memory or no fd for the store") :
 				segments_open(&log->segments, config->segments_fd, err);
 	if (!rc) {
-		rc = open_tiers(log, config, err);
+		rc = log_open_tiers(log, config, err);
 		if (rc)
 			segments_close(&log->segments);
 	}

@@ -85,6 +85,11 @@ struct segments {
 	_Atomic uint64_t live_n, live_granules, raw_n;
 };
 
+/* What a successor must have besides the table. */
+enum table_tiers { TABLE_HAS_DISK = 1, TABLE_HAS_KEY = 2 };
+void segments_note_tiers(struct segments *segments, uint32_t tiers);
+uint32_t segments_tiers(const struct segments *segments); /* 0: none, or an older version made the table */
+
 /* fd -1: create a table; else take over a predecessor's, which is dup'ed. -EPROTO: fd holds no such table. */
 int segments_open(struct segments *segments, int fd, struct error *err);
 void segments_close(struct segments *segments);

@@ -8,7 +8,8 @@
 struct segments_table {
 	char magic[8];
 	_Atomic uint32_t known_n;
-	uint32_t reserved[13];
+	_Atomic uint32_t tiers; /* of enum table_tiers: what the segments cannot be read without */
+	uint32_t reserved[12];
 	struct fills_table fills;
 	struct segment_entry entries[];
 };

@@ -85,6 +85,16 @@ int segments_open(struct segments *segments, int fd, struct error *err)
 	return rc;
 }
 
+void segments_note_tiers(struct segments *segments, uint32_t tiers)
+{
+	atomic_store(&segments->table->tiers, tiers);
+}
+
+uint32_t segments_tiers(const struct segments *segments)
+{
+	return atomic_load(&segments->table->tiers);
+}
+
 void segments_close(struct segments *segments)
 {
 	for (size_t i = 0; i < SEGMENT_PIECES; i++)
