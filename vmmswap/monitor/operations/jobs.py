@@ -58,7 +58,7 @@ class Jobs:
         self.spoiled: VmmswapError | None = None  # why all is brought back without an order
         self._operation_log = OperationLog()
         self._room = RoomWatch(self.pids, self._out_pages, vm.engine.set_budget, self._memory_is_short)
-        self._turn = Turn(lambda: config().swap_outs_max, on_turn)
+        self._turn = Turn(lambda: config().swap_outs_max, on_turn, self._progress)
         self._drain_error = ""
         self.starvation = Starvation(vm, self.pids, on_change)
         self.drain = Drain(vm, config, vm.engine.resume, self._drain_failed, self._drain_idle)
@@ -223,6 +223,10 @@ class Jobs:
         """Whose cgroups pay for pages that come back: ours, if the VM's processes have all gone."""
         living = [process for process in self._vm.processes.values() if not process.has_gone]
         return [process.pid for process in living if process.pid] if living else [os.getpid()]
+
+    def _progress(self) -> object:
+        stats = self._vm.engine.stats()
+        return stats.progress_pages, stats.written_bytes, stats.stored_ram_bytes
 
     def _out_pages(self) -> int:
         stats = self._vm.engine.stats()

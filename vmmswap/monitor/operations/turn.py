@@ -5,6 +5,9 @@ Each that runs has the lock of one of as many files, in a directory that all mon
 releases the lock of a monitor that is killed, and nobody else has to be there. What waits asks again some
 times a second, so the next one is not always the one that has waited longest.
 
+A swap-out that makes no progress for a minute, as on a disk that hangs, no longer counts: else some of them
+would keep all other VMs from going out for as long as their disk hangs.
+
 Only monitors that systemd has started take part: the unit gives them the directory (RuntimeDirectory=).
 """
 
@@ -21,6 +24,7 @@ from pathlib import Path
 _log = logging.getLogger("vmmswap.turn")
 
 _ASK_S = 0.2
+_STUCK_S = 60.0
 
 
 def shared_directory() -> Path | None:
@@ -30,13 +34,20 @@ def shared_directory() -> Path | None:
 
 
 class Turn:
-    """Of one VM. most(): SwapOutsMax=, 0 for any number. on_turn(): what has waited may begin."""
+    """Of one VM. most(): SwapOutsMax=, 0 for any number. on_turn(): what has waited may begin. progress():
+    equals what it was before if the swap-out has not come on.
+    """
 
-    def __init__(self, most: Callable[[], int], on_turn: Callable[[], None]) -> None:
+    def __init__(
+        self, most: Callable[[], int], on_turn: Callable[[], None], progress: Callable[[], object]
+    ) -> None:
         self._directory = shared_directory()
         self._most = most
         self._on_turn = on_turn
+        self._progress = progress
+        self._seen: object = None
         self._lock: int | None = None  # an fd
+        self._watch: asyncio.TimerHandle | None = None  # while there is a lock
         self._timer: asyncio.TimerHandle | None = None
         self._told = ""
 
@@ -55,11 +66,32 @@ class Turn:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._unlock()
+
+    # Inside
+
+    def _unlock(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
-    # Inside
+    def _look_later(self) -> None:
+        self._seen = self._progress()
+        self._watch = asyncio.get_running_loop().call_later(_STUCK_S, self._look)
+
+    def _look(self) -> None:
+        if self._progress() != self._seen:
+            self._look_later()
+            return
+        _log.warning(
+            "the swap-out has not come on for %g s (does its disk hang?): those of other VMs no longer wait"
+            " for it",
+            _STUCK_S,
+        )
+        self._unlock()
 
     def _ask_later(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_ASK_S, self._ask)
@@ -81,6 +113,8 @@ class Turn:
         except OSError as error:
             self._tell(f"SwapOutsMax= has no effect: {self._directory}: {error.strerror}")
             return True
+        if self._lock is not None:
+            self._look_later()
         return self._lock is not None
 
     def _tell(self, what: str) -> None:
