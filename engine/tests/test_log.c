@@ -13,9 +13,11 @@
 #include <linux/magic.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <sys/mount.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 
 #define N 1500 /* pages: a few segments */
@@ -501,6 +503,33 @@ TEST(a_bus_error_elsewhere_is_nobody_elses)
 		waitpid(pid, &status, 0);
 		CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS);
 	}
+	log_destroy(log);
+}
+
+/* The kernel announces a hardware error in memory that is mapped, before anybody touches it, where
+ * vm.memory_failure_early_kill is set. Who touches it later survives that, too. */
+TEST(a_hardware_error_that_is_only_announced_changes_nothing)
+{
+	struct log_config one = config(test_dir());
+	struct log *log;
+	int status;
+	pid_t pid;
+
+	signal(SIGBUS, SIG_DFL);
+	log = make(&one);
+	pid = fork();
+	if (pid == 0) {
+		int fd = memfd_create("empty", MFD_CLOEXEC);
+		void *at = mmap(NULL, PAGE_BYTES, PROT_READ, MAP_SHARED, fd, 0);
+		siginfo_t announced = { .si_signo = SIGBUS, .si_code = BUS_MCEERR_AO };
+
+		if (syscall(SYS_rt_tgsigqueueinfo, getpid(), gettid(), SIGBUS, &announced))
+			_exit(2);
+		_exit(memory_try(touch, at) ? 3 : 0);
+	}
+	waitpid(pid, &status, 0);
+	CHECK(WIFEXITED(status));
+	CHECK_EQ(WEXITSTATUS(status), 0);
 	log_destroy(log);
 }
 

@@ -14,6 +14,8 @@ static struct sigaction before;
 static void leave(int number, siginfo_t *info, void *context)
 {
 	(void)context;
+	if (info->si_code == BUS_MCEERR_AO)
+		return;			  /* vm.memory_failure_early_kill: nobody has touched it yet */
 	if (way_out && info->si_code > 0) /* else somebody has sent it */
 		siglongjmp(*way_out, 1);
 	sigaction(number, &before, NULL);

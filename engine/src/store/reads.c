@@ -132,5 +132,5 @@ struct file_read *reads_take(struct reads *reads)
 			return file;
 		send(reads, file); /* the rest of it */
 	}
-	return NULL;
+	return pop(&reads->failed); /* no event would tell of one whose rest could not be sent */
 }
