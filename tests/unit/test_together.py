@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from vmmswap.monitor.together import Together
+from vmmswap.monitor.together import Together, Waits
 
 LIMIT_S = 60
 
@@ -49,11 +49,31 @@ def test_what_may_wait_comes_last():
     async def ask():
         together = Together()
         await asyncio.gather(
-            together.ask(order.append, "waits", may_wait=True), together.ask(order.append, "does not")
+            together.ask(order.append, "for anybody", waits=Waits.FOR_ANYBODY),
+            together.ask(order.append, "for the VM", waits=Waits.FOR_THE_VM),
+            together.ask(order.append, "for nothing"),
         )
 
     run(ask())
-    assert order == ["does not", "waits"]
+    assert order == ["for nothing", "for the VM", "for anybody"]
+
+
+def test_a_stranger_holds_up_nothing_that_waits_for_the_vm():
+    """It is asked later at the same beat, and ends though the stranger never answers."""
+    released = threading.Event()
+
+    async def ask():
+        together = Together()
+        stranger = together.ask(released.wait, LIMIT_S, waits=Waits.FOR_ANYBODY)
+        own = together.ask(len, "abc", waits=Waits.FOR_THE_VM)
+        try:
+            assert await own == 3
+            assert not stranger.done()
+        finally:
+            released.set()
+        assert await stranger
+
+    run(ask())
 
 
 def test_what_waits_holds_up_nothing_else():
@@ -62,7 +82,7 @@ def test_what_waits_holds_up_nothing_else():
 
     async def ask():
         together = Together()
-        waiting = together.ask(released.wait, LIMIT_S, may_wait=True)
+        waiting = together.ask(released.wait, LIMIT_S, waits=Waits.FOR_ANYBODY)
         try:
             assert await together.ask(len, "abc") == 3
             assert await together.ask(len, "abcd") == 4

@@ -8,12 +8,21 @@ Python code at a time; and each would wake up the event loop when it ends.
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 _LATE_S = 0.5
 
 _Result = TypeVar("_Result")
+
+
+class Waits(enum.IntEnum):
+    """For what a call may wait as long as that likes. It runs after all that wait for less."""
+
+    FOR_NOTHING = 0
+    FOR_THE_VM = 1  # the VM's own processes
+    FOR_ANYBODY = 2  # any process of the host
 
 
 class Together:
@@ -26,20 +35,18 @@ class Together:
         self,
         function: Callable[..., _Result],
         *arguments: Any,  # noqa: ANN401  as of to_thread()
-        may_wait: bool = False,
+        waits: Waits = Waits.FOR_NOTHING,
     ) -> asyncio.Future[_Result]:
-        """The future has what the function returns or raises. may_wait: it may wait for another process for
-        as long as that likes, so it runs after all that cannot.
-        """
+        """The future has what the function returns or raises."""
         loop = asyncio.get_running_loop()
-        call = _Call(function, arguments, loop.create_future(), may_wait=may_wait)
+        call = _Call(function, arguments, loop.create_future(), waits)
         if not self._asked:
             loop.call_soon(self._start)  # once all others have asked that the beat has woken up
         self._asked.append(call)
         return call.future
 
     def _start(self) -> None:
-        calls, self._asked = sorted(self._asked, key=lambda call: call.may_wait), []
+        calls, self._asked = sorted(self._asked, key=lambda call: call.waits), []
         batch = _Batch(calls)
         loop = asyncio.get_running_loop()
         try:
@@ -57,14 +64,13 @@ class _Call:
         function: Callable[..., Any],
         arguments: tuple[Any, ...],
         future: asyncio.Future[Any],
-        *,
-        may_wait: bool,
+        waits: Waits,
     ) -> None:
         self._function, self._arguments = function, arguments
         self._result: Any = None
         self._error: BaseException | None = None
         self.future = future
-        self.may_wait = may_wait
+        self.waits = waits
 
     def work(self) -> None:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from vmmswap.linux.userfaultfd import is_gone
 from vmmswap.monitor.process import Process
-from vmmswap.monitor.together import Together
+from vmmswap.monitor.together import Together, Waits
 
 LIMIT_S = 1.0
 
@@ -32,7 +32,7 @@ class Liveness:
         if not asked or not await self._is_free():
             return frozenset()
         found: set[int] = set()
-        self._asking = self._together.ask(_ask, asked, found, may_wait=True)
+        self._asking = self._together.ask(_ask, asked, found, waits=Waits.FOR_THE_VM)
         await asyncio.wait({self._asking}, timeout=LIMIT_S)
         return frozenset(found)
 

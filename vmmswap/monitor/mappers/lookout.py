@@ -17,6 +17,7 @@ from vmmswap.monitor.looks import SeenTwice
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import MappedRange
 from vmmswap.monitor.mappers.processes import Processes
+from vmmswap.monitor.together import Waits
 from vmmswap.monitor.vm import Vm
 
 
@@ -97,7 +98,7 @@ class Lookout(Watcher):
 
     async def _look(self) -> None:
         question = coverage.question_of(self._vm)
-        look = self._vm.pulse.together.ask(coverage.look, question, self._mappers, may_wait=True)
+        look = self._vm.pulse.together.ask(coverage.look, question, self._mappers, waits=Waits.FOR_ANYBODY)
         picture = await look
         if picture.private or picture.strangers:
             self._vm.pulse.stir()  # see soon if they are still there
