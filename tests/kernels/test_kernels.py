@@ -16,7 +16,7 @@ import pytest
 
 from tests.guests import qemu
 from tests.kernels import kernel
-from tests.kernels.jobs import LONG, NO_KERNEL, WHOLE, Job, engine_boots, jobs
+from tests.kernels.jobs import LEFT_OUT, LONG, NO_KERNEL, WHOLE, Job, engine_boots, jobs
 from tests.kernels.kernel import ROOT, VERSIONS, Result
 from tests.support.programs import built
 
@@ -81,6 +81,11 @@ def test_each_program_of_the_engine_is_in_one_boot() -> None:
     there = {path.stem.removeprefix("test_") for path in (ROOT / "engine/tests").glob("test_*.c")}
     assert sorted([*booted, *NO_KERNEL]) == sorted(there)
     assert set(LONG) <= set(booted)
+
+
+def test_what_is_left_out_is_there() -> None:
+    for path, name in (test.split("::") for test in LEFT_OUT):
+        assert f"\ndef {name}(" in (ROOT / path).read_text()
 
 
 @each("engine")
