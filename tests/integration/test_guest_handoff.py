@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from tests.support.guest import Guest, GuestError, touch_order
-from tests.support.handoff import RecordingHandler, open_fds, serving
+from tests.support.handoff import RecordingHandler, further_limits, open_fds, serving
 from vmmswap.errors import BusyError, NotSupportedError
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.userfaultfd import Feature
@@ -53,7 +53,7 @@ async def test_registers_all_regions(tmp_path, api, uffd):
         assert request.pins is True
         assert request.process.dummy_page == status.dummy_page != 0
         assert request.process.is_proven
-        assert request.process.limits == ()
+        assert not further_limits(request.process)
         assert [
             (region.addr, region.size_bytes, region.offset_bytes, region.memfd)
             for region in request.memory.regions

@@ -20,6 +20,7 @@ from tests.support.handoff import (
     GuestMemory,
     Mapper,
     RecordingHandler,
+    further_limits,
     open_fds,
     refused,
     register,
@@ -73,7 +74,7 @@ async def test_register_over_the_socket_in_the_file_system(tmp_path, guest):
     assert request.memory == Memory(os.getpid(), (guest.region,), (file_id(guest.memfd),))
     assert (request.pins, request.qmp, request.process.dummy_page) == (True, None, None)
     assert request.process.is_proven
-    assert request.process.limits == ()
+    assert not further_limits(request.process)
 
 
 async def test_handler_keeps_the_fds_that_it_releases(guest):
@@ -525,7 +526,7 @@ async def test_second_mapping_is_told(guest):
             client, _ = await register(connect, guest)
             client.close()
     assert len(handler.requests[0].process.unlisted) == 1
-    assert "mapped without a userfaultfd" in handler.requests[0].process.limits[0]
+    assert "mapped without a userfaultfd" in further_limits(handler.requests[0].process)[0]
 
 
 async def test_dummy_page_that_is_not_mapped(guest):

@@ -19,6 +19,7 @@ from vmmswap.handoff.client import DummyPage, VmmClient, open_userfaultfd
 from vmmswap.handoff.messages import PAGE_SIZE, Region, encode
 from vmmswap.handoff.receiver import Limits
 from vmmswap.handoff.server import HandoffServer
+from vmmswap.linux import userfaultfd
 from vmmswap.linux.userfaultfd import open_user_mode_only
 
 MAPPER = Path(__file__).with_name("memory_mapper.py")
@@ -31,6 +32,12 @@ def open_fds() -> dict[int, str]:
         with contextlib.suppress(FileNotFoundError):  # the directory's own
             found[int(path.name)] = str(path.readlink())
     return found
+
+
+def further_limits(process):
+    """What limits a process beside what this kernel lacks, as it does POISON before Linux 6.6."""
+    lacks = userfaultfd.WANTED & ~userfaultfd.kernel_features()
+    return [limit for limit in process.limits if limit.partition(":")[0] not in {one.name for one in lacks}]
 
 
 class GuestMemory:
