@@ -29,6 +29,7 @@ HEADERS = (
     "linux/mappers.h",
     "linux/page_there.h",
     "linux/probe_read.h",
+    "linux/shared_look.h",
     "linux/tracee.h",
     "linux/uring_buffers.h",
     "pins/pins.h",
@@ -161,6 +162,11 @@ struct holder { pid_t pid; int fd; size_t file_idx; ...; };
 struct holder_list { struct holder *holders; size_t holders_n; struct pid_list unreadable; ...; };
 int holders_find(const int *, size_t, struct holder_list *);
 void holders_free(struct holder_list *);
+
+struct shared_look { struct holder_list holders; struct pid_list mappers; int unshared; ...; };
+enum look_kind { LOOK_FDS, LOOK_MAPS, ... };
+int shared_look(int, enum look_kind, const int *, size_t, uint64_t, struct shared_look *);
+void shared_look_free(struct shared_look *);
 
 struct uring_range { pid_t pid; uint64_t addr; uint64_t size_bytes; ...; };
 struct uring_found { pid_t pid; int fd; uint64_t addr; uint64_t size_bytes; ...; };

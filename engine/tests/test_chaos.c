@@ -54,11 +54,12 @@
 static const char *const left_out[] = {
 	"event.piece",
 	"holders.fdinfo",
-	"mapper_watch.minute",
+	"map_read.minute",
 	"reads.cut",
 	"pins.blind",
 	"poison.lifted",
 	"restore.awaits-removal",
+	"shared_look.making",
 	"uffd.continue-protected",
 	"resident.cachestat",
 	"store.direct",

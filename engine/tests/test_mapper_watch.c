@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "base/failpoint.h"
 #include "harness.h"
+#include "linux/map_read.h"
 #include "linux/mapper_watch.h"
 
 #include <fcntl.h>
@@ -163,7 +164,7 @@ TEST(idle_processes_take_turns_where_looks_are_rare)
 	for (int i = 0; i < OTHERS_N; i++)
 		others[i] = start(idle);
 	let_go(OTHERS_N);
-	CHECK_OK(failpoint_arm("mappers.read=count;mapper_watch.minute=ETIME"));
+	CHECK_OK(failpoint_arm("mappers.read=count;map_read.minute=ETIME"));
 	CHECK_OK(mapper_watch_create(&watch));
 	before = failpoint_hits("mappers.read");
 	for (int i = 0; i < OTHERS_N; i++)
@@ -174,7 +175,7 @@ TEST(idle_processes_take_turns_where_looks_are_rare)
 		first = look ? first : failpoint_hits("mappers.read") - before;
 	}
 	before = failpoint_hits("mappers.read");
-	for (int look = 0; look < MAPPER_WATCH_TURN_LOOKS / 2 - 4; look++) {
+	for (int look = 0; look < MAP_READ_TURN_LOOKS / 2 - 4; look++) {
 		CHECK_OK(mapper_watch_look(watch, &file, 1, &list));
 		mappers_free(&list);
 		reads = failpoint_hits("mappers.read") - before;
@@ -203,12 +204,12 @@ TEST(who_maps_it_over_other_memory_is_found_in_its_turn)
 	prepare();
 	other_memory = mmap(NULL, PAGES << 12, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK(other_memory != MAP_FAILED);
-	CHECK_OK(failpoint_arm("mapper_watch.minute=ETIME"));
+	CHECK_OK(failpoint_arm("map_read.minute=ETIME"));
 	pid = start(map_over);
 	CHECK_OK(mapper_watch_create(&watch));
 	CHECK_EQ(mappings_seen(watch, pid, false), 0);
 	let_go(1);
-	for (int look = 0; look < MAPPER_WATCH_TURN_LOOKS && !found; look++)
+	for (int look = 0; look < MAP_READ_TURN_LOOKS && !found; look++)
 		found = mappings_seen(watch, pid, false) == 1;
 	CHECK(found);
 	end(pid);

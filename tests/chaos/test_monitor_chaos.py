@@ -35,7 +35,7 @@ LIFE_S = 3.0  # for the failpoint to be reached
 LEFT_OUT = {
     "event.piece",
     "lost.looked",
-    "mapper_watch.minute",
+    "map_read.minute",
     "pins.blind",
     "poison.lifted",
     "reads.cut",

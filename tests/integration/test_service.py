@@ -63,6 +63,7 @@ def test_two_vms_out_and_in_through_both_names(host: Service) -> None:
         out = host.wait_state("b", "Active")
         assert out["SwapPages"] > 0
         assert host.machine.path("/run/vmmswap/swap-outs/0").exists()  # for SwapOutsMax=
+        host.machine.wait_for("a shared look", host.machine.path("/run/vmmswap/swap-outs/fds-1").exists)
         assert two.memory().resident_bytes < 1 << 20
         assert two.verify().wrong_bytes == 0
         one.work_stop()

@@ -31,6 +31,8 @@ MAY_WAIT = {
     "collapse.check",
     "holders_of",
     "mappings_of",
+    "self._looks.holders",
+    "self._looks.mapped",
 }
 ON_A_THREAD = {  # functions that are passed to one, or that those call
     ("mappers/liveness.py", "_ask"),
@@ -38,6 +40,8 @@ ON_A_THREAD = {  # functions that are passed to one, or that those call
     ("mappers/coverage.py", "look"),
     ("mappers/coverage.py", "look_at"),
     ("mappers/coverage.py", "other_holders"),
+    ("host_looks.py", "mapped"),
+    ("host_looks.py", "holders"),
     ("recovery.py", "_mapped_now"),
 }
 

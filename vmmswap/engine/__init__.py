@@ -23,8 +23,11 @@ from vmmswap.engine.mappers import (
     Holder,
     Mapper,
     MapperWatch,
+    SharedLook,
     holders_of,
     mappers_of,
+    shared_holders,
+    shared_mappers,
 )
 from vmmswap.engine.types import (
     EngineConfig,
@@ -85,6 +88,7 @@ __all__ = [
     "Range",
     "Recovered",
     "ReplayDone",
+    "SharedLook",
     "SwapOutOptions",
     "TierFds",
     "Tiers",
@@ -97,6 +101,8 @@ __all__ = [
     "is_page_there",
     "mappers_of",
     "registered_buffer_in",
+    "shared_holders",
+    "shared_mappers",
     "start_probe_read",
     "try_collapse",
 ]

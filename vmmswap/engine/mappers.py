@@ -51,12 +51,53 @@ def holders_of(memfds: Sequence[int]) -> list[Holder]:
     if rc < 0:
         raise from_errno(-rc, f"cannot look through /proc: {os.strerror(-rc)}")
     try:
-        return [
-            Holder(int(item.pid), int(item.fd), int(item.file_idx))
-            for item in (found.holders[idx] for idx in range(found.holders_n))
-        ]
+        return _holders(found)
     finally:
         lib.holders_free(found)
+
+
+def _holders(found: Any) -> list[Holder]:  # noqa: ANN401 - cffi's objects have no static types
+    return [
+        Holder(int(item.pid), int(item.fd), int(item.file_idx))
+        for item in (found.holders[idx] for idx in range(found.holders_n))
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedLook:
+    """What a look that others may have made shows of some memfds. unshared: why others cannot use a look that
+    was made for this, in words; empty: they can.
+    """
+
+    holders: list[Holder]
+    mappers: list[int]
+    unshared: str
+
+
+def shared_holders(dir_fd: int, memfds: Sequence[int], max_age_s: float) -> SharedLook | None:
+    """Who has these open now, as of holders_of(), by a look at all processes that began at most max_age_s
+    ago, by anybody who shares this directory, or by a new one. None: look by oneself (shared_look.h says
+    when).
+    """
+    return _shared(lib.LOOK_FDS, dir_fd, memfds, max_age_s)
+
+
+def shared_mappers(dir_fd: int, memfds: Sequence[int], max_age_s: float) -> SharedLook | None:
+    """The same for pids of processes that mapped one of these when it was looked."""
+    return _shared(lib.LOOK_MAPS, dir_fd, memfds, max_age_s)
+
+
+def _shared(kind: int, dir_fd: int, memfds: Sequence[int], max_age_s: float) -> SharedLook | None:
+    found = ffi.new("struct shared_look *")
+    numbers = ffi.new("int[]", list(memfds))
+    if lib.shared_look(dir_fd, kind, numbers, len(memfds), int(max_age_s * 1e9), found) < 0:
+        return None
+    try:
+        mappers = [int(found.mappers.pids[idx]) for idx in range(found.mappers.pids_n)]
+        unshared = os.strerror(found.unshared) if found.unshared else ""
+        return SharedLook(_holders(found.holders), mappers, unshared)
+    finally:
+        lib.shared_look_free(found)
 
 
 def mappers_of(memfds: Sequence[int], pids: Collection[int] | None = None) -> tuple[list[Mapper], list[int]]:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from vmmswap.engine import Holder
 from vmmswap.errors import NoSuchVMError, VmmswapError
 from vmmswap.monitor.guard import Failures
+from vmmswap.monitor.host_looks import HostLooks
 from vmmswap.monitor.looks import SeenTwice
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.spoiled import How, SpoiledError, Spoiler
@@ -34,6 +36,7 @@ class Holders:
         self._accepted: set[int] = set()  # pids
         self._has_accepted = False
         self._late = SeenTwice[Holder]()
+        self._looks = HostLooks()
         self._failures = Failures("cannot look at who has guest memory open")
         self._task = asyncio.get_running_loop().create_task(self._run(), name="holders")
 
@@ -42,7 +45,7 @@ class Holders:
 
     async def accept(self) -> None:
         """At Enable: name those that have it open, each once."""
-        found = await self._find()
+        found = await self._find(coverage.other_holders)
         for pid, holder in found.items():
             if pid not in self._accepted:
                 _log.warning(
@@ -53,9 +56,9 @@ class Holders:
         self._accepted = set(found)
         self._has_accepted = True
 
-    async def _find(self) -> dict[int, Holder]:
+    async def _find(self, find: Callable[[coverage.Question, int], list[Holder]]) -> dict[int, Holder]:
         question = coverage.question_of(self._vm)
-        look = self._vm.pulse.together.ask(coverage.other_holders, question, self._vm.store.manager)
+        look = self._vm.pulse.together.ask(find, question, self._vm.store.manager)
         return {holder.pid: holder for holder in reversed(await look)}
 
     async def _without_mappers(self, found: dict[int, Holder]) -> dict[int, Holder]:
@@ -85,7 +88,7 @@ class Holders:
         if not self._has_accepted:  # a predecessor has accepted, and its list is lost
             await self.accept()
             return
-        found = await self._find()
+        found = await self._find(partial(self._looks.holders, max_age_s=self._vm.pulse.max_age_s))
         self._accepted &= found.keys()
         late = {pid: holder for pid, holder in found.items() if pid not in self._accepted}
         if late:

@@ -5,6 +5,9 @@ for each of them.
 Beats come each second while something happens. When nothing does, the pauses between them double, up to a
 minute. Something happens when the engine's counters change, or when somebody says so (stir): an event of the
 engine, an order, a change of what the VM is.
+
+At a beat, a look of another monitor is as good as one of ours if it began within the last half of the pause
+(host_looks.py). So what a look missed is seen by one that begins a minute and a half later, at most.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ class Pulse:
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self.together = Together()  # what is asked at the same beat
+        self.max_age_s = 0.0  # at this beat, a look of another monitor that began so long ago does
         self.is_quiet = False  # at the last beat: nothing had happened since the one before
 
     async def beat(self) -> None:
@@ -73,6 +77,7 @@ class Pulse:
         seen = self._look()
         self.is_quiet = seen == self._seen and not self._is_stirred
         self._seen, self._is_stirred = seen, False
+        self.max_age_s = self._pause_s / 2
         self._pause_s = min(2 * self._pause_s, LONGEST_S) if self.is_quiet else FIRST_S
         for waiter in self._waiting:
             if not waiter.done():

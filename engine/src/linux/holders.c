@@ -15,8 +15,7 @@
 
 #include "base/failpoint.h"
 
-#define FDINFO_BYTES 512 /* pos, flags, mnt_id and ino come first */
-#define LINK_BYTES 320	 /* "/memfd:NAME (deleted)", of 249 bytes for NAME at most */
+#define LINK_BYTES 320 /* "/memfd:NAME (deleted)", of 249 bytes for NAME at most */
 
 struct asked {
 	struct mapped_file file;
@@ -37,7 +36,7 @@ void holders_free(struct holder_list *list)
 	*list = (struct holder_list){ 0 };
 }
 
-static int add_holder(struct holder_list *list, struct holder holder)
+int holders_add(struct holder_list *list, struct holder holder)
 {
 	if (list->holders_n == list->holders_max) {
 		size_t max = list->holders_max ? 2 * list->holders_max : 16;
@@ -88,20 +87,11 @@ static bool is_another(const struct scan *scan, int link_dir_fd, const char *nam
 /* Compare inode numbers only, so that few fds need a closer look. Kernels before 5.14 do not report them. */
 static bool may_be_asked_for(const struct scan *scan, int dir_fd, const char *name)
 {
-	char text[FDINFO_BYTES], *at;
-	int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
-	ssize_t got;
+	struct procfs_fdinfo info;
+	bool is_there = procfs_fdinfo(dir_fd, name, &info);
 
 	FAILPOINT_HERE("holders.fdinfo");
-	if (fd < 0)
-		return false; /* closed meanwhile */
-	got = read(fd, text, sizeof text - 1);
-	close(fd);
-	if (got <= 0)
-		return false;
-	text[got] = '\0';
-	at = strstr(text, "\nino:");
-	return !at || is_asked_for(scan, (ino_t)strtoull(at + strlen("\nino:"), NULL, 10));
+	return is_there && (!info.has_ino || is_asked_for(scan, info.ino)); /* else closed meanwhile */
 }
 
 /* Without the process's uid even CAP_SYS_PTRACE does not open /proc/PID/fd, but pidfd_getfd works. Returns 0
@@ -134,8 +124,8 @@ static int look_at_fd(struct scan *scan, pid_t pid, int number)
 		return rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM ? rc : 0;
 	for (size_t i = 0; i < scan->asked_n; i++)
 		if (scan->asked[i].file.dev == status.st_dev && scan->asked[i].file.ino == status.st_ino)
-			return add_holder(scan->out,
-					  (struct holder){ .pid = pid, .fd = number, .file_idx = i });
+			return holders_add(scan->out,
+					   (struct holder){ .pid = pid, .fd = number, .file_idx = i });
 	return 0;
 }
 
@@ -231,5 +221,27 @@ int holders_find(const int *fds, size_t fds_n, struct holder_list *out)
 	free(scan.asked);
 	if (rc)
 		holders_free(out);
+	return rc;
+}
+
+int holders_confirm(const int *fds, size_t fds_n, struct holder_list *list)
+{
+	struct holder_list found = { 0 };
+	struct scan scan = { .out = &found };
+	int rc = ask_for(&scan, fds, fds_n);
+
+	for (size_t i = 0; i < list->holders_n && !rc; i++) {
+		const struct holder *holder = &list->holders[i];
+		char path[64];
+
+		snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", holder->pid, holder->fd);
+		if (may_be_asked_for(&scan, AT_FDCWD, path) && !shares_our_fds(holder->pid))
+			rc = look_at_fd(&scan, holder->pid, holder->fd);
+	}
+	free(scan.asked);
+	holders_free(list);
+	if (rc)
+		holders_free(&found);
+	*list = found;
 	return rc;
 }

@@ -28,6 +28,11 @@ struct holder_list {
  * in a socket, or registered with an io_uring and closed. 0, -ENOMEM or the -errno of reading /proc. On
  * success the caller frees the list. */
 int holders_find(const int *fds, size_t fds_n, struct holder_list *out);
-void holders_free(struct holder_list *list); /* leaves an empty list */
+
+/* Leave in the list only those who have the files open now, by these fds, and do not share our fd table. 0 or
+ * -errno; then the list is empty. */
+int holders_confirm(const int *fds, size_t fds_n, struct holder_list *list);
+int holders_add(struct holder_list *list, struct holder holder); /* 0 or -ENOMEM */
+void holders_free(struct holder_list *list);			 /* leaves an empty list */
 
 #endif

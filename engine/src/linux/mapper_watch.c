@@ -2,24 +2,16 @@
 #include "linux/mapper_watch.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "base/failpoint.h"
-
-#define SECOND_NS 1000000000ull
+#include "linux/map_read.h"
 
 /* A process as it was when its maps were last read. */
 struct seen {
-	pid_t pid;
-	uint64_t size_pages, shared_pages;
-	uint64_t rests_until_ns; /* do not follow a change before this time: reading its maps takes long */
-	uint64_t turn_ns, turn_look; /* when to read them without a change: when both have come */
+	struct map_read read; /* first */
 	bool maps, unreadable;
 };
 
@@ -65,91 +57,17 @@ static int ask_for(struct mapper_watch *watch, const struct mapped_file *files, 
 	return 0;
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
-}
-
-static int compare_pids(const void *one, const void *other)
-{
-	const pid_t *a = one, *b = other;
-
-	return *a < *b ? -1 : *a > *b;
-}
-
-static int compare_seen(const void *pid, const void *seen)
-{
-	return compare_pids(pid, &((const struct seen *)seen)->pid);
-}
-
-static const struct seen *find(const struct mapper_watch *watch, pid_t pid)
-{
-	return watch->seen_n ? bsearch(&pid, watch->seen, watch->seen_n, sizeof *watch->seen, compare_seen) :
-			       NULL;
-}
-
-/* "SIZE RESIDENT SHARED ...", in pages. False if the process has ended. Everybody may read it. */
-static bool read_sizes(struct seen *seen)
-{
-	char path[32], text[128], *at;
-	ssize_t got;
-	int fd;
-
-	snprintf(path, sizeof path, "/proc/%d/statm", seen->pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return false;
-	got = read(fd, text, sizeof text - 1);
-	close(fd);
-	if (got <= 0)
-		return false;
-	text[got] = '\0';
-	seen->size_pages = strtoull(text, &at, 10);
-	strtoull(at, &at, 10);
-	seen->shared_pages = strtoull(at, &at, 10);
-	return true;
-}
-
-/* If looks are a minute apart, each would otherwise read the maps of all processes. */
-static bool is_its_turn(const struct mapper_watch *watch, const struct seen *before, uint64_t time_ns)
-{
-	return watch->looks >= before->turn_look &&
-	       (time_ns >= before->turn_ns || FAILPOINT("mapper_watch.minute"));
-}
-
-static bool must_be_read(const struct mapper_watch *watch, const struct seen *before, const struct seen *now,
-			 uint64_t time_ns)
-{
-	if (!before || before->maps || is_its_turn(watch, before, time_ns))
-		return true;
-	return (before->size_pages != now->size_pages || before->shared_pages != now->shared_pages) &&
-	       time_ns >= before->rests_until_ns;
-}
-
-/* At least half of it, and less than all. */
-static uint64_t part_of(uint64_t whole, pid_t pid)
-{
-	return whole / 2 + (uint64_t)pid % (whole / 2);
-}
-
 static int read_maps(const struct mapper_watch *watch, struct seen *seen, const struct mapped_file *files,
 		     size_t files_n, struct mapper_list *out)
 {
-	const struct pid_list one = { .pids = &seen->pid, .pids_n = 1 };
+	const struct pid_list one = { .pids = &seen->read.pid, .pids_n = 1 };
 	size_t mappings_n = out->mappings_n, unreadable_n = out->unreadable.pids_n;
-	uint64_t since_ns = now_ns(), end_ns;
+	uint64_t since_ns = map_read_now_ns();
 	int rc = mappers_among(&one, files, files_n, out);
 
-	end_ns = now_ns();
 	seen->maps = out->mappings_n > mappings_n;
 	seen->unreadable = out->unreadable.pids_n > unreadable_n;
-	seen->rests_until_ns = end_ns + (end_ns - since_ns) * MAPPER_WATCH_REST;
-	/* Spread the reads over several looks, although all processes were first read in one. */
-	seen->turn_ns = end_ns + part_of(MAPPER_WATCH_TURN_S, seen->pid) * SECOND_NS;
-	seen->turn_look = watch->looks + part_of(MAPPER_WATCH_TURN_LOOKS, seen->pid);
+	map_read_done(&seen->read, watch->looks, since_ns);
 	return rc;
 }
 
@@ -157,12 +75,14 @@ static int read_maps(const struct mapper_watch *watch, struct seen *seen, const 
 static int look_at(const struct mapper_watch *watch, struct seen *seen, const struct mapped_file *files,
 		   size_t files_n, struct mapper_list *out)
 {
-	const struct seen *before = find(watch, seen->pid);
+	const struct seen *before =
+		map_read_find(watch->seen, watch->seen_n, sizeof *watch->seen, seen->read.pid);
 
-	if (must_be_read(watch, before, seen, now_ns()))
+	if (!before || before->maps ||
+	    map_read_is_due(&before->read, &seen->read, watch->looks, map_read_now_ns()))
 		return read_maps(watch, seen, files, files_n, out);
 	*seen = *before; /* its sizes too: a change that was not followed is still a change */
-	return seen->unreadable ? pid_list_add(&out->unreadable, seen->pid) : 0;
+	return seen->unreadable ? pid_list_add(&out->unreadable, seen->read.pid) : 0;
 }
 
 int mapper_watch_look(struct mapper_watch *watch, const struct mapped_file *files, size_t files_n,
@@ -180,10 +100,10 @@ int mapper_watch_look(struct mapper_watch *watch, const struct mapped_file *file
 	if (!rc && !(seen = calloc(pids.pids_n, sizeof *seen)))
 		rc = -ENOMEM;
 	if (!rc)
-		qsort(pids.pids, pids.pids_n, sizeof *pids.pids, compare_pids);
+		qsort(pids.pids, pids.pids_n, sizeof *pids.pids, map_read_compare_pids);
 	for (size_t i = 0; i < pids.pids_n && !rc; i++) {
-		seen[seen_n] = (struct seen){ .pid = pids.pids[i] };
-		if (pids.pids[i] == getpid() || !read_sizes(&seen[seen_n]))
+		seen[seen_n] = (struct seen){ .read.pid = pids.pids[i] };
+		if (pids.pids[i] == getpid() || !map_read_sizes(&seen[seen_n].read))
 			continue;
 		rc = look_at(watch, &seen[seen_n++], files, files_n, out);
 	}

@@ -90,9 +90,11 @@ static int scan_line(struct scan *scan, pid_t pid)
 	if (!parse_line(scan->line, &mapping, &file))
 		return 0;
 	for (size_t i = 0; i < scan->files_n; i++) {
-		if (scan->files[i].dev != file.dev || scan->files[i].ino != file.ino)
+		if (scan->files[i].dev != file.dev ||
+		    (scan->files[i].ino != file.ino && scan->files[i].ino != MAPPED_ANY_INO))
 			continue;
 		mapping.file_idx = i;
+		mapping.ino = file.ino;
 		if (!mapping.is_private && (!pids->pids_n || pids->pids[pids->pids_n - 1] != pid) &&
 		    pid_list_add(&scan->out->pids, pid))
 			return -ENOMEM;

@@ -13,8 +13,10 @@
 /* A file as /proc/PID/maps names it. */
 struct mapped_file {
 	dev_t dev;
-	ino_t ino;
+	ino_t ino; /* MAPPED_ANY_INO: all files of the device */
 };
+
+#define MAPPED_ANY_INO 0 /* no file has this number: maps shows it where nothing is mapped */
 
 /* One mapping of one of the files. A private one never writes to the file, but reading a hole through it
  * fills the hole with zeros, for everybody. */
@@ -24,6 +26,7 @@ struct mapping {
 	uint64_t size_bytes;
 	uint64_t offset_bytes; /* where in the file it begins */
 	size_t file_idx;       /* which of the files asked for */
+	ino_t ino;	       /* the file's */
 	bool is_private;       /* MAP_PRIVATE */
 };
 

@@ -9,6 +9,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define FDINFO_BYTES 512 /* pos, flags, mnt_id and ino come first */
+
 int pid_list_add(struct pid_list *list, pid_t pid)
 {
 	if (list->pids_n == list->pids_max) {
@@ -130,6 +132,33 @@ int procfs_task(pid_t pid, pid_t tid, struct procfs_task *out)
 		out->name[i] = name[1 + i] >= ' ' && name[1 + i] <= '~' ? name[1 + i] : '?';
 	out->name[length] = '\0';
 	return 0;
+}
+
+static bool read_number(const char *text, const char *key, uint64_t *out)
+{
+	const char *at = strstr(text, key);
+
+	*out = at ? strtoull(at + strlen(key), NULL, 10) : 0;
+	return at;
+}
+
+bool procfs_fdinfo(int dir_fd, const char *name, struct procfs_fdinfo *out)
+{
+	char text[FDINFO_BYTES];
+	int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
+	uint64_t ino;
+	ssize_t got;
+
+	if (fd < 0)
+		return false;
+	got = read(fd, text, sizeof text - 1);
+	close(fd);
+	if (got <= 0)
+		return false;
+	text[got] = '\0';
+	out->has_ino = read_number(text, "\nino:", &ino);
+	out->ino = (ino_t)ino;
+	return read_number(text, "\nmnt_id:", &out->mnt_id);
 }
 
 pid_t procfs_tracer(pid_t pid, pid_t tid)

@@ -3,7 +3,9 @@
 #ifndef VMMSWAP_PROCFS_H
 #define VMMSWAP_PROCFS_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 
 struct pid_list {
@@ -33,6 +35,18 @@ struct procfs_task {
 
 /* 0, or -ENOENT or -ESRCH when process `pid` has no thread `tid` (any more), or another -errno of reading. */
 int procfs_task(pid_t pid, pid_t tid, struct procfs_task *out);
+
+/* What /proc/PID/fdinfo says of any fd. mnt_id: of the mount by which it was opened. has_ino: the kernel says
+ * the inode's number, too (5.14). */
+struct procfs_fdinfo {
+	uint64_t mnt_id;
+	ino_t ino;
+	bool has_ino;
+};
+
+/* name: the fd's number, in the directory dir_fd. Asks no file system. False if it is closed by now, or not
+ * ours to read. */
+bool procfs_fdinfo(int dir_fd, const char *name, struct procfs_fdinfo *out);
 
 /* The process that traces a thread; 0: none that this PID namespace shows, or the thread is gone. */
 pid_t procfs_tracer(pid_t pid, pid_t tid);

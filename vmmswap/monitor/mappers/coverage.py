@@ -260,14 +260,15 @@ def stranger_error(stranger: MappedRange) -> SpoiledError:
     )
 
 
-def other_holders(question: Question, manager: int) -> list[Holder]:
+def other_holders(question: Question, manager: int, holders: Sequence[Holder] | None = None) -> list[Holder]:
     """Return who has the memory's files open without being served. An open file changes nothing, but reads of
-    a hole through it give zeros. manager: the pid of who keeps fds for us, 0 for nobody.
+    a hole through it give zeros. manager: the pid of who keeps fds for us, 0 for nobody. holders: who has
+    them open, if that is known.
     """
     known = {item.pid for item in question.known}
     kept = len(question.memfds)  # the manager has each of them once, for us
     found = []
-    for holder in holders_of(question.memfds):
+    for holder in holders_of(question.memfds) if holders is None else holders:
         if holder.pid == manager and kept:
             kept -= 1
         elif holder.pid not in known:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
-from vmmswap.engine import MapperWatch
 from vmmswap.errors import NoSuchVMError, VmmswapError
 from vmmswap.monitor.guard import Failures
+from vmmswap.monitor.host_looks import HostLooks
 from vmmswap.monitor.looks import SeenTwice
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.coverage import MappedRange
@@ -76,7 +76,7 @@ class Lookout(Watcher):
         super().__init__(processes)
         self._vm = vm
         self._unserved = Unserved(on_found)
-        self._mappers = MapperWatch()
+        self._looks = HostLooks()
         self._failures = Failures("cannot look at who maps guest memory")
         self._task = asyncio.get_running_loop().create_task(self._run(), name="lookout")
 
@@ -98,9 +98,10 @@ class Lookout(Watcher):
 
     async def _look(self) -> None:
         question = coverage.question_of(self._vm)
-        look = self._vm.pulse.together.ask(coverage.look, question, self._mappers, waits=Waits.FOR_ANYBODY)
+        pulse = self._vm.pulse
+        look = pulse.together.ask(self._looks.mapped, question, pulse.max_age_s, waits=Waits.FOR_ANYBODY)
         picture = await look
         if picture.private or picture.strangers:
-            self._vm.pulse.stir()  # see soon if they are still there
+            pulse.stir()  # see soon if they are still there
         self._unserved.look_at_private(picture.private)
         self._unserved.look_at_shared(picture.strangers)

@@ -8,7 +8,7 @@ times a second, so the next one is not always the one that has waited longest.
 A swap-out that makes no progress for a minute, as on a disk that hangs, no longer counts: else some of them
 would keep all other VMs from going out for as long as their disk hangs.
 
-Only monitors that systemd has started take part: the unit gives them the directory (RuntimeDirectory=).
+Only monitors that systemd has started take part: they have the directory (host_directory.py).
 """
 
 from __future__ import annotations
@@ -21,16 +21,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from vmmswap.monitor.host_directory import shared_directory
+
 _log = logging.getLogger("vmmswap.turn")
 
 _ASK_S = 0.2
 _STUCK_S = 60.0
-
-
-def shared_directory() -> Path | None:
-    """Where the files are; None: nobody shares them with us."""
-    first = os.environ.get("RUNTIME_DIRECTORY", "").split(":")[0]
-    return Path(first) if first else None
 
 
 class Turn:
