@@ -101,12 +101,8 @@ static void drop_records(struct unplug *unplug)
 	uint64_t pages = unplug->end_idx - unplug->page_idx;
 
 	for (struct used_pages at = used_pages(vm->map, unplug->page_idx, unplug->end_idx);
-	     used_pages_next(&at);) {
-		uint64_t word = page_word(vm, at.page_idx);
-
-		if (page_state_of(word) == PAGE_KEPT)
-			page_drop_copy(vm, at.page_idx, word);
-	}
+	     used_pages_next(&at);)
+		vm_drop_kept_copy(vm, at.page_idx);
 	page_map_forget(vm->map, unplug->page_idx, pages);
 }
 

@@ -82,9 +82,9 @@ static const char *const left_out_of_memfds[] = {
 static const char *const left_out_of_private[] = {
 	"evict.checked",  "evict.finished", "evict.marked",   "evict.protected",    "evict.punched",
 	"evict.read",	  "evict.selected", "evict.stored",   "freeze.before-thaw", "freeze.seized",
-	"freeze.stopped", "incore.find",    "mappers.read",   "memory.punch",	    "memory.read",
-	"memory.seek",	  "swapper.listed", "swapper.looked", "uffd.continue",	    "uffd.minor",
-	"uffd.protect",
+	"freeze.stopped", "incore.find",    "kept.seen",      "mappers.read",	    "memory.punch",
+	"memory.read",	  "memory.seek",    "swapper.listed", "swapper.looked",	    "uffd.continue",
+	"uffd.minor",	  "uffd.protect",
 };
 static const char *const left_out_with_tiers[] = { "store.alloc", "store.cut" };
 

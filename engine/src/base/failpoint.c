@@ -44,6 +44,7 @@ static const char *const names[] = {
 	"gate.closed",
 	"holders.fdinfo",
 	"incore.find",
+	"kept.seen",
 	"leave.piece",
 	"lost.looked",
 	"map_read.minute",

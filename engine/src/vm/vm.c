@@ -4,6 +4,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "base/hash.h"
 #include "base/held.h"
 #include "vm/backing.h"
@@ -163,18 +164,26 @@ void vm_drop_stale_copies(struct vm *vm)
 		vm_drop_kept_copies(vm);
 }
 
+/* Compaction may change the slot of a copy between the look and the change: it is a copy all the same. */
+void vm_drop_kept_copy(struct vm *vm, uint64_t page_idx)
+{
+	uint64_t word;
+	bool done = false;
+
+	while (!done && page_state_of(word = page_word(vm, page_idx)) == PAGE_KEPT) {
+		FAILPOINT_HERE("kept.seen");
+		done = page_drop_copy(vm, page_idx, word);
+	}
+}
+
 void vm_drop_kept_copies(struct vm *vm)
 {
 	uint64_t end_idx = atomic_load(&page_map_header(vm->map)->pages_n);
 
 	HELD_MAY_WAIT(WAIT_TIME); /* takes longer the more copies there are */
 	for (struct used_pages at = used_pages(vm->map, 0, end_idx);
-	     atomic_load(&vm->kept_pages) && used_pages_next(&at);) {
-		uint64_t word = page_word(vm, at.page_idx);
-
-		if (page_state_of(word) == PAGE_KEPT)
-			page_drop_copy(vm, at.page_idx, word);
-	}
+	     atomic_load(&vm->kept_pages) && used_pages_next(&at);)
+		vm_drop_kept_copy(vm, at.page_idx);
 }
 
 void vm_wake_all(struct vm *vm)

@@ -182,8 +182,10 @@ void vm_touched(struct vm *vm, uint64_t page_idx, bool missing, bool write);
  * on. With the gate held alone. */
 void vm_note_join(struct vm *vm);
 
-/* Drop all kept copies. Their pages are simply resident from then on. Call this outside of the gate: it takes
- * up to a second for 64 GiB. */
+/* Drop the page's kept copy, if it has one: it is simply resident from then on. */
+void vm_drop_kept_copy(struct vm *vm, uint64_t page_idx);
+
+/* Drop all kept copies. Call this outside of the gate: it takes up to a second for 64 GiB. */
 void vm_drop_kept_copies(struct vm *vm);
 
 /* Drop all kept copies if they are stale. */
