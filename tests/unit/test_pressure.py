@@ -116,3 +116,15 @@ def test_nobody_looks_where_nothing_can_go_to_disk(fds):
         assert watch.is_looking is False
 
     asyncio.run(run())
+
+
+def test_a_look_asks_once_how_much_memory_is_left(monkeypatch, tmp_path):
+    asked = []
+
+    def look(pids, hierarchies):
+        asked.append((pids, hierarchies))
+        return Headroom(1 << 60, "a limit")
+
+    monkeypatch.setattr(pressure, "look", look)
+    assert pressure._look([], [], tmp_path / "none") == ("", True)
+    assert len(asked) == 1

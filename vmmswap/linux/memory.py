@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 
 def meminfo_bytes(*keys: str) -> tuple[int, ...]:
     """These values, in bytes. OSError if one is missing."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    values = dict(line.split(":", 1) for line in lines)
-    for key in keys:
-        if key not in values:
-            raise OSError(f"/proc/meminfo has no {key}: is /proc mounted?")
-    return tuple(int(values[key].split()[0]) * 1024 for key in keys)
+    text = Path("/proc/meminfo").read_text(encoding="ascii")
+    return tuple(_kib_of(key, text) * 1024 for key in keys)
+
+
+def _kib_of(key: str, text: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB$", text, re.MULTILINE)
+    if found is None:
+        raise OSError(f"/proc/meminfo has no {key}: is /proc mounted?")
+    return int(found[1])

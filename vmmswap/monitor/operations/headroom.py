@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from vmmswap.monitor.guard import Failures
 _log = logging.getLogger("vmmswap.headroom")
 
 _MIB = 1 << 20
+_NUMBER_BYTES = 64
 _UNLIMITED = 1 << 62  # v1 shows no limit as a number close to 2^63
 _RESERVE_SHARE = 16
 _HOST_RESERVE_MAX = 256 * _MIB
@@ -95,9 +97,15 @@ def _group(group: Path) -> Headroom | None:
 def _number(path: Path) -> int | None:
     """None where there is no such file, no limit ("max"), or no right to look."""
     try:
-        text = path.read_text().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        text = os.read(fd, _NUMBER_BYTES).strip()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
     return int(text) if text.isdigit() else None
 
 

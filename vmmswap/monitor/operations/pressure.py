@@ -37,28 +37,31 @@ _SOME = re.compile(r"^some avg10=(?P<percent>[0-9.]+) ", re.MULTILINE)
 
 def why_short(pids: Iterable[int], hierarchies: Sequence[Hierarchy], host: Path = _HOST) -> str:
     """Why memory is short for these processes, for people; empty: it is not."""
+    return _look(list(pids), hierarchies, host)[0]
+
+
+def _look(pids: Sequence[int], hierarchies: Sequence[Hierarchy], host: Path = _HOST) -> tuple[str, bool]:
+    """Why memory is short, and if it will not be soon."""
     known = [*pids, os.getpid()]
     room = look(known, hierarchies)
     if room.bytes < 0:
-        return room.limit
+        return room.limit, False
+    why = _who_waits(known, hierarchies, host)
+    return why, not why and room.bytes > meminfo_bytes("MemTotal")[0] // _FAR
+
+
+def _who_waits(pids: Sequence[int], hierarchies: Sequence[Hierarchy], host: Path) -> str:
     groups = {
-        group / "memory.pressure"
-        for pid in known
+        group
+        for pid in pids
         for hierarchy in hierarchies
         if hierarchy.is_unified
         for group in _groups(pid, hierarchy)
     }
-    for path in (host, *sorted(groups)):
+    for path in (host, *(group / "memory.pressure" for group in sorted(groups))):
         if (percent := _stalled_percent(path)) >= _STALLED_PERCENT:
             return f"tasks waited for memory for {percent:g}% of the last ten seconds, says {path}"
     return ""
-
-
-def _look(pids: Sequence[int], hierarchies: Sequence[Hierarchy]) -> tuple[str, bool]:
-    """Why memory is short, and if it will not be soon."""
-    why = why_short(pids, hierarchies)
-    room = look([*pids, os.getpid()], hierarchies)
-    return why, not why and room.bytes > meminfo_bytes("MemTotal")[0] // _FAR
 
 
 def _groups(pid: int, hierarchy: Hierarchy) -> list[Path]:
