@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks import memory_parts
 from benchmarks.rivals import Figures, ratio, table
 from tests.support.bus import PrivateBus
 from tests.support.many_vms import HostClient, ManyVms
@@ -70,7 +71,8 @@ async def all_are(host: HostClient, vms: ManyVms, state: str) -> None:
     await host.until(is_so, f"all VMs to be {state}")
 
 
-async def _measure(vms: ManyVms, bus: PrivateBus, quiet_s: float, idle_s: float) -> Figures:
+async def _measure(vms: ManyVms, bus: PrivateBus, quiet_s: float, idle_s: float) -> tuple[Figures, Figures]:
+    """Of all, and what the private dirty memory of one of them is made of."""
     found: Figures = {}
     async with HostClient(bus) as host:
         await all_are(host, vms, "Ready")
@@ -88,6 +90,7 @@ async def _measure(vms: ManyVms, bus: PrivateBus, quiet_s: float, idle_s: float)
         found["private_dirty_mib"] = statistics.median(
             _smaps_mib(pids, "Private_Dirty") for pids in processes
         )
+        parts = memory_parts.by_mapping(processes[0])
         found["list_s"] = await asyncio.to_thread(_list_s, bus)
         since_s = time.monotonic()
         await asyncio.to_thread(vms.kill_monitors)
@@ -97,7 +100,7 @@ async def _measure(vms: ManyVms, bus: PrivateBus, quiet_s: float, idle_s: float)
         found["all_read_again_s"] = time.monotonic() - since_s
         if wrong_bytes:
             raise RuntimeError(f"{wrong_bytes} bytes of guests are wrong")
-    return found
+    return found, parts
 
 
 def bench(count: int, quiet_s: float, idle_s: float) -> None:
@@ -110,7 +113,7 @@ def bench(count: int, quiet_s: float, idle_s: float) -> None:
     ):
         try:
             asyncio.run(wait_for_daemon(bus))
-            found = asyncio.run(_measure(vms, bus, quiet_s, idle_s))
+            found, parts = asyncio.run(_measure(vms, bus, quiet_s, idle_s))
         finally:
             daemon.kill()
     table(f"{count} idle VMs, all out; medians of each monitor with its keeper", {f"{count} VMs": found})
@@ -125,6 +128,8 @@ def bench(count: int, quiet_s: float, idle_s: float) -> None:
         found["all_served_again_s"],
         "at most 10 for 200",
     )
+    table("Private dirty memory of one of them, by mapping", {"a VM": parts})
+    table("The same of an interpreter that only imports", {"python": memory_parts.by_imports()})
 
 
 async def wait_for_daemon(bus: PrivateBus) -> None:
