@@ -945,6 +945,29 @@ TEST(the_end_of_a_job_releases_places_that_were_kept)
 	log_destroy(log);
 }
 
+/* The kernel needs longer to clear and unmap 2 MiB than to read them. */
+TEST(reads_of_a_long_job_use_their_buffers_again)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	uint64_t slots[N];
+	char *buffer;
+
+	put(log, NOISE, 1, N, slots);
+	move_all(log);
+	images_keep(&log->images, true);
+	check_many(log, NOISE, 1, N, slots);
+	CHECK_EQ(log->images.kept_n, 1);
+	buffer = log->images.kept[0];
+	check_many(log, NOISE, 1, N, slots);
+	CHECK_EQ(log->images.kept_n, 1);
+	CHECK(log->images.kept[0] == buffer);
+	images_keep(&log->images, false);
+	check_many(log, NOISE, 1, N, slots);
+	CHECK_EQ(log->images.kept_n, 0);
+	log_destroy(log);
+}
+
 /* A place that was trimmed lacks memory, and writing there could end in SIGBUS: it is no spare. */
 TEST(a_trimmed_place_is_not_used_again_as_it_is)
 {

@@ -59,14 +59,12 @@ static void *restore_worker(void *argument)
 	return NULL;
 }
 
-void swap_in(struct swapper *swapper)
+/* Until nothing is out, or the job fails. */
+static void restore_all(struct swapper *swapper)
 {
 	struct vm *vm = swapper->vm;
 	uint64_t idle_since_ns = 0;
 
-	wake_record_spoil(vm->wake);
-	if (move_back_left(vm, swapper->lane, &swapper->error))
-		return;
 	/* Demand faults also bring pages in, and may give up on a page that we must then try, so loop until
 	 * nothing is out. A poisoned page may be readable by now. */
 	while (pages_out(vm) && job_goes_on(swapper)) {
@@ -95,6 +93,18 @@ void swap_in(struct swapper *swapper)
 		}
 		nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
 	}
+}
+
+void swap_in(struct swapper *swapper)
+{
+	struct vm *vm = swapper->vm;
+
+	wake_record_spoil(vm->wake);
+	if (move_back_left(vm, swapper->lane, &swapper->error))
+		return;
+	store_keep_buffers(vm->store, true);
+	restore_all(swapper);
+	store_keep_buffers(vm->store, false);
 	if (!job_goes_on(swapper))
 		return;
 	if (pages_out(vm)) {

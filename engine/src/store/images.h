@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Buffers of 2 MiB in which segments are made ready for the disk. While a swap-out runs, those that were used
- * are kept for the next segments: the kernel needs longer to find and clear one than it takes to fill it. */
+/* Buffers of 2 MiB in which segments are made ready for the disk, or are read from there. While a swap-out or
+ * a swap-in runs, those that were used are kept for the next segments: the kernel needs longer to find and
+ * clear one than it takes to fill it, and unmapping one interrupts all processors that run our threads. */
 #ifndef VMMSWAP_IMAGES_H
 #define VMMSWAP_IMAGES_H
 

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "base/big_buffer.h"
 #include "base/memory_error.h"
 #include "base/units.h"
 #include "store/log.h"
@@ -50,22 +49,25 @@ static int read_from_ram(struct log *log, uint32_t segment_idx, uint32_t granule
 static int open_record(struct log *log, uint64_t serial, uint32_t granule, const char *record, uint64_t room,
 		       void *page)
 {
-	char payload[PAGE_BYTES];
+	char compressed[PAGE_BYTES];
 	struct record_header header;
 	const size_t head_bytes = RECORD_HEAD_BYTES - RECORD_TAG_BYTES;
 	const char *packed = record + RECORD_HEAD_BYTES;
-	int rc = 0;
+	int rc;
 
 	if (!record_header_of(record, room, &header))
 		return -EBADMSG;
 	if (log->seal) {
+		bool is_whole = header.codec == RECORD_RAW;
+		char *opened = is_whole ? page : compressed;
+
 		rc = seal_open(log->seal, serial, granule, record, head_bytes, packed, header.payload_bytes,
-			       record + head_bytes, payload);
-		packed = payload;
+			       record + head_bytes, opened);
+		if (rc || is_whole)
+			return rc;
+		packed = opened;
 	}
-	if (!rc && !record_unpack(&header, packed, page))
-		rc = -EBADMSG;
-	return rc;
+	return record_unpack(&header, packed, page) ? 0 : -EBADMSG;
 }
 
 /* A record on disk, and the whole blocks that contain it. */
@@ -234,17 +236,17 @@ static uint64_t longest_run_bytes(const struct on_disk *at, size_t n)
 }
 
 /* For the runs of more than one record. NULL: there is none, or no memory; then each is read by itself. */
-static char *blocks_new(uint64_t size_bytes)
+static char *blocks_new(struct log *log, uint64_t size_bytes)
 {
 	if (size_bytes > SMALL_BYTES)
-		return big_buffer_new();
+		return images_take(&log->images);
 	return size_bytes ? aligned_alloc(DISK_BLOCK_BYTES, size_bytes) : NULL;
 }
 
-static void blocks_free(char *blocks, uint64_t size_bytes)
+static void blocks_free(struct log *log, char *blocks, uint64_t size_bytes)
 {
 	if (size_bytes > SMALL_BYTES)
-		big_buffer_free(blocks);
+		images_return(&log->images, blocks);
 	else
 		free(blocks);
 }
@@ -268,13 +270,13 @@ void log_get_many(struct log *log, const uint64_t *slot_idx, size_t n, void *buf
 	if (on_disk_n > 1)
 		qsort(at, on_disk_n, sizeof *at, by_place);
 	blocks_bytes = longest_run_bytes(at, on_disk_n);
-	blocks = blocks_new(blocks_bytes);
+	blocks = blocks_new(log, blocks_bytes);
 	for (size_t i = 0, run; i < on_disk_n; i += run) {
 		uint64_t end_bytes;
 
 		run = near_run(at + i, on_disk_n - i, &end_bytes);
 		read_run(log, at + i, run, end_bytes, blocks, pages, rc);
 	}
-	blocks_free(blocks, blocks_bytes);
+	blocks_free(log, blocks, blocks_bytes);
 	free(at);
 }

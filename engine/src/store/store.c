@@ -210,6 +210,12 @@ int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf
 	return n ? corrupt(rc, pages) : rc;
 }
 
+void store_keep_buffers(struct store *store, bool keeps)
+{
+	if (store->log)
+		images_keep(&log_of_tier(store->log)->images, keeps);
+}
+
 int store_begin_read(struct store *store, uint64_t slot_idx, void *page, struct page_read *read)
 {
 	struct tier *tier = tier_of(store, slot_idx);

@@ -136,6 +136,10 @@ int store_put(struct store *store, const void *const *page, const uint64_t *owne
  * are undefined. */
 int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf);
 
+/* A long job begins to read, or has ended: what store_get() needs memory for is kept from one call to the
+ * next, or is given back. */
+void store_keep_buffers(struct store *store, bool keeps);
+
 /* Begin to read one slot (page_read.h). 0: no device was needed, and the page is in *page. 1: read
  * read->size_bytes at read->offset_bytes of read->fd, then call store_end_read(). -errno. It waits for no
  * device: what is in RAM, or in a file on tmpfs, it reads itself. page: page aligned. */
