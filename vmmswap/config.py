@@ -84,7 +84,8 @@ class Config:
         "Workers",
         "count from 1",
         values.count(1, 16),
-        "Threads that do the work of a swap-out or a swap-in.",
+        "Threads that do the work of a swap-out. A swap-in has twice as many: each waits for the disk for as"
+        " long as it works.",
         3,
     )
     freeze_timeout_s: float = _key(

@@ -274,6 +274,22 @@ static void learn_a_wake_up(struct rig *rig)
 	rig->replayed = 0;
 }
 
+/* Beside the window that is copied, one is read. */
+TEST(a_swap_in_has_two_reads_in_flight_for_each_worker)
+{
+	static const struct layout windows = {
+		.memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .no_uring = 1
+	};
+	struct rig rig;
+
+	start_with(&rig, &windows);
+	rig_start_job(&rig, JOB_SWAP_IN);
+	await_reads(&rig, 2); /* of one worker that was asked for */
+	rig_disarm("store.read");
+	rig_end_job(&rig);
+	stop(&rig);
+}
+
 /* One worker has some batches of pages in flight, and page faults pass them. */
 TEST(a_replay_has_reads_in_flight_together)
 {

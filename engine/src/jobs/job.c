@@ -9,7 +9,8 @@
 #include "vm/page.h"
 
 #define STACK_BYTES ((size_t)256 << 10)
-#define WORKERS_MAX 16
+#define WORKERS_MAX 16 /* as Workers= has it */
+#define TIMES_MAX 2
 
 void job_fail(struct swapper *swapper, const struct error *error)
 {
@@ -120,13 +121,13 @@ static int start_worker(struct worker *worker, struct swapper *swapper, void *(*
 	return code;
 }
 
-void job_run_workers(struct swapper *swapper, void *(*run)(void *))
+void job_run_workers(struct swapper *swapper, size_t times, void *(*run)(void *))
 {
-	struct worker workers[WORKERS_MAX];
+	struct worker workers[WORKERS_MAX * TIMES_MAX];
 	size_t n = 0;
 	int code = 0;
 
-	while (n < swapper->vm->workers_n && !code) {
+	while (n < swapper->vm->workers_n * times && !code) {
 		code = start_worker(&workers[n], swapper, run);
 		n += !code;
 	}

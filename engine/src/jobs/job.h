@@ -70,9 +70,9 @@ void job_begin_with_all(struct swapper *swapper);
 void job_rewind(struct swapper *swapper);
 bool job_next_window(struct swapper *swapper, bool data, struct window *out);
 
-/* Run a function on all workers, and return once it has returned on each. Several workers make storage
- * faster: one window is read while another is written. */
-void job_run_workers(struct swapper *swapper, void *(*run)(void *));
+/* Run a function on all workers, `times` as many as were asked for (2 at most), and return once it has
+ * returned on each. Several workers make storage faster: one window is read while another is written. */
+void job_run_workers(struct swapper *swapper, size_t times, void *(*run)(void *));
 
 /* Before a job that puts or moves pages, and after it: a limit of the store that ended it is no failure. What
  * is out stays out, and the rest stays where it is. The message is for the notice of the job's end. */

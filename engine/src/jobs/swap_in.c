@@ -11,6 +11,9 @@
 #include "vm/poison.h"
 
 #define BUDGET_LOOK_NS 1000000
+/* A worker waits for the disk for as long as it works: with twice as many, a read is on its way beside each
+ * that is copied. */
+#define WORKERS_TIMES 2
 
 /* Wait until at least one of these pages may be swapped in. Returns how many may; 0: the job ends. */
 static struct budget_share wait_for_budget(struct swapper *swapper, uint64_t pages)
@@ -72,7 +75,7 @@ static void restore_all(struct swapper *swapper)
 
 		swapper->unreadable_pages = 0;
 		job_rewind(swapper);
-		job_run_workers(swapper, restore_worker);
+		job_run_workers(swapper, WORKERS_TIMES, restore_worker);
 		poison_lift(vm, swapper->lane);
 		if (swapper->unreadable_pages && swapper->unreadable_pages >= pages_out(vm) &&
 		    pages_out(vm) >= before)

@@ -212,7 +212,7 @@ static void pass_over_memory(struct swapper *swapper)
 	folios_look(swapper->vm, &swapper->memory);
 	job_rewind(swapper);
 	if (!swapper->vm->mover) { /* else nothing is protected */
-		job_run_workers(swapper, protect_worker);
+		job_run_workers(swapper, 1, protect_worker);
 		if (!swapper->frozen)
 			let_hot_pages_out(swapper);
 	}
@@ -221,7 +221,7 @@ static void pass_over_memory(struct swapper *swapper)
 		pins_begin_pass(swapper->pins);
 	}
 	job_rewind(swapper);
-	job_run_workers(swapper, evict_worker);
+	job_run_workers(swapper, 1, evict_worker);
 }
 
 static uint64_t pages_taken(const struct swapper *swapper)

@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define IMAGES_KEPT_MAX 4
+#define IMAGES_KEPT_MAX 8
 
 struct images {
 	pthread_mutex_t lock;
