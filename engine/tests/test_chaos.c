@@ -60,6 +60,7 @@ static const char *const left_out[] = {
 	"poison.lifted",
 	"restore.awaits-removal",
 	"shared_look.making",
+	"shared_look.waiting",
 	"uffd.continue-protected",
 	"resident.cachestat",
 	"store.direct",

@@ -222,7 +222,38 @@ TEST(what_somebody_with_fewer_rights_has_seen_does_not_count)
 	end(pid);
 }
 
-TEST(while_another_looks_nobody_waits_for_it)
+static void look_and_wait(void)
+{
+	CHECK_OK(failpoint_arm("shared_look.waiting=stop"));
+	check_holder(ANY_AGE, 0);
+	exit(made() ? 1 : 0);
+}
+
+/* Else those that have their beat at the same moment would all look through all processes. */
+TEST(who_comes_while_another_looks_takes_what_it_has_seen)
+{
+	int lock_fd, status;
+	pid_t pid;
+
+	prepare();
+	lock_fd = (int)CHECK_SYS(openat(dir_fd, PICTURE ".lock", O_RDONLY | O_CREAT | O_CLOEXEC, 0600));
+	CHECK_SYS(flock(lock_fd, LOCK_EX));
+	pid = (pid_t)CHECK_SYS(fork());
+	if (pid == 0) {
+		close(memfd); /* so that it is no holder for us */
+		memfd = (int)CHECK_SYS(memfd_create("another", MFD_CLOEXEC));
+		look_and_wait();
+	}
+	CHECK_SYS(waitpid(pid, &status, WUNTRACED));
+	CHECK(WIFSTOPPED(status));
+	CHECK_SYS(flock(lock_fd, LOCK_UN));
+	check_holder(ANY_AGE, 0);
+	CHECK_SYS(kill(pid, SIGCONT));
+	CHECK_SYS(waitpid(pid, &status, 0));
+	CHECK_EQ(status, 0);
+}
+
+TEST(while_another_looks_nobody_waits_for_it_for_long)
 {
 	int lock_fd = -1;
 	struct shared_look found;

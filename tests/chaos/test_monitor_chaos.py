@@ -41,6 +41,8 @@ LEFT_OUT = {
     "reads.cut",
     "resident.cachestat",
     "restore.awaits-removal",
+    "shared_look.making",
+    "shared_look.waiting",
     "uffd.continue-protected",
 }
 

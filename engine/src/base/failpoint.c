@@ -79,6 +79,7 @@ static const char *const names[] = {
 	"restore.fetched",
 	"seal.secret",
 	"shared_look.making",
+	"shared_look.waiting",
 	"spaces.reserve",
 	"store.alloc",
 	"store.compact.copied",

@@ -11,7 +11,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "linux/map_read.h"
+
+#define LOCK_TRIES 20
+#define LOCK_PAUSE_US 10000
 
 /* Of one kind of look. The number goes up when the format changes. */
 static const struct names {
@@ -138,6 +142,21 @@ static int renew_locked(const struct place *place, uint64_t max_age_ns, struct p
 	return rc;
 }
 
+/* Many monitors may have their beat at the same moment. Wait for a look that takes some milliseconds, and not
+ * for longer: the lock's owner may be stopped. */
+static int lock_soon(int fd)
+{
+	for (int tries = 0; flock(fd, LOCK_EX | LOCK_NB); tries++) {
+		if (errno != EWOULDBLOCK)
+			return -errno;
+		if (tries == LOCK_TRIES)
+			return -EBUSY;
+		FAILPOINT_HERE("shared_look.waiting");
+		usleep(LOCK_PAUSE_US);
+	}
+	return 0;
+}
+
 static int renew(const struct place *place, uint64_t max_age_ns, struct picture *picture, int *unshared_out)
 {
 	const char *lock = names[place->kind].lock;
@@ -145,10 +164,8 @@ static int renew(const struct place *place, uint64_t max_age_ns, struct picture 
 
 	if (fd < 0)
 		return -errno;
-	/* Not to wait: its owner may be stopped. */
-	if (flock(fd, LOCK_EX | LOCK_NB))
-		rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
-	else
+	rc = lock_soon(fd);
+	if (!rc)
 		rc = renew_locked(place, max_age_ns, picture, unshared_out);
 	close(fd);
 	return rc;

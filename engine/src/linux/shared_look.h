@@ -27,9 +27,10 @@ struct shared_look {
  * only we and others with our rights may write to. Of processes that do not change their size some mappings
  * are found late (map_read.h).
  *
- * 0; -EBUSY: somebody else is looking just now; -ENOTSUP: one of the files is no memfd of small pages, or the
- * kernel is older than 5.14; -E2BIG: there are too many; or another -errno, of reading /proc or of opening
- * the files in the directory. Then look by oneself. On success the caller frees what is found. */
+ * 0; -EBUSY: somebody else is looking, and is not done in a fifth of a second; -ENOTSUP: one of the files is
+ * no memfd of small pages, or the kernel is older than 5.14; -E2BIG: there are too many; or another -errno,
+ * of reading /proc or of opening the files in the directory. Then look by oneself. On success the caller
+ * frees what is found. */
 int shared_look(int dir_fd, enum look_kind kind, const int *fds, size_t fds_n, uint64_t max_age_ns,
 		struct shared_look *out);
 void shared_look_free(struct shared_look *look);
