@@ -258,12 +258,13 @@ TEST(events_are_read_before_a_page_is_tried_again)
 	stop(&rig);
 }
 
-static void learn_a_wake_up(struct rig *rig)
+/* Of each `every` pages of these, one is in the set. */
+static void learn_a_wake_up_of(struct rig *rig, uint64_t pages, uint64_t every)
 {
 	struct error err = { 0 };
 
 	rig_disarm("store.read");
-	for (uint64_t page = FIRST; page < FIRST + 100; page++)
+	for (uint64_t page = FIRST; page < FIRST + pages; page += every)
 		puppet_do(rig, 0, 0, (struct puppet_order){ .kind = ORDER_TOUCH, .page = page });
 	rig_settle(rig);
 	CHECK_OK(engine_wake(rig->engine, true, &err));
@@ -287,6 +288,41 @@ TEST(a_swap_in_has_two_reads_in_flight_for_each_worker)
 	await_reads(&rig, 2); /* of one worker that was asked for */
 	rig_disarm("store.read");
 	rig_end_job(&rig);
+	stop(&rig);
+}
+
+static void learn_a_wake_up(struct rig *rig)
+{
+	learn_a_wake_up_of(rig, 100, 1);
+}
+
+/* Sixteen pages that are no neighbours have been read together: the one that a page fault waits for is put in
+ * place first. */
+TEST(what_a_page_fault_waits_for_goes_first)
+{
+	static const struct layout all = { .memfd_pages = { 512 },
+					   .regions = { { 0, 0, 512 } },
+					   .full = 1,
+					   .one_thread = 1,
+					   .no_uring = 1 };
+	struct error err = { 0 };
+	struct rig rig;
+
+	start_with(&rig, &all);
+	learn_a_wake_up_of(&rig, 32, 2); /* one batch */
+	rig_arm(&rig, "store.read", "stall");
+	CHECK_OK(engine_wake(rig.engine, true, &err));
+	await_reads(&rig, 1);
+	tell_touch(&rig, 0, 1, FIRST + 30); /* the last one: it joins the read */
+	while (rig_stats(&rig).touched_pages < 1)
+		sched_yield();
+	rig_arm(&rig, "ahead.copied", "stall");
+	rig_disarm("store.read");
+	rig_await_point(&rig, "ahead.copied");
+	puppet_await(&rig, 0, 1);
+	CHECK_EQ(rig_resident_pages(&rig, FIRST, 32), 1);
+	rig_disarm("ahead.copied");
+	CHECK_EQ(rig_await_notice(&rig, NOTICE_REPLAY_DONE).code, 0);
 	stop(&rig);
 }
 

@@ -64,7 +64,8 @@ static void read_pages(struct many *many, const size_t *page, size_t n)
 
 	for (size_t i = 0; i < n; i++)
 		slots[i] = many->slots[page[i]];
-	near_reads_begin(&many->near, many->reads, slots, n);
+	near_reads_find(&many->near, slots, n);
+	near_reads_begin(&many->near, many->reads);
 	while (many->near.pending_n) {
 		CHECK(reads_submit(many->reads));
 		while ((file = reads_take(many->reads)))
@@ -74,7 +75,8 @@ static void read_pages(struct many *many, const size_t *page, size_t n)
 				      60000),
 				 1);
 	}
-	near_reads_end(&many->near);
+	for (size_t i = 0; i < n; i++)
+		near_reads_end(&many->near, i);
 }
 
 static void check_page(const struct many *many, size_t i, size_t page)

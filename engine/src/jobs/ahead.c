@@ -67,20 +67,21 @@ static bool is_wanted(struct vm *vm, uint64_t page_idx, uint64_t word)
 	       !removals_have(&vm->removals, page_idx, 1);
 }
 
+/* A page fault may take these pages over. */
 static void claim(struct vm *vm, struct ahead_batch *batch)
 {
 	batch->n = batch->back_n = 0;
+	batch->awaits_device = false;
 	for (size_t i = 0; i < batch->wanted_n; i++) {
 		uint64_t idx = batch->wanted[i].page_idx, word = page_word(vm, idx);
 
-		if (!is_wanted(vm, idx, word) || !page_claim(vm, idx, word, &batch->claimed[batch->n]))
+		if (!is_wanted(vm, idx, word) ||
+		    !page_claim_background(vm, idx, word, &batch->claimed[batch->n]))
 			continue;
 		batch->idx[batch->n] = idx;
 		batch->slots[batch->n] = page_slot_of(word);
 		batch->keeps[batch->n++] = !batch->wanted[i].is_written;
 	}
-	if (batch->n)
-		HELD_TAKE(HELD_FILLING);
 }
 
 static void release(struct vm *vm, struct ahead_batch *batch, size_t i)
@@ -90,18 +91,46 @@ static void release(struct vm *vm, struct ahead_batch *batch, size_t i)
 	batch->claimed[i] = 0;
 }
 
-/* A page that is not right is left to its page fault, which tries again and tells. */
-static void release_what_is_wrong(struct vm *vm, struct ahead_batch *batch)
+/* From here on a page fault waits for the page. False: one has taken it over, or the guest gave it up: the
+ * slot may have another page by now. */
+static bool harden(struct vm *vm, struct ahead_batch *batch, size_t i)
 {
-	for (size_t i = 0; i < batch->n; i++) {
-		uint64_t idx = batch->idx[i];
+	if (!batch->claimed[i] || !page_harden(vm, batch->idx[i], &batch->claimed[i]))
+		return false;
+	HELD_TAKE(HELD_FILLING);
+	return true;
+}
 
-		if (!is_claim(page_word(vm, idx), batch->claimed[i]))
-			batch->claimed[i] = 0; /* given up meanwhile: the slot may have another page by now */
-		else if (batch->reads.result[i] || removals_have(&vm->removals, idx, 1) ||
-			 !vm_is_right(vm, page_of(batch, i), *page_map_hash(vm->map, idx)))
-			release(vm, batch, i);
-	}
+static bool has_some_to_read(const struct ahead_batch *batch)
+{
+	for (size_t i = 0; i < batch->n; i++)
+		if (batch->reads.result[i] == 1)
+			return true;
+	return false;
+}
+
+/* A page fault that came now would read the same bytes once more, and hardly have them sooner. */
+static void harden_what_a_device_has(struct ahead *ahead, struct ahead_batch *batch)
+{
+	struct vm *vm = ahead->vm;
+
+	if (!has_some_to_read(batch))
+		return;
+	gate_pass(vm->gate, ahead->lane);
+	for (size_t i = 0; i < batch->n; i++)
+		if (batch->reads.result[i] == 1 && harden(vm, batch, i))
+			batch->awaits_device = true;
+	gate_leave(vm->gate, ahead->lane);
+	ahead->claiming_n += batch->awaits_device;
+}
+
+/* A page that is not right is left to its page fault, which tries again and tells. */
+static void harden_what_is_right(struct vm *vm, struct ahead_batch *batch, size_t i, size_t n,
+				 const bool *right)
+{
+	for (size_t k = i; k < i + n; k++)
+		if (harden(vm, batch, k) && (!right[k - i] || removals_have(&vm->removals, batch->idx[k], 1)))
+			release(vm, batch, k);
 }
 
 static void is_back(struct vm *vm, struct ahead_batch *batch, const struct process *process, size_t i)
@@ -118,12 +147,12 @@ static void is_back(struct vm *vm, struct ahead_batch *batch, const struct proce
 	batch->back_n++;
 }
 
-/* How many pages at i are neighbours, ours, and come back in the same way. */
-static size_t run_length(const struct ahead_batch *batch, size_t i)
+/* How many pages at i, before `end`, are neighbours, ours, and come back in the same way. */
+static size_t run_length(const struct ahead_batch *batch, size_t i, size_t end)
 {
 	size_t n = 1;
 
-	while (i + n < batch->n && batch->claimed[i + n] && batch->idx[i + n] == batch->idx[i] + n &&
+	while (i + n < end && batch->claimed[i + n] && batch->idx[i + n] == batch->idx[i] + n &&
 	       batch->keeps[i + n] == batch->keeps[i])
 		n++;
 	return n;
@@ -160,19 +189,60 @@ static int copy_run(struct vm *vm, struct ahead_batch *batch, size_t i, size_t n
 	return outcome == UFFD_NO_MEMORY ? -ENOMEM : outcome == UFFD_RETRY ? -EAGAIN : 0;
 }
 
-static int copy(struct vm *vm, struct ahead_batch *batch)
+static int copy(struct vm *vm, struct ahead_batch *batch, size_t i, size_t n)
 {
+	size_t end = i + n;
 	int rc = 0;
 
-	for (size_t i = 0; i < batch->n; i++)
-		batch->keeps[i] = batch->keeps[i] && atomic_load(&vm->keeps);
-	for (size_t i = 0, done; i < batch->n && !rc; i += done) {
+	for (size_t k = i; k < end; k++)
+		batch->keeps[k] = batch->keeps[k] && atomic_load(&vm->keeps);
+	for (size_t done; i < end && !rc; i += done) {
 		done = 1;
 		if (batch->claimed[i])
-			rc = copy_run(vm, batch, i, run_length(batch, i), &done);
+			rc = copy_run(vm, batch, i, run_length(batch, i, end), &done);
 	}
-	for (size_t i = 0; i < batch->n; i++)
-		release(vm, batch, i);
+	return rc;
+}
+
+static bool is_waited_for(const struct vm *vm, const struct ahead_batch *batch, size_t i)
+{
+	return batch->claimed[i] && (page_word(vm, batch->idx[i]) & PAGE_WAITER);
+}
+
+/* The next page to put in place: one that a page fault waits for, if there is any. batch->n: there is none
+ * left. */
+static size_t next_page(const struct vm *vm, const struct ahead_batch *batch)
+{
+	size_t first = batch->n;
+
+	for (size_t i = batch->n; i-- > 0;) {
+		if (is_waited_for(vm, batch, i))
+			return i;
+		first = batch->claimed[i] ? i : first;
+	}
+	return first;
+}
+
+/* One passage of the gate, for neighbours: page faults are read by threads that want it alone. */
+static int put_in_place(struct ahead *ahead, struct ahead_batch *batch, size_t i, size_t n)
+{
+	struct vm *vm = ahead->vm;
+	bool right[AHEAD_PAGES_MAX];
+	int rc;
+
+	for (size_t k = 0; k < n; k++)
+		right[k] = !near_reads_end(&batch->reads, i + k) &&
+			   vm_is_right(vm, page_of(batch, i + k), *page_map_hash(vm->map, batch->idx[i + k]));
+	FAILPOINT_HERE("ahead.fetched");
+	gate_pass(vm->gate, ahead->lane);
+	harden_what_is_right(vm, batch, i, n, right);
+	rc = copy(vm, batch, i, n);
+	FAILPOINT_HERE("ahead.copied");
+	for (size_t k = 0; k < (rc ? batch->n : n); k++)
+		release(vm, batch, rc ? k : i + k);
+	if (!ahead->claiming_n)
+		HELD_DROP(HELD_FILLING);
+	gate_leave(vm->gate, ahead->lane);
 	return rc;
 }
 
@@ -203,29 +273,35 @@ static enum uffd_outcome fill_hole(struct vm *vm, uint64_t page_idx)
 	return outcome;
 }
 
-int ahead_fill_holes(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back)
+/* True if it came. *outcome: of the last one that was tried. */
+static bool fill_if_hole(struct ahead *ahead, uint64_t page_idx, enum uffd_outcome *outcome)
 {
 	struct vm *vm = ahead->vm;
+	uint64_t word = page_word(vm, page_idx), claimed;
+
+	if (!may_be_hole(vm, page_idx, word) || !page_claim(vm, page_idx, word, &claimed))
+		return false;
+	HELD_TAKE(HELD_FILLING);
+	*outcome = fill_hole(vm, page_idx);
+	if (*outcome == UFFD_DONE)
+		page_filled(vm, page_idx, claimed);
+	else
+		page_release(vm, page_idx, claimed);
+	if (!ahead->claiming_n)
+		HELD_DROP(HELD_FILLING);
+	return *outcome == UFFD_DONE;
+}
+
+int ahead_fill_holes(struct ahead *ahead, const struct wake_page *pages, size_t n, size_t *pages_back)
+{
 	enum uffd_outcome outcome = UFFD_DONE;
 
 	*pages_back = 0;
-	gate_pass(vm->gate, ahead->lane);
 	for (size_t i = 0; i < n && outcome != UFFD_NO_MEMORY && outcome != UFFD_RETRY; i++) {
-		uint64_t idx = pages[i].page_idx, word = page_word(vm, idx), claimed;
-
-		if (!may_be_hole(vm, idx, word) || !page_claim(vm, idx, word, &claimed))
-			continue;
-		HELD_TAKE(HELD_FILLING);
-		outcome = fill_hole(vm, idx);
-		if (outcome == UFFD_DONE)
-			page_filled(vm, idx, claimed);
-		else
-			page_release(vm, idx, claimed);
-		if (!ahead->claiming_n)
-			HELD_DROP(HELD_FILLING);
-		*pages_back += outcome == UFFD_DONE;
+		gate_pass(ahead->vm->gate, ahead->lane);
+		*pages_back += fill_if_hole(ahead, pages[i].page_idx, &outcome);
+		gate_leave(ahead->vm->gate, ahead->lane);
 	}
-	gate_leave(vm->gate, ahead->lane);
 	return outcome == UFFD_NO_MEMORY ? -ENOMEM : outcome == UFFD_RETRY ? -EAGAIN : 0;
 }
 
@@ -250,21 +326,29 @@ void ahead_begin(struct ahead *ahead, const struct wake_page *pages, size_t n)
 	gate_pass(vm->gate, ahead->lane);
 	claim(vm, batch);
 	gate_leave(vm->gate, ahead->lane);
-	ahead->claiming_n += batch->n != 0;
+	near_reads_find(&batch->reads, batch->slots, batch->n);
+	harden_what_a_device_has(ahead, batch);
 	if (batch->n)
 		FAILPOINT_HERE("ahead.claimed");
-	near_reads_begin(&batch->reads, ahead->reads, batch->slots, batch->n);
+	near_reads_begin(&batch->reads, ahead->reads);
 }
 
-/* Of those that have been read, the one that began first; NULL: none has. */
+/* Of those that have been read, one that page faults wait for, or else the one that began first; NULL: none
+ * has. */
 static struct ahead_batch *first_read(struct ahead *ahead)
 {
 	struct ahead_batch *first = NULL;
 
 	for (size_t i = 0; i < ahead->depth; i++) {
 		struct ahead_batch *batch = &ahead->batches[i];
+		size_t next;
 
-		if (batch->number && !batch->reads.pending_n && (!first || batch->number < first->number))
+		if (!batch->number || batch->reads.pending_n)
+			continue;
+		next = next_page(ahead->vm, batch);
+		if (next < batch->n && is_waited_for(ahead->vm, batch, next))
+			return batch;
+		if (!first || batch->number < first->number)
 			first = batch;
 	}
 	return first;
@@ -306,21 +390,14 @@ static struct ahead_batch *await_batch(struct ahead *ahead)
 
 struct ahead_end ahead_end(struct ahead *ahead)
 {
-	struct vm *vm = ahead->vm;
 	struct ahead_batch *batch = await_batch(ahead);
 	int rc = 0;
+	size_t i;
 
-	if (batch->n) {
-		near_reads_end(&batch->reads);
-		FAILPOINT_HERE("ahead.fetched");
-		gate_pass(vm->gate, ahead->lane);
-		release_what_is_wrong(vm, batch);
-		rc = copy(vm, batch);
-		FAILPOINT_HERE("ahead.copied");
-		if (--ahead->claiming_n == 0)
-			HELD_DROP(HELD_FILLING);
-		gate_leave(vm->gate, ahead->lane);
-	}
+	while (!rc && (i = next_page(ahead->vm, batch)) < batch->n)
+		rc = put_in_place(ahead, batch, i, run_length(batch, i, batch->n));
+	if (batch->awaits_device && --ahead->claiming_n == 0)
+		HELD_DROP(HELD_FILLING);
 	batch->number = 0;
 	ahead->in_use_n--;
 	return (struct ahead_end){

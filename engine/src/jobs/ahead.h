@@ -5,9 +5,11 @@
  * something else is in its place) is left out, for the page fault that needs it. That is why this is not
  * restore.c, which must bring back every page.
  *
- * The pages of one batch are claimed as page faults claim theirs, not as a swap-in does: a page fault on one
- * of them waits for the read that is under way instead of reading the page once more. It waits for the other
- * pages of the batch, too, so these are few. */
+ * Page faults go first. A page that needs no device is claimed as a swap-in claims it, until it is put in
+ * place: a page fault takes it over, and makes it of the store's bytes sooner than this thread might. A page
+ * that a device reads is claimed as page faults claim theirs: a page fault waits for the read that is under
+ * way instead of reading the page once more. It waits for the other reads of the batch, too, so these are
+ * few; of what has been read, it comes first. */
 #ifndef VMMSWAP_AHEAD_H
 #define VMMSWAP_AHEAD_H
 
@@ -25,7 +27,8 @@ struct ahead_batch {
 	uint64_t number; /* 0: not in use; those that began first have the lowest */
 	struct wake_page wanted[AHEAD_PAGES_MAX];
 	size_t wanted_n;
-	size_t n, back_n; /* of these, only the store had n */
+	size_t n, back_n;   /* of these, only the store had n */
+	bool awaits_device; /* page faults on some of these wait until ahead_end() */
 	uint64_t idx[AHEAD_PAGES_MAX];
 	uint64_t claimed[AHEAD_PAGES_MAX]; /* 0: no longer ours */
 	uint64_t slots[AHEAD_PAGES_MAX];
@@ -52,8 +55,8 @@ int ahead_create(struct vm *vm, struct lane *lane, size_t depth, struct readers 
 void ahead_destroy(struct ahead *ahead); /* no batch is in use; NULL is allowed */
 
 /* Begin to bring back those of n pages, AHEAD_PAGES_MAX at most, in ascending order, that only the store has.
- * There is a batch that is not in use. From here on page faults on them wait for ahead_end(), which must
- * follow soon. */
+ * There is a batch that is not in use. From here on page faults on those that a device has wait for
+ * ahead_end(), which must follow soon. */
 void ahead_begin(struct ahead *ahead, const struct wake_page *pages, size_t n);
 
 /* True if a batch that was begun has been read: ahead_end() will not wait. Begins reads that have not begun

@@ -72,19 +72,22 @@ static void begin_run(struct near_reads *self, struct reads *reads, struct near_
 	run->file.result = read_file(run->file.fd, &pieces, run->file.offset_bytes);
 }
 
-void near_reads_begin(struct near_reads *self, struct reads *reads, const uint64_t *slot_idx, size_t n)
+void near_reads_find(struct near_reads *self, const uint64_t *slot_idx, size_t n)
 {
-	struct place places[NEAR_PAGES_MAX];
-	uint64_t gaps_bytes = NEAR_GAPS_BYTES, end_bytes;
-	char *raw = self->raw;
-	size_t places_n;
-
 	self->n = n;
 	self->runs_n = self->pending_n = 0;
 	for (size_t i = 0; i < n; i++)
 		self->result[i] = store_begin_read(self->store, slot_idx[i], self->pages + bytes_of_pages(i),
 						   &self->read[i]);
-	places_n = find_places(self, places);
+}
+
+void near_reads_begin(struct near_reads *self, struct reads *reads)
+{
+	struct place places[NEAR_PAGES_MAX];
+	uint64_t gaps_bytes = NEAR_GAPS_BYTES, end_bytes;
+	char *raw = self->raw;
+	size_t places_n = find_places(self, places);
+
 	for (size_t i = 0, pages; i < places_n; i += pages) {
 		struct near_run *run = &self->runs[self->runs_n];
 
@@ -107,22 +110,21 @@ void near_reads_run_ended(struct file_read *file)
 	((struct near_run *)file)->of->pending_n--;
 }
 
-void near_reads_end(struct near_reads *self)
+int near_reads_end(struct near_reads *self, size_t i)
 {
-	for (size_t i = 0; i < self->n; i++) {
-		const struct file_read *file = &self->runs[self->run[i]].file;
-		char *place = self->pages + bytes_of_pages(i), *bytes;
-		struct page_read read = self->read[i];
-		void *page;
+	const struct file_read *file = &self->runs[self->run[i]].file;
+	char *place = self->pages + bytes_of_pages(i), *bytes;
+	struct page_read read = self->read[i];
+	void *page;
 
-		if (self->result[i] != 1)
-			continue;
-		bytes = file->bytes + (read.offset_bytes - file->offset_bytes);
-		/* gaps were read, too: nothing of them stays in a page cache */
-		read.offset_bytes = file->offset_bytes;
-		read.size_bytes = file->size_bytes;
-		self->result[i] = store_end_read(self->store, &read, file->result, bytes, place, &page);
-		if (!self->result[i] && page != place)
-			memcpy(place, page, PAGE_BYTES);
-	}
+	if (self->result[i] != 1)
+		return self->result[i];
+	bytes = file->bytes + (read.offset_bytes - file->offset_bytes);
+	/* gaps were read, too: nothing of them stays in a page cache */
+	read.offset_bytes = file->offset_bytes;
+	read.size_bytes = file->size_bytes;
+	self->result[i] = store_end_read(self->store, &read, file->result, bytes, place, &page);
+	if (!self->result[i] && page != place)
+		memcpy(place, page, PAGE_BYTES);
+	return self->result[i];
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* The reads of some pages, begun together: those that lie near each other in one file are one read, in the
- * order of the file. What needs no device is read at once. */
+ * order of the file. What needs no device is read at once, in near_reads_find(). */
 #ifndef VMMSWAP_NEAR_READS_H
 #define VMMSWAP_NEAR_READS_H
 
@@ -35,15 +35,19 @@ struct near_reads {
 	struct near_run runs[NEAR_PAGES_MAX];
 };
 
-/* Begin to read n slots. reads: each run is begun there, and may begin only with reads_submit(); NULL: all is
- * read in this call. */
-void near_reads_begin(struct near_reads *self, struct reads *reads, const uint64_t *slot_idx, size_t n);
+/* Find n slots. What needs no device is read in this call: its result is 0 then, or -errno; 1: a device has
+ * it. */
+void near_reads_find(struct near_reads *self, const uint64_t *slot_idx, size_t n);
+
+/* Begin to read what a device has. reads: each run is begun there, and may begin only with reads_submit();
+ * NULL: all is read in this call. */
+void near_reads_begin(struct near_reads *self, struct reads *reads);
 
 /* A run has ended: reads_take() returned it. */
 void near_reads_run_ended(struct file_read *file);
 
-/* Nothing is pending: make pages of what was read. result[i] is 0 or -errno then. What store_end_read() says
- * of a slot that is dropped meanwhile is true until here. */
-void near_reads_end(struct near_reads *self);
+/* Nothing is pending: make page i of what was read. Once for each page. 0 or -errno, which result[i] is then,
+ * too. What store_end_read() says of a slot that is dropped meanwhile is true until here. */
+int near_reads_end(struct near_reads *self, size_t i);
 
 #endif
