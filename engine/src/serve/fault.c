@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/held.h"
+#include "linux/time_slice.h"
 #include "serve/adopt.h"
 #include "serve/event.h"
 #include "serve/reading.h"
@@ -239,6 +240,7 @@ static void *serve(void *argument)
 	struct epoll_event ready[READY_MAX];
 	bool served = false;
 
+	time_slice_shorten();
 	while (!faults->stopping) {
 		uint64_t next_ns = event_go_on(faults->vm) ? 0 : serve_unpolled(self), seen;
 		int n;
