@@ -27,10 +27,12 @@ static uint64_t idle_pages(const struct wake_record *record)
 	return stats.idle_pages;
 }
 
-/* A swap-out ended so long ago. */
+/* All that was noted of this cycle was so much earlier. */
 static void age(struct wake_record *record, uint64_t ms)
 {
 	record->header->idle_from_ms -= ms;
+	for (uint32_t i = 0; i < record->header->touches_n; i++)
+		wake_touches(record)[i] -= ms << TOUCH_MS_SHIFT;
 }
 
 /* An idle guest touches these pages unless they stayed, and then for a while nothing more. Returns how many
@@ -99,6 +101,106 @@ TEST(no_more_than_may_stay)
 	wake_record_choose_idle(record, 0);
 	CHECK_EQ(idle_pages(record), 0);
 	CHECK(!wake_record_is_idle(record, 0));
+	wake_record_destroy(record);
+}
+
+/* The guest touches these pages, unless they stayed, so long after the swap-out; fast enough for a wake-up,
+ * if they are many. Returns how many faults it took. */
+static uint64_t burst(struct wake_record *record, uint32_t first, uint32_t n, uint64_t after_ms,
+		      bool is_ordered)
+{
+	uint64_t faults = 0;
+
+	wake_record_begin_leaving(record);
+	wake_record_begin(record);
+	age(record, after_ms);
+	if (is_ordered)
+		CHECK(wake_record_wake(record));
+	for (uint32_t page = first; page < first + n; page++) {
+		if (wake_record_is_idle(record, page))
+			continue;
+		wake_record_touch(record, page, true, false);
+		faults++;
+	}
+	wake_record_settle(record);
+	age(record, 2 * WAKE_EARLY_MS);
+	wake_record_fold(record);
+	return faults;
+}
+
+/* Programs that wake up now and then touch a thousand pages at once after a swap-out. That is no less idle
+ * for looking like a wake-up. */
+TEST(a_burst_at_once_after_each_swap_out_stays)
+{
+	struct wake_record *record = new_record();
+	uint64_t faults = 0;
+
+	CHECK_EQ(burst(record, 0, 1000, 0, false), 1000);
+	wake_record_choose_idle(record, ALL);
+	CHECK_EQ(idle_pages(record), 0);
+	CHECK_EQ(burst(record, 0, 1000, 0, false), 1000);
+	for (int i = 0; i < 20; i++) {
+		wake_record_choose_idle(record, ALL);
+		faults += burst(record, 0, 1000, 0, false);
+	}
+	fprintf(stderr, "faults in a cycle: 1000 before, %llu after\n", (unsigned long long)faults / 20);
+	CHECK(faults / 20 < 1000 / 16); /* those that are tried */
+	wake_record_destroy(record);
+}
+
+/* What a replay brings back raises no page fault, so the second time the pages that may stay are left to
+ * theirs. Others come back as always. */
+TEST(a_replay_does_not_hide_them)
+{
+	struct wake_record *record = new_record();
+	struct wake_page *pages;
+
+	burst(record, 0, 1000, 0, false);
+	wake_record_choose_idle(record, 600);
+	wake_record_begin(record);
+	CHECK_EQ(wake_record_offer(record, &pages), 400);
+	CHECK_EQ(pages[0].page_idx, 600);
+	free(pages);
+	age(record, 2 * WAKE_EARLY_MS); /* this is no such burst */
+	CHECK_EQ(wake_record_offer(record, &pages), 1000);
+	free(pages);
+	wake_record_begin(record);
+	CHECK(wake_record_wake(record));
+	CHECK_EQ(wake_record_offer(record, &pages), 1000);
+	free(pages);
+	wake_record_destroy(record);
+}
+
+/* A guest that wakes up a while after each swap-out, or because somebody says so, was not idle. */
+TEST(a_burst_that_somebody_waits_for_goes_out)
+{
+	struct wake_record *record = new_record();
+
+	for (int i = 0; i < 4; i++) {
+		burst(record, 0, 1000, 2 * WAKE_EARLY_MS, false);
+		wake_record_choose_idle(record, ALL);
+		CHECK(idle_pages(record) <= WAKE_ANY_PAGES); /* on a busy machine it comes slowly at first */
+	}
+	wake_record_destroy(record);
+	record = new_record();
+	for (int i = 0; i < 4; i++) {
+		burst(record, 0, 1000, 0, true);
+		wake_record_choose_idle(record, ALL);
+		CHECK_EQ(idle_pages(record), 0);
+	}
+	wake_record_destroy(record);
+}
+
+TEST(of_too_many_those_stay_that_were_touched_most_often)
+{
+	struct wake_record *record = new_record();
+
+	for (int i = 0; i < IDLE_TIMES_MAX; i++)
+		burst(record, i ? 0 : 1000, i ? 2000 : 1000, 0, false);
+	wake_record_choose_idle(record, 900);
+	CHECK_EQ(idle_pages(record), 900);
+	for (uint32_t page = 0; page < 1000; page++)
+		CHECK(!wake_record_is_idle(record, page));
 	wake_record_destroy(record);
 }
 

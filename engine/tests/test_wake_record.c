@@ -246,9 +246,47 @@ TEST(what_looked_like_a_wake_up_and_was_none)
 	touch_until_it_wakes(record, 0, 40);
 	CHECK(stats_of(record).is_waking);
 	touch_all(record, 0, 5000, 1, back);
+	record->header->idle_from_ms -= 2 * WAKE_EARLY_MS; /* it did not begin at once */
 	CHECK(wake_record_settle(record));
 	CHECK(!wake_record_touch(record, 0, true, false));
 	CHECK(!wake_record_wake(record)); /* until the next swap-out */
+	wake_record_destroy(record);
+}
+
+/* All that was noted of this cycle was so much earlier. */
+static void age(struct wake_record *record, uint64_t ms)
+{
+	record->header->idle_from_ms -= ms;
+	for (uint32_t i = 0; i < record->header->touches_n; i++)
+		wake_touches(record)[i] -= ms << TOUCH_MS_SHIFT;
+}
+
+/* What an idle guest does at once after a swap-out may look like a wake-up. The one that somebody waits for
+ * is not missed for that, and neither is what the guest touches while it is idle in between. */
+TEST(a_wake_up_at_once_is_not_the_last_one)
+{
+	struct wake_record *record = new_record();
+
+	for (int i = 0; i < 2; i++) {
+		wake_record_begin(record);
+		touch_until_it_wakes(record, 0, 1000);
+		touch_all(record, 0, 1000, 1, NULL);
+		CHECK(wake_record_settle(record));
+		age(record, WAKE_EARLY_MS / 5);
+		for (uint32_t page = 5000; page < 5020; page++)
+			CHECK(!wake_record_touch(record, page, true, false));
+		age(record, 2 * WAKE_EARLY_MS);
+		touch_until_it_wakes(record, 7000, 1000);
+		touch_all(record, 7000, 1000, 1, NULL);
+		CHECK(wake_record_settle(record));
+		CHECK(!wake_record_touch(record, 9000, true, false)); /* this was it */
+		wake_record_fold(record);
+	}
+	CHECK_EQ(stats_of(record).set_pages, 2020);
+	wake_record_choose_idle(record, UINT64_MAX);
+	CHECK(stats_of(record).idle_pages > 900 && stats_of(record).idle_pages < 1500);
+	for (uint32_t page = 7500; page < 8000; page++) /* the first ones were not known to be a wake-up */
+		CHECK(!wake_record_is_idle(record, page));
 	wake_record_destroy(record);
 }
 

@@ -19,8 +19,9 @@ struct candidate {
 	struct wake_entry entry;
 	uint32_t rank; /* in the set, among the touches, or between the two */
 	bool was_in_set, is_touched;
-	bool is_idle; /* touched while the guest was idle */
-	bool is_soon; /* the same, soon after the swap-out */
+	bool is_idle;  /* touched while the guest was idle */
+	bool is_soon;  /* the same, soon after the swap-out */
+	bool is_early; /* within seconds of the swap-out, and nobody had ordered a wake-up */
 };
 
 /* What is known of the cycle as a whole. */
@@ -28,8 +29,10 @@ struct cycle {
 	bool woke;    /* else it says nothing about pages that wake-ups touch */
 	bool spoiled; /* it says nothing about any page that was not touched */
 	bool idled;   /* the guest was idle for long enough to say what it touches then */
+	bool lasted;  /* for long enough to say what the guest touches within seconds of a swap-out */
 	uint32_t touches_n;
 	uint32_t held_n, held_touched_n;
+	uint32_t tried_n, vain_n; /* pages that could have stayed: how many went out, and were not touched */
 };
 
 static int by_page(const void *left, const void *right)
@@ -52,19 +55,49 @@ static int by_rank(const void *left, const void *right)
 	return a->entry.page_idx < b->entry.page_idx ? -1 : a->entry.page_idx > b->entry.page_idx;
 }
 
-static bool is_soon(const struct wake_header *header, uint32_t i, uint64_t touch)
+/* True if touch number i came so soon after the swap-out. */
+static bool is_within(const struct wake_header *header, uint32_t i, uint64_t touch, uint32_t limit_ms)
 {
 	uint32_t since_ms = (uint32_t)atomic_load(&header->idle_from_ms);
 
 	return !atomic_load(&header->idle_from_ms) || i < atomic_load(&header->leaving_n) ||
-	       (uint32_t)(touch >> TOUCH_MS_SHIFT) - since_ms <= IDLE_SOON_MS;
+	       (uint32_t)(touch >> TOUCH_MS_SHIFT) - since_ms <= limit_ms;
+}
+
+/* True if the guest was idle at touch number i. */
+static bool was_idle(const struct wake_header *header, uint32_t i)
+{
+	uint32_t calm_at = atomic_load(&header->calm_at), again_at = atomic_load(&header->again_at);
+
+	return !atomic_load(&header->woke) || i < atomic_load(&header->woke_at) ||
+	       (calm_at && i >= calm_at && (!again_at || i < again_at));
+}
+
+/* An order says that somebody waits for what follows. */
+static bool was_ordered(const struct wake_header *header, uint32_t i)
+{
+	return atomic_load(&header->ordered) && i >= atomic_load(&header->waking_at);
+}
+
+static struct candidate candidate_of(const struct wake_header *header, uint32_t i, uint64_t touch)
+{
+	bool is_idle = was_idle(header, i);
+
+	return (struct candidate){
+		.entry = { .page_idx = (uint32_t)(touch & TOUCH_PAGE_MASK),
+			   .flags = touch & TOUCH_WRITE ? ENTRY_WRITTEN : 0 },
+		.rank = i,
+		.is_touched = true,
+		.is_idle = is_idle,
+		.is_soon = is_idle && is_within(header, i, touch, IDLE_SOON_MS),
+		.is_early = is_within(header, i, touch, WAKE_EARLY_MS) && !was_ordered(header, i),
+	};
 }
 
 static size_t collect(struct wake_record *record, const struct cycle *cycle, struct candidate *all)
 {
 	struct wake_header *header = record->header;
 	uint32_t which = atomic_load(&header->current), set_n = atomic_load(&header->set_n[which]);
-	uint32_t woke_at = atomic_load(&header->woke) ? atomic_load(&header->woke_at) : UINT32_MAX;
 	size_t n = 0;
 
 	for (uint32_t i = 0; i < set_n; i++)
@@ -76,16 +109,8 @@ static size_t collect(struct wake_record *record, const struct cycle *cycle, str
 	for (uint32_t i = 0; i < cycle->touches_n; i++) {
 		uint64_t touch = atomic_load_explicit(&wake_touches(record)[i], memory_order_relaxed);
 
-		if (!(touch & TOUCH_VALID))
-			continue;
-		all[n++] = (struct candidate){
-			.entry = { .page_idx = (uint32_t)(touch & TOUCH_PAGE_MASK),
-				   .flags = touch & TOUCH_WRITE ? ENTRY_WRITTEN : 0 },
-			.rank = i,
-			.is_touched = true,
-			.is_idle = i < woke_at,
-			.is_soon = i < woke_at && is_soon(header, i, touch),
-		};
+		if (touch & TOUCH_VALID)
+			all[n++] = candidate_of(header, i, touch);
 	}
 	return n;
 }
@@ -109,6 +134,7 @@ static size_t merge(struct candidate *all, size_t n)
 			last->is_touched = true;
 			last->is_idle = all[i].is_idle;
 			last->is_soon = all[i].is_soon;
+			last->is_early = all[i].is_early;
 		}
 		last->entry.flags |= all[i].entry.flags;
 	}
@@ -129,6 +155,21 @@ static bool was_idle_seen(const struct cycle *cycle, uint8_t flags)
 	return cycle->idled && !(flags & ENTRY_STAYS);
 }
 
+/* True if it would have been seen that the guest touches the page within seconds. */
+static bool was_early_seen(const struct cycle *cycle, uint8_t flags)
+{
+	return cycle->lasted && !(flags & (ENTRY_STAYS | ENTRY_OFFERED));
+}
+
+/* A page that could have stayed went out. */
+static void note_tried(struct cycle *cycle, const struct candidate *page)
+{
+	if (!wake_is_idle(&page->entry) || !was_early_seen(cycle, page->entry.flags))
+		return;
+	cycle->tried_n++;
+	cycle->vain_n += !page->is_early && !page->is_idle;
+}
+
 static void count_idle(struct candidate *page, const struct cycle *cycle, uint8_t flags)
 {
 	struct wake_entry *entry = &page->entry;
@@ -140,6 +181,10 @@ static void count_idle(struct candidate *page, const struct cycle *cycle, uint8_
 	} else if (was_idle_seen(cycle, flags)) {
 		entry->idle_times = 0;
 	}
+	if (page->is_early && wake_early_times(entry) < IDLE_TIMES_MAX)
+		entry->flags += ENTRY_EARLY_ONE;
+	else if (!page->is_early && was_early_seen(cycle, flags))
+		entry->flags &= (uint8_t)~ENTRY_EARLY_MASK;
 }
 
 /* Bring the page's entry up to date. False: it leaves the set. */
@@ -148,7 +193,7 @@ static bool stays(struct candidate *page, const struct cycle *cycle)
 	struct wake_entry *entry = &page->entry;
 	uint8_t flags = entry->flags;
 
-	entry->flags &= ENTRY_WRITTEN | ENTRY_WOKE | ENTRY_SOON;
+	entry->flags &= ENTRY_WRITTEN | ENTRY_WOKE | ENTRY_SOON | ENTRY_EARLY_MASK;
 	count_idle(page, cycle, flags);
 	if (page->is_touched) {
 		entry->age = entry->misses = 0;
@@ -217,6 +262,25 @@ static uint64_t idle_ms(const struct wake_header *header)
 	return from_ms && until_ms > from_ms ? until_ms - from_ms : 0;
 }
 
+/* Smoothed: few pages are tried at a time. */
+static void account_tried(struct wake_header *header, const struct cycle *cycle)
+{
+	if (cycle->tried_n)
+		atomic_store(&header->idle_vain_256,
+			     (atomic_load(&header->idle_vain_256) + 256 * cycle->vain_n / cycle->tried_n) /
+				     2);
+}
+
+/* What comes after an order, or once all comes back, says nothing of what an idle guest touches. */
+static bool has_lasted(const struct wake_header *header)
+{
+	uint64_t from_ms = atomic_load(&header->idle_from_ms);
+	bool is_cut_short = atomic_load(&header->spoiled) || atomic_load(&header->ordered);
+
+	return is_cut_short ? idle_ms(header) >= WAKE_EARLY_MS :
+			      from_ms && wake_now_ms() - from_ms >= WAKE_EARLY_MS;
+}
+
 static void fold(struct wake_record *record)
 {
 	struct wake_header *header = record->header;
@@ -224,6 +288,7 @@ static void fold(struct wake_record *record)
 		.woke = atomic_load(&header->woke) && !atomic_load(&header->spoiled),
 		.spoiled = atomic_load(&header->spoiled),
 		.idled = idle_ms(header) >= IDLE_LOOK_MS,
+		.lasted = has_lasted(header),
 		.touches_n = atomic_load(&header->touches_n),
 	};
 	size_t room, n;
@@ -235,10 +300,13 @@ static void fold(struct wake_record *record)
 	all = room ? malloc(room * sizeof *all) : NULL;
 	if (all) { /* without memory, the cycle teaches nothing */
 		n = merge(all, collect(record, &cycle, all));
-		for (size_t i = 0; i < n; i++)
+		for (size_t i = 0; i < n; i++) {
 			note_held(&cycle, &all[i]);
+			note_tried(&cycle, &all[i]);
+		}
 		if (!cycle.spoiled)
 			account_waste(header, &cycle);
+		account_tried(header, &cycle);
 		install(record, all, choose(all, n, &cycle));
 	}
 	free(all);

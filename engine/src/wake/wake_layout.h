@@ -40,9 +40,25 @@ struct wake_entry {
 #define ENTRY_WOKE 8	/* a wake-up has touched it, not only an idle guest */
 #define ENTRY_SOON 16	/* the last time that an idle guest touched it was soon after the swap-out */
 #define ENTRY_STAYS 32	/* it did not go out at the beginning of this cycle */
+/* In so many cycles in a row it was touched within seconds of the swap-out, slowly or in a burst; cycles that
+ * say nothing left out. */
+#define ENTRY_EARLY_ONE 64
+#define ENTRY_EARLY_MASK 192
 
 #define IDLE_TIMES_MAX 3
 #define IDLE_TIMES_KNOWN 2 /* from then on it counts as touched by an idle guest */
+
+static inline unsigned wake_early_times(const struct wake_entry *entry)
+{
+	return entry->flags / ENTRY_EARLY_ONE;
+}
+
+/* The pages that stay, unless there are too many of them. */
+static inline bool wake_is_idle(const struct wake_entry *entry)
+{
+	return wake_early_times(entry) >= IDLE_TIMES_KNOWN ||
+	       (entry->idle_times >= IDLE_TIMES_KNOWN && (entry->flags & ENTRY_SOON));
+}
 
 /* Lives in the memfd's first page. */
 struct wake_header {
@@ -70,6 +86,13 @@ struct wake_header {
 	_Atomic uint32_t noted_n;   /* touches in this cycle that raised no page fault: wake_record_note() */
 	_Atomic uint32_t leaving_n; /* so many touches came during the swap-out */
 	_Atomic uint32_t stays_n;   /* pages that did not go out with it: ENTRY_STAYS */
+	/* So many touches came before the wake-up that is under way, or the last one. */
+	_Atomic uint32_t waking_at;
+	/* A first wake-up, which came at once after the swap-out, was over at this number of touches, and the
+	 * guest was idle until that number of them; 0: not yet. */
+	_Atomic uint32_t calm_at, again_at;
+	_Atomic uint32_t idle_vain_256; /* of 256 pages that could have stayed, so many were not touched */
+	_Atomic uint32_t idle_max;	/* so many may stay */
 };
 
 #define SET_BYTES (WAKE_PAGES_MAX * sizeof(struct wake_entry))
@@ -126,8 +149,17 @@ static inline uint32_t wake_faults_after(const struct wake_header *header, uint3
 	return touches_n > other_n ? touches_n - other_n : 0;
 }
 
+static inline uint64_t wake_span_ms(const struct wake_header *header)
+{
+	return atomic_load(&header->wake_until_ms) - atomic_load(&header->wake_from_ms);
+}
+
 /* Set or clear the bits of members, stays and held for a set. */
 void wake_members(struct wake_record *record, uint32_t which, bool is_set);
+
+/* How many pages a replay that begins now leaves to their page faults, to see if an idle guest touches
+ * them. */
+uint32_t wake_left_to_faults(const struct wake_header *header);
 
 uint64_t wake_now_ms(void);
 uint64_t wake_random(struct wake_record *record);

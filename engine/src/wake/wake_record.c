@@ -15,13 +15,6 @@
 static const char MAGIC[8] = "VMMSWAPW";
 #define VERSION 2
 
-/* A wake-up that touches less than this, or less than this part of the set, was none. After a replay, what it
- * held back counts: a guest that wakes up touches some of that. Few pages that were held back say nothing. */
-#define WAKE_TOUCHES_MIN 64
-#define WAKE_TOUCHES_PART 32
-#define WAKE_HELD_MIN 8
-#define WAKE_HELD_PART 4
-
 /* Of 256 pages of the set, a replay holds back so many, and with much waste twice its share. */
 #define HELD_256_MIN 16
 #define HELD_256_MAX 128
@@ -199,6 +192,9 @@ static void clear_cycle(struct wake_header *header)
 	atomic_store(&header->held_n, 0);
 	atomic_store(&header->idle_from_ms, 0);
 	atomic_store(&header->idle_until_ms, 0);
+	atomic_store(&header->waking_at, 0);
+	atomic_store(&header->calm_at, 0);
+	atomic_store(&header->again_at, 0);
 }
 
 void wake_record_begin_leaving(struct wake_record *record)
@@ -231,15 +227,18 @@ static bool begin_waking(struct wake_record *record, uint64_t from_ms, uint32_t 
 {
 	struct wake_header *header = record->header;
 	uint32_t idle = WAKE_IDLE, touches_n = atomic_load(&header->touches_n);
+	uint32_t waking_at = touches_n > pages_before ? touches_n - pages_before : 0;
 
 	if (!atomic_compare_exchange_strong(&header->phase, &idle, WAKE_WAKING))
 		return false;
 	atomic_store(&header->wake_from_ms, from_ms);
 	atomic_store(&header->wake_until_ms, from_ms ? wake_now_ms() : 0);
-	if (!atomic_exchange(&header->woke, 1)) {
-		atomic_store(&header->woke_at, touches_n > pages_before ? touches_n - pages_before : 0);
-		atomic_store(&header->idle_until_ms, from_ms ? from_ms : wake_now_ms());
-	}
+	atomic_store(&header->waking_at, waking_at);
+	atomic_store(&header->idle_until_ms, from_ms ? from_ms : wake_now_ms());
+	if (!atomic_exchange(&header->woke, 1))
+		atomic_store(&header->woke_at, waking_at);
+	else if (!atomic_load(&header->again_at))
+		atomic_store(&header->again_at, waking_at);
 	return true;
 }
 
@@ -316,43 +315,6 @@ bool wake_record_touch(struct wake_record *record, uint64_t page_idx, bool missi
 	return wakes_up(record, page_idx, n, at_ms);
 }
 
-static uint64_t wake_span_ms(const struct wake_header *header)
-{
-	return atomic_load(&header->wake_until_ms) - atomic_load(&header->wake_from_ms);
-}
-
-/* True if what was touched since is enough for a wake-up. */
-static bool was_wake_up(const struct wake_header *header)
-{
-	uint32_t set_n = atomic_load(&header->set_n[atomic_load(&header->current)]);
-	uint32_t touched = wake_faults_after(header, atomic_load(&header->woke_at));
-	uint32_t offered_n = atomic_load(&header->offered_n), held_n = atomic_load(&header->held_n);
-	uint32_t burst = atomic_load(&header->ordered) ? 0 : WAKE_BURST_PAGES + 1;
-
-	if (!offered_n)
-		return touched >= WAKE_TOUCHES_MIN && touched >= set_n / WAKE_TOUCHES_PART;
-	if (held_n < WAKE_HELD_MIN)
-		return touched > 0;
-	return touched >= burst + held_n / WAKE_HELD_PART;
-}
-
-bool wake_record_settle(struct wake_record *record)
-{
-	struct wake_header *header = record->header;
-	uint32_t waking = WAKE_WAKING;
-	bool was_one = was_wake_up(header);
-
-	if (was_one)
-		atomic_store(&header->last_wake_ms, wake_span_ms(header));
-	else if (!atomic_load(&header->ordered)) {
-		atomic_store(&header->woke, 0);
-		atomic_store(&header->idle_until_ms, 0);
-	}
-	atomic_store(&record->burst_n, 0);
-	return atomic_compare_exchange_strong(&header->phase, &waking, was_one ? WAKE_SETTLED : WAKE_IDLE) &&
-	       was_one;
-}
-
 void wake_record_spoil(struct wake_record *record)
 {
 	struct wake_header *header = record->header;
@@ -382,11 +344,15 @@ static uint32_t held_256(const struct wake_header *header)
 /* Once in a cycle: a second replay of it holds back the same pages. */
 static void choose_held(struct wake_record *record, struct wake_entry *entries, uint32_t n)
 {
-	uint32_t share = held_256(record->header);
+	uint32_t share = held_256(record->header), left_n = wake_left_to_faults(record->header);
 
 	for (uint32_t i = 0; i < n; i++) {
 		if (entries[i].flags & (ENTRY_OFFERED | ENTRY_HELD | ENTRY_STAYS))
 			continue;
+		if (left_n && wake_early_times(&entries[i]) + 1 == IDLE_TIMES_KNOWN) {
+			left_n--;
+			continue;
+		}
 		if (entries[i].age > 0 && (wake_random(record) >> 32 & 255) < share) {
 			entries[i].flags |= ENTRY_HELD;
 			wake_put_bit(record->held, entries[i].page_idx, true);

@@ -37,6 +37,9 @@
 #define WAKE_ANY_PAGES 256
 #define WAKE_ANY_MS 1000
 
+/* So soon after a swap-out a burst may be what an idle guest always touches then. */
+#define WAKE_EARLY_MS 10000
+
 struct wake_record;
 
 int wake_record_create(struct wake_record **out, struct error *err);
@@ -64,7 +67,8 @@ bool wake_record_touch(struct wake_record *record, uint64_t page_idx, bool missi
 bool wake_record_wake(struct wake_record *record);
 
 /* The guest touches little any more: the wake-up is over. False: it has touched hardly anything, so it was
- * none, and touches are noted further. */
+ * none, and touches are noted further. So they are after a wake-up that nobody ordered and that began within
+ * WAKE_EARLY_MS of the swap-out: the one that somebody waits for may be yet to come. */
 bool wake_record_settle(struct wake_record *record);
 
 /* All memory is being brought back: what is not touched from now on says nothing. */
@@ -74,8 +78,10 @@ void wake_record_spoil(struct wake_record *record);
 void wake_record_fold(struct wake_record *record);
 
 /* After the fold: choose the pages that do not go out now, pages_max at most. They are those that the guest
- * touched while it was idle, soon after the swap-out, in two cycles in a row. As nothing is seen of a page
- * that stays, one in eight goes out with the others, at random: it leaves the set unless it is touched. */
+ * touched within WAKE_EARLY_MS of the swap-out, or later while it was idle, in two cycles in a row, and not
+ * after an order to wake up. If there are more, those stay that did so more often, and of these the ones that
+ * are touched first. As nothing is seen of a page that stays, some go out with the others, at random: who is
+ * not touched then is no such page any more. */
 void wake_record_choose_idle(struct wake_record *record, uint64_t pages_max);
 
 /* True if the page was chosen. */
