@@ -149,7 +149,7 @@ def bench_wake(options: argparse.Namespace) -> None:
 
 def bench_idle(options: argparse.Namespace) -> None:
     """A Linux guest that does nothing."""
-    idle_guest.bench(12 if options.quick else 30)  # seconds; less than ten teach nothing
+    idle_guest.bench(12 if options.quick else 60)  # seconds; less than ten teach nothing
 
 
 def bench_threads(options: argparse.Namespace) -> None:

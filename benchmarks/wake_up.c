@@ -90,12 +90,15 @@ static double median(const struct shared *shared, size_t offset)
 static void print_figures(const struct shared *shared, const struct engine_stats *stats)
 {
 	printf("{\"first_ms\": %.1f, \"touched_ms\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
-	       "\"faults\": %llu, \"fault_p99_us\": %.1f, \"prefetched_pages\": %llu, \"record_mib\": %.1f}\n",
+	       "\"faults\": %llu, \"fault_p50_us\": %.1f, \"fault_p99_us\": %.1f, \"slow_faults\": %llu, "
+	       "\"prefetched_pages\": %llu, \"record_mib\": %.1f}\n",
 	       shared->figures[0].touch_us / 1000, median(shared, offsetof(struct figures, touch_us)) / 1000,
 	       median(shared, offsetof(struct figures, p50_us)),
 	       median(shared, offsetof(struct figures, p99_us)),
 	       (unsigned long long)shared->figures[WAKE_UPS].faults,
+	       median(shared, offsetof(struct figures, fault_p50_us)),
 	       median(shared, offsetof(struct figures, fault_p99_us)),
+	       (unsigned long long)shared->figures[WAKE_UPS].slow_n,
 	       (unsigned long long)stats->prefetched_pages, (double)stats->record_bytes / (1 << 20));
 }
 
