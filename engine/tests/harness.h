@@ -28,6 +28,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define TEST_CASES_MAX 128
@@ -237,6 +238,16 @@ static inline unsigned test_patience(void)
 static inline unsigned test_timeout_s(void)
 {
 	return TEST_TIMEOUT_S * test_patience();
+}
+
+/* For a test that says that something happened earlier than it did: times before the machine came up are
+ * none. */
+static inline void test_await_uptime_s(time_t uptime_s)
+{
+	struct timespec now;
+
+	while (clock_gettime(CLOCK_MONOTONIC, &now) == 0 && now.tv_sec < uptime_s)
+		poll(NULL, 0, 100);
 }
 
 /* A case that takes nearly all of its time hangs, as a rule. */

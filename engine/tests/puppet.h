@@ -112,7 +112,8 @@ struct layout {
 	uint32_t one_thread : 1; /* serves all faults */
 	uint32_t six_threads : 1;
 	uint32_t no_uring : 1;
-	uint32_t around : 1; /* neighbours come back with page faults, 16 pages in all */
+	uint32_t on_disk : 1; /* the swap directory is /var/tmp: /tmp may be memory, which is read at once */
+	uint32_t around : 1;  /* neighbours come back with page faults, 16 pages in all */
 };
 
 struct rig {
@@ -752,7 +753,7 @@ static inline struct layout rig_layout(const struct layout *wanted)
 static inline void rig_start(struct rig *rig, const struct layout *wanted)
 {
 	struct layout own = rig_layout(wanted), *layout = &own;
-	struct engine_config config = { .swap_dir = layout->no_uring ? "/var/tmp" : "/tmp",
+	struct engine_config config = { .swap_dir = layout->on_disk ? "/var/tmp" : "/tmp",
 					.workers = 1,
 					.fault_threads = layout->one_thread  ? 1 :
 							 layout->six_threads ? 6 :

@@ -14,6 +14,7 @@ static struct wake_record *new_record(void)
 	struct wake_record *record;
 	struct error err;
 
+	test_await_uptime_s(90); /* age() */
 	CHECK_OK(wake_record_create(&record, &err));
 	record->seed = 88172645463325252u;
 	return record;

@@ -8,7 +8,7 @@
 #include "uring.h"
 
 static const struct layout layout = {
-	.memfd_pages = { 512 }, .regions = { { 0, 0, 512 } }, .one_thread = 1, .no_uring = 1
+	.memfd_pages = { 512 }, .regions = { { 0, 0, 512 } }, .one_thread = 1, .no_uring = 1, .on_disk = 1
 };
 
 #define HOLE 7 /* out, and nowhere in the store */
@@ -279,7 +279,7 @@ static void learn_a_wake_up_of(struct rig *rig, uint64_t pages, uint64_t every)
 TEST(a_swap_in_has_two_reads_in_flight_for_each_worker)
 {
 	static const struct layout windows = {
-		.memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .no_uring = 1
+		.memfd_pages = { 2048 }, .regions = { { 0, 0, 2048 } }, .full = 1, .no_uring = 1, .on_disk = 1
 	};
 	struct rig rig;
 
@@ -304,7 +304,8 @@ TEST(what_a_page_fault_waits_for_goes_first)
 					   .regions = { { 0, 0, 512 } },
 					   .full = 1,
 					   .one_thread = 1,
-					   .no_uring = 1 };
+					   .no_uring = 1,
+					   .on_disk = 1 };
 	struct error err = { 0 };
 	struct rig rig;
 
@@ -349,9 +350,9 @@ TEST(a_replay_has_reads_in_flight_together)
  * rest. */
 TEST(a_replay_reads_the_rest_of_what_was_cut_short)
 {
-	static const struct layout ring = { .memfd_pages = { 512 },
-					    .regions = { { 0, 0, 512 } },
-					    .one_thread = 1 };
+	static const struct layout ring = {
+		.memfd_pages = { 512 }, .regions = { { 0, 0, 512 } }, .one_thread = 1, .on_disk = 1
+	};
 	struct error err = { 0 };
 	struct rig rig;
 
