@@ -2,6 +2,7 @@
 """Who opens guest memory while it is out is looked for, whatever goes wrong with a look."""
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from vmmswap.engine import Holder
 from vmmswap.errors import VmmswapError
 from vmmswap.monitor.holders import Holders
+from vmmswap.monitor.host_looks import HostLooks
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.together import Together
 
@@ -96,3 +98,58 @@ def test_one_that_was_accepted_and_comes_again_is_late(
 ) -> None:
     monkeypatch.setattr(coverage, "other_holders", Looks([SELF], [], [SELF]))
     assert "process 1" in first_late(vm, accepts=True)
+
+
+def test_a_look_from_before_enable_does_not_count(vm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may miss a process that Enable has accepted, which would be late at the next one."""
+    ages: list[float] = []
+
+    def holders(_looks: HostLooks, *_: object, max_age_s: float) -> list[Holder]:
+        ages.append(max_age_s)
+        return [SELF]
+
+    monkeypatch.setattr(coverage, "other_holders", Looks([SELF]))
+    monkeypatch.setattr(HostLooks, "holders", holders)
+    vm.pulse.max_age_s = 3600.0
+
+    async def run() -> None:
+        watched = Holders(vm, lambda _error: None)
+        async with asyncio.timeout(DEADLINE_S):
+            await watched.accept()
+            while len(ages) < 3:
+                await asyncio.sleep(0)
+        watched.close()
+
+    asyncio.run(run())
+    assert ages[-1] < 3600.0
+
+
+def test_a_look_that_was_under_way_at_enable_drops_nobody(vm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    began, accepted = threading.Event(), threading.Event()
+    seen: list[list[Holder]] = []
+
+    def holders(*_: object, max_age_s: float) -> list[Holder]:
+        assert max_age_s >= 0
+        seen.append([SELF, LATE] if began.is_set() else [SELF])
+        if len(seen) == 1:
+            began.set()
+            accepted.wait(DEADLINE_S)
+        return seen[-1]
+
+    monkeypatch.setattr(coverage, "other_holders", Looks([SELF, LATE]))
+    monkeypatch.setattr(HostLooks, "holders", holders)
+    vm.pulse.together = SimpleNamespace(ask=asyncio.to_thread)
+    late: list[str] = []
+
+    async def run() -> None:
+        watched = Holders(vm, lambda error: late.append(error.message))
+        async with asyncio.timeout(DEADLINE_S):
+            await asyncio.to_thread(began.wait, DEADLINE_S)
+            await watched.accept()
+            accepted.set()
+            while len(seen) < 5:
+                await asyncio.sleep(0)
+        watched.close()
+
+    asyncio.run(run())
+    assert not late

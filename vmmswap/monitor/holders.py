@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -35,6 +36,7 @@ class Holders:
         self._on_late = on_late
         self._accepted: set[int] = set()  # pids
         self._has_accepted = False
+        self._accepted_s = -math.inf  # when the look began by which an Enable accepted
         self._late = SeenTwice[Holder]()
         self._looks = HostLooks()
         self._failures = Failures("cannot look at who has guest memory open")
@@ -45,6 +47,7 @@ class Holders:
 
     async def accept(self) -> None:
         """At Enable: name those that have it open, each once."""
+        self._accepted_s = asyncio.get_running_loop().time()
         found = await self._find(coverage.other_holders)
         for pid, holder in found.items():
             if pid not in self._accepted:
@@ -88,7 +91,11 @@ class Holders:
         if not self._has_accepted:  # a predecessor has accepted, and its list is lost
             await self.accept()
             return
-        found = await self._find(partial(self._looks.holders, max_age_s=self._vm.pulse.max_age_s))
+        asked_s = asyncio.get_running_loop().time()
+        max_age_s = min(self._vm.pulse.max_age_s, asked_s - self._accepted_s)
+        found = await self._find(partial(self._looks.holders, max_age_s=max_age_s))
+        if self._accepted_s > asked_s:  # this look may be older, and miss who was accepted
+            return
         self._accepted &= found.keys()
         late = {pid: holder for pid, holder in found.items() if pid not in self._accepted}
         if late:
