@@ -153,3 +153,17 @@ def test_a_look_that_was_under_way_at_enable_drops_nobody(vm: Any, monkeypatch: 
 
     asyncio.run(run())
     assert not late
+
+
+def test_a_successor_takes_a_look_of_others(vm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ages: list[float] = []
+    found = [[SELF], [SELF], [SELF, LATE]]
+
+    def holders(_looks: HostLooks, *_: object, max_age_s: float) -> list[Holder]:
+        ages.append(max_age_s)
+        return found[min(len(ages), len(found)) - 1]
+
+    monkeypatch.setattr(HostLooks, "holders", holders)
+    vm.pulse.max_age_s = 20.0
+    assert "process 2" in first_late(vm, accepts=False)
+    assert ages[0] == 20.0

@@ -48,7 +48,9 @@ class Holders:
     async def accept(self) -> None:
         """At Enable: name those that have it open, each once."""
         self._accepted_s = asyncio.get_running_loop().time()
-        found = await self._find(coverage.other_holders)
+        self._accept(await self._find(coverage.other_holders))
+
+    def _accept(self, found: dict[int, Holder]) -> None:
         for pid, holder in found.items():
             if pid not in self._accepted:
                 _log.warning(
@@ -88,13 +90,13 @@ class Holders:
             await self._vm.pulse.rest(loop.time() - since_s)
 
     async def _look(self) -> None:
-        if not self._has_accepted:  # a predecessor has accepted, and its list is lost
-            await self.accept()
-            return
         asked_s = asyncio.get_running_loop().time()
         max_age_s = min(self._vm.pulse.max_age_s, asked_s - self._accepted_s)
         found = await self._find(partial(self._looks.holders, max_age_s=max_age_s))
         if self._accepted_s > asked_s:  # this look may be older, and miss who was accepted
+            return
+        if not self._has_accepted:  # a predecessor has accepted, and its list is lost
+            self._accept(found)
             return
         self._accepted &= found.keys()
         late = {pid: holder for pid, holder in found.items() if pid not in self._accepted}

@@ -7,12 +7,14 @@ minute. Something happens when the engine's counters change, or when somebody sa
 engine, an order, a change of what the VM is.
 
 At a beat, a look of another monitor is as good as one of ours if it began within the last half of the pause
-(host_looks.py). So what a look missed is seen by one that begins a minute and a half later, at most.
+(host_looks.py). So what a look missed is seen by one that begins a minute and a half later, at most. Before
+the first beat it may be from since this process started: where all monitors start anew, one serves all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 
 from vmmswap.engine import Engine
 from vmmswap.errors import NoSuchVMError
@@ -22,6 +24,7 @@ from vmmswap.monitor.together import Together
 
 FIRST_S = 1.0
 LONGEST_S = 60.0
+_STARTED_S = time.monotonic()
 
 
 class Pulse:
@@ -35,7 +38,8 @@ class Pulse:
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self.together = Together()  # what is asked at the same beat
-        self.max_age_s = 0.0  # at this beat, a look of another monitor that began so long ago does
+        # At this beat, a look of another monitor that began so long ago does.
+        self.max_age_s = min(LONGEST_S / 2, time.monotonic() - _STARTED_S)
         self.is_quiet = False  # at the last beat: nothing had happened since the one before
 
     async def beat(self) -> None:
