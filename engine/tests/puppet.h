@@ -11,6 +11,7 @@
 #define VMMSWAP_TESTS_PUPPET_H
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
@@ -19,6 +20,7 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 
 #include "base/failpoint.h"
 #include "engine.h"
@@ -749,6 +751,14 @@ static inline struct layout rig_layout(const struct layout *wanted)
 	return layout;
 }
 
+static inline void need_a_disk(void)
+{
+	struct statfs fs;
+
+	if (statfs("/var/tmp", &fs) == 0 && fs.f_type == TMPFS_MAGIC)
+		test_skip("what /var/tmp has is memory, which is read at once: needs a disk");
+}
+
 /* One worker: so a stall holds up the whole job, and chunks go in order. */
 static inline void rig_start(struct rig *rig, const struct layout *wanted)
 {
@@ -764,6 +774,8 @@ static inline void rig_start(struct rig *rig, const struct layout *wanted)
 					.store_fd = -1 };
 	struct error err = { 0 };
 
+	if (layout->on_disk)
+		need_a_disk();
 	test_use_tiers(&config);
 	rig_start_guest(rig, layout);
 	if (layout->private) {

@@ -13,7 +13,8 @@
 #define FAULT_PAGE 5   /* a neighbour of PAGE */
 
 static const struct layout two_regions = { .memfd_pages = { 700, 300 },
-					   .regions = { { 0, 0, 700 }, { 1, 0, 300 } } };
+					   .regions = { { 0, 0, 700 }, { 1, 0, 300 } },
+					   .on_disk = 1 };
 
 static struct puppet_order order(enum order_kind kind, uint64_t page, uint64_t pages)
 {
@@ -331,7 +332,8 @@ static void wake_with_neighbours(struct rig *rig)
 {
 	static const struct layout around = { .memfd_pages = { 700, 300 },
 					      .regions = { { 0, 0, 700 }, { 1, 0, 300 } },
-					      .around = 1 };
+					      .around = 1,
+					      .on_disk = 1 };
 
 	rig_start(rig, &around);
 	swap_out(rig);
