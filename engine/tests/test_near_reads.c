@@ -7,6 +7,7 @@
 #include "base/failpoint.h"
 #include "base/units.h"
 #include "harness.h"
+#include "page_cache.h"
 
 #define STORED_PAGES 512
 
@@ -57,7 +58,7 @@ static void close_many(struct many *many)
 	free(many);
 }
 
-static void read_pages(struct many *many, const size_t *page, size_t n)
+static void read_only(struct many *many, const size_t *page, size_t n)
 {
 	uint64_t slots[NEAR_PAGES_MAX];
 	struct file_read *file;
@@ -75,6 +76,11 @@ static void read_pages(struct many *many, const size_t *page, size_t n)
 				      60000),
 				 1);
 	}
+}
+
+static void read_pages(struct many *many, const size_t *page, size_t n)
+{
+	read_only(many, page, n);
 	for (size_t i = 0; i < n; i++)
 		near_reads_end(&many->near, i);
 }
@@ -185,4 +191,20 @@ static void play_twice(struct many *many)
 TEST(the_same_page_twice)
 {
 	both_ways(play_twice);
+}
+
+/* Page faults or the guest may have taken all pages over meanwhile. */
+static void play_unwanted(struct many *many)
+{
+	const size_t pages[] = { 10, 12, 300 };
+
+	read_only(many, pages, 3);
+	CHECK_EQ(many->near.runs_n, 2);
+	CHECK_EQ(cached_pages(store_fd(many->store)), 0);
+}
+
+TEST(what_nobody_wants_any_more_does_not_stay_in_the_page_cache)
+{
+	CHECK_OK(failpoint_arm("store.direct=EINVAL"));
+	both_ways(play_unwanted);
 }

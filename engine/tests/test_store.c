@@ -2,6 +2,7 @@
 #include "base/failpoint.h"
 #include "base/units.h"
 #include "harness.h"
+#include "page_cache.h"
 #include "store/page_read.h"
 #include "store/store.h"
 
@@ -694,26 +695,6 @@ TEST(a_read_only_directory)
 	check_refused(test_dir(), EROFS, "no permission");
 }
 
-static size_t cached_pages(const struct store *store)
-{
-	struct stat st;
-	size_t n, cached = 0;
-	unsigned char *resident;
-	void *map;
-
-	CHECK_SYS(fstat(store_fd(store), &st));
-	n = pages_of_bytes((uint64_t)st.st_size);
-	resident = calloc(n, 1);
-	map = mmap(NULL, bytes_of_pages(n), PROT_READ, MAP_SHARED, store_fd(store), 0);
-	CHECK(map != MAP_FAILED && resident);
-	CHECK_SYS(mincore(map, bytes_of_pages(n), resident));
-	for (size_t i = 0; i < n; i++)
-		cached += resident[i] & 1;
-	munmap(map, bytes_of_pages(n));
-	free(resident);
-	return cached;
-}
-
 static void check_cache_stays_empty(void)
 {
 	struct store *store;
@@ -723,10 +704,10 @@ static void check_cache_stays_empty(void)
 	store = open_store(test_dir());
 	put(store, N, 1, a);
 	put(store, N, 2000, b);
-	CHECK_EQ(cached_pages(store), 0);
+	CHECK_EQ(cached_pages(store_fd(store)), 0);
 	check_get(store, N, 2000, b);
 	check_get(store, 1, 8, &a[7]);
-	CHECK_EQ(cached_pages(store), 0);
+	CHECK_EQ(cached_pages(store_fd(store)), 0);
 	CHECK_EQ(account(store).disk_bytes >> 20, 2 * CHUNK_BYTES >> 20);
 	store_destroy(store);
 }

@@ -163,12 +163,14 @@ enum resolved resolve_fetched(struct vm *vm, const struct means *means, struct f
 				   .fault = fault,
 				   .page_idx = fetch->page_idx,
 				   .claimed = fetch->claimed };
-	void *page;
-	int rc = store_end_read(vm->store, &fetch->read, fetch->file.result, fetch->file.bytes, means->page,
-				&page);
 	enum resolved result;
+	void *page;
+	int rc;
 
 	*fault = fetch->fault;
+	store_was_read(vm->store, &fetch->read);
+	rc = store_end_read(vm->store, &fetch->read, fetch->file.result, fetch->file.bytes, means->page,
+			    &page);
 	rc = check(vm, fetch, rc, page);
 	gate_pass(vm->gate, means->lane);
 	HELD_TAKE(HELD_FILLING);

@@ -174,7 +174,6 @@ int log_end_read(struct log *log, const struct page_read *read, int result, cons
 	uint32_t segment_idx = slot_segment(read->slot_idx), granule = slot_granule(read->slot_idx);
 	uint64_t in_block_bytes = ((uint64_t)granule << GRANULE_SHIFT) & (DISK_BLOCK_BYTES - 1);
 
-	disk_tier_was_read(log->disk, read);
 	return result ? result :
 			open_record(log, atomic_load(&log->segments.entries[segment_idx].serial), granule,
 				    (const char *)bytes + in_block_bytes, read->record_bytes, page);

@@ -100,6 +100,11 @@ static int begin_read(struct tier *tier, uint64_t slot_idx, void *page, struct p
 	return log_begin_read(log_of_tier(tier), slot_idx, page, read);
 }
 
+static void was_read(struct tier *tier, const struct page_read *read)
+{
+	disk_tier_was_read(log_of_tier(tier)->disk, read);
+}
+
 static int end_read(struct tier *tier, const struct page_read *read, int result, char *bytes, char *room,
 		    char **page)
 {
@@ -162,6 +167,7 @@ static const struct tier_ops ops = {
 	.put = put,
 	.get = get,
 	.begin_read = begin_read,
+	.was_read = was_read,
 	.end_read = end_read,
 	.drop = drop,
 	.trim_step = trim_step,

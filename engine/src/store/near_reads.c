@@ -59,6 +59,17 @@ static size_t near_run(const struct place *places, size_t n, uint64_t *end_bytes
 	return run;
 }
 
+/* Gaps were read, too, and pages that nobody wants any more. */
+static void run_was_read(const struct near_run *run)
+{
+	const struct page_read read = { .slot_idx = run->slot_idx,
+					.fd = run->file.fd,
+					.offset_bytes = run->file.offset_bytes,
+					.size_bytes = run->file.size_bytes };
+
+	store_was_read(run->of->store, &read);
+}
+
 static void begin_run(struct near_reads *self, struct reads *reads, struct near_run *run)
 {
 	struct pieces pieces;
@@ -70,6 +81,7 @@ static void begin_run(struct near_reads *self, struct reads *reads, struct near_
 	}
 	pieces_of_one(&pieces, run->file.bytes, run->file.size_bytes);
 	run->file.result = read_file(run->file.fd, &pieces, run->file.offset_bytes);
+	run_was_read(run);
 }
 
 void near_reads_find(struct near_reads *self, const uint64_t *slot_idx, size_t n)
@@ -95,6 +107,7 @@ void near_reads_begin(struct near_reads *self, struct reads *reads)
 		for (size_t k = 0; k < pages; k++)
 			self->run[places[i + k].i] = (uint8_t)self->runs_n;
 		run->of = self;
+		run->slot_idx = self->read[places[i].i].slot_idx;
 		run->file.fd = places[i].fd;
 		run->file.bytes = raw;
 		run->file.offset_bytes = places[i].from_bytes;
@@ -107,23 +120,23 @@ void near_reads_begin(struct near_reads *self, struct reads *reads)
 
 void near_reads_run_ended(struct file_read *file)
 {
-	((struct near_run *)file)->of->pending_n--;
+	struct near_run *run = (struct near_run *)file;
+
+	run_was_read(run);
+	run->of->pending_n--;
 }
 
 int near_reads_end(struct near_reads *self, size_t i)
 {
 	const struct file_read *file = &self->runs[self->run[i]].file;
 	char *place = self->pages + bytes_of_pages(i), *bytes;
-	struct page_read read = self->read[i];
+	const struct page_read *read = &self->read[i];
 	void *page;
 
 	if (self->result[i] != 1)
 		return self->result[i];
-	bytes = file->bytes + (read.offset_bytes - file->offset_bytes);
-	/* gaps were read, too: nothing of them stays in a page cache */
-	read.offset_bytes = file->offset_bytes;
-	read.size_bytes = file->size_bytes;
-	self->result[i] = store_end_read(self->store, &read, file->result, bytes, place, &page);
+	bytes = file->bytes + (read->offset_bytes - file->offset_bytes);
+	self->result[i] = store_end_read(self->store, read, file->result, bytes, place, &page);
 	if (!self->result[i] && page != place)
 		memcpy(place, page, PAGE_BYTES);
 	return self->result[i];

@@ -20,6 +20,7 @@ struct near_reads;
 struct near_run {
 	struct file_read file; /* first: what has ended is found by it */
 	struct near_reads *of;
+	uint64_t slot_idx; /* of its first page */
 };
 
 /* Of one thread. */
@@ -46,8 +47,9 @@ void near_reads_begin(struct near_reads *self, struct reads *reads);
 /* A run has ended: reads_take() returned it. */
 void near_reads_run_ended(struct file_read *file);
 
-/* Nothing is pending: make page i of what was read. Once for each page. 0 or -errno, which result[i] is then,
- * too. What store_end_read() says of a slot that is dropped meanwhile is true until here. */
+/* Nothing is pending: make page i of what was read. Once for each page that is wanted still. 0 or -errno,
+ * which result[i] is then, too. What store_end_read() says of a slot that is dropped meanwhile is true until
+ * here. */
 int near_reads_end(struct near_reads *self, size_t i);
 
 #endif

@@ -273,11 +273,15 @@ static int begin_read(struct tier *tier, uint64_t slot_idx, void *page, struct p
 	return 1;
 }
 
+static void was_read(struct tier *tier, const struct page_read *read)
+{
+	swap_file_was_read(&of(tier)->file, read->size_bytes, read->offset_bytes);
+}
+
 static int end_read(struct tier *tier, const struct page_read *read, int result, char *bytes, char *room,
 		    char **page)
 {
-	(void)room;
-	swap_file_was_read(&of(tier)->file, read->size_bytes, read->offset_bytes);
+	(void)tier, (void)read, (void)room;
 	*page = bytes;
 	return result;
 }
@@ -367,6 +371,7 @@ static const struct tier_ops ops = {
 	.put = put,
 	.get = get,
 	.begin_read = begin_read,
+	.was_read = was_read,
 	.end_read = end_read,
 	.drop = drop,
 	.trim_step = trim_step,

@@ -97,6 +97,12 @@ static int begin_read(struct tier *tier, uint64_t slot_idx, void *page, struct p
 	return 1;
 }
 
+/* The page cache may keep it: other VMs may run from the same file. */
+static void was_read(struct tier *tier, const struct page_read *read)
+{
+	(void)tier, (void)read;
+}
+
 static int end_read(struct tier *tier, const struct page_read *read, int result, char *bytes, char *room,
 		    char **page)
 {
@@ -141,6 +147,7 @@ static const struct tier_ops ops = {
 	.put = put,
 	.get = get,
 	.begin_read = begin_read,
+	.was_read = was_read,
 	.end_read = end_read,
 	.drop = drop,
 	.trim_step = trim_step,

@@ -223,6 +223,13 @@ int store_begin_read(struct store *store, uint64_t slot_idx, void *page, struct 
 	return tier ? corrupt(tier->ops->begin_read(tier, slot_idx, page, read), page) : -EIO;
 }
 
+void store_was_read(struct store *store, const struct page_read *read)
+{
+	struct tier *tier = tier_of(store, read->slot_idx);
+
+	tier->ops->was_read(tier, read);
+}
+
 int store_end_read(struct store *store, const struct page_read *read, int result, void *bytes, void *room,
 		   void **page)
 {

@@ -141,9 +141,14 @@ int store_get(struct store *store, const uint64_t *slot_idx, size_t n, void *buf
 void store_keep_buffers(struct store *store, bool keeps);
 
 /* Begin to read one slot (page_read.h). 0: no device was needed, and the page is in *page. 1: read
- * read->size_bytes at read->offset_bytes of read->fd, then call store_end_read(). -errno. It waits for no
- * device: what is in RAM, or in a file on tmpfs, it reads itself. page: page aligned. */
+ * read->size_bytes at read->offset_bytes of read->fd, call store_was_read(), and store_end_read() if the page
+ * is wanted still. -errno. It waits for no device: what is in RAM, or in a file on tmpfs, it reads itself.
+ * page: page aligned. */
 int store_begin_read(struct store *store, uint64_t slot_idx, void *page, struct page_read *read);
+
+/* A read of a device has ended, whatever became of it: what was read must not stay in the page cache. read:
+ * size_bytes at offset_bytes, also of many pages and what lies between; slot_idx is of one of them. */
+void store_was_read(struct store *store, const struct page_read *read);
 
 /* End a read that store_begin_read() began. result: 0 if all of it was read, else -errno. bytes: what was
  * read, page aligned; room: one page, page aligned, that does not overlap it. *page: the page, in one of the

@@ -30,7 +30,7 @@ struct tier_ops {
 		   uint64_t *slot_idx, struct error *err);
 	int (*get)(struct tier *tier, const uint64_t *slot_idx, size_t n, void *buf);
 	int (*begin_read)(struct tier *tier, uint64_t slot_idx, void *page, struct page_read *read);
-	/* Called for each read that was begun, whatever became of it: 0, or -errno. */
+	void (*was_read)(struct tier *tier, const struct page_read *read);
 	int (*end_read)(struct tier *tier, const struct page_read *read, int result, char *bytes, char *room,
 			char **page);
 	void (*drop)(struct tier *tier, const uint64_t *slot_idx, size_t n);
