@@ -49,13 +49,16 @@ class LingeringSocket:
 
 
 class FuseFile:
-    """An open file whose server answers until silence(). Leaving the block ends the server and all waits."""
+    """An open file whose server answers until silence(). Leaving the block ends the server and all waits.
+    inode: its number, as the server says.
+    """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, inode: int = 2) -> None:
+        self.inode = inode
         ours, theirs = socket.socketpair()
         with theirs:
             self._server = subprocess.Popen(
-                [sys.executable, str(FUSE_SERVER), str(theirs.fileno()), str(directory)],
+                [sys.executable, str(FUSE_SERVER), str(theirs.fileno()), str(directory), str(inode)],
                 pass_fds=[theirs.fileno()],
             )
         self._stream = ours

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A FUSE server that stops answering: python fuse_server.py SOCKET-FD PATH
+"""A FUSE server that stops answering: python fuse_server.py SOCKET-FD PATH [INODE]
 
 It mounts itself where nobody else sees it, opens its one file, and sends the fd over the socket. Once it gets
 a byte there it answers nothing any more, and names each request in a line of its own. It takes the end of
-this process to end who waits for an answer.
+this process to end who waits for an answer. INODE: what it says is the number of its file.
 """
 
 import array
@@ -26,7 +26,8 @@ _FILE_BYTES = 1 << 20
 
 def attributes(node: int) -> bytes:
     mode = 0o40755 if node == _ROOT else 0o100666
-    return struct.pack("<6Q10I", node, _FILE_BYTES, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
+    inode = int(sys.argv[3]) if node == _FILE and len(sys.argv) > 3 else node
+    return struct.pack("<6Q10I", inode, _FILE_BYTES, 0, 0, 0, 0, 0, 0, 0, mode, 1, 0, 0, 0, 4096, 0)
 
 
 def answer_of(opcode: int, node: int) -> bytes:

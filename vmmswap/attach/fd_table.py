@@ -54,12 +54,16 @@ def fd_links(target: Target) -> Iterator[tuple[int, str]]:
 
 
 def fds_of_inode(target: Target, inode: int) -> Iterator[int]:
-    """Duplicates of the process's fds that are of a file with this inode number, on whatever file system.
-    They are the caller's.
+    """Duplicates of the process's fds that are of a file with this inode number, on whatever file system
+    that closes files at once. They are the caller's.
     """
+    safe: frozenset[int] | None = None
     for number in fd_numbers(target):
         info = _info_of(target.pid, number)
         if info is None or info.inode not in (inode, -1):
+            continue
+        safe = _safe_mounts(target.pid) if safe is None else safe
+        if info.mount_id not in safe:
             continue
         try:
             yield pidfd_getfd(target.pidfd, number)
@@ -85,13 +89,16 @@ def _parse(text: str) -> Mapping[str, str]:
 
 
 def _safe_mounts(pid: int) -> frozenset[int]:
-    """Of mounts whose files can be closed at once: anonymous inodes, and all that no server answers for."""
-    own = os.eventfd(0, os.EFD_CLOEXEC)
-    try:
-        anonymous = _info_of(os.getpid(), own)
-    finally:
-        os.close(own)
-    found = {anonymous.mount_id} if anonymous else set()
+    """Of mounts whose files can be closed at once: anonymous inodes, memfds, and all that no server answers
+    for.
+    """
+    found = set()
+    for own in (os.eventfd(0, os.EFD_CLOEXEC), os.memfd_create("vmmswap mount", os.MFD_CLOEXEC)):
+        try:
+            if info := _info_of(os.getpid(), own):
+                found.add(info.mount_id)
+        finally:
+            os.close(own)
     found |= {m.mount_id for m in read_mounts(pid) if not m.kind.startswith(_SERVED_ELSEWHERE)}
     return frozenset(found)
 

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "base/failpoint.h"
@@ -19,6 +20,7 @@
 
 struct asked {
 	struct mapped_file file;
+	uint64_t mnt_id;       /* of the mount by which we have it */
 	char link[LINK_BYTES]; /* what /proc/PID/fd has for it, in each process */
 };
 
@@ -84,46 +86,92 @@ static bool is_another(const struct scan *scan, int link_dir_fd, const char *nam
 	return true;
 }
 
-/* Compare inode numbers only, so that few fds need a closer look. Kernels before 5.14 do not report them. */
-static bool may_be_asked_for(const struct scan *scan, int dir_fd, const char *name)
+static bool is_by_our_mount(const struct scan *scan, uint64_t mnt_id)
+{
+	for (size_t i = 0; i < scan->asked_n; i++)
+		if (scan->asked[i].mnt_id == mnt_id)
+			return true;
+	return false;
+}
+
+/* Compare numbers of inodes and mounts only, so that few fds need a closer look. Kernels before 5.14 do not
+ * report those of inodes. A memfd has one mount; another file may have been opened by any. */
+static bool may_be_asked_for(const struct scan *scan, int dir_fd, const char *name, uint64_t *mnt_id_out)
 {
 	struct procfs_fdinfo info;
 	bool is_there = procfs_fdinfo(dir_fd, name, &info);
 
 	FAILPOINT_HERE("holders.fdinfo");
-	return is_there && (!info.has_ino || is_asked_for(scan, info.ino)); /* else closed meanwhile */
+	if (!is_there || (info.has_ino && !is_asked_for(scan, info.ino))) /* or closed meanwhile */
+		return false;
+	*mnt_id_out = info.mnt_id;
+	return !scan->all_memfds || is_by_our_mount(scan, info.mnt_id);
+}
+
+/* By what the kernel knows: a stranger's file system need not answer. */
+static int ask_for_file(int dir_fd, const char *path, int flags, struct mapped_file *out)
+{
+	struct statx status;
+
+	if (statx(dir_fd, path, flags | AT_STATX_DONT_SYNC, STATX_INO, &status))
+		return -errno;
+	*out = (struct mapped_file){ .dev = makedev(status.stx_dev_major, status.stx_dev_minor),
+				     .ino = status.stx_ino };
+	return 0;
 }
 
 /* Without the process's uid even CAP_SYS_PTRACE does not open /proc/PID/fd, but pidfd_getfd works. Returns 0
  * or -errno. */
-static int stat_by_getfd(pid_t pid, int number, struct stat *out)
+static int ask_by_getfd(pid_t pid, int number, struct mapped_file *out)
 {
 	int pidfd = (int)syscall(SYS_pidfd_open, pid, 0), fd, rc;
 
 	if (pidfd < 0)
 		return -errno;
 	fd = (int)syscall(SYS_pidfd_getfd, pidfd, number, 0);
-	rc = fd < 0 || fstat(fd, out) ? -errno : 0;
+	rc = fd < 0 ? -errno : ask_for_file(fd, "", AT_EMPTY_PATH, out);
 	if (fd >= 0)
 		close(fd);
 	close(pidfd);
 	return rc;
 }
 
-static int look_at_fd(struct scan *scan, pid_t pid, int number)
+/* To close a file may mean to wait for its file system (FUSE). -EACCES: it is not known which that is. */
+static int ask_if_safe(const struct scan *scan, pid_t pid, int number, uint64_t mnt_id,
+		       struct mapped_file *out)
 {
+	int is_ours = is_by_our_mount(scan, mnt_id);
+
+	for (size_t i = 0; i < scan->asked_n && is_ours <= 0; i++)
+		is_ours = procfs_mount_has(pid, mnt_id, scan->asked[i].file.dev);
+	if (is_ours > 0)
+		return ask_by_getfd(pid, number, out);
+	return is_ours == 0 ? -ENOENT : -EACCES;
+}
+
+static int is_unreadable(struct scan *scan, pid_t pid)
+{
+	struct pid_list *list = &scan->out->unreadable;
+
+	return list->pids_n && list->pids[list->pids_n - 1] == pid ? 0 : pid_list_add(list, pid);
+}
+
+static int look_at_fd(struct scan *scan, pid_t pid, int number, uint64_t mnt_id)
+{
+	struct mapped_file file;
 	char path[64];
-	struct stat status;
 	int rc;
 
 	snprintf(path, sizeof path, "/proc/%d/fd/%d", pid, number);
-	rc = stat(path, &status) ? -errno : 0;
+	rc = ask_for_file(AT_FDCWD, path, 0, &file);
 	if (rc == -EACCES || rc == -EPERM)
-		rc = stat_by_getfd(pid, number, &status);
+		rc = ask_if_safe(scan, pid, number, mnt_id, &file);
+	if (rc == -EACCES || rc == -EPERM)
+		return is_unreadable(scan, pid);
 	if (rc) /* closed meanwhile, or unknown */
 		return rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM ? rc : 0;
 	for (size_t i = 0; i < scan->asked_n; i++)
-		if (scan->asked[i].file.dev == status.st_dev && scan->asked[i].file.ino == status.st_ino)
+		if (scan->asked[i].file.dev == file.dev && scan->asked[i].file.ino == file.ino)
 			return holders_add(scan->out,
 					   (struct holder){ .pid = pid, .fd = number, .file_idx = i });
 	return 0;
@@ -143,13 +191,14 @@ static int look_at_fds(struct scan *scan, pid_t pid, DIR *dir, int link_dir_fd)
 	while (!rc && (entry = readdir(dir))) {
 		char *end;
 		long number = strtol(entry->d_name, &end, 10);
+		uint64_t mnt_id;
 
 		if (end == entry->d_name || *end || is_another(scan, link_dir_fd, entry->d_name) ||
-		    !may_be_asked_for(scan, dirfd(dir), entry->d_name))
+		    !may_be_asked_for(scan, dirfd(dir), entry->d_name, &mnt_id))
 			continue;
 		if (shares_our_fds(pid))
 			return 0;
-		rc = look_at_fd(scan, pid, (int)number);
+		rc = look_at_fd(scan, pid, (int)number, mnt_id);
 	}
 	return rc;
 }
@@ -174,7 +223,7 @@ static int scan_process(struct scan *scan, pid_t pid)
 	snprintf(path, sizeof path, "/proc/%d/fdinfo", pid);
 	dir = opendir(path);
 	if (!dir && (errno == EACCES || errno == EPERM))
-		return pid_list_add(&scan->out->unreadable, pid);
+		return is_unreadable(scan, pid);
 	if (!dir)
 		return errno == ENOENT || errno == ESRCH ? 0 : -errno;
 	link_dir_fd = open_links(scan, pid);
@@ -193,11 +242,16 @@ static int ask_for(struct scan *scan, const int *fds, size_t fds_n)
 	scan->all_memfds = true;
 	for (; scan->asked_n < fds_n; scan->asked_n++) {
 		struct asked *asked = &scan->asked[scan->asked_n];
-		char path[32];
+		struct procfs_fdinfo info;
+		char path[40];
 		int rc = mappers_file_of(fds[scan->asked_n], &asked->file);
 
 		if (rc)
 			return rc;
+		snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fds[scan->asked_n]);
+		if (!procfs_fdinfo(AT_FDCWD, path, &info))
+			return -EBADF;
+		asked->mnt_id = info.mnt_id;
 		snprintf(path, sizeof path, "/proc/self/fd/%d", fds[scan->asked_n]);
 		if (!read_link(AT_FDCWD, path, asked->link) || strncmp(asked->link, "/memfd:", 7))
 			scan->all_memfds = false;
@@ -232,11 +286,12 @@ int holders_confirm(const int *fds, size_t fds_n, struct holder_list *list)
 
 	for (size_t i = 0; i < list->holders_n && !rc; i++) {
 		const struct holder *holder = &list->holders[i];
+		uint64_t mnt_id;
 		char path[64];
 
 		snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", holder->pid, holder->fd);
-		if (may_be_asked_for(&scan, AT_FDCWD, path) && !shares_our_fds(holder->pid))
-			rc = look_at_fd(&scan, holder->pid, holder->fd);
+		if (may_be_asked_for(&scan, AT_FDCWD, path, &mnt_id) && !shares_our_fds(holder->pid))
+			rc = look_at_fd(&scan, holder->pid, holder->fd, mnt_id);
 	}
 	free(scan.asked);
 	holders_free(list);

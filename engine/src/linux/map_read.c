@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "base/failpoint.h"
+#include "linux/procfs.h"
 
 #define SECOND_NS 1000000000ull
 
@@ -23,18 +23,10 @@ uint64_t map_read_now_ns(void)
 bool map_read_sizes(struct map_read *now)
 {
 	char path[32], text[128], *at;
-	ssize_t got;
-	int fd;
 
 	snprintf(path, sizeof path, "/proc/%d/statm", now->pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
+	if (procfs_read(AT_FDCWD, path, text, sizeof text) <= 0)
 		return false;
-	got = read(fd, text, sizeof text - 1);
-	close(fd);
-	if (got <= 0)
-		return false;
-	text[got] = '\0';
 	now->size_pages = strtoull(text, &at, 10);
 	strtoull(at, &at, 10);
 	now->shared_pages = strtoull(at, &at, 10);

@@ -4,9 +4,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define FDINFO_BYTES 512 /* pos, flags, mnt_id and ino come first */
@@ -92,22 +94,31 @@ int procfs_children(pid_t pid, struct pid_list *out)
 	return rc;
 }
 
-/* Read one of a thread's small files, which the kernel returns in one read. */
+ssize_t procfs_read(int dir_fd, const char *path, char *out, size_t out_bytes)
+{
+	int fd = openat(dir_fd, path, O_RDONLY | O_CLOEXEC);
+	ssize_t got;
+
+	*out = '\0';
+	if (fd < 0)
+		return -errno;
+	got = read(fd, out, out_bytes - 1);
+	if (got < 0)
+		got = -errno;
+	close(fd);
+	out[got < 0 ? 0 : got] = '\0';
+	return got;
+}
+
+/* One of a thread's small files. 0 or -errno. */
 static int read_file(pid_t pid, pid_t tid, const char *name, char *out, size_t out_bytes)
 {
 	char path[64];
 	ssize_t got;
-	int fd, rc;
 
 	snprintf(path, sizeof path, "/proc/%d/task/%d/%s", pid, tid, name);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	got = read(fd, out, out_bytes - 1);
-	rc = got < 0 ? -errno : 0;
-	close(fd);
-	out[got < 0 ? 0 : got] = '\0';
-	return rc;
+	got = procfs_read(AT_FDCWD, path, out, out_bytes);
+	return got < 0 ? (int)got : 0;
 }
 
 int procfs_task(pid_t pid, pid_t tid, struct procfs_task *out)
@@ -145,20 +156,34 @@ static bool read_number(const char *text, const char *key, uint64_t *out)
 bool procfs_fdinfo(int dir_fd, const char *name, struct procfs_fdinfo *out)
 {
 	char text[FDINFO_BYTES];
-	int fd = openat(dir_fd, name, O_RDONLY | O_CLOEXEC);
 	uint64_t ino;
-	ssize_t got;
 
-	if (fd < 0)
+	if (procfs_read(dir_fd, name, text, sizeof text) <= 0)
 		return false;
-	got = read(fd, text, sizeof text - 1);
-	close(fd);
-	if (got <= 0)
-		return false;
-	text[got] = '\0';
 	out->has_ino = read_number(text, "\nino:", &ino);
 	out->ino = (ino_t)ino;
 	return read_number(text, "\nmnt_id:", &out->mnt_id);
+}
+
+/* "MNT_ID PARENT MAJOR:MINOR ...", a line for each mount. */
+int procfs_mount_has(pid_t pid, uint64_t mnt_id, dev_t dev)
+{
+	unsigned major_number, minor_number;
+	int rc = -ENOENT;
+	uint64_t found;
+	char path[64];
+	FILE *file;
+
+	snprintf(path, sizeof path, "/proc/%d/mountinfo", pid);
+	file = fopen(path, "re");
+	if (!file)
+		return -errno;
+	while (rc < 0 &&
+	       fscanf(file, "%" SCNu64 " %*u %u:%u%*[^\n]", &found, &major_number, &minor_number) == 3)
+		if (found == mnt_id)
+			rc = makedev(major_number, minor_number) == dev;
+	fclose(file);
+	return rc;
 }
 
 pid_t procfs_tracer(pid_t pid, pid_t tid)

@@ -28,6 +28,10 @@ int procfs_list(const char *dir_path, struct pid_list *out);
  * (CONFIG_PROC_CHILDREN). */
 int procfs_children(pid_t pid, struct pid_list *out);
 
+/* Read a small file of /proc, which the kernel returns in one read. path: in dir_fd, if it is relative.
+ * Returns how many bytes there were, and a '\0' after them; or -errno, and an empty string. */
+ssize_t procfs_read(int dir_fd, const char *path, char *out, size_t out_bytes);
+
 struct procfs_task {
 	char state;    /* R, S, D, T, t, Z, X, ... as in /proc/PID/stat */
 	char name[32]; /* printable, shortened */
@@ -47,6 +51,10 @@ struct procfs_fdinfo {
 /* name: the fd's number, in the directory dir_fd. Asks no file system. False if it is closed by now, or not
  * ours to read. */
 bool procfs_fdinfo(int dir_fd, const char *name, struct procfs_fdinfo *out);
+
+/* Says if a mount, by its mnt_id, has files of the device dev: 0: it has not; 1: it has; -ENOENT: process
+ * `pid` does not see it; or another -errno of reading. Asks no file system. */
+int procfs_mount_has(pid_t pid, uint64_t mnt_id, dev_t dev);
 
 /* The process that traces a thread; 0: none that this PID namespace shows, or the thread is gone. */
 pid_t procfs_tracer(pid_t pid, pid_t tid);
