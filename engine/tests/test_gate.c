@@ -154,6 +154,31 @@ TEST(a_passage_is_overtaken_by_a_bounded_number_of_holders)
 	gate_destroy(gate);
 }
 
+/* Who is woken up may get the processor of the thread that wakes it up, for a whole time slice. */
+TEST(who_opens_the_lanes_keeps_no_holder_waiting_while_it_wakes_others_up)
+{
+	struct passer passer = { 0 };
+	pthread_t first;
+
+	CHECK_OK(gate_create(&gate));
+	start_passer(&passer);
+	CHECK_OK(failpoint_arm("gate.closed=stall"));
+	CHECK_EQ(pthread_create(&first, NULL, hold_once, NULL), 0);
+	while (!failpoint_hits("gate.closed"))
+		sched_yield();
+	wait_until_it_sleeps(passer.tid);
+	CHECK_OK(failpoint_arm("gate.opened=stall;gate.closed=off"));
+	while (!failpoint_hits("gate.opened"))
+		sched_yield();
+	hold();
+	alone = false;
+	CHECK_OK(failpoint_arm("gate.opened=off"));
+	gate_release(gate);
+	pthread_join(first, NULL);
+	stop_passer(&passer);
+	gate_destroy(gate);
+}
+
 struct holder {
 	pthread_t thread;
 	_Atomic pid_t tid;

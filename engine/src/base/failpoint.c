@@ -42,6 +42,7 @@ static const char *const names[] = {
 	"freeze.seized",
 	"freeze.stopped",
 	"gate.closed",
+	"gate.opened",
 	"holders.fdinfo",
 	"incore.find",
 	"kept.seen",

@@ -5,6 +5,8 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -20,6 +22,8 @@
 #define WAITS 4u /* the lane's thread wants to pass: it is being overtaken */
 #define THREAD_SLEEPS 8u
 #define HOLDER_SLEEPS 16u
+
+#define LATE_WAKES_MAX 16
 
 struct lane {
 	_Alignas(64) _Atomic uint32_t word; /* a cache line each, so that passing costs no traffic */
@@ -177,8 +181,8 @@ void gate_hold_alone(struct gate *gate)
 }
 
 /* Open the lane. A thread that was overtaken often enough is inside from now on, and the next holder waits
- * for it. */
-static void open_lane(struct lane *lane)
+ * for it. True if the lane's thread sleeps. */
+static bool open_lane(struct lane *lane)
 {
 	uint32_t seen = atomic_load(&lane->word), next;
 
@@ -189,14 +193,28 @@ static void open_lane(struct lane *lane)
 			       seen & ~(CLOSED | THREAD_SLEEPS);
 	} while (!atomic_compare_exchange_weak(&lane->word, &seen, next));
 	lane->overtaken = (seen & WAITS) && next != PASSING ? lane->overtaken + 1 : 0;
-	if (seen & THREAD_SLEEPS)
-		futex_wake(&lane->word);
+	return seen & THREAD_SLEEPS;
 }
 
+/* Who is woken up may get this thread's processor, for a whole time slice. So the turn ends first: else the
+ * next holder, who reads page faults, would wait for as long. By then a lane may have been given up, and its
+ * thread woken up by nobody's call: the kernel only compares the address with those that threads sleep at. */
 void gate_release(struct gate *gate)
 {
-	for (struct lane *lane = gate->lanes; lane; lane = lane->next)
-		open_lane(lane);
+	_Atomic uint32_t *asleep[LATE_WAKES_MAX];
+	size_t asleep_n = 0;
+
+	for (struct lane *lane = gate->lanes; lane; lane = lane->next) {
+		if (!open_lane(lane))
+			continue;
+		if (asleep_n < LATE_WAKES_MAX)
+			asleep[asleep_n++] = &lane->word;
+		else
+			futex_wake(&lane->word);
+	}
 	end_turn(gate);
 	HELD_DROP(HELD_GATE_ALONE);
+	FAILPOINT_HERE("gate.opened");
+	for (size_t i = 0; i < asleep_n; i++)
+		futex_wake(asleep[i]);
 }
