@@ -93,6 +93,9 @@ struct wake_header {
 	_Atomic uint32_t calm_at, again_at;
 	_Atomic uint32_t idle_vain_256; /* of 256 pages that could have stayed, so many were not touched */
 	_Atomic uint32_t idle_max;	/* so many may stay */
+	/* Of the pages that are held back, the wake-up that is under way, or the last one, touched so
+	 * many. */
+	_Atomic uint32_t held_touched_n;
 };
 
 #define SET_BYTES (WAKE_PAGES_MAX * sizeof(struct wake_entry))

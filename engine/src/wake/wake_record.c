@@ -15,10 +15,6 @@
 static const char MAGIC[8] = "VMMSWAPW";
 #define VERSION 2
 
-/* Of 256 pages of the set, a replay holds back so many, and with much waste twice its share. */
-#define HELD_256_MIN 16
-#define HELD_256_MAX 128
-
 /* More touches during a swap-out are not noted: there must be room for those of the wake-up. */
 #define LEAVING_TOUCHES_MAX (WAKE_PAGES_MAX / 8)
 
@@ -234,6 +230,7 @@ static bool begin_waking(struct wake_record *record, uint64_t from_ms, uint32_t 
 	atomic_store(&header->wake_from_ms, from_ms);
 	atomic_store(&header->wake_until_ms, from_ms ? wake_now_ms() : 0);
 	atomic_store(&header->waking_at, waking_at);
+	atomic_store(&header->held_touched_n, 0);
 	atomic_store(&header->idle_until_ms, from_ms ? from_ms : wake_now_ms());
 	if (!atomic_exchange(&header->woke, 1))
 		atomic_store(&header->woke_at, waking_at);
@@ -310,6 +307,8 @@ bool wake_record_touch(struct wake_record *record, uint64_t page_idx, bool missi
 		return false;
 	if (phase == WAKE_WAKING) {
 		note_waking(header, at_ms);
+		if (wake_has_bit(record->held, page_idx))
+			atomic_fetch_add(&header->held_touched_n, 1);
 		return false;
 	}
 	return wakes_up(record, page_idx, n, at_ms);
@@ -332,62 +331,6 @@ uint64_t wake_random(struct wake_record *record)
 	record->seed ^= record->seed >> 7;
 	record->seed ^= record->seed << 17;
 	return record->seed;
-}
-
-static uint32_t held_256(const struct wake_header *header)
-{
-	uint32_t held = 2 * atomic_load(&header->wasted_256);
-
-	return held < HELD_256_MIN ? HELD_256_MIN : held > HELD_256_MAX ? HELD_256_MAX : held;
-}
-
-/* Once in a cycle: a second replay of it holds back the same pages. */
-static void choose_held(struct wake_record *record, struct wake_entry *entries, uint32_t n)
-{
-	uint32_t share = held_256(record->header), left_n = wake_left_to_faults(record->header);
-
-	for (uint32_t i = 0; i < n; i++) {
-		if (entries[i].flags & (ENTRY_OFFERED | ENTRY_HELD | ENTRY_STAYS))
-			continue;
-		if (left_n && wake_early_times(&entries[i]) + 1 == IDLE_TIMES_KNOWN) {
-			left_n--;
-			continue;
-		}
-		if (entries[i].age > 0 && (wake_random(record) >> 32 & 255) < share) {
-			entries[i].flags |= ENTRY_HELD;
-			wake_put_bit(record->held, entries[i].page_idx, true);
-			atomic_fetch_add(&record->header->held_n, 1);
-		} else {
-			entries[i].flags |= ENTRY_OFFERED;
-			atomic_fetch_add(&record->header->offered_n, 1);
-		}
-	}
-}
-
-size_t wake_record_offer(struct wake_record *record, struct wake_page **out)
-{
-	struct wake_page *pages;
-	struct wake_entry *entries;
-	uint32_t which, n;
-	size_t offered = 0;
-
-	HELD_MAY_WAIT(WAIT_TIME);
-	*out = NULL;
-	pthread_mutex_lock(&record->lock);
-	which = atomic_load(&record->header->current);
-	entries = wake_set(record, which);
-	n = atomic_load(&record->header->set_n[which]);
-	pages = n ? malloc(n * sizeof *pages) : NULL;
-	if (pages) {
-		choose_held(record, entries, n);
-		for (uint32_t i = 0; i < n; i++)
-			if (entries[i].flags & ENTRY_OFFERED)
-				pages[offered++] = (struct wake_page){ entries[i].page_idx,
-								       entries[i].flags & ENTRY_WRITTEN };
-	}
-	pthread_mutex_unlock(&record->lock);
-	*out = pages;
-	return offered;
 }
 
 void wake_record_stats(const struct wake_record *record, struct wake_stats *out)

@@ -2,12 +2,14 @@
 /* The end of what looked like a wake-up, and whether it was one. */
 #include "wake/wake_layout.h"
 
-/* A wake-up that touches less than this, or less than this part of the set, was none. After a replay, what it
- * held back counts: a guest that wakes up touches some of that. Few pages that were held back say nothing. */
+/* A wake-up that touches less than this, or less than this part of the set, was none. After a replay, a guest
+ * that wakes up touches some of what was held back, or much that is not in the set. Few pages that were held
+ * back say nothing. */
 #define WAKE_TOUCHES_MIN 64
 #define WAKE_TOUCHES_PART 32
 #define WAKE_HELD_MIN 8
 #define WAKE_HELD_PART 4
+#define WAKE_OTHERS_PART 64
 
 /* True if what was touched since is enough for a wake-up. */
 static bool was_wake_up(const struct wake_header *header)
@@ -16,12 +18,14 @@ static bool was_wake_up(const struct wake_header *header)
 	uint32_t touched = wake_faults_after(header, atomic_load(&header->waking_at));
 	uint32_t offered_n = atomic_load(&header->offered_n), held_n = atomic_load(&header->held_n);
 	uint32_t burst = atomic_load(&header->ordered) ? 0 : WAKE_BURST_PAGES + 1;
+	uint32_t held_part = held_n / WAKE_HELD_PART, others_part = set_n / WAKE_OTHERS_PART;
 
 	if (!offered_n)
 		return touched >= WAKE_TOUCHES_MIN && touched >= set_n / WAKE_TOUCHES_PART;
 	if (held_n < WAKE_HELD_MIN)
 		return touched > 0;
-	return touched >= burst + held_n / WAKE_HELD_PART;
+	return atomic_load(&header->held_touched_n) >= held_part ||
+	       touched >= burst + (held_part > others_part ? held_part : others_part);
 }
 
 /* True if the wake-up that is over may have been noise. */
