@@ -18,6 +18,7 @@ TEST(a_page_fault_takes_over_what_needs_no_disk)
 	copied_pages = rig_stats(&rig).copied_pages;
 	for (uint64_t page = 0; page < SET_PAGES; page++)
 		CHECK_EQ(puppet_do(&rig, 0, 0, order(ORDER_CHECK, page, 1)), 0);
+	rig_settle(&rig);
 	CHECK_EQ(rig_stats(&rig).copied_pages, copied_pages + SET_DATA);
 	rig_disarm("ahead.fetched");
 	CHECK_EQ(end_replay(&rig).code, 0);
