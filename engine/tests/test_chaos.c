@@ -61,6 +61,7 @@ static const char *const left_out[] = {
 	"restore.awaits-removal",
 	"shared_look.making",
 	"shared_look.waiting",
+	"shared_look.fdinfo",
 	"uffd.continue-protected",
 	"resident.cachestat",
 	"store.direct",

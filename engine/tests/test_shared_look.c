@@ -10,14 +10,17 @@
 #define ANY_AGE UINT64_MAX
 #define PICTURE "fds-1"
 
+#define MEMFDS_N 64
+
 static int dir_fd, memfd;
+static _Atomic int *go; /* that children share */
 
 static void prepare(void)
 {
 	dir_fd = (int)CHECK_SYS(open(test_dir(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
 	memfd = (int)CHECK_SYS(memfd_create("guest", MFD_CLOEXEC));
 	CHECK_SYS(ftruncate(memfd, 4096));
-	CHECK_OK(failpoint_arm("shared_look.making=count;mappers.read=count"));
+	CHECK_OK(failpoint_arm("shared_look.making=count;shared_look.fdinfo=count;mappers.read=count"));
 }
 
 /* A child that does as it is told, and has done so when this returns. */
@@ -161,6 +164,58 @@ TEST(one_look_is_enough_for_all_until_it_is_too_old)
 	end(pid);
 	check_holder(ANY_AGE, 0); /* whoever has gone since is not reported */
 	CHECK_EQ(made(), before + 1);
+}
+
+static int wait_for_ever(void *argument)
+{
+	while (!argument)
+		pause();
+	return 0;
+}
+
+static uint64_t fdinfos_of_a_look(size_t wanted_n)
+{
+	uint64_t before = failpoint_hits("shared_look.fdinfo");
+	struct shared_look found = look(LOOK_FDS, 0);
+
+	CHECK_EQ(found.holders.holders_n, wanted_n);
+	shared_look_free(&found);
+	return failpoint_hits("shared_look.fdinfo") - before;
+}
+
+static void hold_more(void)
+{
+	hold();
+	for (int fd = 0; fd < MEMFDS_N - 1; fd++)
+		CHECK_SYS(dup(0));
+}
+
+static void hold_more_and_share(void)
+{
+	static char stack[65536] __attribute__((aligned(16)));
+
+	hold_more();
+	*go = (int)CHECK_SYS(clone(wait_for_ever, stack + sizeof stack, CLONE_FILES, NULL));
+}
+
+/* So a monitor and its keeper have the same fds, and there are as many of them as VMs. */
+TEST(a_table_of_fds_that_two_share_is_read_once_and_reported_of_both)
+{
+	uint64_t alone, shared;
+	pid_t first, second;
+
+	prepare();
+	go = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	CHECK(go != MAP_FAILED);
+	first = start(hold_more);
+	alone = fdinfos_of_a_look(MEMFDS_N);
+	end(first);
+	first = start(hold_more_and_share);
+	second = *go;
+	shared = fdinfos_of_a_look(2 * MEMFDS_N);
+	CHECK(shared < alone + MEMFDS_N); /* others may have some more by now */
+	kill(second, SIGKILL);
+	end(first);
 }
 
 /* A look at maps waits for whoever holds a process's mmap lock, and one at fds must not wait for it. */
@@ -366,8 +421,6 @@ static void map_over(void)
 	CHECK(mmap(other_memory, 4096, PROT_READ, MAP_SHARED | MAP_FIXED, memfd, 0) == other_memory);
 	close(memfd);
 }
-
-static _Atomic int *go;
 
 static void map_over_when_told(void)
 {

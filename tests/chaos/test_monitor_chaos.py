@@ -43,6 +43,7 @@ LEFT_OUT = {
     "restore.awaits-removal",
     "shared_look.making",
     "shared_look.waiting",
+    "shared_look.fdinfo",
     "uffd.continue-protected",
 }
 

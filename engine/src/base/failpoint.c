@@ -79,6 +79,7 @@ static const char *const names[] = {
 	"restore.copied",
 	"restore.fetched",
 	"seal.secret",
+	"shared_look.fdinfo",
 	"shared_look.making",
 	"shared_look.waiting",
 	"spaces.reserve",

@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/failpoint.h"
+#include "linux/fd_tables.h"
 #include "linux/mappers.h"
 #include "linux/procfs.h"
 
@@ -50,7 +51,8 @@ struct maker {
 	enum look_kind kind;
 	struct picture *picture;
 	const struct picture *before;
-	uint64_t mnt_id; /* the kernel's own mount, of all memfds */
+	struct fd_tables *tables; /* LOOK_FDS: those with memfds in them */
+	uint64_t mnt_id;	  /* the kernel's own mount, of all memfds */
 };
 
 static int add_sighting(struct picture *picture, struct sighting sighting)
@@ -92,57 +94,107 @@ static int find_memfds_mount(struct maker *maker)
 	return 0;
 }
 
-/* One system call tells most other files from memfds; a file that is only named like one has another mount.
- * No file system is asked, which might not answer. links_fd: -1 if the links are not ours to read. */
-static bool is_memfd(const struct maker *maker, int links_fd, int infos_fd, const char *name, ino_t *ino_out)
+/* One system call tells most other files from memfds. No file system is asked, which might not answer.
+ * links_fd: -1 if the links are not ours to read. */
+static bool may_be_memfd(int links_fd, const char *name)
 {
 	char link[sizeof MEMFD - 1];
-	struct procfs_fdinfo info;
 	ssize_t got = links_fd < 0 ? -1 : readlinkat(links_fd, name, link, sizeof link);
 
-	if (got >= 0 && (got < (ssize_t)sizeof link || memcmp(link, MEMFD, sizeof link)))
-		return false;
-	if (!procfs_fdinfo(infos_fd, name, &info) || info.mnt_id != maker->mnt_id)
+	return got < 0 || (got == (ssize_t)sizeof link && !memcmp(link, MEMFD, sizeof link));
+}
+
+/* A file that is only named like a memfd has another mount. */
+static bool is_memfd(const struct maker *maker, pid_t pid, const char *name, ino_t *ino_out)
+{
+	struct procfs_fdinfo info;
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d/fdinfo/%.16s", pid, name);
+	FAILPOINT_HERE("shared_look.fdinfo");
+	if (!procfs_fdinfo(AT_FDCWD, path, &info) || info.mnt_id != maker->mnt_id)
 		return false;
 	*ino_out = info.ino;
 	return true;
 }
 
-static int see_fds_in(const struct maker *maker, pid_t pid, DIR *infos, int links_fd)
+static int see_fds_in(const struct maker *maker, pid_t pid, DIR *fds, int links_fd)
 {
 	struct dirent *entry;
 	int rc = 0;
 
-	while (!rc && (entry = readdir(infos))) {
+	while (!rc && (entry = readdir(fds))) {
 		char *end;
 		long number = strtol(entry->d_name, &end, 10);
 		ino_t ino;
 
-		if (end != entry->d_name && !*end &&
-		    is_memfd(maker, links_fd, dirfd(infos), entry->d_name, &ino))
+		if (end != entry->d_name && !*end && may_be_memfd(links_fd, entry->d_name) &&
+		    is_memfd(maker, pid, entry->d_name, &ino))
 			rc = add_sighting(maker->picture,
 					  (struct sighting){ .ino = ino, .pid = pid, .fd = (int)number });
 	}
 	return rc;
 }
 
+/* The links take the process's uid, fdinfo only CAP_SYS_PTRACE. NULL: it has ended, or is not ours to look
+ * at; or *rc_out is set. */
+static DIR *open_fds(pid_t pid, bool *are_links_out, int *rc_out)
+{
+	static const char *const names[] = { "fdinfo", "fd" };
+	DIR *fds = NULL;
+	char path[64];
+
+	*are_links_out = true;
+	for (int i = 1; i >= 0 && !fds; i--) {
+		snprintf(path, sizeof path, "/proc/%d/%s", pid, names[i]);
+		fds = opendir(path);
+		*are_links_out = i;
+		if (!fds && errno != EACCES && errno != EPERM) {
+			*rc_out = errno == ENOENT || errno == ESRCH ? 0 : -errno;
+			return NULL;
+		}
+	}
+	return fds;
+}
+
+static int read_fds(const struct maker *maker, pid_t pid)
+{
+	bool are_links;
+	int rc = 0;
+	DIR *fds = open_fds(pid, &are_links, &rc);
+
+	if (!fds)
+		return rc;
+	rc = see_fds_in(maker, pid, fds, are_links ? dirfd(fds) : -1);
+	closedir(fds);
+	return rc;
+}
+
+static int copy_fds(const struct maker *maker, pid_t pid, const struct fd_table *table)
+{
+	int rc = 0;
+
+	for (uint64_t i = 0; i < table->sightings_n && !rc; i++) {
+		struct sighting sighting = maker->picture->sightings[table->sightings_at + i];
+
+		sighting.pid = pid;
+		rc = add_sighting(maker->picture, sighting);
+	}
+	return rc;
+}
+
+/* A monitor's keeper has the monitor's fds (keep/keeper.h): half of all memfds on a host with many VMs. */
 static int see_fds(const struct maker *maker, pid_t pid)
 {
-	char path[64];
-	int links_fd, rc;
-	DIR *infos;
+	struct fd_table table = { .pid = pid, .sightings_at = maker->picture->header.sightings_n };
+	const struct fd_table *same = fd_tables_find(maker->tables, pid);
+	int rc;
 
-	snprintf(path, sizeof path, "/proc/%d/fdinfo", pid);
-	infos = opendir(path);
-	if (!infos) /* it has ended, or is not ours to look at */
-		return errno == ENOENT || errno == ESRCH || errno == EACCES || errno == EPERM ? 0 : -errno;
-	snprintf(path, sizeof path, "/proc/%d/fd", pid);
-	links_fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	rc = see_fds_in(maker, pid, infos, links_fd);
-	if (links_fd >= 0)
-		close(links_fd);
-	closedir(infos);
-	return rc;
+	if (same)
+		return copy_fds(maker, pid, same);
+	rc = read_fds(maker, pid);
+	table.sightings_n = maker->picture->header.sightings_n - table.sightings_at;
+	return rc || !table.sightings_n ? rc : fd_tables_add(maker->tables, &table);
 }
 
 static int read_maps(const struct maker *maker, struct seen_process *process)
@@ -226,7 +278,8 @@ static int see_processes(const struct maker *maker, struct pid_list *pids)
 int picture_make(enum look_kind kind, const struct look_viewer *viewer, const struct picture *before,
 		 struct picture *out)
 {
-	struct maker maker = { .kind = kind, .picture = out, .before = before };
+	struct fd_tables tables = { 0 };
+	struct maker maker = { .kind = kind, .picture = out, .before = before, .tables = &tables };
 	struct pid_list pids = { 0 };
 	int rc;
 
@@ -240,6 +293,7 @@ int picture_make(enum look_kind kind, const struct look_viewer *viewer, const st
 	if (!rc)
 		rc = see_processes(&maker, &pids);
 	pid_list_free(&pids);
+	fd_tables_free(&tables);
 	if (rc)
 		picture_free(out);
 	return rc;
