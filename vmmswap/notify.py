@@ -7,10 +7,10 @@ there are to be stored; none is dropped.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Sequence
 
+from vmmswap.later import asyncio
 from vmmswap.outbox import DatagramOutbox, Message
 
 
@@ -45,9 +45,14 @@ def watchdog_interval_s() -> float | None:
     return int(text) / 3e6
 
 
+def feed_once(manager: Notifier) -> None:
+    """Say that we are alive."""
+    manager.notify("WATCHDOG=1", latest="WATCHDOG")
+
+
 async def feed_watchdog(manager: Notifier) -> None:
     """For ever, if the service manager watches us."""
     interval_s = watchdog_interval_s()
     while interval_s:
-        manager.notify("WATCHDOG=1", latest="WATCHDOG")
+        feed_once(manager)
         await asyncio.sleep(interval_s)

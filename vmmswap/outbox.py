@@ -9,7 +9,6 @@ is room; what is beyond the bound is dropped and counted.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import fcntl
 import os
@@ -19,6 +18,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+
+from vmmswap.later import asyncio
 
 WAITS = (errno.EAGAIN, errno.ENOBUFS)
 _RETRY_S = 1.0

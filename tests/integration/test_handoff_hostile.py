@@ -20,9 +20,10 @@ from vmmswap.errors import AccessDeniedError, ProtocolError
 from vmmswap.handoff import ancillary, peer, proof
 from vmmswap.handoff.ancillary import Credentials, receive_piece
 from vmmswap.handoff.client import VmmClient, open_userfaultfd
-from vmmswap.handoff.messages import MAX_MESSAGE_BYTES, PAGE_SIZE, encode
+from vmmswap.handoff.messages import MAX_MESSAGE_BYTES, encode
 from vmmswap.handoff.probe import probe
 from vmmswap.handoff.receiver import Limits
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.handoff.session import Claim, HandoffSession
 from vmmswap.linux.owned import OwnedFds
 

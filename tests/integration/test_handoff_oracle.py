@@ -13,9 +13,10 @@ import pytest
 from tests.support.handoff import GuestMemory, Mapper
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, VmmswapError
 from vmmswap.handoff import checks, maps, proof
-from vmmswap.handoff.messages import PAGE_SIZE, AddProcess, Region, Register
+from vmmswap.handoff.messages import AddProcess, Register
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
+from vmmswap.handoff.region import PAGE_SIZE, Region
 from vmmswap.handoff.requests import Memory
 from vmmswap.linux.files import file_id
 from vmmswap.linux.owned import OwnedFds

@@ -14,8 +14,9 @@ import pytest
 from tests.support.handoff import GuestMemory, Mapper, RecordingHandler, open_fds, refused, serving
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff.client import DummyPage, VmmClient, open_userfaultfd
-from vmmswap.handoff.messages import PAGE_SIZE, Region, encode, private_region
+from vmmswap.handoff.messages import encode
 from vmmswap.handoff.private import MAILBOX_BYTES, check_kernel
+from vmmswap.handoff.region import PAGE_SIZE, Region, private_region
 
 try:
     check_kernel()

@@ -39,7 +39,8 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff import fds
 from vmmswap.handoff.client import Region, VmmClient
-from vmmswap.handoff.messages import PAGE_SIZE, encode
+from vmmswap.handoff.messages import encode
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.handoff.requests import Memory
 from vmmswap.handoff.server import HandoffServer
 from vmmswap.linux import userfaultfd

@@ -27,8 +27,8 @@ from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedEr
 from vmmswap.handoff import fds, proof
 from vmmswap.handoff import probe as probe_module
 from vmmswap.handoff.client import Region, VmmClient, open_userfaultfd
-from vmmswap.handoff.messages import PAGE_SIZE
 from vmmswap.handoff.probe import Verdict, probe
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.userfaultfd import Feature
 

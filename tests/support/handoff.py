@@ -16,8 +16,9 @@ from pathlib import Path
 
 from tests.support.guest_memory import map_guest_memory
 from vmmswap.handoff.client import DummyPage, VmmClient, open_userfaultfd
-from vmmswap.handoff.messages import PAGE_SIZE, Region, encode
+from vmmswap.handoff.messages import encode
 from vmmswap.handoff.receiver import Limits
+from vmmswap.handoff.region import PAGE_SIZE, Region
 from vmmswap.handoff.server import HandoffServer
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.userfaultfd import open_user_mode_only

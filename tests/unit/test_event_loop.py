@@ -34,7 +34,7 @@ MAY_WAIT = {
     "self._looks.holders",
     "self._looks.mapped",
 }
-ON_A_THREAD = {  # functions that are passed to one, or that those call
+ON_A_THREAD = {  # functions that are passed to one, or that those call, or that run before there is a loop
     ("mappers/liveness.py", "_ask"),
     ("mappers/succession.py", "_look"),
     ("mappers/coverage.py", "look"),

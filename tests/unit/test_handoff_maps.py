@@ -5,7 +5,7 @@ import pytest
 
 from vmmswap.errors import InvalidRegionError
 from vmmswap.handoff.maps import Mapping, check_private
-from vmmswap.handoff.messages import Region
+from vmmswap.handoff.region import Region
 from vmmswap.linux.files import FileId
 
 NO_FILE = FileId(0, 0)

@@ -15,15 +15,14 @@ from vmmswap.handoff import messages
 from vmmswap.handoff.messages import (
     MAX_REGIONS,
     MAX_TOTAL_BYTES,
-    PAGE_SIZE,
     AddProcess,
     AddRegion,
     Attach,
     FirecrackerRegister,
-    Region,
     Register,
     RemoveRegion,
 )
+from vmmswap.handoff.region import PAGE_SIZE, Region, private_region
 
 ADDR = 0x7F0000000000
 
@@ -370,7 +369,7 @@ def private(**changes):
 def test_private_memory_has_no_memfd():
     parsed = messages.parse(register(private()), 3)
     assert isinstance(parsed, Register)
-    assert (parsed.regions, parsed.memfd_count) == ((messages.private_region(ADDR, 1 << 30),), 0)
+    assert (parsed.regions, parsed.memfd_count) == ((private_region(ADDR, 1 << 30),), 0)
     assert parsed.is_private
 
 
@@ -394,6 +393,6 @@ def test_what_private_memory_is_refused_for(regions, fd_count, error, text):
 
 
 def test_what_a_vmm_sends_of_private_memory_is_what_is_read():
-    regions = (messages.private_region(ADDR, 1 << 30),)
+    regions = (private_region(ADDR, 1 << 30),)
     assert messages.parse(messages.encode("register", regions), 3).regions == regions
     assert messages.parse(messages.encode("add-region", regions), 0).regions == regions

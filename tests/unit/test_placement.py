@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmmswap.engine import Range
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.monitor.mappers.placement import end_of, has_all, joined, kept, uncovered
 
 ADDR = 0x7F0000000000

@@ -8,7 +8,7 @@ import pytest
 
 from vmmswap.engine import Engine, EngineConfig
 from vmmswap.errors import NoSuchVMError
-from vmmswap.handoff.messages import Region
+from vmmswap.handoff.region import Region
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
 from vmmswap.monitor.vm import Vm

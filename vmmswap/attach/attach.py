@@ -35,7 +35,7 @@ from vmmswap.handoff import fds
 from vmmswap.handoff.fds import UffdInfo
 from vmmswap.handoff.locked import locked_error
 from vmmswap.handoff.maps import flags_of_mappings
-from vmmswap.handoff.messages import Region, is_private
+from vmmswap.handoff.region import Region, is_private
 from vmmswap.linux.access import User, check_process
 from vmmswap.linux.maps import LOCKED, MAY_WRITE
 from vmmswap.linux.owned import OwnedFds

@@ -12,7 +12,8 @@ from vmmswap.attach.memory import MIN_BYTES
 from vmmswap.attach.planting import Span, set_spans
 from vmmswap.attach.ram_blocks import RamBlocks
 from vmmswap.errors import NotSupportedError
-from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region
+from vmmswap.handoff.messages import MAX_REGIONS
+from vmmswap.handoff.region import PAGE_SIZE, Region
 from vmmswap.linux.maps import Mapping
 
 

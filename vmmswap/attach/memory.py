@@ -21,7 +21,8 @@ from vmmswap.attach.ram_blocks import RamBlocks
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, VmmswapError
 from vmmswap.handoff import fds
-from vmmswap.handoff.messages import MAX_REGIONS, PAGE_SIZE, Region, is_private
+from vmmswap.handoff.messages import MAX_REGIONS
+from vmmswap.handoff.region import PAGE_SIZE, Region, is_private
 from vmmswap.linux.files import FileId, file_id_unasked
 from vmmswap.linux.maps import Mapping, joined, read_mappings
 from vmmswap.linux.mounts import read_mounts

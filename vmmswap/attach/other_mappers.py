@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from vmmswap.engine import Mapper, mappers_of
 from vmmswap.errors import NotSupportedError
-from vmmswap.handoff.messages import Region
+from vmmswap.handoff.region import Region
 from vmmswap.linux.process import is_same_memory
 
 _log = logging.getLogger("vmmswap.attach")

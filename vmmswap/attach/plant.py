@@ -28,7 +28,7 @@ from vmmswap.attach.still import held_still
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
 from vmmswap.failpoint import DEVICE_STEP, reach
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.maps import REGISTERED_MISSING, flags_of_mappings
 from vmmswap.linux.process import is_same_file, pidfd_getfd, status_of

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from vmmswap.attach.target import Target
 from vmmswap.errors import AccessDeniedError, NotSupportedError
-from vmmswap.handoff.messages import Region, private_region
+from vmmswap.handoff.region import Region, private_region
 from vmmswap.linux.maps import HUGETLB, NOT_FORKED, Mapping, flags_of_mappings
 
 __all__ = ["Seen", "find"]

@@ -18,7 +18,7 @@ from itertools import pairwise
 
 from vmmswap.attach.private_memory import Seen
 from vmmswap.errors import NotSupportedError
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.maps import Mapping
 
 _log = logging.getLogger("vmmswap.attach")

@@ -22,15 +22,14 @@ from vmmswap.handoff.messages import (
     AddRegion,
     Attach,
     FirecrackerRegister,
-    Region,
     Register,
     RemoveRegion,
     check_no_overlap,
-    is_private,
 )
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.proof import PathOf, map_file_of, owns, prove
 from vmmswap.handoff.receiver import Frame
+from vmmswap.handoff.region import Region, is_private
 from vmmswap.handoff.requests import (
     AddProcessRequest,
     AddRegionRequest,

@@ -25,7 +25,8 @@ from pathlib import Path
 from types import TracebackType
 
 from vmmswap.errors import BY_DBUS_NAME, AccessDeniedError, InternalError, NoSuchVMError, ProtocolError
-from vmmswap.handoff.messages import MAX_FDS, PAGE_SIZE, Region, attach_line, encode
+from vmmswap.handoff.messages import MAX_FDS, attach_line, encode
+from vmmswap.handoff.region import PAGE_SIZE, Region
 from vmmswap.linux.userfaultfd import open_userfaultfd
 
 __all__ = ["DummyPage", "Region", "VmmClient", "open_userfaultfd"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from vmmswap.errors import AccessDeniedError, InvalidRegionError, NotSupportedError, ProtocolError
-from vmmswap.handoff.messages import Region
+from vmmswap.handoff.region import Region
 from vmmswap.linux import maps
 from vmmswap.linux.files import FileId
 from vmmswap.linux.maps import Mapping, read_mappings

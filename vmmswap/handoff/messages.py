@@ -10,40 +10,20 @@ InvalidRegionError, another version NotSupportedError. Unknown fields are ignore
 from __future__ import annotations
 
 import json
-import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from vmmswap.errors import InvalidRegionError, NotSupportedError, ProtocolError
 from vmmswap.handoff.fields import Fields, decode, objects, show
+from vmmswap.handoff.region import PAGE_SIZE, PRIVATE, Region, is_private
 
 VERSION = 1
-PAGE_SIZE = mmap.PAGESIZE
 MAX_REGIONS = 64
 MAX_TOTAL_BYTES = 1 << 44  # 16 TiB: page numbers fit 32 bits
 MAX_FDS = 253  # the kernel's SCM_MAX_FD
 MAX_MESSAGE_BYTES = 1 << 20
-PRIVATE = -1  # in place of a memfd's number: private memory of the VMM
 _MAX_FILE_BYTES = (1 << 63) - 1
 _MAX_SOCKET_PATH_BYTES = 107
-
-
-@dataclass(frozen=True, slots=True)
-class Region:
-    """A part of guest memory: where one process has it, and where it lies in its memfd."""
-
-    addr: int  # page aligned, in the process that the uffd belongs to
-    size_bytes: int
-    offset_bytes: int  # in the memfd; of private memory, its address
-    memfd: int  # which memfd: see the message that the region belongs to; PRIVATE: none
-
-    @property
-    def end(self) -> int:
-        return self.addr + self.size_bytes
-
-    @property
-    def end_offset(self) -> int:
-        return self.offset_bytes + self.size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,16 +89,6 @@ class FirecrackerRegister:
     """fds: uffd. Region.memfd is always 0: the snapshot's memory file, which the monitor was given."""
 
     regions: tuple[Region, ...]
-
-
-def is_private(regions: Sequence[Region]) -> bool:
-    """A message has private regions only, or none."""
-    return regions[0].memfd == PRIVATE
-
-
-def private_region(addr: int, size_bytes: int) -> Region:
-    """Private memory of the process that hands it over."""
-    return Region(addr, size_bytes, addr, PRIVATE)
 
 
 Message = Register | AddProcess | AddRegion | RemoveRegion | Attach | FirecrackerRegister

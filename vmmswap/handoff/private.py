@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vmmswap.errors import InvalidRegionError, NotSupportedError
 from vmmswap.handoff import locked, maps
-from vmmswap.handoff.messages import Region
+from vmmswap.handoff.region import Region
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.maps import HUGETLB, LOCKED, NOT_FORKED, Mapping
 from vmmswap.linux.process import thread_of_number

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 
 from vmmswap.engine.native import ffi, lib
-from vmmswap.handoff.messages import private_region
+from vmmswap.handoff.region import private_region
 from vmmswap.linux import userfaultfd
 
 __all__ = ["Mover", "private_region"]

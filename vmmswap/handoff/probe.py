@@ -32,7 +32,7 @@ from pathlib import Path
 
 from vmmswap.engine import start_probe_read
 from vmmswap.errors import InvalidRegionError
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux import userfaultfd
 from vmmswap.linux.owned import OwnedFds
 

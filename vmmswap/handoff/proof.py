@@ -11,8 +11,8 @@ from pathlib import Path
 from vmmswap.engine import is_page_there
 from vmmswap.errors import InvalidRegionError, NotSupportedError
 from vmmswap.handoff import maps
-from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.probe import Verdict, probe
+from vmmswap.handoff.region import PAGE_SIZE, Region
 
 _NOWHERE = 0  # nothing is mapped there
 _MAX_TRIES = 3  # with pages of guest memory, which the guest may fill just before the test

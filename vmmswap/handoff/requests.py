@@ -16,9 +16,9 @@ from typing import Protocol
 from vmmswap.engine import Mover
 from vmmswap.errors import VmmswapError
 from vmmswap.handoff.fds import UffdInfo
-from vmmswap.handoff.messages import Region, is_private
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
+from vmmswap.handoff.region import Region, is_private
 from vmmswap.linux.files import FileId
 from vmmswap.linux.maps import Mapping
 from vmmswap.linux.owned import OwnedFds

@@ -13,14 +13,17 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from vmmswap.engine import Engine, Range
 from vmmswap.errors import StorageFailedError
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.monitor import snapshot
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.manifest import Manifest
-from vmmswap.monitor.new_vm import NewVm
+
+if TYPE_CHECKING:
+    from vmmswap.monitor.new_vm import NewVm
 
 
 class Backing(ABC):

@@ -6,8 +6,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmmswap.config_checks import ConfigError
+from vmmswap.errors import InternalError, InvalidNameError, VmmswapError
+
 PROGRAM = "vmmswap-monitor"
 EXIT_USAGE = 2
+# The unit restarts us after EXIT_FAILURE and not after the others: the last try would lose what the fd store
+# keeps. So while it keeps a VM we exit with EXIT_FAILURE only.
+EXIT_FAILURE = 1
+EXIT_UNAVAILABLE = 69  # EX_UNAVAILABLE
+EXIT_BUG = 70  # EX_SOFTWARE
+EXIT_CONFIG = 78  # EX_CONFIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +35,14 @@ class Command:
     config: Path | None = None
     check_config: bool = False
     debug: bool = False
+
+
+def exit_status_of(error: VmmswapError) -> int:
+    match error:
+        case ConfigError():
+            return EXIT_CONFIG
+        case InvalidNameError():
+            return EXIT_USAGE
+        case InternalError():
+            return EXIT_BUG
+    return EXIT_UNAVAILABLE

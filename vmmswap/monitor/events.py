@@ -32,7 +32,7 @@ from vmmswap.engine import (
     Waking,
 )
 from vmmswap.errors import NoSuchVMError
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.log import fields
 from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.lost import LostReport

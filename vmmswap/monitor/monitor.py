@@ -10,17 +10,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from vmmswap import log
+from vmmswap.attach.options import Options
 from vmmswap.bus.connection import Connection
 from vmmswap.bus.manager import publish
 from vmmswap.errors import VmmswapError
 from vmmswap.handoff.receiver import Limits
+from vmmswap.handoff.requests import Memory
 from vmmswap.handoff.server import HandoffServer
-from vmmswap.monitor import recovery, service
+from vmmswap.monitor import service, signals
 from vmmswap.monitor.controller import Controller
 from vmmswap.monitor.guard import guarded
-from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.ownership import Ownership
 from vmmswap.monitor.postponed import Postponed
+from vmmswap.monitor.recovery import Found
 from vmmswap.monitor.registration import Registration
 from vmmswap.monitor.served import ServedVm
 from vmmswap.monitor.setup import Setup
@@ -43,7 +45,7 @@ class Monitor:
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._store = FdStore(service.manager() if setup.fd_store else None, setup.keeper)
+        self._store = setup.store
         self._controller = Controller(setup.name, setup.settings, self._exit_without_vm)
         self._controller.subscribe(lambda _status: self._say_status())
         self._ownership = Ownership(setup.name, setup.config.owner, setup.listener)
@@ -74,15 +76,16 @@ class Monitor:
         loop.set_default_executor(ThreadPoolExecutor(_THREADS))
         for number, action in self._signals().items():
             loop.add_signal_handler(number, action)
+        signals.release()
         service.manager().start()
         log.start()
         tasks = [loop.create_task(feed_watchdog(service.manager()), name="watchdog")]
-        recovered = recovery.is_needed(self._setup.kept)
+        found = self._setup.found
         patience_s = self._setup.config.handoff_timeout_s
         limits = Limits(silence_s=patience_s, message_s=patience_s, reply_s=patience_s)
-        if not recovered:
+        if found is None:
             await self._registration.register_kept(self._setup.kept)
-        has_vm = recovered or self.served is not None
+        has_vm = found is not None or self.served is not None
         server = HandoffServer(
             self._registration,
             limits,
@@ -91,11 +94,11 @@ class Monitor:
         )
         if not has_vm:
             self._oom_victim.first()
-        if recovered:
-            await self._take_over(server)
+        if found is not None:
+            await self._take_over(server, found)
         elif self._setup.attach is not None:
             await self._registration.attach_to(
-                self._setup.attach, self._setup.attach_options, qmp=self._setup.attach_qmp
+                self._setup.attach, self._setup.attach_options or Options(), qmp=self._setup.attach_qmp
             )
         if self._setup.starts_on_demand and self._setup.config.idle_exit_s:
             tasks.append(loop.create_task(self._exit_when_idle(server), name="idle exit"))
@@ -164,20 +167,17 @@ class Monitor:
             self._controller.changed()
         return self._closed
 
-    async def _take_over(self, server: HandoffServer) -> None:
-        """Serve the VM that a predecessor left, however long it takes to read."""
+    async def _take_over(self, server: HandoffServer, found: Found) -> None:
+        """Resume what a predecessor did besides serving the VM, however long that takes."""
         starting = asyncio.get_running_loop().create_task(service.extend_time(), name="start")
         try:
             with self._postponed.until_served():
-                await self._recover(server)
+                await self._resume(server, found)
         finally:
             starting.cancel()
             service.ask_for_time()  # for the bus
 
-    async def _recover(self, server: HandoffServer) -> None:
-        found = await recovery.recover(
-            self._setup.kept, self._store, self._setup.config, self._setup.swap_dir
-        )
+    async def _resume(self, server: HandoffServer, found: Found) -> None:
         served = self.serve(found.vm, error=found.error)
         is_alive = await served.processes.is_vmm_alive()
         if self._controller.served is not served:
@@ -186,7 +186,7 @@ class Monitor:
             served.vmm_gone()
             return
         if found.connection is not None:
-            server.adopt(found.connection, recovery.memory_of(found.vm))
+            server.adopt(found.connection, _memory_of(found.vm))
         if found.vm.manifest.logging:
             self._logging = asyncio.get_running_loop().create_task(_resume_logging(served), name="logging")
         if found.vm.manifest.releasing:
@@ -213,10 +213,9 @@ class Monitor:
 
     def _signals(self) -> dict[signal.Signals, Callable[[], None]]:
         return {
-            signal.SIGTERM: self._stop,
-            signal.SIGINT: self._stop,
-            signal.SIGUSR2: self._restart,
-            signal.SIGHUP: self._reload,
+            **dict.fromkeys(signals.STOP, self._stop),
+            signals.RESTART: self._restart,
+            signals.RELOAD: self._reload,
         }
 
     def _reload(self) -> None:
@@ -274,3 +273,8 @@ class Monitor:
 async def _resume_logging(served: ServedVm) -> None:
     with guarded("page faults are not logged any more"):
         await served.start_page_fault_logging()
+
+
+def _memory_of(vm: Vm) -> Memory:
+    """What the hand-off's session must know of the VM."""
+    return Memory(vm.vmm.pid, vm.handoff_regions(), tuple(vm.files))

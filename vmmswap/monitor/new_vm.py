@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vmmswap.engine import Mover
-from vmmswap.handoff.messages import Region
+from vmmswap.handoff.region import Region
 from vmmswap.linux.access import ROOT, User
 
 

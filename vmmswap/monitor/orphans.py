@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from vmmswap.engine import Range
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.userfaultfd import is_registered, register_shmem
 from vmmswap.monitor.keep.manifest import ProcessRecord
 

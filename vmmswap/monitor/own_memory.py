@@ -7,7 +7,6 @@ order accepted and the watchdog fed by the interpreter, and none of them may wai
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import gc
@@ -16,9 +15,11 @@ import os
 import re
 import resource
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from vmmswap.later import asyncio
 from vmmswap.linux.process import status_of
 
 _log = logging.getLogger("vmmswap.service")
@@ -31,7 +32,7 @@ _HEAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) .*\[heap\]$", re.MULTILINE)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _trimming = threading.Lock()
-_start_bytes = _grown_bytes = 0
+_start_bytes = _grown_bytes = _vm_bytes = 0
 
 
 def use_one_arena() -> None:
@@ -52,6 +53,15 @@ def lock() -> None:
         _log.debug("mlockall: %s; the monitor may be swapped out itself", os.strerror(ctypes.get_errno()))
 
 
+@contextlib.contextmanager
+def growing_with_the_vm() -> Iterator[None]:
+    """What is allocated inside is not what a monitor without a VM takes."""
+    global _vm_bytes  # noqa: PLW0603  of the process, as the memory is
+    before = _taken_bytes()
+    yield
+    _vm_bytes = max(0, _taken_bytes() - before)
+
+
 def settle() -> None:
     """Give back what importing and starting have left behind. What is there now stays: the collector need not
     look at it again, and it is what a monitor without a VM takes.
@@ -60,7 +70,7 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     _try_to_trim()
-    _start_bytes = _taken_bytes()
+    _start_bytes = _taken_bytes() - _vm_bytes
 
 
 def trim() -> None:

@@ -13,11 +13,11 @@ the first beat it may be from since this process started: where all monitors sta
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 from vmmswap.engine import Engine
 from vmmswap.errors import NoSuchVMError
+from vmmswap.later import asyncio
 from vmmswap.monitor.guard import log_failure
 from vmmswap.monitor.looks import REST
 from vmmswap.monitor.together import Together

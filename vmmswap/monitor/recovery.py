@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Takes over as a successor: turns what the fd store kept back into a VM that is served."""
+"""Takes over as a successor: turns what the fd store kept back into a VM that is served.
+
+All that its guest waits for is here, and what this imports it waits for too: no event loop, no bus, no
+hand-off, nothing that attaches.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
 import socket
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +20,19 @@ from vmmswap.config import Config
 from vmmswap.engine import Engine, Job, Mover, Range, Recovered, TierFds
 from vmmswap.errors import InternalError, StorageFailedError, VmmswapError
 from vmmswap.failpoint import reach
-from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.handoff.requests import Memory
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux import closing
 from vmmswap.linux.files import file_id
 from vmmswap.linux.process import is_alive
 from vmmswap.log import fields
 from vmmswap.monitor import backing, orphans
+from vmmswap.monitor.engine_config import engine_config
 from vmmswap.monitor.keep import fdstore, keeper
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
 from vmmswap.monitor.mappers import coverage, placement
 from vmmswap.monitor.mappers.placement import joined
 from vmmswap.monitor.process import Process
-from vmmswap.monitor.register import engine_config
 from vmmswap.monitor.vm import Vm
 
 _log = logging.getLogger("vmmswap.recovery")
@@ -80,22 +83,24 @@ def peek(kept: dict[str, int]) -> Manifest:
     return ManifestFile(kept[fdstore.MANIFEST]).read()
 
 
-async def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path) -> Found:
+def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir: Path) -> Found:
     """Serve the VM again. If this raises VmmswapError nothing is lost: the fds stay in the store. kept: fds
-    by name, ours from here on; useless ones are closed, and taken out of the store. Threads do all that takes
-    longer for a larger VM, or may wait for its processes or the disk.
+    by name, ours from here on; useless ones are closed, and taken out of the store.
+
+    Before there is an event loop: this takes longer for a larger VM, and may wait for its processes or the
+    disk.
     """
     for name, fd in kept.items():
         store.adopt(name, fd)
     saved = keeper.take_orphans(kept)
-    vm, children = await asyncio.to_thread(_rebuild, kept, saved, store, config, swap_dir)
+    vm, children = _rebuild(kept, saved, store, config, swap_dir)
     _keep_wake_record(vm, kept)
     for orphan in children:
         if orphan.parent is None:
             kept[orphan.name] = orphan.uffd  # useless
         else:
             _enter(vm, orphan, orphan.parent)
-    found = await asyncio.to_thread(_serve, vm.engine, kept)
+    found = _serve(vm.engine, kept)
     interrupted = vm.manifest.interrupted + 1 if found.last_job is not Job.NONE else 0
     vm.change(restarts=vm.manifest.restarts + 1, interrupted=interrupted, config=config.to_json())
     connection = _connection(kept)
@@ -123,9 +128,7 @@ async def recover(kept: dict[str, int], store: FdStore, config: Config, swap_dir
 def _rebuild(
     kept: dict[str, int], saved: dict[str, int], store: FdStore, config: Config, swap_dir: Path
 ) -> tuple[Vm, list[_Orphan]]:
-    """Make the VM with its memory and its processes, and the list of children that are still to be entered.
-    Does not touch the fd store, which belongs to the event loop.
-    """
+    """Make the VM with its memory and its processes, and list the children that are still to be entered."""
     file = ManifestFile(kept[fdstore.MANIFEST])
     manifest = file.read()
     vmm_key = manifest.vmm_key
@@ -192,11 +195,6 @@ def _keep_wake_record(vm: Vm, kept: dict[str, int]) -> None:
     if known is not None:
         vm.store.remove(fdstore.WAKE)
     vm.store.add(fdstore.WAKE, vm.engine.wake_fd)
-
-
-def memory_of(vm: Vm) -> Memory:
-    """What the hand-off's session must know of the VM."""
-    return Memory(vm.vmm.pid, vm.handoff_regions(), tuple(vm.files))
 
 
 def _add_memory(vm: Vm, kept: dict[str, int]) -> None:
@@ -320,7 +318,9 @@ def _drop_rest(vm: Vm, kept: dict[str, int]) -> None:
     rest = kept.keys() - used
     for name in rest:
         vm.store.remove(name)
-    asyncio.get_running_loop().run_in_executor(None, _close_all, [kept[name] for name in rest])
+    if rest:
+        fds = [kept[name] for name in rest]
+        threading.Thread(target=_close_all, args=(fds,), name="leftovers", daemon=True).start()
 
 
 def _close_all(fds: list[int]) -> None:

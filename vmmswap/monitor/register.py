@@ -9,34 +9,15 @@ from dataclasses import astuple, replace
 from pathlib import Path
 
 from vmmswap.config import Config
-from vmmswap.config_values import in_bytes
-from vmmswap.disk_limits import disk_limits
-from vmmswap.engine import Engine, EngineConfig, Mover
-from vmmswap.handoff.messages import PAGE_SIZE
-from vmmswap.monitor.backing import Backing, of_new
+from vmmswap.engine import Engine, Mover
+from vmmswap.monitor.backing import of_new
+from vmmswap.monitor.engine_config import engine_config
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile
 from vmmswap.monitor.new_vm import NewVm
 from vmmswap.monitor.on_thread import made_on_thread
-from vmmswap.monitor.tiers import tiers_of
 from vmmswap.monitor.vm import Vm
-
-
-def engine_config(
-    config: Config, swap_dir: Path, backing: Backing, *, guest_bytes: int, has_tiers: bool
-) -> EngineConfig:
-    """has_tiers: the VM's pages go to the tiers. Registration decides that."""
-    return EngineConfig(
-        swap_dir,
-        config.fault_threads,
-        config.spin_us,
-        config.workers,
-        backing.source_is_store,
-        *disk_limits(config, swap_dir),
-        tiers_of(config, guest_bytes) if has_tiers else None,
-        in_bytes(config.fault_around, 0) // PAGE_SIZE,
-    )
 
 
 async def create_engine(new: NewVm, config: Config, swap_dir: Path) -> Engine:

@@ -18,9 +18,9 @@ from vmmswap.errors import BusyError, InternalError, NotSupportedError, VmmswapE
 from vmmswap.handoff import requests
 from vmmswap.handoff.fds import pid_of
 from vmmswap.handoff.lane import Lane
-from vmmswap.handoff.messages import PAGE_SIZE, Region
 from vmmswap.handoff.peer import Peer
 from vmmswap.handoff.receiver import Frame
+from vmmswap.handoff.region import PAGE_SIZE, Region
 from vmmswap.handoff.session import register_firecracker, taken_error
 from vmmswap.linux.access import User
 from vmmswap.linux.files import file_id

@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import functools
 import logging
 import resource
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
-from vmmswap.notify import Notifier
+from vmmswap.later import asyncio
+from vmmswap.notify import Notifier, feed_once, watchdog_interval_s
 
 _log = logging.getLogger("vmmswap.service")
 
 _NO_CORE = 1
 _EXTEND_S = 10.0
 _EXTEND_EVERY_S = 3.0
+_EXTEND_UNLESS_TOLD_S = 1.0  # a stop whose limit is short may come meanwhile
 
 
 @functools.cache
@@ -44,6 +48,28 @@ async def extend_time() -> None:
     while True:
         ask_for_time()
         await asyncio.sleep(_EXTEND_EVERY_S)
+
+
+@contextlib.contextmanager
+def asking_for_time() -> Iterator[None]:
+    """Inside, where no event loop runs yet, a thread asks for time and says that we are alive."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_ask_until, args=(ended,), name="start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _ask_until(ended: threading.Event) -> None:
+    watchdog_s = watchdog_interval_s()
+    pause_s = min(watchdog_s or _EXTEND_UNLESS_TOLD_S, _EXTEND_UNLESS_TOLD_S)
+    while not ended.wait(pause_s):
+        ask_for_time()
+        if watchdog_s:
+            feed_once(manager())
 
 
 class OomVictim:

@@ -6,11 +6,15 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vmmswap.attach.options import Options
 from vmmswap.config import Config
-from vmmswap.monitor.keep.keeper import Keeper
+from vmmswap.monitor.keep.fdstore import FdStore
+from vmmswap.monitor.recovery import Found
 from vmmswap.monitor.settings import Settings
+
+if TYPE_CHECKING:
+    from vmmswap.attach.options import Options
 
 
 @dataclass(slots=True)
@@ -23,12 +27,12 @@ class Setup:
     log_dir: Path
     bus: str | None
     listener: socket.socket | None
+    store: FdStore
     config_path: Path | None = None  # the configuration to read again; None: the host's
     kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
-    fd_store: bool = False
+    found: Found | None = None  # the VM that a predecessor left, which is served
     starts_on_demand: bool = False  # whoever connects starts the next monitor
     journal: bool = False
-    keeper: Keeper | None = None
     attach: int | None = None  # the pidfd of a VMM to take over at once
-    attach_options: Options = field(default_factory=Options)
+    attach_options: Options | None = None
     attach_qmp: str | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 from vmmswap import config
 from vmmswap.engine import Range
 from vmmswap.errors import InvalidRegionError, NotSupportedError, StorageFailedError
-from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.handoff.region import PAGE_SIZE, Region
 from vmmswap.linux.maps import anonymous_kib_of_mappings
 from vmmswap.linux.process import status_of
 

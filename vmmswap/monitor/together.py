@@ -7,10 +7,11 @@ Python code at a time; and each would wake up the event loop when it ends.
 
 from __future__ import annotations
 
-import asyncio
 import enum
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from vmmswap.later import asyncio
 
 _LATE_S = 0.5
 

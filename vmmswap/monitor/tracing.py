@@ -17,7 +17,7 @@ from typing import Protocol
 from vmmswap import log
 from vmmswap.engine import Engine
 from vmmswap.errors import NoSuchVMError, StorageFailedError
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.trace_file import FileSink
 from vmmswap.monitor.vm import Vm

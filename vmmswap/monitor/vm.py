@@ -7,18 +7,18 @@ what the caller gave stays the caller's to close.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from vmmswap.engine import Engine, EngineStats, Range
-from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, from_errno
+from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError
 from vmmswap.failpoint import reach
-from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.handoff.region import PAGE_SIZE, Region
+from vmmswap.later import asyncio
 from vmmswap.linux import closing
 from vmmswap.linux.files import FileId, file_id
 from vmmswap.monitor import snapshot
@@ -27,9 +27,12 @@ from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.keep.manifest import Manifest, ManifestFile, ProcessRecord, RegionRecord
-from vmmswap.monitor.new_vm import NewProcess
+from vmmswap.monitor.own_fds import dup, open_anew
 from vmmswap.monitor.process import Process
 from vmmswap.monitor.pulse import Pulse
+
+if TYPE_CHECKING:
+    from vmmswap.monitor.new_vm import NewProcess
 
 _log = logging.getLogger("vmmswap.vm")
 
@@ -120,7 +123,7 @@ class Vm:
         ranges = tuple(self.range_of(region) for region in new.regions)
         key = self._new_key()
         with contextlib.ExitStack() as undo:
-            pidfd, uffd = _dup(new.pidfd, undo), _dup(new.uffd, undo)
+            pidfd, uffd = dup(new.pidfd, undo), dup(new.uffd, undo)
             process = Process(key, -1, new.pid, pidfd, uffd, True, ranges, new.is_proven, new.dummy_page or 0)
             undo.callback(self.record)
             self.change(next_key=key + 1, processes=(*self.manifest.processes, process.record))
@@ -300,7 +303,7 @@ class Vm:
         """Memfds that regions will lie in; they get the next numbers."""
         with contextlib.ExitStack() as undo:
             for number, fd in enumerate(fds, len(self.files)):
-                own = _open_anew(fd, undo)
+                own = open_anew(fd, undo)
                 undo.callback(self.store.remove, fdstore.memfd_name(number))
                 self.store.add(fdstore.memfd_name(number), own)
                 self.memfds[number] = own
@@ -321,7 +324,7 @@ class Vm:
 
     def _reopen_memfd(self, number: int, fd: int) -> None:
         with contextlib.ExitStack() as undo:
-            own = _open_anew(fd, undo)
+            own = open_anew(fd, undo)
             self.store.add(fdstore.memfd_name(number), own)
             self.memfds[number] = own
             self.record()
@@ -421,27 +424,6 @@ class Vm:
         """Both."""
         self.retire()
         await asyncio.to_thread(self.free)
-
-
-def _dup(fd: int, undo: contextlib.ExitStack) -> int:
-    own = os.dup(fd)  # close-on-exec
-    undo.callback(os.close, own)
-    return own
-
-
-def _open_anew(memfd: int, undo: contextlib.ExitStack) -> int:
-    """Whoever looks for data moves the fd's position, which must not be the VMM's; nor a successor's be, who
-    may not be able to open the memfd any more, because the VMM has changed its mode.
-    """
-    try:
-        own = os.open(f"/proc/self/fd/{memfd}", os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise from_errno(
-            error.errno or errno.EIO,
-            f"cannot open the memfd anew for reading and writing: {error.strerror}",
-        ) from None
-    undo.callback(os.close, own)
-    return own
 
 
 def _without(ranges: Sequence[Range], record: RegionRecord) -> Iterator[Range]:

@@ -8,11 +8,12 @@ until systemd has worked off all that was sent before.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
+from collections.abc import Container
 
 from vmmswap.errors import InternalError
+from vmmswap.later import asyncio
 from vmmswap.monitor.keep.keeper import Keeper
 from vmmswap.notify import Notifier
 from vmmswap.outbox import Message
@@ -46,6 +47,11 @@ def pidfd_name(key: int) -> str:
 
 def memfd_name(number: int) -> str:
     return f"memfd-{number}"
+
+
+def has_vm(kept: Container[str]) -> bool:
+    """True if a guest that has registered, or is about to, waits for us. kept: names."""
+    return MANIFEST in kept or MESSAGE in kept
 
 
 def has_fd_store() -> bool:

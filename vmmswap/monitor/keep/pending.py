@@ -30,11 +30,6 @@ _VERSION = 1
 _UFFD, _PIDFD = fdstore.uffd_name(VMM_KEY), fdstore.pidfd_name(VMM_KEY)
 
 
-def is_needed(kept: dict[str, int]) -> bool:
-    """True if a predecessor died while such a VM registered."""
-    return fdstore.MESSAGE in kept and fdstore.MANIFEST not in kept
-
-
 def keep(frame: Frame, store: FdStore) -> None:
     """Keep a message that came with one fd. If that fails the VM is registered all the same.
 

@@ -33,7 +33,7 @@ from vmmswap.attach.options import Options
 from vmmswap.engine import Mover
 from vmmswap.errors import NoSuchVMError, NotSupportedError, VmmswapError
 from vmmswap.handoff.fds import pid_of
-from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.handoff.region import PAGE_SIZE, Region
 from vmmswap.linux.access import User
 from vmmswap.linux.owned import OwnedFds
 from vmmswap.linux.process import is_alive

@@ -16,7 +16,7 @@ from vmmswap.attach.frozen import check_not_frozen
 from vmmswap.attach.further_private import PrivateView, look_at_private, serve_further
 from vmmswap.attach.replant import replant
 from vmmswap.errors import BusyError, NoSuchVMError, NotSupportedError
-from vmmswap.handoff.messages import PAGE_SIZE, Region, private_region
+from vmmswap.handoff.region import PAGE_SIZE, Region, private_region
 from vmmswap.linux.process import is_alive
 from vmmswap.monitor.mappers import coverage
 from vmmswap.monitor.mappers.private import PrivateWatch

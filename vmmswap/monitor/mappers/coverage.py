@@ -18,7 +18,7 @@ from vmmswap.engine import Holder, Mapper, MapperWatch, Range, holders_of, mappe
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.handoff import locked
 from vmmswap.handoff.maps import flags_of_mappings
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.files import FileId, file_id
 from vmmswap.linux.maps import REGISTERED_MISSING
 from vmmswap.linux.process import is_same_memory

@@ -17,7 +17,7 @@ from vmmswap.attach.attach import find_further_memory
 from vmmswap.attach.memory import Found, KnownParts
 from vmmswap.engine import Job, MapperWatch, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError, NotSupportedError
-from vmmswap.handoff.messages import PAGE_SIZE, Region
+from vmmswap.handoff.region import PAGE_SIZE, Region
 from vmmswap.linux.files import file_id
 from vmmswap.monitor.keep.manifest import RegionRecord
 from vmmswap.monitor.mappers import coverage

@@ -8,7 +8,7 @@ import asyncio
 from vmmswap.errors import InvalidRegionError, NotSupportedError
 from vmmswap.handoff import private
 from vmmswap.handoff.direct_files import check_direct_files
-from vmmswap.handoff.messages import PAGE_SIZE, private_region
+from vmmswap.handoff.region import PAGE_SIZE, private_region
 from vmmswap.monitor.keep import fdstore
 from vmmswap.monitor.mappers.lookout import Watcher
 from vmmswap.monitor.mappers.processes import Processes

@@ -17,7 +17,7 @@ from vmmswap.errors import (
     NotSupportedError,
     VmmswapError,
 )
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.process import is_alive, is_same_file
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.holders import Holders

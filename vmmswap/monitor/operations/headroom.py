@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.cgroup import Hierarchy, groups_of, hierarchies_of
 from vmmswap.linux.memory import meminfo_bytes
 from vmmswap.monitor.guard import Failures

@@ -8,7 +8,7 @@ import os
 
 from vmmswap.engine import EngineStats
 from vmmswap.file_system import ON_RAM
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.process import status_of
 from vmmswap.monitor import own_memory
 from vmmswap.monitor.vm import Vm

@@ -6,7 +6,7 @@ from __future__ import annotations
 from vmmswap.config import Config
 from vmmswap.config_values import in_bytes
 from vmmswap.engine import Mode, PinOptions, SwapOutOptions
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 
 _DEFAULT_SETTLE_MS = 10_000
 

@@ -11,7 +11,7 @@ from vmmswap import message_ids
 from vmmswap.engine import EngineStats, JobDone, Mode
 from vmmswap.errors import PagesLostError, VmmswapError
 from vmmswap.file_system import ON_RAM
-from vmmswap.handoff.messages import PAGE_SIZE
+from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.log import dropped, fields
 from vmmswap.monitor.operations.machine import Machine
 from vmmswap.monitor.operations.net_freed import net_freed_bytes
