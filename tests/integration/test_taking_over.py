@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import ExitStack
 
 import pytest
 
 from tests.support.bus import missing
 from tests.support.guest import Guest
 from tests.support.restarts import restarted
+from vmmswap.monitor import host_locks, start_turn
 
 REASON = missing()
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missing")
@@ -48,3 +51,42 @@ def test_what_a_successor_has_loaded_when_it_serves(bus, tmp_path):
     assert "vmmswap.engine.engine" in loaded
     assert not {name for name in loaded for part in AFTER_SERVING if f"{name}.".startswith(f"{part}.")}
     assert {"asyncio.events", "vmmswap.monitor.monitor", "vmmswap.bus.connection"} <= later
+
+
+def test_it_waits_with_the_rest_while_others_start(bus, tmp_path):
+    """It serves meanwhile."""
+    with ExitStack() as others, restarted(bus) as service:
+        service.start().wait_on_bus()
+        with Guest(["4M"], socket=service.monitor.socket) as guest:
+            guest.wait_ready()
+            guest.fill()
+            service.monitor.all_out()
+            service.await_death(0)
+            for _ in range(start_turn.most()):
+                others.callback(
+                    os.close, host_locks.first_free(tmp_path, start_turn.most(), start_turn.PREFIX)
+                )
+            monitor = service.start({"RUNTIME_DIRECTORY": str(tmp_path)})
+            monitor.wait_log("waiting for other monitors to start")
+            assert guest.verify().wrong_bytes == 0
+            others.close()
+            monitor.wait_on_bus()
+            monitor.until(
+                lambda: _is_free(tmp_path), "its turn to be over, so that the next monitor may start"
+            )
+        assert monitor.wait_exit() == 0
+
+
+def _is_free(directory):
+    with ExitStack() as taken:
+        return _take_all(directory, taken)
+
+
+def _take_all(directory, taken):
+    """All places of those that start at a time; False if one is not free."""
+    for _ in range(start_turn.most()):
+        fd = host_locks.first_free(directory, start_turn.most(), start_turn.PREFIX)
+        if fd is None:
+            return False
+        taken.callback(os.close, fd)
+    return True

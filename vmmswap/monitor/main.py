@@ -111,8 +111,10 @@ def _run(options: Command, given: dict[str, int]) -> int:
         journal=journal,
     )
     if recovery.is_needed(given):
-        with service.asking_for_time(), own_memory.growing_with_the_vm():
-            setup.found = recovery.recover(given, setup.store, settings.current, setup.swap_dir)
+        with service.asking_for_time():
+            with own_memory.growing_with_the_vm():
+                setup.found = recovery.recover(given, setup.store, settings.current, setup.swap_dir)
+            setup.turn.wait(setup.found.vm.engine.event_fd)
     if not fd_store:
         logging.getLogger("vmmswap").warning(
             "no service manager keeps fds for us: if the monitor is killed, %s",

@@ -111,6 +111,7 @@ class Monitor:
                     await self._undo_attach()
                     raise
             service.notify("READY=1")
+            self._setup.turn.release()
             self._say_status()
             if self._setup.listener is not None:
                 tasks.append(loop.create_task(server.serve(self._setup.listener), name="hand-off"))

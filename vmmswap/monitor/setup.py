@@ -12,6 +12,7 @@ from vmmswap.config import Config
 from vmmswap.monitor.keep.fdstore import FdStore
 from vmmswap.monitor.recovery import Found
 from vmmswap.monitor.settings import Settings
+from vmmswap.monitor.start_turn import StartTurn
 
 if TYPE_CHECKING:
     from vmmswap.attach.options import Options
@@ -31,6 +32,7 @@ class Setup:
     config_path: Path | None = None  # the configuration to read again; None: the host's
     kept: dict[str, int] = field(default_factory=dict)  # from the fd store, by name
     found: Found | None = None  # the VM that a predecessor left, which is served
+    turn: StartTurn = field(default_factory=StartTurn)
     starts_on_demand: bool = False  # whoever connects starts the next monitor
     journal: bool = False
     attach: int | None = None  # the pidfd of a VMM to take over at once

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A swap-out's turn among those of all VMs on the host: SwapOutsMax= of them run at a time.
 
-Each that runs has the lock of one of as many files, in a directory that all monitors share. The kernel
-releases the lock of a monitor that is killed, and nobody else has to be there. What waits asks again some
-times a second, so the next one is not always the one that has waited longest.
+Each that runs has one of as many locks (host_locks.py). What waits asks again some times a second, so the
+next one is not always the one that has waited longest.
 
 A swap-out that makes no progress for a minute, as on a disk that hangs, no longer counts: else some of them
 would keep all other VMs from going out for as long as their disk hangs.
@@ -14,14 +13,12 @@ Only monitors that systemd has started take part: they have the directory (host_
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from vmmswap.monitor.host_directory import shared_directory
+from vmmswap.monitor.host_locks import first_free
 
 _log = logging.getLogger("vmmswap.turn")
 
@@ -105,7 +102,7 @@ class Turn:
         if self._directory is None or not most:
             return True
         try:
-            self._lock = _first_free(self._directory, most)
+            self._lock = first_free(self._directory, most)
         except OSError as error:
             self._tell(f"SwapOutsMax= has no effect: {self._directory}: {error.strerror}")
             return True
@@ -117,18 +114,3 @@ class Turn:
         if what != self._told:
             self._told = what
             _log.warning("%s", what)
-
-
-def _first_free(directory: Path, most: int) -> int | None:
-    """An fd with the lock of the first file that nobody has locked."""
-    for number in range(most):
-        fd = os.open(directory / str(number), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(fd)
-            if error.errno != errno.EWOULDBLOCK:
-                raise
-        else:
-            return fd
-    return None
