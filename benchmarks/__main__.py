@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import (
     idle_guest,
     large_guest,
+    linux_wake,
     many_enables,
     many_vms,
     parallel_faults,
@@ -147,6 +148,11 @@ def bench_wake(options: argparse.Namespace) -> None:
     wake_figures.bench(64 if options.quick else 512, options.swap_dir, options.rounds)
 
 
+def bench_linux_wake(options: argparse.Namespace) -> None:
+    """A real Linux guest that wakes up for the second time."""
+    linux_wake.bench(32 if options.quick else 160, options.swap_dir, options.rounds)
+
+
 def bench_idle(options: argparse.Namespace) -> None:
     """A Linux guest that does nothing."""
     idle_guest.bench(12 if options.quick else 60)  # seconds; less than ten teach nothing
@@ -180,6 +186,7 @@ BENCHES = {
     "store": bench_store,
     "disk": bench_disk,
     "wake": bench_wake,
+    "linux-wake": bench_linux_wake,
     "idle": bench_idle,
     "faults": bench_faults,
     "threads": bench_threads,

@@ -25,10 +25,11 @@ _SET_SHARE = 5  # a fifth of memory is touched
 
 
 def bench(mib: int, swap_dir: Path, rounds: int) -> None:
-    """A fifth of memory in scattered runs, by one thread and by four; and all of it in address order."""
+    """A fifth of memory in scattered runs, by one thread and by four; pages beside it; all in order."""
     for store, place in (("RAM tier", "ram"), ("disk tier", str(swap_dir))):
         modes = [mode for mode in _MODES if mode != "kernel" or _has_kernel_swap(place)]
         _bench_set(modes, mib, place, rounds, store)
+        _bench_beside(mib, place, rounds, store)
         _bench_all(modes, mib // 2, place, rounds, store)
         _bench_threads(mib, place, rounds, store)
 
@@ -116,6 +117,20 @@ def _bench_dd(runs: Runs, swap_dir: Path, rounds: int) -> None:
         medians(runs)["replay"]["touched_ms"] / (1000 * read_mib / read["read_mib_per_s"]),
         "at most 1.3",
     )
+
+
+def _bench_beside(mib: int, place: str, rounds: int, store: str) -> None:
+    """Pages outside of the set are touched in the middle of a replay, and the same without one."""
+    runs = _runs(["demand", "replay"], rounds, str(mib), place, "beside")
+    table(f"A fifth of {mib} MiB, and a page outside of it now and then, {store}", medians(runs))
+    for figure, name in (("other_p50_us", "p50"), ("other_p99_us", "p99")):
+        _over(
+            runs,
+            f"a page outside of the set, {name}, with a replay over without",
+            ("replay", figure),
+            ("demand", figure),
+            "at most 1",
+        )
 
 
 def _bench_all(modes: list[str], mib: int, place: str, rounds: int, store: str) -> None:

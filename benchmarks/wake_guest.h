@@ -16,8 +16,10 @@
 #define TOUCHES_MAX 8 /* how often */
 #define THREADS_MAX 64
 #define SLOW_US 100
+#define OTHERS_RUNS 4 /* a page outside of the set for so many runs in it */
 
 struct figures {
+	double other_p50_us, other_p99_us; /* of pages that are not in the set */
 	double touch_us;		   /* until all was touched */
 	double p50_us, p99_us;		   /* of all touches */
 	double fault_p50_us, fault_p99_us; /* of those that were page faults */
@@ -42,8 +44,11 @@ struct guest {
 	unsigned threads;
 	struct run *runs;
 	size_t runs_n;
-	float *took_us, *fault_us;
+	float *took_us, *fault_us, *other_us;
+	uint32_t *others; /* pages that are not in the set, in random order */
+	size_t others_n, next_other;
 	_Atomic size_t next_run, touched, faults;
+	size_t others_touched; /* by this order */
 };
 
 static uint64_t next_random(uint64_t *seed)
@@ -66,6 +71,29 @@ static void choose_set(struct guest *guest)
 			(struct run){ (uint32_t)(at + next_random(&seed) % (4 * length + 1)), length };
 		at += 5 * length;
 	}
+}
+
+/* Pages of no run, in random order. Each is touched once at most: then it is in the set. */
+static void choose_others(struct guest *guest)
+{
+	bool *in_set = calloc(guest->pages, sizeof *in_set);
+	uint64_t seed = 88172645463325252u;
+
+	need(in_set, "guest");
+	for (size_t i = 0; i < guest->runs_n; i++)
+		for (uint32_t k = 0; k < guest->runs[i].pages; k++)
+			in_set[guest->runs[i].page + k] = true;
+	for (size_t page = 0; page < guest->pages; page++)
+		if (!in_set[page])
+			guest->others[guest->others_n++] = (uint32_t)page;
+	for (size_t i = guest->others_n; i > 1; i--) {
+		size_t k = next_random(&seed) % i;
+		uint32_t other = guest->others[k];
+
+		guest->others[k] = guest->others[i - 1];
+		guest->others[i - 1] = other;
+	}
+	free(in_set);
 }
 
 /* All of memory, in address order. */
@@ -110,6 +138,14 @@ static int by_size(const void *left, const void *right)
 	return a < b ? -1 : a > b;
 }
 
+static void touch_other(struct guest *guest)
+{
+	double from_us = now_us();
+
+	(void)guest->memory[guest->others[guest->next_other++] * PAGE];
+	guest->other_us[guest->others_touched++] = (float)(now_us() - from_us);
+}
+
 static void *touch(void *argument)
 {
 	struct guest *guest = argument;
@@ -119,6 +155,10 @@ static void *touch(void *argument)
 	while ((i = atomic_fetch_add(&guest->next_run, 1)) < guest->runs_n) {
 		struct run run = guest->runs[i];
 
+		if (i % OTHERS_RUNS == 0 && guest->next_other < guest->others_n) {
+			touch_other(guest);
+			faults = page_faults();
+		}
 		for (uint32_t k = 0; k < run.pages; k++) {
 			double from_us = now_us(), until_us;
 			long faults_before = faults;
@@ -142,7 +182,7 @@ static void touch_all(struct guest *guest, struct figures *out)
 	double since_us = now_us();
 	size_t n, faults_n;
 
-	guest->next_run = guest->touched = guest->faults = 0;
+	guest->next_run = guest->touched = guest->faults = guest->others_touched = 0;
 	for (unsigned i = 1; i < guest->threads; i++)
 		need(pthread_create(&threads[i], NULL, touch, guest) == 0, "pthread_create");
 	touch(guest);
@@ -160,9 +200,14 @@ static void touch_all(struct guest *guest, struct figures *out)
 		out->slow_n--;
 	out->fault_p50_us = faults_n ? guest->fault_us[faults_n / 2] : 0;
 	out->fault_p99_us = faults_n ? guest->fault_us[faults_n * 99 / 100] : 0;
+	n = guest->others_touched;
+	qsort(guest->other_us, n, sizeof *guest->other_us, by_size);
+	out->other_p50_us = n ? guest->other_us[n / 2] : 0;
+	out->other_p99_us = n ? guest->other_us[n * 99 / 100] : 0;
 }
 
-/* Never returns. shape: "set", a fifth of memory in short runs; or "all", in address order. */
+/* Never returns. shape: "set", a fifth of memory in short runs; "beside", the same, and now and then a page
+ * outside of it, by one thread; or "all", in address order. */
 static void be_guest(struct shared *shared, int memfd, size_t pages, const char *shape, unsigned threads)
 {
 	struct guest guest = { .shared = shared, .pages = pages, .threads = threads };
@@ -172,11 +217,17 @@ static void be_guest(struct shared *shared, int memfd, size_t pages, const char 
 	guest.runs = calloc(pages, sizeof *guest.runs);
 	guest.took_us = calloc(pages, sizeof *guest.took_us);
 	guest.fault_us = calloc(pages, sizeof *guest.fault_us);
+	guest.other_us = calloc(pages, sizeof *guest.other_us);
+	guest.others = calloc(pages, sizeof *guest.others);
 	/* what the kernel's swap must not take: it is the VMM's, not the guest's */
-	need(guest.runs && guest.took_us && guest.fault_us && mlockall(MCL_CURRENT) == 0, "guest");
+	need(guest.runs && guest.took_us && guest.fault_us && guest.other_us && guest.others &&
+		     mlockall(MCL_CURRENT) == 0,
+	     "guest");
 	guest.memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
 	need(guest.memory != MAP_FAILED, "guest");
 	(all ? choose_all : choose_set)(&guest);
+	if (!strcmp(shape, "beside"))
+		choose_others(&guest);
 	fill_contents((char *)guest.memory, pages, "mixed");
 	shared->base_addr = (uint64_t)(uintptr_t)guest.memory;
 	shared->uffd = open_uffd();

@@ -14,8 +14,9 @@
  *   both      replay, and neighbours as well
  *
  * PLACE ram: the RAM tier, or zram; else a directory: the disk tier, with nothing left on RAM, or a swap file
- * there. SHAPE set (the default): 20 % of memory, in short runs in an order that differs each time; all: all
- * of it, in address order. THREADS of the guest share it, 1 by default.
+ * there. SHAPE set (the default): 20 % of memory, in short runs in an order that differs each time; beside:
+ * the same, and now and then a page that is not in the set; all: all of memory, in address order. THREADS of
+ * the guest share it, 1 by default.
  *
  * Prints JSON: first_ms of the first wake-up, of which nothing is recorded, and medians of the later ones. */
 #include "rig.h"
@@ -91,7 +92,7 @@ static void print_figures(const struct shared *shared, const struct engine_stats
 {
 	printf("{\"first_ms\": %.1f, \"touched_ms\": %.1f, \"p50_us\": %.1f, \"p99_us\": %.1f, "
 	       "\"faults\": %llu, \"fault_p50_us\": %.1f, \"fault_p99_us\": %.1f, \"slow_faults\": %llu, "
-	       "\"prefetched_pages\": %llu, \"record_mib\": %.1f}\n",
+	       "\"other_p50_us\": %.1f, \"other_p99_us\": %.1f, \"prefetched_pages\": %llu, \"record_mib\": %.1f}\n",
 	       shared->figures[0].touch_us / 1000, median(shared, offsetof(struct figures, touch_us)) / 1000,
 	       median(shared, offsetof(struct figures, p50_us)),
 	       median(shared, offsetof(struct figures, p99_us)),
@@ -99,6 +100,8 @@ static void print_figures(const struct shared *shared, const struct engine_stats
 	       median(shared, offsetof(struct figures, fault_p50_us)),
 	       median(shared, offsetof(struct figures, fault_p99_us)),
 	       (unsigned long long)shared->figures[WAKE_UPS].slow_n,
+	       median(shared, offsetof(struct figures, other_p50_us)),
+	       median(shared, offsetof(struct figures, other_p99_us)),
 	       (unsigned long long)stats->prefetched_pages, (double)stats->record_bytes / (1 << 20));
 }
 
@@ -143,8 +146,8 @@ int main(int argc, char **argv)
 	int memfd = memfd_create("guest", MFD_CLOEXEC);
 	pid_t pid;
 
-	need(pages && threads && threads <= THREADS_MAX && shared != MAP_FAILED &&
-		     ftruncate(memfd, (off_t)(pages * PAGE)) == 0,
+	need(pages && threads && threads <= (strcmp(shape, "beside") ? THREADS_MAX : 1) &&
+		     shared != MAP_FAILED && ftruncate(memfd, (off_t)(pages * PAGE)) == 0,
 	     "usage");
 	shared->done = UINT32_MAX;
 	shared->uffd = -1;
