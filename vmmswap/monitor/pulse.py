@@ -38,9 +38,15 @@ class Pulse:
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: set[asyncio.Future[None]] = set()
         self.together = Together()  # what is asked at the same beat
-        # At this beat, a look of another monitor that began so long ago does.
-        self.max_age_s = min(LONGEST_S / 2, time.monotonic() - _STARTED_S)
+        self._max_age_s: float | None = None  # None: before the first beat
         self.is_quiet = False  # at the last beat: nothing had happened since the one before
+
+    @property
+    def max_age_s(self) -> float:
+        """At this beat, a look of another monitor that began so long ago does."""
+        if self._max_age_s is None:
+            return min(LONGEST_S / 2, time.monotonic() - _STARTED_S)
+        return self._max_age_s
 
     async def beat(self) -> None:
         """Return at the next beat."""
@@ -81,7 +87,7 @@ class Pulse:
         seen = self._look()
         self.is_quiet = seen == self._seen and not self._is_stirred
         self._seen, self._is_stirred = seen, False
-        self.max_age_s = self._pause_s / 2
+        self._max_age_s = self._pause_s / 2
         self._pause_s = min(2 * self._pause_s, LONGEST_S) if self.is_quiet else FIRST_S
         for waiter in self._waiting:
             if not waiter.done():

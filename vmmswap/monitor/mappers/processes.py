@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from vmmswap.engine import MapperWatch, ProcessForked, Range
 from vmmswap.errors import (
@@ -21,6 +22,7 @@ from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.process import is_alive, is_same_file
 from vmmswap.monitor.guard import guarded, log_failure
 from vmmswap.monitor.holders import Holders
+from vmmswap.monitor.host_looks import HostLooks
 from vmmswap.monitor.mappers import collapse, coverage
 from vmmswap.monitor.mappers.liveness import Liveness
 from vmmswap.monitor.mappers.placement import has_all
@@ -73,7 +75,8 @@ class Processes:
         if any(not process.pid for process in vm.processes.values()):
             self._start_search()
         if vm.engine.stats().tracking:
-            self._start_check()  # only the predecessor knew what protects the memory that is out
+            # Only the predecessor knew what protects the memory that is out.
+            self._start_check(partial(HostLooks().mapped, max_age_s=vm.pulse.max_age_s))
 
     def close(self) -> None:
         self._is_closed = True
@@ -220,15 +223,16 @@ class Processes:
         """The setting that we rely on is the machine's, and root may change it."""
         if self._needs_denial and self._vm.engine.stats().tracking and not collapse.is_denied():
             self._needs_denial = False
-            self._start_check()
+            self._start_check(coverage.look)
 
-    def _start_check(self) -> None:
-        self._check = self._loop.create_task(self._check_what_is_out(), name="check of huge pages")
+    def _start_check(self, look: Callable[[coverage.Question], coverage.Picture]) -> None:
+        self._check = self._loop.create_task(self._check_what_is_out(look), name="check of huge pages")
 
-    async def _check_what_is_out(self) -> None:
+    async def _check_what_is_out(self, look: Callable[[coverage.Question], coverage.Picture]) -> None:
         try:
-            picture = await self._look()
-            await self.check_huge_pages(coverage.spans_of(picture.mapped))
+            picture = await asyncio.to_thread(look, coverage.question_of(self._vm))
+            if self._watched:  # the VM has not ended meanwhile
+                await self.check_huge_pages(coverage.spans_of(picture.mapped))
         except NotSupportedError as error:
             if not self._is_closed:
                 self._on_exposed(error)
