@@ -112,6 +112,7 @@ struct layout {
 	uint32_t private : 1;	 /* private memory, and a thread that moves it; memfd_pages is all 0 */
 	uint32_t inherited : 1;	 /* that a forked child gets a copy of */
 	uint32_t one_thread : 1; /* serves all faults */
+	uint32_t two_threads : 1;
 	uint32_t six_threads : 1;
 	uint32_t no_uring : 1;
 	uint32_t on_disk : 1; /* the swap directory is /var/tmp: /tmp may be memory, which is read at once */
@@ -766,6 +767,7 @@ static inline void rig_start(struct rig *rig, const struct layout *wanted)
 	struct engine_config config = { .swap_dir = layout->on_disk ? "/var/tmp" : "/tmp",
 					.workers = 1,
 					.fault_threads = layout->one_thread  ? 1 :
+							 layout->two_threads ? 2 :
 							 layout->six_threads ? 6 :
 									       3,
 					.no_uring = layout->no_uring,

@@ -48,12 +48,14 @@
 #define HANG_S (60 * test_patience())
 #define TRIES 400 /* the rarest point, uffd.continue, is reached in one life of twenty */
 
-/* Points that these runs do not pass: asked only about pins or poison, or only once in a VM's life, or of a
- * REMOVE that is larger than this guest (test_removal), or of a page that somebody else filled
- * (test_lost). */
+/* Points that these runs do not pass: when page faults come one after the other, asked only about pins or
+ * poison, or only once in a VM's life, or of a REMOVE that is larger than this guest (test_removal), or of a
+ * page that somebody else filled (test_lost). */
 static const char *const left_out[] = {
 	"event.piece",
 	"holders.fdinfo",
+	"listeners.nap",
+	"listeners.turn",
 	"map_read.minute",
 	"reads.cut",
 	"pins.blind",

@@ -30,10 +30,12 @@ START_S = 60.0
 PLAIN_SHARE = 0.25  # of all seeds: the VM has no tiers
 LIFE_S = 3.0  # for the failpoint to be reached
 
-# Of which no life of these comes by: pins and poison, pages that somebody else filled, a REMOVE larger than
-# this guest, and errors that only a test of the engine makes.
+# Of which no life of these comes by: page faults one after the other, pins and poison, pages that somebody
+# else filled, a REMOVE larger than this guest, and errors that only a test of the engine makes.
 LEFT_OUT = {
     "event.piece",
+    "listeners.nap",
+    "listeners.turn",
     "lost.looked",
     "map_read.minute",
     "pins.blind",

@@ -47,6 +47,8 @@ static const char *const names[] = {
 	"incore.find",
 	"kept.seen",
 	"leave.piece",
+	"listeners.nap",
+	"listeners.turn",
 	"lost.looked",
 	"map_read.minute",
 	"mappers.read",

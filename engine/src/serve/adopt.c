@@ -14,7 +14,7 @@ int faults_watch(struct faults *faults, const struct process *process)
 	struct epoll_event event = { .events = EPOLLIN, .data.u64 = process->id };
 	int rc = FAILPOINT("adopt.watch");
 
-	for (size_t i = 0; i < faults->watching_n && !rc; i++)
+	for (size_t i = 0; i < faults->listeners.n && !rc; i++)
 		if (epoll_ctl(faults->servers[i]->epoll_fd, EPOLL_CTL_ADD, process->uffd, &event) != 0 &&
 		    errno != EEXIST) /* from an earlier try */
 			rc = -errno;
@@ -23,7 +23,7 @@ int faults_watch(struct faults *faults, const struct process *process)
 
 void faults_unwatch(struct faults *faults, const struct process *process)
 {
-	for (size_t i = 0; i < faults->watching_n; i++)
+	for (size_t i = 0; i < faults->listeners.n; i++)
 		epoll_ctl(faults->servers[i]->epoll_fd, EPOLL_CTL_DEL, process->uffd, NULL);
 }
 

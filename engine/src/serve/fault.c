@@ -196,6 +196,19 @@ static uint64_t serve_unpolled(struct server *self)
 	return n ? monotonic_ns() + ADOPT_LOOK_NS : UINT64_MAX;
 }
 
+/* Nap, if another thread listens alone, and then look for what nobody has read. Nothing of ours may end
+ * meanwhile. */
+static bool nap(struct server *self, struct epoll_event *ready, uint64_t next_ns, int *n)
+{
+	struct faults *faults = self->faults;
+
+	if (next_ns != UINT64_MAX || self->means.fetches->in_use_n ||
+	    !listeners_nap(&faults->listeners, self->number, &faults->reads_n))
+		return false;
+	*n = epoll_wait(self->epoll_fd, ready, READY_MAX, 0);
+	return true;
+}
+
 /* The next event often follows at once: a short look for it saves a sleep and a wake-up. */
 static int wait_for_events(struct server *self, struct epoll_event *ready, bool served, int wait_ms)
 {
@@ -246,12 +259,14 @@ static void *serve(void *argument)
 		int n;
 
 		next_ns = earlier(serve_all(self), next_ns);
-		if (fetches_hold_memory(self->means.fetches))
-			next_ns = earlier(next_ns, monotonic_ns() + REST_NS);
-		n = wait_for_events(self, ready, served, timeout_ms(next_ns));
+		if (!nap(self, ready, next_ns, &n)) {
+			if (fetches_hold_memory(self->means.fetches))
+				next_ns = earlier(next_ns, monotonic_ns() + REST_NS);
+			n = wait_for_events(self, ready, served, timeout_ms(next_ns));
+			if (n == 0)
+				fetches_rest(self->means.fetches);
+		}
 		seen = atomic_load(&faults->reads_n);
-		if (n == 0)
-			fetches_rest(self->means.fetches);
 		served = false;
 		for (int i = 0; i < n; i++) {
 			served = ready[i].data.u64 != STOP_ID;
@@ -299,7 +314,7 @@ static int create_server(struct faults *faults, bool uring)
 	rc = watch_own(self, faults->stop_fd, STOP_ID);
 	/* Also those that listen: one that is woken late finds nothing to read, and sleeps while the queue is
 	 * full. */
-	if (!rc && faults->watching_n < faults->vm->fault_threads_n)
+	if (!rc && faults->listeners.n < faults->vm->fault_threads_n)
 		rc = watch_own(self, faults->help_fd, HELP_ID);
 	return rc ? rc : watch_own(self, reads_fd(self->means.fetches->reads), READS_ID);
 }
@@ -331,7 +346,8 @@ int faults_create(struct vm *vm, const struct faults_config *config, struct faul
 	faults->help_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (!rc && (faults->stop_fd < 0 || faults->help_fd < 0))
 		rc = -errno;
-	faults->watching_n = vm->fault_threads_n < WATCHING_MAX ? vm->fault_threads_n : WATCHING_MAX;
+	listeners_start(&faults->listeners,
+			vm->fault_threads_n < LISTENERS_MAX ? vm->fault_threads_n : LISTENERS_MAX);
 	while (!rc && faults->n < vm->fault_threads_n)
 		rc = create_server(faults, !config->no_uring);
 	if (rc) {

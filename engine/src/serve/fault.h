@@ -3,11 +3,9 @@
  *
  * A missing page costs two wake-ups: of the thread that serves it, and then of the guest's own. On which CPUs
  * they happen matters more than all work in between, as a CPU in deep sleep takes tens of microseconds to
- * wake. So one thread is pinned to each CPU, and all of them wait for every uffd: the CPU that faulted is
- * awake already.
- *
- * Each fault wakes all threads that wait for its uffd, so at most four do. Further threads sleep until more
- * faults have been read than there are threads awake.
+ * wake. So one thread is pinned to each CPU, and up to four of them wait for every uffd: the CPU that faulted
+ * is awake already. While page faults come one after the other, one of them waits alone (listeners.h).
+ * Further threads sleep until more faults have been read than there are threads awake.
  *
  * No thread waits for a device, or for another fault: it begins the read that a page needs and serves the
  * next fault meanwhile (fetch.h). Faults that were read together are taken one by one, by whichever thread is

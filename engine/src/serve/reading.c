@@ -117,7 +117,7 @@ static int read_and_apply(struct server *self, uint32_t process_id)
 
 void call_for_help(struct faults *faults)
 {
-	if (faults->watching_n < faults->n)
+	if (faults->listeners.n < faults->n)
 		eventfd_write(faults->help_fd, 1);
 }
 
@@ -149,16 +149,20 @@ static void lock_soon(pthread_mutex_t *lock)
 void read_events(struct server *self, uint32_t process_id, uint64_t seen)
 {
 	struct faults *faults = self->faults;
+	size_t queued_n;
 	int n = 0;
 
 	lock_soon(&faults->reading);
+	queued_n = faults->queue_n;
 	if (seen == READ_ANYWAY || seen == faults->reads_n || faults->last_read_id != process_id) {
 		atomic_fetch_add(&faults->reads_n, 1);
 		faults->last_read_id = process_id;
 		n = read_and_apply(self, process_id);
+		if (n > 0)
+			listeners_note(&faults->listeners, (size_t)n + queued_n, monotonic_ns());
 	}
 	pthread_mutex_unlock(&faults->reading);
-	if (n > 0 && faults->queue_n > faults->watching_n)
+	if (n > 0 && faults->queue_n > faults->listeners.n)
 		call_for_help(faults);
 	if (n < 0)
 		report_unreadable(self, process_id, n);

@@ -7,12 +7,11 @@
 #include <stdatomic.h>
 
 #include "serve/fault.h"
+#include "serve/listeners.h"
 #include "serve/resolve.h"
 
 /* Page faults that were read and that no thread has taken yet. */
 #define QUEUE_MAX 512
-/* Each fault wakes all threads that listen to its userfaultfd, so no more than this do. */
-#define WATCHING_MAX 4
 /* Page faults that a thread has taken and not served yet: those that its fetches have, and those to be tried
  * again. */
 #define TAKEN_MAX (FETCHES_MAX + 448)
@@ -34,8 +33,8 @@ struct faults {
 	struct vm *vm;
 	struct faults_config config;
 	int stop_fd;
-	size_t watching_n; /* the first ones listen to userfaultfds; the others help when called */
-	int help_fd;	   /* an eventfd: they are called */
+	struct listeners listeners; /* the first ones listen to userfaultfds; the others help when called */
+	int help_fd;		    /* an eventfd: they are called */
 	_Atomic bool stopping;
 	_Atomic bool unpolled; /* some process is: see adopt.h */
 	struct readers *readers;
