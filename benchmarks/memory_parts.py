@@ -17,7 +17,7 @@ _DIRTY = re.compile(r"^Private_Dirty: +(\d+) kB$")
 _STEPS = {
     "interpreter": "pass",
     "with_asyncio": "import vmmswap.without_tls",
-    "with_our_modules": "import vmmswap.monitor.main",
+    "with_our_modules": "import vmmswap.without_tls, vmmswap.monitor.main, vmmswap.monitor.start",
 }
 _SHOW = r"""
 {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""asyncio for what a successor imports before it serves page faults: loaded when it is first used.
+"""Modules for what a successor imports before it serves page faults: loaded when they are first used.
 
 A guest waits for every module that is loaded until then, and asyncio with what it brings takes longer than
 the interpreter itself. importlib.util.LazyLoader does not do it: the second `import` of a module loads it.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["asyncio"]
+__all__ = ["asyncio", "module_later"]
 
 
 class _Later:
@@ -23,7 +23,12 @@ class _Later:
         return getattr(importlib.import_module(self._name), attribute)
 
 
+def module_later(name: str) -> Any:  # noqa: ANN401  as `import` gives
+    """The module of that name, for the branch that a type checker does not take."""
+    return _Later(name)
+
+
 if TYPE_CHECKING:
     import asyncio
 else:
-    asyncio = _Later("asyncio")
+    asyncio = module_later("asyncio")

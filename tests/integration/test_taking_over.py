@@ -21,6 +21,7 @@ pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON or "nothing is missi
 AFTER_SERVING = (
     *("asyncio.events", "dbus_next", "ssl", "_ssl", "subprocess"),
     *("vmmswap.attach", "vmmswap.bus", "vmmswap.status", "vmmswap.monitor.operations"),
+    "vmmswap.engine.reports",
     *(f"vmmswap.handoff.{name}" for name in ("messages", "receiver", "requests", "server", "session")),
     *(f"vmmswap.monitor.{name}" for name in ("monitor", "registration", "served", "start")),
 )

@@ -5,6 +5,9 @@ Calls release the GIL. None blocks for longer than a system call, except where i
 vmmswap.errors classes.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from vmmswap.engine.engine import (
     Engine,
 )
@@ -31,34 +34,38 @@ from vmmswap.engine.mappers import (
 )
 from vmmswap.engine.types import (
     EngineConfig,
-    EngineEvent,
-    EngineStats,
-    FaultsStarved,
     Job,
-    JobDone,
     Mode,
     Mover,
-    Notice,
-    PageHealed,
-    PagePoisoned,
-    PageRange,
-    Pages,
-    PagesLeft,
-    PagesLost,
     PinOptions,
-    ProcessForked,
-    ProcessGone,
-    ProcessMoved,
-    Protected,
     Range,
     Recovered,
-    ReplayDone,
     SwapOutOptions,
     TierFds,
     Tiers,
-    TraceRecord,
-    Waking,
 )
+
+if TYPE_CHECKING:
+    from vmmswap.engine.reports import (
+        EngineEvent,
+        EngineStats,
+        FaultsStarved,
+        JobDone,
+        Notice,
+        PageHealed,
+        PagePoisoned,
+        PageRange,
+        Pages,
+        PagesLeft,
+        PagesLost,
+        ProcessForked,
+        ProcessGone,
+        ProcessMoved,
+        Protected,
+        ReplayDone,
+        TraceRecord,
+        Waking,
+    )
 
 __all__ = [
     "Engine",
@@ -106,3 +113,10 @@ __all__ = [
     "start_probe_read",
     "try_collapse",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  of that module
+    """What the engine reports is loaded when it is first asked for: a successor serves before that."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("vmmswap.engine.reports"), name)

@@ -7,33 +7,36 @@ import contextlib
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmmswap.engine.c_config import EngineFds, fields_of
-from vmmswap.engine.events import event_of, pages_of
 from vmmswap.engine.native import checked as _checked
 from vmmswap.engine.native import ffi, lib, text_of
 from vmmswap.engine.types import (
     EngineConfig,
-    EngineEvent,
-    EngineStats,
     Job,
     Mode,
     Mover,
-    Pages,
     PinOptions,
     Range,
     Recovered,
     SwapOutOptions,
     TierFds,
-    TraceRecord,
 )
 from vmmswap.engine.waking import WakeCalls
 from vmmswap.errors import NoSpaceError, NoSuchVMError, VmmswapError
 from vmmswap.file_system import kind_of
+from vmmswap.later import module_later
+
+if TYPE_CHECKING:
+    from vmmswap.engine import events, reports
+    from vmmswap.engine.reports import EngineEvent, EngineStats, Pages, TraceRecord
+else:
+    events = module_later("vmmswap.engine.events")
+    reports = module_later("vmmswap.engine.reports")
 
 _NO_LIMIT = 2**64 - 1
-_COUNTERS = tuple(name for name in EngineStats.__slots__ if name not in ("mode", "job", "tracking"))
+_NO_COUNTERS = ("mode", "job", "tracking")
 
 
 class Engine(WakeCalls):
@@ -301,7 +304,7 @@ class Engine(WakeCalls):
     def next_event(self) -> EngineEvent | None:
         """The oldest thing that happened and was not taken yet. Whoever takes it is the only one to know."""
         notice = ffi.new("struct notice *")
-        return event_of(notice) if lib.engine_take_notice(self._engine, notice) else None
+        return events.event_of(notice) if lib.engine_take_notice(self._engine, notice) else None
 
     def events(self) -> list[EngineEvent]:
         """All that happened and was not taken yet, oldest first."""
@@ -311,20 +314,21 @@ class Engine(WakeCalls):
         """What was lost since the last call."""
         incident = ffi.new("struct lost_incident *")
         lib.engine_take_lost(self._engine, incident)
-        return pages_of(incident)
+        return events.pages_of(incident)
 
     def left(self) -> Pages:
         """What the last swap-out of this process left because it could not be read, stored or punched."""
         incident = ffi.new("struct lost_incident *")
         lib.engine_left_pages(self._engine, incident)
-        return pages_of(incident)
+        return events.pages_of(incident)
 
     def stats(self) -> EngineStats:
         """All counters now. Nothing stops for it."""
         stats = ffi.new("struct engine_stats *")
         lib.engine_read_stats(self._engine, stats)
-        return EngineStats(
-            **{name: int(getattr(stats, name)) for name in _COUNTERS},
+        counters = (name for name in reports.EngineStats.__slots__ if name not in _NO_COUNTERS)
+        return reports.EngineStats(
+            **{name: int(getattr(stats, name)) for name in counters},
             mode=Mode(stats.last_mode),
             job=Job(stats.job),
             tracking=bool(stats.tracking),
@@ -350,7 +354,7 @@ class Engine(WakeCalls):
             self._trace_room = limit
         count = int(lib.engine_drain_trace(self._engine, self._trace_buffer, limit))
         records = [
-            TraceRecord(int(item.time_ns), int(item.addr), int(item.process_id), int(item.flags))
+            reports.TraceRecord(int(item.time_ns), int(item.addr), int(item.process_id), int(item.flags))
             for item in self._trace_buffer[0:count]
         ]
         return sorted(records, key=lambda record: record.time_ns)

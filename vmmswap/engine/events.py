@@ -6,10 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from vmmswap.engine.native import lib, text_of
-from vmmswap.engine.types import (
+from vmmswap.engine.reports import (
     EngineEvent,
     FaultsStarved,
-    Job,
     JobDone,
     Notice,
     PageHealed,
@@ -22,8 +21,10 @@ from vmmswap.engine.types import (
     ProcessGone,
     ProcessMoved,
     Protected,
+    ReplayDone,
+    Waking,
 )
-from vmmswap.engine.waking import wake_event_of
+from vmmswap.engine.types import Job
 from vmmswap.errors import from_errno
 
 NO_PAGE = 2**64 - 1
@@ -60,9 +61,16 @@ def event_of(notice: Any) -> EngineEvent:  # noqa: ANN401 - cffi's objects have 
         case lib.NOTICE_FAULTS_STARVED:
             event = FaultsStarved(page_idx)
         case lib.NOTICE_WAKING | lib.NOTICE_REPLAY_DONE:
-            event = wake_event_of(notice)
+            event = _wake_event_of(notice)
         case lib.NOTICE_PROTECTED:
             event = Protected()
         case _:
             event = Notice(message, None if page_idx == NO_PAGE else page_idx)
     return event
+
+
+def _wake_event_of(notice: Any) -> Waking | ReplayDone:  # noqa: ANN401 - cffi's objects have no static types
+    if notice.kind == lib.NOTICE_WAKING:
+        return Waking()
+    error = from_errno(int(notice.code), text_of(notice.message)) if notice.code else None
+    return ReplayDone(error, bool(notice.cancelled))

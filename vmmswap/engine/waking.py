@@ -5,9 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmmswap.engine.native import checked, lib, text_of
-from vmmswap.engine.types import ReplayDone, Waking
-from vmmswap.errors import from_errno
+from vmmswap.engine.native import checked, lib
 
 
 class WakeCalls:
@@ -51,10 +49,3 @@ class WakeCalls:
     def wake_fd(self) -> int:
         """The record of wake-ups, the engine's own: dup it to keep it."""
         return int(lib.engine_wake_fd(self._engine))
-
-
-def wake_event_of(notice: Any) -> Waking | ReplayDone:  # noqa: ANN401 - cffi's objects have no static types
-    if notice.kind == lib.NOTICE_WAKING:
-        return Waking()
-    error = from_errno(int(notice.code), text_of(notice.message)) if notice.code else None
-    return ReplayDone(error, bool(notice.cancelled))

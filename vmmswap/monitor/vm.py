@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmmswap.engine import Engine, EngineStats, Range
+from vmmswap.engine import Engine, Range
 from vmmswap.errors import BusyError, InvalidRegionError, NoSuchVMError
 from vmmswap.failpoint import reach
 from vmmswap.handoff.region import PAGE_SIZE, Region
@@ -32,6 +32,7 @@ from vmmswap.monitor.process import Process
 from vmmswap.monitor.pulse import Pulse
 
 if TYPE_CHECKING:
+    from vmmswap.engine import EngineStats
     from vmmswap.monitor.new_vm import NewProcess
 
 _log = logging.getLogger("vmmswap.vm")
