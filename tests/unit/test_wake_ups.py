@@ -126,6 +126,11 @@ async def test_a_replay_ends_when_the_guest_is_idle_again(vm):
 
 async def test_an_ordered_replay_does_not_wait_for_the_guest(vm):
     await vm.controller.wake()
+    await has_looked_often()
+    assert vm.said() == ["engine wake by an order"]
+
+
+async def has_looked_often():
     looks = 0
 
     def has_looked():
@@ -134,7 +139,29 @@ async def test_an_ordered_replay_does_not_wait_for_the_guest(vm):
         return looks > 100
 
     await until(has_looked)
+
+
+async def test_an_order_that_comes_while_a_replay_is_ending_is_still_one_when_that_has_ended(vm, monkeypatch):
+    def wake(**_how):
+        raise BusyError("a replay is just ending")
+
+    vm.tells(Waking(), waking=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(vm.engine, "wake", wake)
+        await vm.controller.wake()
+    vm.said()
+    vm.tells(ReplayDone(None, cancelled=True))
     assert vm.said() == ["engine wake by an order"]
+    await has_looked_often()
+    assert vm.said() == []
+
+
+async def test_page_faults_do_not_make_an_ordered_replay_one_that_ends_when_they_stop(vm):
+    await vm.controller.wake()
+    vm.tells(Waking(), waking=1)
+    vm.said()
+    await has_looked_often()
+    assert vm.said() == []
 
 
 async def test_a_successor_does_the_replay_again(vm):

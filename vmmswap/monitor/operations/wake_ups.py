@@ -101,7 +101,7 @@ class WakeUps:
             _log.warning("what the guest needs is not brought back ahead of it any more: %s", event.error)
         again, self._again = self._again, False
         if again:
-            self._replay(is_ordered=False)
+            self._replay(is_ordered=self._is_ordered)
 
     def _wanted_pages(self) -> int:
         stats = self._vm.engine.stats()
@@ -112,13 +112,13 @@ class WakeUps:
             return
         if self._timer is None:
             self._before = self._vm.engine.stats().prefetched_pages
+        self._is_ordered = is_ordered or (self._is_replaying and self._is_ordered)
         try:
             self._vm.engine.wake(is_ordered=is_ordered)
         except BusyError:  # the last one is just ending, or an operation has begun
             self._again = self._is_replaying
             return
         self._is_replaying = True
-        self._is_ordered = is_ordered
 
     def _memory_is_short(self) -> None:
         self._vm.engine.cancel_wake()
