@@ -9,6 +9,7 @@
 #include "store/page_read.h"
 #include "store/segments_inside.h"
 #include "store/tend.h"
+#include "store/thin.h"
 
 #include <linux/magic.h>
 #include <pthread.h>
@@ -739,6 +740,112 @@ TEST(a_successor_moves_a_segment_whose_later_records_were_dropped_and_reads_it)
 	move_all(next);
 	check_each_way(next, TEXT, 7, slots);
 	log_destroy(next);
+	log_destroy(log);
+}
+
+/* Drop all but every 16th page; what is left is in `slots`. */
+static size_t drop_most(struct log *log, uint64_t *slots, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (i % 16)
+			log_drop(log, slots[i]);
+	for (size_t i = 0; i < n; i += 16)
+		slots[i / 16] = slots[i];
+	return (n + 15) / 16;
+}
+
+static void check_every_16th(struct log *log, enum sort sort, size_t n, const uint64_t *slots)
+{
+	for (size_t i = 0; i < n; i++) {
+		check(log, sort, 1 + 16 * i, 1, &slots[i]);
+		CHECK(is_read_apart(log, sort, slots[i], 1 + 16 * i));
+	}
+}
+
+static void thin_all(struct log *log)
+{
+	drop(log, NULL, 0);
+	while (log_thin_step(log))
+		;
+}
+
+static void check_thins(enum sort sort)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one), *next;
+	static uint64_t slots[N];
+	uint64_t before_bytes;
+	size_t n;
+
+	put(log, sort, 1, N, slots);
+	move_all(log);
+	thin_all(log);
+	before_bytes = account(log).disk_bytes;
+	CHECK_EQ(disk_tier_reserved_bytes(log->disk), disk_tier_places(log->disk) * SEGMENT_BYTES);
+	n = drop_most(log, slots, N);
+	thin_all(log);
+	CHECK(account(log).disk_bytes < before_bytes / 2);
+	CHECK(account(log).disk_bytes >= n * 1024);
+	CHECK(disk_tier_reserved_bytes(log->disk) <= account(log).disk_bytes);
+	check_every_16th(log, sort, n, slots);
+	next = successor_with(log, slots, n);
+	check_every_16th(next, sort, n, slots);
+	thin_all(next);
+	CHECK(disk_tier_reserved_bytes(next->disk) < before_bytes);
+	check_every_16th(next, sort, n, slots);
+	drop(next, slots, n);
+	CHECK_EQ(disk_tier_reserved_bytes(next->disk), 0);
+	CHECK_EQ(account(next).disk_bytes, 0);
+	log_destroy(next);
+	log_destroy(log);
+}
+
+/* Else a VM that writes to most of its pages, and to a few of them never, would take more and more of the
+ * disk. */
+TEST(blocks_on_disk_that_nothing_uses_are_given_back)
+{
+	check_thins(NOISE);
+	check_thins(TEXT);
+}
+
+TEST(a_disk_that_cannot_punch_keeps_its_blocks)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[N];
+	size_t n;
+
+	CHECK_OK(failpoint_arm("store.punch=EOPNOTSUPP"));
+	put(log, NOISE, 1, N, slots);
+	move_all(log);
+	n = drop_most(log, slots, N);
+	thin_all(log);
+	CHECK_EQ(disk_tier_reserved_bytes(log->disk), disk_tier_places(log->disk) * SEGMENT_BYTES);
+	check_every_16th(log, NOISE, n, slots);
+	log_destroy(log);
+}
+
+/* DiskTierMax= counts what has blocks. */
+TEST(what_was_given_back_makes_room_below_the_limit)
+{
+	struct log_config one = config(test_dir());
+	static uint64_t slots[N], more[N];
+	struct log *log;
+	size_t n;
+
+	one.disk_max_bytes = 10 * MIB;
+	one.ram_max_bytes = 0;
+	log = make(&one);
+	put(log, NOISE, 1, N, slots);
+	move_all(log);
+	n = drop_most(log, slots, N);
+	log_tidy_step(log);
+	while (log_tend_step(log, NULL, NULL))
+		;
+	put(log, NOISE, 1, N, more);
+	move_all(log);
+	check_every_16th(log, NOISE, n, slots);
+	check(log, NOISE, 1, N, more);
 	log_destroy(log);
 }
 
@@ -1816,6 +1923,7 @@ static void lives_step(struct lives *lives)
 		break;
 	case 7:
 		log_compact_step(lives->log, lives_relocate, lives);
+		log_thin_step(lives->log);
 		break;
 	case 8:
 		log_seal_open(lives->log);
@@ -1943,6 +2051,7 @@ static void *tidier(void *argument)
 		if (!log_move_oldest(world->log, UINT32_MAX, &err))
 			atomic_fetch_add(&world->moves, 1);
 		log_compact_step(world->log, world_relocate, world);
+		log_thin_step(world->log);
 		while (log_tidy_step(world->log))
 			;
 		sched_yield();

@@ -19,6 +19,8 @@ struct disk_tier {
 
 	pthread_mutex_t lock; /* of the places */
 	uint64_t *taken;      /* one bit per place */
+	uint16_t *given;      /* blocks of each place that were given back */
+	uint64_t given_blocks;
 	uint32_t places_room;
 	_Atomic uint32_t places_n;
 	uint64_t file_bytes; /* its size */
@@ -58,11 +60,17 @@ static int make_room(struct disk_tier *disk, uint32_t places)
 {
 	uint32_t room = disk->places_room ? disk->places_room : 64;
 	uint64_t *taken;
+	uint16_t *given;
 
 	while (room < places)
 		room *= 2;
 	if (room == disk->places_room)
 		return 0;
+	given = realloc(disk->given, room * sizeof *given);
+	if (!given)
+		return -ENOMEM;
+	memset(given + disk->places_room, 0, (room - disk->places_room) * sizeof *given);
+	disk->given = given;
 	taken = realloc(disk->taken, room / 8);
 	if (!taken)
 		return -ENOMEM;
@@ -101,6 +109,7 @@ void disk_tier_destroy(struct disk_tier *disk)
 	swap_file_close(&disk->file);
 	pthread_mutex_destroy(&disk->lock);
 	free(disk->taken);
+	free(disk->given);
 	free(disk);
 }
 
@@ -202,6 +211,23 @@ void disk_tier_drop(struct disk_tier *disk, uint32_t place_idx)
 	pthread_mutex_lock(&disk->lock);
 	disk->taken[place_idx / 64] &= ~((uint64_t)1 << place_idx % 64);
 	disk->places_n--;
+	disk->given_blocks -= disk->given[place_idx];
+	disk->given[place_idx] = 0;
+	pthread_mutex_unlock(&disk->lock);
+}
+
+void disk_tier_given_back(struct disk_tier *disk, uint32_t place_idx, uint64_t bytes)
+{
+	uint16_t blocks = (uint16_t)(bytes / DISK_BLOCK_BYTES);
+
+	if (atomic_load_explicit(&disk->cannot_punch, memory_order_relaxed))
+		return;
+	pthread_mutex_lock(&disk->lock);
+	if (is_taken(disk, place_idx)) {
+		disk->given_blocks += blocks;
+		disk->given_blocks -= disk->given[place_idx];
+		disk->given[place_idx] = blocks;
+	}
 	pthread_mutex_unlock(&disk->lock);
 }
 
@@ -280,4 +306,14 @@ uint64_t disk_tier_free_bytes(const struct disk_tier *disk)
 uint32_t disk_tier_places(const struct disk_tier *disk)
 {
 	return disk->places_n;
+}
+
+uint64_t disk_tier_reserved_bytes(struct disk_tier *disk)
+{
+	uint64_t bytes;
+
+	pthread_mutex_lock(&disk->lock);
+	bytes = disk->places_n * SEGMENT_BYTES - disk->given_blocks * DISK_BLOCK_BYTES;
+	pthread_mutex_unlock(&disk->lock);
+	return bytes;
 }

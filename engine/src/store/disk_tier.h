@@ -46,6 +46,9 @@ void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx);
 /* Release blocks inside a place that are no longer needed. */
 void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, uint64_t size_bytes);
 
+/* So much of a place has been punched by now, in all. */
+void disk_tier_given_back(struct disk_tier *disk, uint32_t place_idx, uint64_t bytes);
+
 /* size_bytes is a multiple of DISK_BLOCK_BYTES; bytes is aligned to it. 0 or -errno (-ENOSPC, -EDQUOT,
  * -EFBIG, -EIO, ...); *written_bytes: how many were sent, also on error. */
 int disk_tier_write(struct disk_tier *disk, uint32_t place_idx, const void *bytes, uint64_t size_bytes,
@@ -67,5 +70,7 @@ uint64_t disk_tier_bytes(const struct disk_tier *disk); /* as the file system co
 uint64_t disk_tier_free_bytes(const struct disk_tier
 				      *disk); /* on its file system; unlimited if that does not report it */
 uint32_t disk_tier_places(const struct disk_tier *disk); /* in use */
+/* Of all places in use, each whole, but what was given back of them. */
+uint64_t disk_tier_reserved_bytes(struct disk_tier *disk);
 
 #endif

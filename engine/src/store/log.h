@@ -7,6 +7,7 @@
  *           RAM tier is over its limit (the writer does it itself), by age, or on request (move.h)
  *   compact records in use are copied from a sparse segment to an open one, and the owners of their pages
  *           get the new names (compact.h)
+ *   thin    blocks on disk that no record in use needs are given back (thin.h)
  *   get     reads from memory, or in blocks from disk
  *   drop    counts; a segment without a record in use releases its memory or its blocks
  *

@@ -113,10 +113,11 @@ static bool is_in_reserve(const struct log *log, uint64_t bytes)
 /* Places are counted before they are taken, so that two movers do not share the last one. */
 static int check_limits(struct log *log, uint64_t bytes, struct error *err)
 {
-	uint64_t places = disk_tier_places(log->disk) + atomic_fetch_add(&log->moving_n, 1) + 1;
+	uint64_t moving_n = atomic_fetch_add(&log->moving_n, 1) + 1;
 	int rc = 0;
 
-	if (places * SEGMENT_BYTES > atomic_load(&log->disk_max_bytes))
+	if (disk_tier_reserved_bytes(log->disk) + moving_n * SEGMENT_BYTES >
+	    atomic_load(&log->disk_max_bytes))
 		rc = refuse_over_max(log, err);
 	else if (is_in_reserve(log, bytes))
 		rc = refuse_reserve(log, err);

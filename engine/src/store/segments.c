@@ -136,6 +136,8 @@ static void now_free(struct segments *segments, uint32_t segment_idx)
 	atomic_store(&segments->entries[segment_idx].place, place_of(TIER_NONE, 0));
 	forget_bits(bits_of(segments, segment_idx));
 	own_of(segments, segment_idx)->stuck_n = 0;
+	own_of(segments, segment_idx)->disk_place_n = 0;
+	atomic_store(&own_of(segments, segment_idx)->kept_granules, 0);
 	own_of(segments, segment_idx)->state = SEGMENT_FREE;
 	if (segment_idx < segments->free_from_idx)
 		segments->free_from_idx = segment_idx;
@@ -205,7 +207,7 @@ bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t gra
 {
 	uint64_t bit = (uint64_t)1 << granule % 64;
 	struct segment *own;
-	uint32_t granules, before;
+	uint32_t granules, before, kept;
 
 	*is_work = false;
 	if (segment_idx >= SEGMENTS_MAX || !segments->pieces[segment_idx / SEGMENTS_IN_PIECE])
@@ -219,7 +221,9 @@ bool segments_drop(struct segments *segments, uint32_t segment_idx, uint32_t gra
 	if (is_raw(segments, segment_idx))
 		atomic_fetch_sub(&segments->raw_n, 1);
 	before = atomic_fetch_sub(&own->live_granules, granules);
+	kept = atomic_load(&own->kept_granules);
 	*is_work = before >= SPARSE_GRANULES && before - granules < SPARSE_GRANULES;
+	*is_work |= kept && before >= kept / 2 && before - granules < kept / 2;
 	if (atomic_fetch_sub(&own->live_n, 1) == 1)
 		*is_work = now_empty(segments, segment_idx);
 	return true;
@@ -350,10 +354,15 @@ void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint3
 			  uint64_t serial)
 {
 	struct segment_entry *entry = &segments->entries[segment_idx];
+	struct segment *own = own_of(segments, segment_idx);
 
 	atomic_store(&entry->serial, serial);
 	atomic_store(&entry->place,
 		     place_of(TIER_DISK, place_idx)); /* sequentially consistent: see segments_enter() */
+	pthread_mutex_lock(&segments->lock);
+	own->disk_place_n = place_idx + 1;
+	atomic_store(&own->kept_granules, atomic_load(&own->live_granules));
+	pthread_mutex_unlock(&segments->lock);
 }
 
 /* A reader counts itself in, then reads the place; the mover sets the place, then looks for readers. So at

@@ -52,6 +52,10 @@ struct segment { /* this process's own */
 	_Atomic bool
 		stale_ram; /* it is on disk, but its memory is not released yet: somebody is reading it */
 	_Atomic uint32_t ram_place_n; /* 1 + its place in RAM; 0: it has no memory */
+	uint32_t disk_place_n;	      /* 1 + its place on disk; 0: it is not there; under the lock */
+	/* Of those that had blocks on disk when they were last given back, or when it went there; 0: it is
+	 * not there. */
+	_Atomic uint32_t kept_granules;
 	_Atomic uint32_t readers;
 	_Atomic uint32_t live_n;	/* records in use */
 	_Atomic uint32_t live_granules; /* of them */
@@ -145,6 +149,10 @@ bool segments_has_leftovers(struct segments *segments);
 /* The segment is on disk now. */
 void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint32_t place_idx,
 			  uint64_t serial);
+/* Claim a SEALED segment on disk of which less than half is in use of what has blocks there; place_idx:
+ * where. From here on, what is in use now counts as what has blocks. */
+bool segments_claim_thin(struct segments *segments, uint32_t *segment_idx, uint32_t *place_idx);
+
 /* The segment is SEALED again, or EMPTY. */
 void segments_unclaim(struct segments *segments, uint32_t segment_idx);
 

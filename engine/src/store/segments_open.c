@@ -148,6 +148,9 @@ void segments_recovered(struct segments *segments)
 		if (tier == TIER_RAM) {
 			own->ram_place_n = 1 + (uint32_t)segments->entries[idx].place;
 			segments->ram_n++;
+		} else if (tier == TIER_DISK) {
+			own->disk_place_n = 1 + (uint32_t)segments->entries[idx].place;
+			own->kept_granules = 3 * SEGMENT_GRANULES; /* nobody knows: look at it once */
 		}
 		own->state = own->live_n ? SEGMENT_SEALED : SEGMENT_EMPTY;
 		segments->empty_n += own->state == SEGMENT_EMPTY;

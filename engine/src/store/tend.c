@@ -7,6 +7,7 @@
 
 #include "store/compact.h"
 #include "store/move.h"
+#include "store/thin.h"
 
 #define MOVE_AGAIN_S 60 /* after a move that failed */
 #define READER_MS 20	/* memory that somebody is reading is looked at again */
@@ -49,7 +50,8 @@ bool log_tend_step(struct log *log, relocate_page relocate, void *context)
 	bool is_more;
 
 	pthread_mutex_lock(&log->tend_lock);
-	is_more = log_tidy_step(log) || move_some(log) || log_compact_step(log, relocate, context);
+	is_more = log_tidy_step(log) || move_some(log) || log_compact_step(log, relocate, context) ||
+		  log_thin_step(log);
 	if (!is_more) /* what compaction filled can age, too */
 		log_seal_writer(log, LOG_COMPACTOR);
 	pthread_mutex_unlock(&log->tend_lock);
