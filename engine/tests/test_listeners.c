@@ -98,8 +98,10 @@ TEST(a_nap_ends_by_itself)
 	CHECK_EQ(listeners.way, LISTENERS);
 }
 
-static const struct layout layout = { .memfd_pages = { 4096 },
-				      .regions = { { 0, 0, 4096 } },
+#define LAST_PAGES 512 /* a region of their own */
+
+static const struct layout layout = { .memfd_pages = { 4096, LAST_PAGES },
+				      .regions = { { 0, 0, 4096 }, { 1, 0, LAST_PAGES } },
 				      .two_threads = 1 };
 
 #define OUT 4001
@@ -174,6 +176,28 @@ TEST(one_is_stuck_and_memory_is_given_up)
 TEST(one_is_stuck_and_the_vmm_forks)
 {
 	one_is_stuck_while_another_naps(ORDER_FORK, OTHER);
+}
+
+/* Whoever naps is needed for nothing: here it does not come back at all. */
+TEST(jobs_forks_and_an_unplug_while_one_naps)
+{
+	struct error err;
+	struct rig rig;
+
+	start_with_a_nap(&rig);
+	rig_run_job(&rig, JOB_SWAP_IN);
+	rig_fork(&rig, 1);
+	CHECK_EQ(puppet_do(&rig, 1, 0, (struct puppet_order){ .kind = ORDER_CHECK, .pages = 4096 }), 0);
+	rig_run_job(&rig, JOB_SWAP_OUT);
+	puppet_do(&rig, 0, 0, (struct puppet_order){ .kind = ORDER_REMOVE, .pages = 64 });
+	CHECK_EQ(puppet_do(&rig, 1, 0, (struct puppet_order){ .kind = ORDER_CHECK, .pages = 4096 }), 0);
+	CHECK_EQ(puppet_do(&rig, 0, 0,
+			   (struct puppet_order){ .kind = ORDER_CHECK, .page = 4096, .pages = LAST_PAGES }),
+		 0);
+	CHECK_OK(engine_remove_region(rig.engine, rig.first_idx[1], &err));
+	CHECK_EQ(rig_stats(&rig).total_pages, 4096);
+	rig_disarm("listeners.nap");
+	rig_stop(&rig);
 }
 
 TEST(the_engine_stops_while_one_naps)
