@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from vmmswap.monitor import own_memory
+
 BLOCKS, BLOCK_BYTES = 4096, 4096
 
 # The last block stays, so that the heap cannot just end before those that are freed.
@@ -42,3 +44,17 @@ def test_a_locked_heap_is_given_back_and_stays_locked():
     assert gone_kib > BLOCKS * BLOCK_BYTES / 1024 / 2
     assert after
     assert all("lo" in flags.split() for _, flags in before + after)
+
+
+def test_what_a_successor_allocates_for_its_vm_counts_as_the_vms(monkeypatch):
+    """It serves before it has settled: a monitor without a VM would not have that."""
+    for name in ("_start_bytes", "_grown_bytes", "_vm_bytes"):
+        monkeypatch.setattr(own_memory, name, 0)
+    monkeypatch.setattr(own_memory.gc, "freeze", lambda: None)
+    monkeypatch.setattr(own_memory, "trim", lambda: None)
+    taken = [1000, 1300, 5000, 5200]  # before and after the VM is served, once settled, and later
+    monkeypatch.setattr(own_memory, "_taken_bytes", lambda: taken.pop(0))
+    with own_memory.growing_with_the_vm():
+        pass
+    own_memory.settle()
+    assert own_memory.grown_bytes() == 300 + 200
