@@ -143,8 +143,8 @@ def test_a_line_of_mountinfo():
 
 
 def test_a_cgroup_and_those_around_it():
-    assert cgroup._with_those_around(Path("/c"), "/a/b") == [Path("/c/a/b"), Path("/c/a"), Path("/c")]
-    assert cgroup._with_those_around(Path("/c"), "/") == [Path("/c")]
+    assert cgroup._with_those_around(Path("/c"), "/a/b") == (Path("/c/a/b"), Path("/c/a"), Path("/c"))
+    assert cgroup._with_those_around(Path("/c"), "/") == (Path("/c"),)
     for hierarchy in cgroup.hierarchies_of("memory"):
         for group in cgroup.groups_of(os.getpid(), hierarchy)[-1:]:
             assert group == hierarchy.point

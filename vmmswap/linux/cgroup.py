@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vmmswap.linux.mounts import read_mounts
+from vmmswap.linux.small_file import read_small
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +30,23 @@ def hierarchies_of(controller: str) -> list[Hierarchy]:
     ]
 
 
-def groups_of(pid: int, hierarchy: Hierarchy) -> list[Path]:
+def groups_of(pid: int, hierarchy: Hierarchy) -> Sequence[Path]:
     """The directories of the process's cgroup and of all those around it, the root of the tree last. Empty if
     it is in none. OSError if the process has ended.
     """
-    for line in Path(f"/proc/{pid}/cgroup").read_text(errors="replace").splitlines():
+    for line in read_small(f"/proc/{pid}/cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         is_in_it = number == "0" if hierarchy.is_unified else hierarchy.controller in controllers.split(",")
         if is_in_it:
             return _with_those_around(hierarchy.point, path)
-    return []
+    return ()
 
 
-def _with_those_around(point: Path, path: str) -> list[Path]:
+@functools.lru_cache(maxsize=64)  # processes hardly ever change their cgroups
+def _with_those_around(point: Path, path: str) -> tuple[Path, ...]:
     group = point / path.lstrip("/")
     found = []
     while group != point and point in group.parents:
         found.append(group)
         group = group.parent
-    return [*found, point]
+    return (*found, point)

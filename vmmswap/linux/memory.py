@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+
+from vmmswap.linux.small_file import read_small
 
 
 def meminfo_bytes(*keys: str) -> tuple[int, ...]:
     """These values, in bytes. OSError if one is missing."""
-    text = Path("/proc/meminfo").read_text(encoding="ascii")
+    text = read_small("/proc/meminfo")
     return tuple(_kib_of(key, text) * 1024 for key in keys)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,12 @@ from pathlib import Path
 from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.cgroup import Hierarchy, groups_of, hierarchies_of
 from vmmswap.linux.memory import meminfo_bytes
+from vmmswap.linux.small_file import read_small
 from vmmswap.monitor.guard import Failures
 
 _log = logging.getLogger("vmmswap.headroom")
 
 _MIB = 1 << 20
-_NUMBER_BYTES = 64
 _UNLIMITED = 1 << 62  # v1 shows no limit as a number close to 2^63
 _RESERVE_SHARE = 16
 _HOST_RESERVE_MAX = 256 * _MIB
@@ -79,11 +78,13 @@ def _group(group: Path) -> Headroom | None:
     limits = [
         value
         for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
-        if (value := _number(group / name)) is not None and value < _UNLIMITED
+        if (value := _number(f"{group}/{name}")) is not None and value < _UNLIMITED
     ]
-    usage = _number(group / "memory.current")
-    usage = _number(group / "memory.usage_in_bytes") if usage is None else usage
-    if not limits or usage is None:
+    if not limits:
+        return None
+    usage = _number(f"{group}/memory.current")
+    usage = _number(f"{group}/memory.usage_in_bytes") if usage is None else usage
+    if usage is None:
         return None
     limit = min(limits)
     free = limit - usage + _reclaimable(group)
@@ -94,25 +95,19 @@ def _group(group: Path) -> Headroom | None:
     )
 
 
-def _number(path: Path) -> int | None:
+def _number(path: str) -> int | None:
     """None where there is no such file, no limit ("max"), or no right to look."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        text = read_small(path).strip()
     except OSError:
         return None
-    try:
-        text = os.read(fd, _NUMBER_BYTES).strip()
-    except OSError:
-        return None
-    finally:
-        os.close(fd)
     return int(text) if text.isdigit() else None
 
 
 def _reclaimable(group: Path) -> int:
     """Page cache that the kernel drops before it kills: all that is inactive, half of what is active."""
     try:
-        lines = (group / "memory.stat").read_text().splitlines()
+        lines = read_small(f"{group}/memory.stat").splitlines()
     except OSError:
         return 0
     stat = {key: int(value) for key, _, value in (line.partition(" ") for line in lines)}

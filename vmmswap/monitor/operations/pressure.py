@@ -22,6 +22,7 @@ from pathlib import Path
 from vmmswap.engine import Engine, Job
 from vmmswap.linux.cgroup import Hierarchy, groups_of
 from vmmswap.linux.memory import meminfo_bytes
+from vmmswap.linux.small_file import read_small
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.operations.headroom import find_hierarchies, look
 from vmmswap.monitor.pulse import Pulse
@@ -58,23 +59,24 @@ def _who_waits(pids: Sequence[int], hierarchies: Sequence[Hierarchy], host: Path
         if hierarchy.is_unified
         for group in _groups(pid, hierarchy)
     }
-    for path in (host, *(group / "memory.pressure" for group in sorted(groups))):
+    paths = [str(host), *(f"{group}/memory.pressure" for group in sorted(groups))]
+    for path in paths:
         if (percent := _stalled_percent(path)) >= _STALLED_PERCENT:
             return f"tasks waited for memory for {percent:g}% of the last ten seconds, says {path}"
     return ""
 
 
-def _groups(pid: int, hierarchy: Hierarchy) -> list[Path]:
+def _groups(pid: int, hierarchy: Hierarchy) -> Sequence[Path]:
     try:
         return groups_of(pid, hierarchy)
     except OSError:  # it has ended
-        return []
+        return ()
 
 
-def _stalled_percent(path: Path) -> float:
+def _stalled_percent(path: str) -> float:
     """0 where the kernel does not count it."""
     try:
-        found = _SOME.search(path.read_text(encoding="ascii"))
+        found = _SOME.search(read_small(path))
     except OSError:
         return 0.0
     return float(found["percent"]) if found else 0.0
