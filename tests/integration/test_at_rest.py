@@ -69,12 +69,19 @@ TIMERS_PER_MINUTE = 2  # the watches' common beat, with some that are older than
 JOBS_PER_MINUTE = 2  # all that the watches look at on a thread, with some that are older than the quiet
 
 
-def test_an_idle_vm_hardly_wakes_its_monitor(bus, directory):
-    """An hour of the monitor's own clock, which leaps from timer to timer."""
+LOOKS_PER_HOUR = 15  # of all watches, until the first glances have shown twice the same
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_an_idle_vm_hardly_wakes_its_monitor(bus, directory, is_shared):
+    """An hour of the monitor's own clock, which leaps from timer to timer. As from its unit it has a
+    directory that all monitors share, and its watches need not look while a glance shows nothing new.
+    """
     file = directory / "leap"
     program = (sys.executable, "-m", "tests.support.leaping_loop", str(file))
+    env = {"RUNTIME_DIRECTORY": str(directory) if is_shared else ""}
     with (
-        Monitor("web", bus, directory, program=program) as monitor,
+        Monitor("web", bus, directory, program=program, env=env) as monitor,
         Guest(regions=["4M"], socket=monitor.socket) as guest,
     ):
         guest.wait_ready()
@@ -85,6 +92,8 @@ def test_an_idle_vm_hardly_wakes_its_monitor(bus, directory):
             passed = hour(monitor, file)
             assert 0 < passed["timers"] < QUIET_S / 60 * TIMERS_PER_MINUTE, f"{state}: {passed['by']}"
             assert 0 < passed["jobs"] < QUIET_S / 60 * JOBS_PER_MINUTE, state
+            if is_shared:
+                assert passed["looks"] < LOOKS_PER_HOUR, f"{state}: {passed}"
             monitor.disable()
         assert guest.verify().wrong_bytes == 0
 

@@ -3,8 +3,8 @@
 
 While FILE holds a number of seconds, and nothing else is to be done, each timer is due at once: the clock
 goes to it instead of waiting. When so many seconds have passed the file becomes a JSON object: how many
-timers were due in that time (`timers`), what they belonged to (`by`), and how often a thread was given
-something to do (`jobs`).
+timers were due in that time (`timers`), what they belonged to (`by`), how often a thread was given something
+to do (`jobs`), and how often all watches were woken up (`looks`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vmmswap.monitor import main
+from vmmswap.monitor.pulse import Pulse
 
 _WORK_S = 0.02  # for threads and peers to have an answer
 
@@ -30,8 +31,15 @@ class LeapingLoop(asyncio.SelectorEventLoop):
         self._ahead_s = 0.0
         self._until_s = 0.0
         self._by: collections.Counter[str] = collections.Counter()
-        self._jobs = 0
+        self._jobs = self._looks = 0
         super().__init__(_Selector(self))
+        look_at_all = Pulse._look_at_all
+
+        def count(pulse: Pulse, glanced: object) -> None:
+            self._looks += 1
+            look_at_all(pulse, glanced)
+
+        Pulse._look_at_all = count  # type: ignore[method-assign]
 
     def time(self) -> float:
         return super().time() + self._ahead_s
@@ -46,13 +54,13 @@ class LeapingLoop(asyncio.SelectorEventLoop):
             if not self._file.exists() or not (text := self._file.read_text()).isdigit():
                 return False
             self._until_s = self.time() + float(text)
-            self._jobs = 0
+            self._jobs = self._looks = 0
         self._ahead_s += pause_s
         self._by[_name(self._scheduled[0])] += 1  # type: ignore[attr-defined]  # its own, of BaseEventLoop
         if self.time() >= self._until_s:
             self._until_s = 0
             done = self._file.with_suffix(".done")
-            found = {"timers": self._by.total(), "by": self._by, "jobs": self._jobs}
+            found = {"timers": self._by.total(), "by": self._by, "jobs": self._jobs, "looks": self._looks}
             done.write_text(json.dumps(found))
             done.rename(self._file)
             self._by.clear()

@@ -78,6 +78,13 @@ class FakeEngine:
         self._called()
         return self._stats
 
+    def activity(self):
+        return (self.stats(),)
+
+    @property
+    def is_tracking(self):
+        return self.stats().tracking
+
     def next_event(self):
         self._called()
         return self.events.popleft() if self.events else None

@@ -35,6 +35,7 @@ MAY_WAIT = {
     "self._looks.mapped",
 }
 ON_A_THREAD = {  # functions that are passed to one, or that those call, or that run before there is a loop
+    ("glance.py", "_glance"),
     ("mappers/liveness.py", "_ask"),
     ("mappers/succession.py", "_look"),
     ("mappers/coverage.py", "look"),

@@ -41,7 +41,11 @@ def vm(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(coverage, "look_at", lambda _question, _pids: nobody)
     engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=True))
     pulse = SimpleNamespace(
-        rest=lambda _took_s: asyncio.sleep(0), stir=lambda: None, together=Together(), max_age_s=0.5
+        rest=lambda _took_s: asyncio.sleep(0),
+        stir=lambda: None,
+        forget=lambda: None,
+        together=Together(),
+        max_age_s=0.5,
     )
     return SimpleNamespace(memfds={0: 3}, engine=engine, pulse=pulse, store=SimpleNamespace(manager=0))
 

@@ -39,6 +39,8 @@ class Pulse:
     async def beat(self):
         await asyncio.sleep(0.001)
 
+    change = beat
+
 
 @pytest.fixture
 def place(tmp_path):

@@ -322,10 +322,32 @@ class Engine(WakeCalls):
         lib.engine_left_pages(self._engine, incident)
         return events.pages_of(incident)
 
-    def stats(self) -> EngineStats:
-        """All counters now. Nothing stops for it."""
+    def _read_stats(self) -> Any:  # noqa: ANN401 - cffi's objects have no static types
         stats = ffi.new("struct engine_stats *")
         lib.engine_read_stats(self._engine, stats)
+        return stats
+
+    @property
+    def is_tracking(self) -> bool:
+        """Of stats()."""
+        return bool(self._read_stats().tracking)
+
+    def activity(self) -> tuple[int, ...]:
+        """Of stats(): what changes while the guest is awake, a job runs, or the tiers are tended."""
+        stats = self._read_stats()
+        return (
+            stats.job,
+            stats.tracking,
+            stats.fault_count,
+            stats.swap_pages,
+            stats.written_bytes,
+            stats.stored_ram_bytes,
+            stats.stored_disk_bytes,
+        )
+
+    def stats(self) -> EngineStats:
+        """All counters now. Nothing stops for it."""
+        stats = self._read_stats()
         counters = (name for name in reports.EngineStats.__slots__ if name not in _NO_COUNTERS)
         return reports.EngineStats(
             **{name: int(getattr(stats, name)) for name in counters},

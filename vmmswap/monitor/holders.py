@@ -87,6 +87,7 @@ class Holders:
                 return
             except Exception as error:  # whatever failed: memory is out, so keep looking
                 self._failures.log(error)
+                self._vm.pulse.forget()
             await self._vm.pulse.rest(loop.time() - since_s)
 
     async def _look(self) -> None:
@@ -98,7 +99,9 @@ class Holders:
         if not self._has_accepted:  # a predecessor has accepted, and its list is lost
             self._accept(found)
             return
-        self._accepted &= found.keys()
+        if self._accepted - found.keys():
+            self._accepted &= found.keys()
+            self._vm.pulse.stir()  # whoever comes again is late
         late = {pid: holder for pid, holder in found.items() if pid not in self._accepted}
         if late:
             self._vm.pulse.stir()  # see soon if it is still there

@@ -13,7 +13,14 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 
-from vmmswap.engine import Holder, MapperWatch, SharedLook, shared_holders, shared_mappers
+from vmmswap.engine import (
+    Holder,
+    MapperWatch,
+    SharedLook,
+    mappers_of,
+    shared_holders,
+    shared_mappers,
+)
 from vmmswap.monitor.host_directory import shared_directory
 from vmmswap.monitor.mappers import coverage
 
@@ -27,6 +34,11 @@ class HostLooks:
         self._directory = shared_directory()
         self._mappers = MapperWatch()
         self._told = ""
+
+    @property
+    def are_shared(self) -> bool:
+        """False: there is no directory, and each look is one at all processes."""
+        return self._directory is not None
 
     def mapped(self, question: coverage.Question, max_age_s: float) -> coverage.Picture:
         """As coverage.look(), by a look that began at most max_age_s ago. What those who mapped the memory
@@ -43,6 +55,17 @@ class HostLooks:
         """
         found = self._look(shared_holders, question, max_age_s)
         return coverage.other_holders(question, manager, None if found is None else found.holders)
+
+    def sign(self, memfds: Sequence[int], max_age_s: float) -> object | None:
+        """Something that is equal for as long as holders() and mapped() find the same. None: it cannot be
+        told.
+        """
+        question = coverage.Question((), tuple(memfds), ())
+        holders = self._look(shared_holders, question, max_age_s)
+        mapped = None if holders is None else self._look(shared_mappers, question, max_age_s)
+        if holders is None or mapped is None:
+            return None
+        return holders.holders, mappers_of(memfds, mapped.mappers)
 
     def _look(
         self,

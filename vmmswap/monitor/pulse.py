@@ -9,21 +9,27 @@ engine, an order, a change of what the VM is.
 At a beat, a look of another monitor is as good as one of ours if it began within the last half of the pause
 (host_looks.py). So what a look missed is seen by one that begins a minute and a half later, at most. Before
 the first beat it may be from since this process started: where all monitors start anew, one serves all.
+
+While nothing happens, most watches would find at each beat what they found at the last one, and to wake up
+all of them takes most of a beat. So they wait for a change(): at a quiet beat one glance asks for all of them
+what they would look at (glance.py), and they are woken up only if that is not what it was when they looked.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from vmmswap.engine import Engine
 from vmmswap.errors import NoSuchVMError
 from vmmswap.later import asyncio
-from vmmswap.monitor.guard import log_failure
+from vmmswap.monitor.guard import Failures, log_failure
 from vmmswap.monitor.looks import REST
-from vmmswap.monitor.together import Together
+from vmmswap.monitor.together import Together, Waits
 
 FIRST_S = 1.0
 LONGEST_S = 60.0
+_GLANCE_S = 1.0  # for what a glance looks at, another process may keep it waiting
 _STARTED_S = time.monotonic()
 
 
@@ -36,7 +42,16 @@ class Pulse:
         self._pause_s = FIRST_S
         self._is_stirred = True
         self._timer: asyncio.TimerHandle | None = None
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: set[asyncio.Future[None]] = set()  # for the next beat
+        self._watching: set[asyncio.Future[None]] = set()  # for a change
+        self._waiters: set[asyncio.Task[None] | None] = set()  # those that wait for it
+        self._lookers: set[asyncio.Task[None] | None] = set()  # that have waited, and look now
+        # Is asked at a quiet beat for what to call on a thread. None, or None as its result: look.
+        self.glance: Callable[[], Callable[[], object] | None] = lambda: None
+        self._glanced: object = None  # what it saw before those that watch looked last; None: look
+        self._glancing: asyncio.Future[object] | None = None
+        self._late: asyncio.TimerHandle | None = None
+        self._failures = Failures("cannot see whether anything has changed")
         self.together = Together()  # what is asked at the same beat
         self._max_age_s: float | None = None  # None: before the first beat
         self.is_quiet = False  # at the last beat: nothing had happened since the one before
@@ -50,26 +65,48 @@ class Pulse:
 
     async def beat(self) -> None:
         """Return at the next beat."""
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
-        self._waiting.add(waiter)
+        await self._wait(self._waiting)
+
+    async def change(self) -> None:
+        """Return at the next beat, but not while a glance shows what it showed before the caller's last look.
+        If a look fails, forget() before.
+        """
+        task = asyncio.current_task()
+        if task not in self._lookers:  # it may have missed what the last glance saw
+            self.forget()
+        self._waiters.add(task)
         try:
-            if self._timer is None:
-                self._timer = loop.call_later(self._pause_s, self._beat)
+            await self._wait(self._watching)
+        finally:
+            self._waiters.discard(task)
+
+    async def _wait(self, waiting: set[asyncio.Future[None]]) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        waiting.add(waiter)
+        try:
+            self._start_timer()
             await waiter
         finally:
-            self._waiting.discard(waiter)
-            if not self._waiting and self._timer is not None:
+            waiting.discard(waiter)
+            if not self._waiting and not self._watching and self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
 
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._pause_s, self._beat)
+
     async def rest(self, took_s: float) -> None:
-        """After a look that took so long: return at the first beat for which it has rested long enough."""
+        """As change(), after a look that took so long, once it has rested long enough."""
         loop = asyncio.get_running_loop()
         rested_s = loop.time() + REST * took_s
-        await self.beat()
+        await self.change()
         while loop.time() < rested_s:
             await self.beat()
+
+    def forget(self) -> None:
+        """Somebody could not look: all look at the next beat."""
+        self._glanced = None
 
     def stir(self) -> None:
         """Something has happened: the next beat comes within a second."""
@@ -89,26 +126,62 @@ class Pulse:
         self._seen, self._is_stirred = seen, False
         self._max_age_s = self._pause_s / 2
         self._pause_s = min(2 * self._pause_s, LONGEST_S) if self.is_quiet else FIRST_S
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiting = set()
+        _wake_up(self._waiting)
+        if self.is_quiet:
+            self._start_glance()
+        else:
+            self._look_at_all(None)
+        if self._watching:
+            self._start_timer()
+
+    def _start_glance(self) -> None:
+        try:
+            glance = self.glance() if self._glancing is None else None
+            if glance is None:
+                self._look_at_all(None)
+                return
+            self._glancing = self.together.ask(glance, waits=Waits.FOR_ANYBODY)
+        except Exception as error:
+            self._cannot_glance(error)
+            return
+        self._glancing.add_done_callback(self._take_glance)
+        self._late = asyncio.get_running_loop().call_later(_GLANCE_S, self._look_at_all, None)
+
+    def _take_glance(self, glancing: asyncio.Future[object]) -> None:
+        self._glancing = None
+        if self._late is not None:
+            self._late.cancel()
+        if glancing.cancelled():
+            return
+        if (error := glancing.exception()) is not None:
+            self._cannot_glance(error)
+        elif glancing.result() is None or glancing.result() != self._glanced:
+            self._look_at_all(glancing.result())
+
+    def _cannot_glance(self, error: BaseException) -> None:
+        """Whatever failed: those that watch look all the same."""
+        self._look_at_all(None)
+        if isinstance(error, Exception) and not isinstance(error, NoSuchVMError):
+            self._failures.log(error)
+
+    def _look_at_all(self, glanced: object) -> None:
+        """Wake up those that watch: they look now. glanced: what a glance has seen before."""
+        self._glanced = glanced
+        self._lookers = set(self._waiters)
+        _wake_up(self._watching)
 
     def _look(self) -> object:
-        """What changes while a guest is awake, a job runs, or the tiers are tended."""
         try:
-            stats = self._engine.stats()
+            return self._engine.activity()
         except NoSuchVMError:
             return None
         except Exception as error:  # whatever failed: those that wait look all the same
             log_failure("cannot see whether anything happens", error)
             return None
-        return (
-            stats.job,
-            stats.tracking,
-            stats.fault_count,
-            stats.swap_pages,
-            stats.written_bytes,
-            stats.stored_ram_bytes,
-            stats.stored_disk_bytes,
-        )
+
+
+def _wake_up(waiting: set[asyncio.Future[None]]) -> None:
+    for waiter in waiting:
+        if not waiter.done():
+            waiter.set_result(None)
+    waiting.clear()

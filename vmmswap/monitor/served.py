@@ -12,6 +12,7 @@ from vmmswap import message_ids
 from vmmswap.errors import NotSupportedError, VmmswapError
 from vmmswap.log import fields
 from vmmswap.monitor.events import EventHandler, EventPump
+from vmmswap.monitor.glance import Glance
 from vmmswap.monitor.guard import guarded
 from vmmswap.monitor.mappers.lookout import Lookout, Watcher
 from vmmswap.monitor.mappers.private import PrivateWatch
@@ -46,6 +47,8 @@ class ServedVm:
             parts.callback(self._watch.close)
             self.orders = Orders(vm, around, self._watch, self._released, error=error)
             parts.callback(self.orders.close)
+            if not vm.manifest.attached:
+                vm.pulse.glance = Glance(vm, self.orders.glance_at_memory).prepare
             parts.callback(around.page_fault_log.stop)
             self._succession = Succession(vm, self._nobody_has_it, self._bring_back)
             parts.callback(self._succession.close)

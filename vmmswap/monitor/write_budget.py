@@ -114,7 +114,15 @@ class WriteBudget:
                 await self._keep()
             except Exception as error:
                 failures.log(error)
-            await self._pulse.beat()
+            if self._is_settled:
+                await self._pulse.change()
+            else:
+                await self._pulse.beat()
+
+    @property
+    def _is_settled(self) -> bool:
+        """True if there is nothing to do while nothing is written. A budget comes back by the hour."""
+        return self._ledger is not None and self._text == self._saved and not self._config().has_write_budget
 
     async def _keep(self) -> None:
         if self._ledger is None:

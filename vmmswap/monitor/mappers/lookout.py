@@ -94,6 +94,7 @@ class Lookout(Watcher):
                 return
             except Exception as error:  # whatever failed: memory is out, so keep looking
                 self._failures.log(error)
+                self._vm.pulse.forget()
             await self._vm.pulse.rest(loop.time() - since_s)
 
     async def _look(self) -> None:

@@ -319,7 +319,7 @@ class Processes:
             if self._needs_denial:
                 await asyncio.sleep(_ALIVE_EVERY_S)
             else:
-                await self._vm.pulse.beat()
+                await self._vm.pulse.change()
             with guarded("the machine's setting for huge pages cannot be checked now"):
                 self._look_at_setting()
             with guarded("the end of a process is not recorded yet"):

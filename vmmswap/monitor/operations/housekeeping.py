@@ -45,7 +45,7 @@ class Housekeeping:
             if is_more:
                 await asyncio.sleep(_MORE_S)
             else:
-                await self._pulse.beat()
+                await self._pulse.change()
                 if self._pulse.is_quiet:
                     continue
             is_more = False

@@ -88,6 +88,7 @@ class Orders:
         self._housekeeping = Housekeeping(self._idle_engine, vm.pulse)
         self._housekeeping.start()
         self._pressure = PressureWatch(vm.engine, vm.pulse, self.jobs.pids)
+        self.glance_at_memory = self._pressure.glance
         self._pressure.look_on()
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from vmmswap.engine import Engine, Job
@@ -49,6 +50,10 @@ def _look(pids: Sequence[int], hierarchies: Sequence[Hierarchy], host: Path = _H
         return room.limit, False
     why = _who_waits(known, hierarchies, host)
     return why, not why and room.bytes > meminfo_bytes("MemTotal")[0] // _FAR
+
+
+def _far_or_none(pids: Sequence[int], hierarchies: Sequence[Hierarchy]) -> bool | None:
+    return _look(pids, hierarchies)[1] or None
 
 
 def _who_waits(pids: Sequence[int], hierarchies: Sequence[Hierarchy], host: Path) -> str:
@@ -112,10 +117,16 @@ class PressureWatch:
             self._task.cancel()
             self._task = None
 
+    def glance(self) -> Callable[[], object]:
+        """For Glance, while this watch waits for a change."""
+        if not (self.is_looking and self._is_far):
+            return lambda: False
+        return partial(_far_or_none, self._pids(), self._hierarchies)
+
     async def _work(self) -> None:
         while True:
             if self._is_far:
-                await self._pulse.beat()
+                await self._pulse.change()
             else:
                 await asyncio.sleep(_LOOK_S)
             stats = self._engine.stats()
