@@ -182,12 +182,13 @@ int disk_tier_take(struct disk_tier *disk, uint32_t *place_idx)
 	return rc;
 }
 
-void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, uint64_t size_bytes)
+uint64_t disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes,
+			 uint64_t size_bytes)
 {
 	int rc;
 
 	if (atomic_load_explicit(&disk->cannot_punch, memory_order_relaxed))
-		return;
+		return 0;
 	rc = FAILPOINT("store.punch");
 	if (!rc && fallocate(disk->file.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 			     (off_t)(place_idx * SEGMENT_BYTES + offset_bytes), (off_t)size_bytes))
@@ -195,6 +196,7 @@ void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset
 	if (rc == -EOPNOTSUPP || rc == -ENOSYS)
 		atomic_store_explicit(&disk->cannot_punch, true, memory_order_relaxed);
 	swap_file_measure(&disk->file);
+	return rc ? 0 : size_bytes;
 }
 
 /* Release the blocks first: once the place is free, somebody else may write there. */
@@ -220,8 +222,6 @@ void disk_tier_given_back(struct disk_tier *disk, uint32_t place_idx, uint64_t b
 {
 	uint16_t blocks = (uint16_t)(bytes / DISK_BLOCK_BYTES);
 
-	if (atomic_load_explicit(&disk->cannot_punch, memory_order_relaxed))
-		return;
 	pthread_mutex_lock(&disk->lock);
 	if (is_taken(disk, place_idx)) {
 		disk->given_blocks += blocks;

@@ -43,8 +43,9 @@ int disk_tier_take(struct disk_tier *disk, uint32_t *place_idx);
 void disk_tier_drop(struct disk_tier *disk, uint32_t place_idx);
 /* The place cannot be written to: take it out of use and never hand it out again. */
 void disk_tier_condemn(struct disk_tier *disk, uint32_t place_idx);
-/* Release blocks inside a place that are no longer needed. */
-void disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes, uint64_t size_bytes);
+/* Release blocks inside a place that are no longer needed. Returns size_bytes; 0: they are still there. */
+uint64_t disk_tier_punch(struct disk_tier *disk, uint32_t place_idx, uint64_t offset_bytes,
+			 uint64_t size_bytes);
 
 /* So much of a place has been punched by now, in all. */
 void disk_tier_given_back(struct disk_tier *disk, uint32_t place_idx, uint64_t bytes);

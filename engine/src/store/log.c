@@ -134,6 +134,7 @@ void log_recovered(struct log *log)
 	if (log->disk)
 		disk_tier_recovered(log->disk);
 	segments_recovered(&log->segments);
+	log_thin_later(log);
 	while (log_tidy_step(log))
 		;
 }
@@ -324,8 +325,10 @@ void log_drop(struct log *log, uint64_t slot_idx)
 	} else if (!segments_drop(&log->segments, slot_segment(slot_idx), slot_granule(slot_idx), &is_work)) {
 		drop_of_unused(slot_idx);
 	}
-	if (is_work)
+	if (is_work) {
+		log_thin_later(log);
 		log_wake_tender(log);
+	}
 }
 
 int log_memory_of(struct log *log, uint32_t segment_idx, char **memory)

@@ -93,6 +93,7 @@ struct log {
 	pthread_mutex_t tend_lock;
 	_Atomic bool host_is_short;
 	_Atomic uint64_t move_again_s; /* nothing is moved before this time: the last move failed */
+	_Atomic uint64_t thin_from_s; /* blocks are given back from this time on; 0: there is nothing to do */
 };
 
 int log_create(const struct log_config *config, struct log **out, struct error *err);

@@ -8,6 +8,7 @@
 #include "base/memory_error.h"
 #include "store/record.h"
 #include "store/tend.h"
+#include "store/thin.h"
 
 struct copying {
 	const char *record;
@@ -110,14 +111,27 @@ static bool is_in_reserve(const struct log *log, uint64_t bytes)
 	       disk_tier_free_bytes(log->disk) < log->disk_keep_free_bytes + bytes;
 }
 
+static bool is_over_max(const struct log *log, uint64_t moving_n)
+{
+	return disk_tier_reserved_bytes(log->disk) + moving_n * SEGMENT_BYTES >
+	       atomic_load(&log->disk_max_bytes);
+}
+
+/* Blocks that nothing uses are given back now instead of later. */
+static void make_room(struct log *log, uint64_t bytes)
+{
+	while ((is_over_max(log, atomic_load(&log->moving_n) + 1) || is_in_reserve(log, bytes)) &&
+	       log_thin_step(log))
+		;
+}
+
 /* Places are counted before they are taken, so that two movers do not share the last one. */
 static int check_limits(struct log *log, uint64_t bytes, struct error *err)
 {
 	uint64_t moving_n = atomic_fetch_add(&log->moving_n, 1) + 1;
 	int rc = 0;
 
-	if (disk_tier_reserved_bytes(log->disk) + moving_n * SEGMENT_BYTES >
-	    atomic_load(&log->disk_max_bytes))
+	if (is_over_max(log, moving_n))
 		rc = refuse_over_max(log, err);
 	else if (is_in_reserve(log, bytes))
 		rc = refuse_reserve(log, err);
@@ -150,6 +164,7 @@ static int write_segment(struct log *log, uint32_t segment_idx, char *image, str
 
 	if (rc)
 		return error_set(err, -rc, "cannot seal a segment: %s", strerror(-rc));
+	make_room(log, bytes);
 	rc = check_limits(log, bytes, err);
 	if (rc)
 		return rc;

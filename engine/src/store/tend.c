@@ -11,6 +11,7 @@
 
 #define MOVE_AGAIN_S 60 /* after a move that failed */
 #define READER_MS 20	/* memory that somebody is reading is looked at again */
+#define THIN_REST_S 30	/* after the first segment has become sparse */
 
 static uint64_t now_s(void)
 {
@@ -45,13 +46,35 @@ static bool move_some(struct log *log)
 	return !rc;
 }
 
+/* What comes back all at once, at a wake-up or a swap-in, leaves sparse segments that are soon empty, and
+ * wants the disk itself. */
+static bool thin_some(struct log *log)
+{
+	uint64_t from_s = atomic_load(&log->thin_from_s);
+
+	if (!from_s || now_s() < from_s)
+		return false;
+	if (log_thin_step(log))
+		return true;
+	atomic_compare_exchange_strong(&log->thin_from_s, &from_s, 0);
+	return false;
+}
+
+void log_thin_later(struct log *log)
+{
+	uint64_t never = 0;
+
+	if (log->disk)
+		atomic_compare_exchange_strong(&log->thin_from_s, &never, now_s() + THIN_REST_S);
+}
+
 bool log_tend_step(struct log *log, relocate_page relocate, void *context)
 {
 	bool is_more;
 
 	pthread_mutex_lock(&log->tend_lock);
 	is_more = log_tidy_step(log) || move_some(log) || log_compact_step(log, relocate, context) ||
-		  log_thin_step(log);
+		  thin_some(log);
 	if (!is_more) /* what compaction filled can age, too */
 		log_seal_writer(log, LOG_COMPACTOR);
 	pthread_mutex_unlock(&log->tend_lock);
@@ -72,13 +95,12 @@ int log_flush_step(struct log *log, struct error *err)
 	return rc;
 }
 
-int64_t log_tend_wait_ms(struct log *log)
+/* Until a segment moves; -1: none does. */
+static int64_t move_wait_ms(struct log *log)
 {
 	uint64_t now = now_s(), again_s = atomic_load(&log->move_again_s), due_s;
 	uint32_t oldest_s;
 
-	if (segments_has_leftovers(&log->segments))
-		return READER_MS;
 	if (!log->disk || !segments_oldest_s(&log->segments, &oldest_s))
 		return -1;
 	due_s = oldest_s;
@@ -90,6 +112,19 @@ int64_t log_tend_wait_ms(struct log *log)
 	if (due_s < again_s)
 		due_s = again_s;
 	return due_s > now ? (int64_t)(due_s - now) * 1000 : READER_MS;
+}
+
+int64_t log_tend_wait_ms(struct log *log)
+{
+	uint64_t now = now_s(), thin_s = atomic_load(&log->thin_from_s);
+	int64_t wait_ms = move_wait_ms(log), thin_ms;
+
+	if (segments_has_leftovers(&log->segments))
+		return READER_MS;
+	if (!thin_s)
+		return wait_ms;
+	thin_ms = thin_s > now ? (int64_t)(thin_s - now) * 1000 : READER_MS;
+	return wait_ms < 0 || thin_ms < wait_ms ? thin_ms : wait_ms;
 }
 
 void log_wake_tender(struct log *log)

@@ -4,7 +4,8 @@
  *
  * A segment moves when the RAM tier is over its limit, when it is older than the log's ram_age_s, or while
  * the host is short of memory. Segments of pages that do not compress move at once: on RAM they gain
- * nothing. */
+ * nothing. Blocks on disk are given back half a minute after a segment has become sparse, or when a limit
+ * would be reached. */
 #ifndef VMMSWAP_TEND_H
 #define VMMSWAP_TEND_H
 
@@ -22,6 +23,9 @@ int64_t log_tend_wait_ms(struct log *log);
 
 /* See store_flush_step(). log_tend_step() waits meanwhile: no segment is on its way by another hand. */
 int log_flush_step(struct log *log, struct error *err);
+
+/* A segment has become sparse, or may be: see thin.h. */
+void log_thin_later(struct log *log);
 
 /* Make log->tend_fd readable: there may be something to do. Waits for nothing. */
 void log_wake_tender(struct log *log);

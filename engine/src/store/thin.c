@@ -41,17 +41,15 @@ static uint64_t punch_between(struct log *log, uint32_t segment_idx, uint32_t pl
 
 		from_bytes &= ~(DISK_BLOCK_BYTES - 1);
 		end_bytes = (end_bytes + DISK_BLOCK_BYTES - 1) & ~(DISK_BLOCK_BYTES - 1);
-		if (from_bytes > unused_bytes) {
-			disk_tier_punch(log->disk, place_idx, unused_bytes, from_bytes - unused_bytes);
-			given_bytes += from_bytes - unused_bytes;
-		}
+		if (from_bytes > unused_bytes)
+			given_bytes += disk_tier_punch(log->disk, place_idx, unused_bytes,
+						       from_bytes - unused_bytes);
 		if (end_bytes > unused_bytes)
 			unused_bytes = end_bytes;
 	}
-	if (SEGMENT_BYTES > unused_bytes) {
-		disk_tier_punch(log->disk, place_idx, unused_bytes, SEGMENT_BYTES - unused_bytes);
-		given_bytes += SEGMENT_BYTES - unused_bytes;
-	}
+	if (SEGMENT_BYTES > unused_bytes)
+		given_bytes +=
+			disk_tier_punch(log->disk, place_idx, unused_bytes, SEGMENT_BYTES - unused_bytes);
 	return given_bytes;
 }
 

@@ -11,7 +11,7 @@
 
 #include "store/log.h"
 
-/* Do that for one segment. False: there is none. Only one thread at a time may call this. */
+/* Do that for one segment. False: there is none. Any thread may call this. */
 bool log_thin_step(struct log *log);
 
 #endif
