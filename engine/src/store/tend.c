@@ -54,10 +54,12 @@ static bool thin_some(struct log *log)
 
 	if (!from_s || now_s() < from_s)
 		return false;
-	if (log_thin_step(log))
-		return true;
-	atomic_compare_exchange_strong(&log->thin_from_s, &from_s, 0);
-	return false;
+	atomic_store(&log->thin_from_s,
+		     0); /* before it is looked: what becomes sparse meanwhile is not lost */
+	if (!log_thin_step(log))
+		return false;
+	atomic_store(&log->thin_from_s, 1); /* there may be more */
+	return true;
 }
 
 void log_thin_later(struct log *log)
