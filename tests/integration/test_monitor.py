@@ -504,6 +504,19 @@ def test_a_page_fault_log_that_cannot_be_written_is_an_error_of_the_call(bus, di
         assert monitor.status()["PageFaultLogging"] is False
 
 
+def test_a_page_fault_log_whose_disk_is_full_is_over_and_can_be_started_again(bus, directory):
+    config = directory / "vmmswap.conf"
+    config.write_text("[Swap]\nDiskKeepFree=1000T\n")
+    with ExitStack() as undo:
+        monitor = undo.enter_context(Monitor("web", bus, directory, "--config", str(config)))
+        undo.enter_context(Guest(("1M",), socket=monitor.socket)).wait_ready()
+        for times in (1, 2):
+            monitor.call("StartPageFaultLogging")
+            monitor.until(lambda: not monitor.status()["PageFaultLogging"], "the log to be over")
+            assert monitor.log.count("logging of page faults ends here") == times
+        assert "Traceback" not in monitor.log
+
+
 @pytest.fixture
 def slow_log(directory):
     """A page-fault log whose writer waits for its reader."""

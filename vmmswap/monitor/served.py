@@ -37,6 +37,7 @@ class ServedVm:
         self._swap_file_system = "" if vm.backing.source_is_store else vm.engine.store_file_system
         self._detaching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._stopping_log: asyncio.Task[None] | None = None
         with contextlib.ExitStack() as parts:  # closed in reverse order
             self.processes = Processes(vm, self.vmm_gone, self._exposed, self._unserved)
             parts.callback(self.processes.close)
@@ -76,10 +77,21 @@ class ServedVm:
         return stored_on(status, self._swap_file_system)
 
     async def start_page_fault_logging(self) -> None:
-        await self._around.page_fault_log.start(self.vm, self._around.config.disk_keep_free)
+        await self._around.page_fault_log.start(
+            self.vm, self._around.config.disk_keep_free, self._page_fault_log_failed
+        )
         if self._closing is None and not self.vm.manifest.logging:
             self.vm.change(logging=True)
             self._around.on_change()
+
+    def _page_fault_log_failed(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stopping_log = loop.create_task(self._stop_failed_log(), name="page-fault log")
+
+    async def _stop_failed_log(self) -> None:
+        """Its file cannot be written, which it has said: nobody is to think that page faults are logged."""
+        with guarded("Status says that page faults are logged, and they are not"):
+            await self.stop_page_fault_logging()
 
     async def stop_page_fault_logging(self) -> None:
         if not self._around.page_fault_log.is_on:

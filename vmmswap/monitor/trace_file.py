@@ -59,6 +59,11 @@ class FileSink:
             self._waiting_faults += len(faults)
             self._changed.notify()
 
+    @property
+    def has_failed(self) -> bool:
+        """True if nothing is written any more."""
+        return self._has_failed
+
     def close(self) -> None:
         """Take no more page faults; write those that wait."""
         with self._changed:

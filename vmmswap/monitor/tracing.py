@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +38,9 @@ _WRITTEN_S = 2.0  # after this, stop waiting
 
 
 class Sink(Protocol):
+    @property
+    def has_failed(self) -> bool: ...
+
     def write(self, faults: Sequence[Fault]) -> None: ...
 
     def close(self) -> None: ...
@@ -45,6 +48,8 @@ class Sink(Protocol):
 
 class JournalSink:
     """One entry for the header, one for each batch."""
+
+    has_failed = False
 
     def __init__(self, vm: str, header: TraceHeader) -> None:
         self._outbox = log.traces()
@@ -75,8 +80,14 @@ class JournalSink:
 class Tracing:
     """A running page-fault log."""
 
-    def __init__(self, engine: Engine, sinks: Sequence[Sink], base_ns: int) -> None:
-        """base_ns: CLOCK_MONOTONIC at the time that the header names."""
+    def __init__(
+        self, engine: Engine, sinks: Sequence[Sink], base_ns: int, on_failed: Callable[[], None]
+    ) -> None:
+        """base_ns: CLOCK_MONOTONIC at the time that the header names. on_failed() is called once no sink
+        writes anything any more.
+        """
+        self._on_failed = on_failed
+        self._has_failed = False
         self._engine = engine
         self._sinks = sinks
         self._base_ns = base_ns
@@ -90,6 +101,9 @@ class Tracing:
     def _tick(self) -> None:
         self._timer = self._schedule()
         self._drain()
+        if not self._has_failed and all(sink.has_failed for sink in self._sinks):
+            self._has_failed = True
+            self._on_failed()
 
     def _drain(self) -> bool:
         """Write this many batches at most: faults may come as fast as they are written, and other work waits.
@@ -157,19 +171,20 @@ class PageFaultLog:
     def is_on(self) -> bool:
         return self._tracing is not None or self._is_opening
 
-    async def start(self, vm: Vm, disk_keep_free: str) -> None:
+    async def start(self, vm: Vm, disk_keep_free: str, on_failed: Callable[[], None]) -> None:
         """Log page faults from now on; no effect if they are being logged. StorageFailedError if the file
-        cannot be written.
+        cannot be written. on_failed() is called if it cannot be written any more, and nothing else is: then
+        call finish().
         """
         self._is_opening = self._tracing is None
         try:
             async with self._lock:
                 if self._tracing is None:
-                    self._tracing = await self._start(vm, disk_keep_free)
+                    self._tracing = await self._start(vm, disk_keep_free, on_failed)
         finally:
             self._is_opening = False
 
-    async def _start(self, vm: Vm, disk_keep_free: str) -> Tracing:
+    async def _start(self, vm: Vm, disk_keep_free: str, on_failed: Callable[[], None]) -> Tracing:
         regions = tuple(TraceRegion(item.addr, item.pages * PAGE_SIZE) for item in vm.manifest.regions)
         base_ns = time.monotonic_ns()
         header = TraceHeader(time.time_ns() // 1_000_000, regions)
@@ -179,7 +194,7 @@ class PageFaultLog:
                 sinks.append(await self._open_file(header, disk_keep_free))
             if "journal" in self._kinds:
                 sinks.append(JournalSink(vm.manifest.name, header))
-            return Tracing(vm.engine, sinks, base_ns)
+            return Tracing(vm.engine, sinks, base_ns, on_failed)
         except BaseException:
             for sink in sinks:
                 sink.close()
