@@ -18,6 +18,8 @@ import pytest
 
 from tests.support.blocking_files import FuseFile
 
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be somebody else, and to mount")
+
 _NOBODY = 65534
 _LOOK = """
 import sys
