@@ -21,6 +21,10 @@ from typing import Any, Self
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
 EVENT = {"event": "BLOCK_JOB_READY", "timestamp": {"seconds": 1, "microseconds": 2}, "data": {}}
 
+# Of the loop, after which a connection that a client has made before has come to _client(), which closes it.
+# If the server is closed while it accepts one, nothing does (Server._attach() of Python 3.11).
+_TURNS_TO_ACCEPT = 10
+
 
 class QmpServer:
     """Commands are answered in order, one after the other: what hangs in one holds up the next."""
@@ -58,13 +62,15 @@ class QmpServer:
         server = await asyncio.start_unix_server(self._client, self.path)
         self._ready.set()
         await self._end
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(0)
         server.close()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with self._one:
-            with contextlib.suppress(ConnectionError):  # the client was killed
-                await self._talk(reader, writer)
-            writer.close()
+        with contextlib.closing(writer):
+            async with self._one:
+                with contextlib.suppress(ConnectionError):  # the client was killed
+                    await self._talk(reader, writer)
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.clients += 1
