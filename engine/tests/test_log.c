@@ -837,6 +837,27 @@ TEST(blocks_are_given_back_some_time_after_a_segment_has_become_sparse)
 	log_destroy(log);
 }
 
+/* Its image has blocks for all that was written, zeros included. */
+TEST(a_segment_that_was_sparse_when_it_went_to_disk_gives_its_blocks_back)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[N];
+	uint64_t before_bytes;
+	size_t n;
+
+	put(log, NOISE, 1, N, slots);
+	n = drop_most(log, slots, N);
+	atomic_store(&log->thin_from_s, 0);
+	move_all(log);
+	before_bytes = account(log).disk_bytes;
+	CHECK(log_tend_wait_ms(log) > 0);
+	thin_all(log);
+	CHECK(account(log).disk_bytes < before_bytes / 2);
+	check_every_16th(log, NOISE, n, slots);
+	log_destroy(log);
+}
+
 TEST(a_disk_that_cannot_punch_keeps_its_blocks)
 {
 	struct log_config one = config(test_dir());

@@ -183,7 +183,10 @@ static int write_segment(struct log *log, uint32_t segment_idx, char *image, str
 		writes_return(log->writes, bytes - written_bytes);
 		return rc;
 	}
-	segments_now_on_disk(&log->segments, segment_idx, place_idx, serial);
+	segments_now_on_disk(&log->segments, segment_idx, place_idx, serial,
+			     (uint32_t)(bytes >> GRANULE_SHIFT));
+	if (segments_is_thin(&log->segments, segment_idx)) /* it was sparse on RAM */
+		log_thin_later(log);
 	FAILPOINT_HERE("store.move.placed");
 	return 0;
 }

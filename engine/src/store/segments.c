@@ -351,7 +351,7 @@ bool segments_has_leftovers(struct segments *segments)
 }
 
 void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint32_t place_idx,
-			  uint64_t serial)
+			  uint64_t serial, uint32_t image_granules)
 {
 	struct segment_entry *entry = &segments->entries[segment_idx];
 	struct segment *own = own_of(segments, segment_idx);
@@ -361,7 +361,7 @@ void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint3
 		     place_of(TIER_DISK, place_idx)); /* sequentially consistent: see segments_enter() */
 	pthread_mutex_lock(&segments->lock);
 	own->disk_place_n = place_idx + 1;
-	atomic_store(&own->kept_granules, atomic_load(&own->live_granules));
+	atomic_store(&own->kept_granules, image_granules);
 	pthread_mutex_unlock(&segments->lock);
 }
 

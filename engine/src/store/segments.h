@@ -53,7 +53,7 @@ struct segment { /* this process's own */
 		stale_ram; /* it is on disk, but its memory is not released yet: somebody is reading it */
 	_Atomic uint32_t ram_place_n; /* 1 + its place in RAM; 0: it has no memory */
 	uint32_t disk_place_n;	      /* 1 + its place on disk; 0: it is not there; under the lock */
-	/* Of those that had blocks on disk when they were last given back, or when it went there; 0: it is
+	/* Of the image that went to disk, or those in use when blocks were last given back there; 0: it is
 	 * not there. */
 	_Atomic uint32_t kept_granules;
 	_Atomic uint32_t readers;
@@ -146,11 +146,13 @@ void segments_stuck(struct segments *segments, uint32_t segment_idx);
 void segments_inherit_age(struct segments *segments, uint32_t to_idx, uint32_t from_idx);
 /* True if some memory or a segment could not be released yet, because somebody is reading it. */
 bool segments_has_leftovers(struct segments *segments);
-/* The segment is on disk now. */
+/* The segment is on disk now, by an image of so many granules. */
 void segments_now_on_disk(struct segments *segments, uint32_t segment_idx, uint32_t place_idx,
-			  uint64_t serial);
-/* Claim a SEALED segment on disk of which less than half is in use of what has blocks there; place_idx:
- * where. From here on, what is in use now counts as what has blocks. */
+			  uint64_t serial, uint32_t image_granules);
+/* True if the segment is on disk, and less than half is in use of what has blocks there. */
+bool segments_is_thin(const struct segments *segments, uint32_t segment_idx);
+/* Claim a SEALED one of those; place_idx: where it is. From here on, what is in use now counts as what has
+ * blocks. */
 bool segments_claim_thin(struct segments *segments, uint32_t *segment_idx, uint32_t *place_idx);
 
 /* The segment is SEALED again, or EMPTY. */

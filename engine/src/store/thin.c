@@ -4,6 +4,13 @@
 #include "store/record.h"
 #include "store/segments_inside.h"
 
+bool segments_is_thin(const struct segments *segments, uint32_t segment_idx)
+{
+	const struct segment *own = own_of(segments, segment_idx);
+
+	return atomic_load(&own->live_granules) < atomic_load(&own->kept_granules) / 2;
+}
+
 bool segments_claim_thin(struct segments *segments, uint32_t *segment_idx, uint32_t *place_idx)
 {
 	bool found = false;
@@ -11,14 +18,12 @@ bool segments_claim_thin(struct segments *segments, uint32_t *segment_idx, uint3
 	pthread_mutex_lock(&segments->lock);
 	for (uint32_t idx = 0; idx < segments->known_n && !found; idx++) {
 		struct segment *own = own_of(segments, idx);
-		uint32_t live = atomic_load(&own->live_granules);
 
-		found = own->state == SEGMENT_SEALED && own->disk_place_n &&
-			live < atomic_load(&own->kept_granules) / 2;
+		found = own->state == SEGMENT_SEALED && own->disk_place_n && segments_is_thin(segments, idx);
 		if (!found)
 			continue;
 		own->state = SEGMENT_MOVING;
-		atomic_store(&own->kept_granules, live);
+		atomic_store(&own->kept_granules, atomic_load(&own->live_granules));
 		*segment_idx = idx;
 		*place_idx = own->disk_place_n - 1;
 	}
