@@ -858,6 +858,43 @@ TEST(a_segment_that_was_sparse_when_it_went_to_disk_gives_its_blocks_back)
 	log_destroy(log);
 }
 
+static void *thin_once(void *log)
+{
+	CHECK(log_thin_step(log));
+	return NULL;
+}
+
+/* Whoever needs room gives blocks back, too: the tender does not see that segment meanwhile. */
+TEST(a_segment_that_becomes_sparse_again_while_another_thread_has_it_is_not_forgotten)
+{
+	struct log_config one = config(test_dir());
+	struct log *log = make(&one);
+	static uint64_t slots[400];
+	uint64_t hits = failpoint_hits("store.punch");
+	pthread_t thread;
+	size_t n;
+
+	put(log, NOISE, 1, 400, slots); /* one segment */
+	move_all(log);
+	while (log_tend_step(log, nobody, NULL))
+		;
+	n = drop_most(log, slots, 400);
+	CHECK_OK(failpoint_arm("store.punch=stall"));
+	CHECK_OK(pthread_create(&thread, NULL, thin_once, log));
+	while (failpoint_hits("store.punch") == hits)
+		sched_yield();
+	drop(log, slots, n - 1);
+	atomic_store(&log->thin_from_s, 1); /* it is time */
+	while (log_tend_step(log, nobody, NULL))
+		;
+	CHECK_OK(failpoint_arm("store.punch=off"));
+	CHECK_OK(pthread_join(thread, NULL));
+	CHECK(log_tend_wait_ms(log) > 0);
+	CHECK(log_thin_step(log));
+	check(log, NOISE, 1 + 16 * (n - 1), 1, &slots[n - 1]);
+	log_destroy(log);
+}
+
 TEST(a_disk_that_cannot_punch_keeps_its_blocks)
 {
 	struct log_config one = config(test_dir());

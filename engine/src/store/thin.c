@@ -3,6 +3,7 @@
 
 #include "store/record.h"
 #include "store/segments_inside.h"
+#include "store/tend.h"
 
 bool segments_is_thin(const struct segments *segments, uint32_t segment_idx)
 {
@@ -68,5 +69,6 @@ bool log_thin_step(struct log *log)
 		return false;
 	disk_tier_given_back(log->disk, place_idx, punch_between(log, segment_idx, place_idx));
 	segments_unclaim(&log->segments, segment_idx);
+	log_thin_later(log); /* who looked while it was claimed has passed it over */
 	return true;
 }
