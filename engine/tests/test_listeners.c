@@ -88,14 +88,38 @@ TEST(a_nap_ends_by_itself)
 {
 	struct listeners listeners = { 0 };
 	_Atomic uint64_t reads_n = 5;
+	uint32_t silent = LISTENERS;
 
 	listeners_start(&listeners, LISTENERS);
-	CHECK(!listeners_nap(&listeners, 0, &reads_n));
+	CHECK(!listeners_nap(&listeners, 0, &reads_n, &silent));
 	listeners.way = 0;
-	CHECK(!listeners_nap(&listeners, 0, &reads_n));
-	CHECK(!listeners_nap(&listeners, LISTENERS, &reads_n));
-	CHECK(listeners_nap(&listeners, 1, &reads_n));
+	CHECK(!listeners_nap(&listeners, 0, &reads_n, &silent));
+	CHECK(!listeners_nap(&listeners, LISTENERS, &reads_n, &silent));
+	CHECK(listeners_nap(&listeners, 1, &reads_n, &silent));
+	CHECK_EQ(silent, 0);
 	CHECK_EQ(listeners.way, LISTENERS);
+}
+
+/* A thread that gets no processor: each page fault that it alone listens for waits until a nap ends. */
+TEST(who_is_stuck_seldom_listens_alone)
+{
+	struct listeners listeners = { 0 };
+	uint64_t now_ns = 1000000000;
+	unsigned stalls = 0;
+
+	listeners_start(&listeners, LISTENERS);
+	for (unsigned reads = 0; reads < READS_MAX; reads++) {
+		now_ns += 18000;
+		if (listeners.way == 1) {
+			listeners_stuck(&listeners, 1);
+			listeners.way = LISTENERS;
+			now_ns += 2000000;
+			stalls++;
+		}
+		listeners_note(&listeners, 1, now_ns);
+	}
+	CHECK(stalls > 0);
+	CHECK(stalls < READS_MAX / 1000);
 }
 
 #define LAST_PAGES 512 /* a region of their own */

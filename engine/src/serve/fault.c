@@ -201,11 +201,14 @@ static uint64_t serve_unpolled(struct server *self)
 static bool nap(struct server *self, struct epoll_event *ready, uint64_t next_ns, int *n)
 {
 	struct faults *faults = self->faults;
+	uint32_t silent;
 
 	if (next_ns != UINT64_MAX || self->means.fetches->in_use_n ||
-	    !listeners_nap(&faults->listeners, self->number, &faults->reads_n))
+	    !listeners_nap(&faults->listeners, self->number, &faults->reads_n, &silent))
 		return false;
 	*n = epoll_wait(self->epoll_fd, ready, READY_MAX, 0);
+	if (*n > 0 && ready[0].data.u64 < HELP_ID)
+		listeners_stuck(&faults->listeners, silent);
 	return true;
 }
 

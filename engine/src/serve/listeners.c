@@ -121,6 +121,18 @@ static void end_turn(struct listeners *listeners)
 	set_way(listeners, choose(listeners));
 }
 
+/* Its turn is over, and none of the page faults that waited was timed: they look like a pause. Once may be
+ * chance, unless it is all that is known of it. */
+static void note_stuck(struct listeners *listeners)
+{
+	uint32_t stuck = atomic_exchange(&listeners->stuck, 0), *pace_ns;
+
+	if (!stuck)
+		return;
+	pace_ns = &listeners->pace_ns[stuck - 1];
+	*pace_ns = *pace_ns && *pace_ns < PACE_NS_MAX / 2 ? *pace_ns + *pace_ns / 2 : PACE_NS_MAX + 1;
+}
+
 void listeners_note(struct listeners *listeners, size_t waiting_n, uint64_t now_ns)
 {
 	uint64_t took_ns = now_ns - listeners->last_ns;
@@ -129,6 +141,7 @@ void listeners_note(struct listeners *listeners, size_t waiting_n, uint64_t now_
 	if (listeners->n == 1)
 		return;
 	listeners->last_ns = now_ns;
+	note_stuck(listeners);
 	if (waiting_n > 1) {
 		set_way(listeners, (uint32_t)listeners->n);
 		return;
@@ -143,7 +156,8 @@ void listeners_note(struct listeners *listeners, size_t waiting_n, uint64_t now_
 		end_turn(listeners);
 }
 
-bool listeners_nap(struct listeners *listeners, size_t number, const _Atomic uint64_t *reads_n)
+bool listeners_nap(struct listeners *listeners, size_t number, const _Atomic uint64_t *reads_n,
+		   uint32_t *silent)
 {
 	uint32_t way = atomic_load_explicit(&listeners->way, memory_order_relaxed);
 	uint64_t seen = atomic_load_explicit(reads_n, memory_order_relaxed);
@@ -154,7 +168,15 @@ bool listeners_nap(struct listeners *listeners, size_t number, const _Atomic uin
 	FAILPOINT_HERE("listeners.nap");
 	HELD_MAY_WAIT(WAIT_TIME);
 	syscall(SYS_futex, &listeners->way, FUTEX_WAIT_PRIVATE, way, &most, NULL, 0);
-	if (atomic_load(reads_n) == seen) /* the guest pauses, or whoever listens is stuck */
-		atomic_compare_exchange_strong(&listeners->way, &way, (uint32_t)listeners->n);
+	*silent = (uint32_t)listeners->n;
+	if (atomic_load(reads_n) == seen && /* the guest pauses, or whoever listens is stuck */
+	    atomic_compare_exchange_strong(&listeners->way, &way, (uint32_t)listeners->n))
+		*silent = way;
 	return true;
+}
+
+void listeners_stuck(struct listeners *listeners, uint32_t silent)
+{
+	if (silent < listeners->n)
+		atomic_store(&listeners->stuck, silent + 1);
 }

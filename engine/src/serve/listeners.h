@@ -7,7 +7,7 @@
  * while page faults come one after the other, one thread listens alone, and the others nap. Which one serves
  * them fastest depends on where the guest's thread runs and where the kernel wakes it, and nothing tells that
  * beforehand. So each is tried for a few page faults, and all together as well, and the fastest way is kept
- * until it becomes slower or has been kept for long.
+ * until it becomes slower, gets stuck or has been kept for long.
  *
  * A nap is short, and ends by itself. Whoever wakes from one looks for events that nobody has read. To all
  * others a nap looks as if the thread had waited that long for its CPU. So nothing is lost if the one that
@@ -29,6 +29,7 @@ struct listeners {
 	size_t n; /* at least 1 */
 	/* The number of the server that listens alone; n: all listen. Naps sleep on it. */
 	_Atomic uint32_t way;
+	_Atomic uint32_t stuck; /* 1 + the number of a server that was found to be; 0: none was */
 	/* Under the lock of those who read: */
 	uint32_t turn_way;
 	unsigned turn_reads_n; /* in this turn, of one page fault each */
@@ -46,7 +47,13 @@ void listeners_start(struct listeners *listeners, size_t n);
 /* A read has brought messages. waiting_n: page faults that wait now. Under the lock of those who read. */
 void listeners_note(struct listeners *listeners, size_t waiting_n, uint64_t now_ns);
 
-/* If another thread listens alone, nap. False: the thread of this number is to listen. */
-bool listeners_nap(struct listeners *listeners, size_t number, const _Atomic uint64_t *reads_n);
+/* If another thread listens alone, nap. False: the thread of this number is to listen. *silent: the number of
+ * the server that listened alone, if nothing was read meanwhile and this call has ended that; else
+ * listeners->n. */
+bool listeners_nap(struct listeners *listeners, size_t number, const _Atomic uint64_t *reads_n,
+		   uint32_t *silent);
+
+/* After such a nap, there was something to read. */
+void listeners_stuck(struct listeners *listeners, uint32_t silent);
 
 #endif
