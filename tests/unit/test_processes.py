@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the watch of a VM's processes does at its start."""
+"""What the watch of a VM's processes does at its start, and what it looks at from then on."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vmmswap.monitor.mappers import processes
+from vmmswap.monitor import pulse
+from vmmswap.monitor.mappers import liveness, processes
 from vmmswap.monitor.mappers.processes import Processes
+from vmmswap.monitor.pulse import Pulse
 from vmmswap.monitor.together import Together
 
 MAX_AGE_S = 12.5
+PICTURE = SimpleNamespace(mapped=())
 
 
 def test_a_successor_does_not_look_through_all_processes_if_another_has(
@@ -45,3 +51,69 @@ def test_a_successor_does_not_look_through_all_processes_if_another_has(
     monkeypatch.setattr(processes.coverage, "look", None)
     asyncio.run(run())
     assert ages == [MAX_AGE_S]
+
+
+class AtOnce:
+    """Instead of a thread, which may have no answer before the next beat."""
+
+    def ask(self, function: Callable[..., Any], *arguments: Any, **_waits: Any) -> asyncio.Future[Any]:
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(function(*arguments))
+        return answer
+
+
+class Glances:
+    """What Pulse asks for at quiet beats. Nothing ever changes."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> Callable[[], object]:
+        self.count += 1
+        return lambda: "as before"
+
+    async def more(self, beats: Pulse) -> None:
+        until = self.count + 5
+        while self.count < until:
+            await beats.beat()
+
+
+def test_a_setting_that_protects_memory_is_looked_at_even_if_that_was_found_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The check of a large VM takes longer than a successor's first beats; nothing changes after them."""
+    is_known = threading.Event()
+
+    def check(_processes: Any) -> bool:
+        assert is_known.wait(60)
+        return True
+
+    async def run() -> None:
+        is_looked_at = asyncio.Event()
+        monkeypatch.setattr(processes.collapse, "is_denied", lambda: is_looked_at.set() or True)
+        engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=True), activity=lambda: (0,))
+        beats, glances = Pulse(engine), Glances()  # type: ignore[arg-type]
+        beats.glance, beats.together = glances, AtOnce()  # type: ignore[assignment]
+        pidfd = os.pidfd_open(os.getpid())
+        vmm = SimpleNamespace(process_id=1, pid=os.getpid(), pidfd=pidfd, uffd=-1)
+        vm = SimpleNamespace(engine=engine, processes={1: vmm}, vmm=vmm, pulse=beats)
+        watch = Processes(vm, lambda: None, lambda _: None, lambda _: None)  # type: ignore[arg-type]
+        try:
+            async with asyncio.timeout(60):
+                await glances.more(beats)
+                is_known.set()
+                await is_looked_at.wait()
+        finally:
+            is_known.set()
+            watch.close()
+            os.close(pidfd)
+
+    monkeypatch.setattr(pulse, "FIRST_S", 0.001)
+    monkeypatch.setattr(pulse, "LONGEST_S", 0.001)
+    monkeypatch.setattr(processes, "_ALIVE_EVERY_S", 0.001)
+    monkeypatch.setattr(processes, "Holders", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(processes, "HostLooks", lambda: SimpleNamespace(mapped=lambda *_, **__: PICTURE))
+    monkeypatch.setattr(processes.coverage, "question_of", lambda _vm: None)
+    monkeypatch.setattr(processes.collapse, "check", check)
+    monkeypatch.setattr(liveness, "is_gone", lambda _uffd: False)
+    asyncio.run(run())

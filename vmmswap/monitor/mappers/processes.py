@@ -217,6 +217,7 @@ class Processes:
         """NotSupportedError if the kernel may put zeros where memory is out. spans: (pid, start, end)."""
         if await asyncio.to_thread(collapse.check, collapse.by_process(spans)) and not self._needs_denial:
             self._needs_denial = True
+            self._vm.pulse.stir()  # whoever waits for a change looks at the setting from now on
             _log.info("only shmem_enabled=deny forbids huge pages of guest memory: leave it as it is")
 
     def _look_at_setting(self) -> None:
