@@ -119,7 +119,7 @@ def test_while_a_glance_shows_nothing_new_only_the_beat_goes_on():
     asyncio.run(run())
 
 
-def test_what_a_glance_shows_is_looked_at_once():
+def test_what_a_glance_shows_is_looked_at_and_then_no_more():
     async def run():
         async with watching() as watched:
             watched.sees = "a stranger"
@@ -128,6 +128,40 @@ def test_what_a_glance_shows_is_looked_at_once():
             assert await watched.glances_more() == 0
             watched.sees = "nobody"
             await watched.until_looked()
+
+    asyncio.run(run())
+
+
+def test_what_a_look_just_missed_is_looked_at_when_it_is_back():
+    """A process that maps memory, unmaps it before the look, and maps it again at its old place."""
+
+    async def run():
+        async with watching() as watched:
+            seen = []
+
+            async def watch():
+                while True:
+                    await watched.pulse.change()
+                    seen.append(watched.sees)
+                    watched.sees = comes_back or watched.sees
+
+            def glance():
+                saw = watched.glance()
+                if not seen:
+                    watched.sees = "nobody"
+                return saw
+
+            comes_back = ""
+            task = asyncio.create_task(watch())
+            await watched.until_looked()
+            await watched.glances_more(3)
+            seen.clear()
+            watched.sees = comes_back = "a stranger"
+            watched.pulse.glance = lambda: glance
+            while "a stranger" not in seen:
+                await watched.pulse.beat()
+            assert seen[0] == "nobody"
+            task.cancel()
 
     asyncio.run(run())
 

@@ -13,6 +13,8 @@ the first beat it may be from since this process started: where all monitors sta
 While nothing happens, most watches would find at each beat what they found at the last one, and to wake up
 all of them takes most of a beat. So they wait for a change(): at a quiet beat one glance asks for all of them
 what they would look at (glance.py), and they are woken up only if that is not what it was when they looked.
+They look a moment after the glance, and what it saw may be gone just then, and come again for good. So they
+look at the same thing twice before they sleep on.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Pulse:
         # Is asked at a quiet beat for what to call on a thread. None, or None as its result: look.
         self.glance: Callable[[], Callable[[], object] | None] = lambda: None
         self._glanced: object = None  # what it saw before those that watch looked last; None: look
+        self._have_looked_twice = False  # since it sees that
         self._glancing: asyncio.Future[object] | None = None
         self._late: asyncio.TimerHandle | None = None
         self._failures = Failures("cannot see whether anything has changed")
@@ -155,8 +158,11 @@ class Pulse:
             return
         if (error := glancing.exception()) is not None:
             self._cannot_glance(error)
-        elif glancing.result() is None or glancing.result() != self._glanced:
+            return
+        is_new = glancing.result() is None or glancing.result() != self._glanced
+        if is_new or not self._have_looked_twice:
             self._look_at_all(glancing.result())
+        self._have_looked_twice = not is_new
 
     def _cannot_glance(self, error: BaseException) -> None:
         """Whatever failed: those that watch look all the same."""
