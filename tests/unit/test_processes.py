@@ -78,6 +78,25 @@ class Glances:
             await beats.beat()
 
 
+def quiet_pulse(*, is_tracking: bool) -> tuple[Pulse, Glances]:
+    engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=is_tracking), activity=lambda: (0,))
+    beats, glances = Pulse(engine), Glances()  # type: ignore[arg-type]
+    beats.glance, beats.together = glances, AtOnce()  # type: ignore[assignment]
+    return beats, glances
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "FIRST_S", 0.001)
+    monkeypatch.setattr(pulse, "LONGEST_S", 0.001)
+    monkeypatch.setattr(processes, "_ALIVE_EVERY_S", 0.001)
+    monkeypatch.setattr(processes, "Holders", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(processes, "HostLooks", lambda: SimpleNamespace(mapped=lambda *_, **__: PICTURE))
+    monkeypatch.setattr(processes.coverage, "question_of", lambda _vm: None)
+    monkeypatch.setattr(liveness, "is_gone", lambda _uffd: False)
+
+
+@pytest.mark.usefixtures("fast")
 def test_a_setting_that_protects_memory_is_looked_at_even_if_that_was_found_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -91,12 +110,10 @@ def test_a_setting_that_protects_memory_is_looked_at_even_if_that_was_found_late
     async def run() -> None:
         is_looked_at = asyncio.Event()
         monkeypatch.setattr(processes.collapse, "is_denied", lambda: is_looked_at.set() or True)
-        engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=True), activity=lambda: (0,))
-        beats, glances = Pulse(engine), Glances()  # type: ignore[arg-type]
-        beats.glance, beats.together = glances, AtOnce()  # type: ignore[assignment]
+        beats, glances = quiet_pulse(is_tracking=True)
         pidfd = os.pidfd_open(os.getpid())
         vmm = SimpleNamespace(process_id=1, pid=os.getpid(), pidfd=pidfd, uffd=-1)
-        vm = SimpleNamespace(engine=engine, processes={1: vmm}, vmm=vmm, pulse=beats)
+        vm = SimpleNamespace(engine=beats._engine, processes={1: vmm}, vmm=vmm, pulse=beats)
         watch = Processes(vm, lambda: None, lambda _: None, lambda _: None)  # type: ignore[arg-type]
         try:
             async with asyncio.timeout(60):
@@ -108,12 +125,36 @@ def test_a_setting_that_protects_memory_is_looked_at_even_if_that_was_found_late
             watch.close()
             os.close(pidfd)
 
-    monkeypatch.setattr(pulse, "FIRST_S", 0.001)
-    monkeypatch.setattr(pulse, "LONGEST_S", 0.001)
-    monkeypatch.setattr(processes, "_ALIVE_EVERY_S", 0.001)
-    monkeypatch.setattr(processes, "Holders", lambda *_: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr(processes, "HostLooks", lambda: SimpleNamespace(mapped=lambda *_, **__: PICTURE))
-    monkeypatch.setattr(processes.coverage, "question_of", lambda _vm: None)
     monkeypatch.setattr(processes.collapse, "check", check)
-    monkeypatch.setattr(liveness, "is_gone", lambda _uffd: False)
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("fast")
+def test_an_end_that_cannot_be_recorded_is_recorded_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No glance shows a process that is known to have gone."""
+    has_ended, fails = False, iter(range(10))
+
+    async def run() -> None:
+        nonlocal has_ended
+        beats, glances = quiet_pulse(is_tracking=False)
+        vmm, child = (SimpleNamespace(process_id=key, pid=0, pidfd=-1, ranges=(), uffd=key) for key in (1, 2))
+        vm = SimpleNamespace(engine=beats._engine, processes={1: vmm, 2: child}, vmm=vmm, pulse=beats)
+
+        def remove(process_id: int) -> None:
+            if next(fails, None) is not None:
+                raise MemoryError
+            del vm.processes[process_id]
+
+        vm.remove_process = remove
+        watch = Processes(vm, lambda: None, lambda _: None, lambda _: None)  # type: ignore[arg-type]
+        async with asyncio.timeout(60):
+            await glances.more(beats)
+            has_ended = True
+            beats.forget()  # a glance sees the end
+            while 2 in vm.processes:
+                await beats.beat()
+        watch.close()
+
+    monkeypatch.setattr(Processes, "_start_search", lambda _: None)
+    monkeypatch.setattr(liveness, "is_gone", lambda uffd: has_ended and uffd == 2)
     asyncio.run(run())

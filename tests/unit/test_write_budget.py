@@ -41,6 +41,9 @@ class Pulse:
 
     change = beat
 
+    def forget(self):
+        pass
+
 
 @pytest.fixture
 def place(tmp_path):
@@ -128,6 +131,41 @@ def test_a_failure_does_not_end_the_keeping_of_the_ledger(place):
             await until(lambda: engine.limit)
 
     asyncio.run(fail())
+
+
+def test_a_limit_that_could_not_be_lifted_is_lifted_later(place):
+    """Without a budget the watch sleeps until something changes, and nothing does."""
+    is_forgotten = asyncio.Event()
+
+    class Asleep(Pulse):
+        async def change(self):
+            await is_forgotten.wait()
+            is_forgotten.clear()
+
+        def forget(self):
+            is_forgotten.set()
+
+    async def lift():
+        fd = os.memfd_create("page map")
+        engine, config = Engine(fd), [Config(write_budget_per_day="100M")]
+        budget = WriteBudget(engine, Asleep(), place, lambda: config[0])
+        await budget.ready()
+        limit_writes, fails = engine.limit_writes, iter(range(3))
+
+        def fail(max_bytes):
+            if max_bytes is None and next(fails, None) is not None:
+                raise MemoryError
+            limit_writes(max_bytes)
+
+        engine.limit_writes = fail
+        config[0] = Config()
+        await until(lambda: engine.limit is None)
+        budget.close()
+        os.close(fd)
+
+    place.swap_dir.mkdir()
+    ledger.write(place.path, Ledger().to_text())
+    asyncio.run(lift())
 
 
 def test_no_size_is_too_large_for_the_engine():

@@ -114,6 +114,7 @@ class WriteBudget:
                 await self._keep()
             except Exception as error:
                 failures.log(error)
+                self._pulse.forget()
             if self._is_settled:
                 await self._pulse.change()
             else:

@@ -323,8 +323,11 @@ class Processes:
                 await self._vm.pulse.change()
             with guarded("the machine's setting for huge pages cannot be checked now"):
                 self._look_at_setting()
-            with guarded("the end of a process is not recorded yet"):
+            try:
                 await self._forget_gone(list(self._vm.processes.values()))
+            except Exception as error:
+                log_failure("the end of a process is not recorded yet", error)
+                self._vm.pulse.forget()
 
     def _watch(self, process: Process) -> None:
         if process.pidfd >= 0:
