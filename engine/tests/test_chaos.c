@@ -59,6 +59,7 @@ static const char *const left_out[] = {
 	"map_read.minute",
 	"reads.cut",
 	"pins.blind",
+	"pins.load",
 	"poison.lifted",
 	"restore.awaits-removal",
 	"shared_look.making",

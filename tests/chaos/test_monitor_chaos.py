@@ -39,6 +39,7 @@ LEFT_OUT = {
     "lost.looked",
     "map_read.minute",
     "pins.blind",
+    "pins.load",
     "poison.lifted",
     "reads.cut",
     "resident.cachestat",

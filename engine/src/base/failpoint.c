@@ -67,6 +67,7 @@ static const char *const names[] = {
 	"mover.read",
 	"notice.alloc",
 	"pins.blind",
+	"pins.load",
 	"poison.lifted",
 	"reads.cut",
 	"recover.mapped",

@@ -10,11 +10,13 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/failpoint.h"
 #include "pins/pins_bpf_program.h"
 
 #define SCRATCH_BYTES ((size_t)1 << PINS_SCRATCH_SHIFT)
 #define MAP_BYTES (SCRATCH_BYTES * PINS_SCRATCHES)
 #define LOG_BYTES 65536
+#define LOAD_TRIES 1000
 #define LOOKS_MAX 8 /* the tree's top changes only when the file's end is filled or punched */
 
 struct pins_bpf {
@@ -65,6 +67,20 @@ static int load_program(const struct bpf_insn *insns, size_t insns_n, char *log,
 	return sys_bpf(BPF_PROG_LOAD, &attr);
 }
 
+/* The verifier gives up with EAGAIN while the thread has something to do on its way back to user space: a
+ * signal, or the end of a read by io_uring. Where many monitors start at once, that happens often. */
+static int load_in_the_end(const struct bpf_insn *insns, size_t insns_n, char *log, uint32_t log_bytes)
+{
+	int rc = -EAGAIN;
+
+	for (unsigned tries = 0; rc == -EAGAIN && tries < LOAD_TRIES; tries++) {
+		rc = FAILPOINT("pins.load");
+		if (!rc)
+			rc = load_program(insns, insns_n, log, log_bytes);
+	}
+	return rc;
+}
+
 /* The verifier's log ends with its complaint and two lines of statistics. */
 static const char *last_complaint(char *log)
 {
@@ -90,7 +106,7 @@ static int load(struct pins_bpf *bpf, struct error *err)
 	if (bpf->map_fd < 0)
 		return error_set(err, -bpf->map_fd, "bpf() cannot make a map: %s", strerror(-bpf->map_fd));
 	insns_n = pins_bpf_program(&bpf->layout, bpf->map_fd, insns);
-	bpf->prog_fd = load_program(insns, insns_n, NULL, 0);
+	bpf->prog_fd = load_in_the_end(insns, insns_n, NULL, 0);
 	if (bpf->prog_fd >= 0)
 		return 0;
 	if (bpf->prog_fd == -EPERM)
@@ -98,18 +114,15 @@ static int load(struct pins_bpf *bpf, struct error *err)
 			err, EPERM,
 			"bpf() may not load programs: CAP_BPF and CAP_PERFMON are needed, and no lockdown");
 	log = calloc(1, LOG_BYTES);
-	rc = load_program(insns, insns_n, log, log ? LOG_BYTES : 0);
-	if (rc >= 0) { /* a temporary failure, such as EAGAIN for a pending signal */
+	rc = load_in_the_end(insns, insns_n, log, log ? LOG_BYTES : 0);
+	if (rc >= 0) /* the failure was a temporary one */
 		bpf->prog_fd = rc;
-		rc = 0;
-	} else {
-		rc = error_set(
-			err, -rc,
-			"the kernel refuses the page check (without CAP_PERFMON, or locked down?): %s: %s",
-			strerror(-rc), log ? last_complaint(log) : "");
-	}
+	else /* of the first try: with a log, ENOSPC may only say that the log has no room */
+		error_set(err, -bpf->prog_fd,
+			  "the kernel refuses the page check (without CAP_PERFMON, or locked down?): %s: %s",
+			  strerror(-bpf->prog_fd), log ? last_complaint(log) : "");
 	free(log);
-	return rc;
+	return rc >= 0 ? 0 : bpf->prog_fd;
 }
 
 int pins_bpf_create(struct pins_bpf **out, struct error *err)
