@@ -578,20 +578,31 @@ static void play_cancel_in(struct rig *rig, const char *point)
 	puppet_do(rig, 0, 0, write_half(LATE_PAGE, 1));
 }
 
-/* As compaction does with the copy of a page that nobody works on. */
-static void relocate(struct rig *rig, uint64_t page)
+/* As compaction does with the copy of a page that nobody works on. False: compaction itself has just done
+ * it. */
+static bool try_to_relocate(struct rig *rig, uint64_t page_idx)
 {
 	struct vm *vm = &rig->engine->vm;
-	uint64_t page_idx = rig->first_idx[0] + page, from_idx = page_slot_of(page_word(vm, page_idx)),
-		 to_idx;
+	uint64_t from_idx = page_slot_of(page_word(vm, page_idx)), to_idx;
 	_Alignas(PAGE_BYTES) char bytes[PAGE_BYTES];
 	const void *put = bytes;
 	struct error err = { 0 };
+	bool is_done;
 
-	CHECK_OK(store_get(vm->store, &from_idx, 1, bytes));
+	if (store_get(vm->store, &from_idx, 1, bytes))
+		return false;
 	CHECK_OK(store_put(vm->store, &put, &page_idx, 1, &to_idx, &err));
-	CHECK(page_relocate(vm, page_idx, from_idx, to_idx));
-	store_drop(vm->store, &from_idx, 1);
+	is_done = page_relocate(vm, page_idx, from_idx, to_idx);
+	store_drop(vm->store, is_done ? &from_idx : &to_idx, 1);
+	return is_done;
+}
+
+static void relocate(struct rig *rig, uint64_t page)
+{
+	unsigned tries = 0;
+
+	while (!try_to_relocate(rig, rig->first_idx[0] + page))
+		CHECK(++tries < 1000);
 }
 
 /* A copy that outlived this would count as good when memory goes out again, whatever was written until
