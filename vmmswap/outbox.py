@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from vmmswap.later import asyncio
 
@@ -87,6 +88,10 @@ class Outbox:
             if self._waiting or not self._try(message, fds):
                 self._wait(message, fds)
         return message
+
+    def hold(self) -> AbstractContextManager[bool]:
+        """Inside, no other thread sends what waits."""
+        return self._lock
 
     def cancel(self, message: Message) -> bool:
         """True if it was still waiting: it is not sent any more."""

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the fd store takes when a VMM forks without end."""
+"""What the fd store takes when a VMM forks without end, and while the service manager is busy."""
 
 import configparser
 import os
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -77,3 +79,44 @@ def test_the_limit_is_the_units(monkeypatch: pytest.MonkeyPatch) -> None:
     unit.optionxform = str  # type: ignore[assignment, method-assign]
     unit.read(UNIT)
     assert fdstore._room() == int(unit["Service"]["FileDescriptorStoreMax"])
+
+
+def test_what_another_thread_sends_meanwhile_is_not_unsent_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A successor that serves asks for time on a thread, which sends what waits and closes its fds. A keeper
+    that learns of that too early takes another file for the one that it has to store.
+    """
+    done = []
+
+    class Keeper:
+        def keep(self, _name: str, _fd: int, *, unsent: int) -> None:
+            assert unsent >= 0
+            for _ in iter(receive, b""):
+                pass
+            thread.start()
+            thread.join(0.5)  # for ever, if the other thread has to wait for us
+            os.fstat(unsent)
+            done.append("kept")
+
+        def stored(self, _name: str) -> None:
+            done.append("stored")
+
+    def receive() -> bytes:
+        try:
+            return receiver.recv(4096)
+        except BlockingIOError:
+            return b""
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        manager = Notifier()
+        thread = threading.Thread(target=manager.notify, args=("WATCHDOG=1",))
+        while not manager.notify("STATUS=busy", latest="STATUS").is_waiting:
+            pass
+        store = FdStore(manager, Keeper())  # type: ignore[arg-type]
+        store.add("uffd-1", receiver.fileno())
+        thread.join()
+        assert done == ["kept", "stored"]
+        manager.close()

@@ -8,6 +8,7 @@ until systemd has worked off all that was sent before.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Container
@@ -124,22 +125,24 @@ class FdStore:
                 f"{name} cannot be kept for a successor: systemd keeps {self._room} fds, {_RESERVE} of them"
                 f" for memory: raise FileDescriptorStoreMax={fewer}"
             )
-        message = manager.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd], on_sent=sent)
-        self._names.add(name)
-        if message.is_waiting:
-            self._unsent[name] = message
-        if self._keeper is not None:
-            self._keeper.keep(name, fd, unsent=message.fds[0] if message.is_waiting else -1)
+        with manager.hold():  # whoever sends it on closes its fd, and calls sent(), which must come last
+            message = manager.notify(f"FDSTORE=1\nFDNAME={name}\nFDPOLL=0", [fd], on_sent=sent)
+            self._names.add(name)
+            if message.is_waiting:
+                self._unsent[name] = message
+            if self._keeper is not None:
+                self._keeper.keep(name, fd, unsent=message.fds[0] if message.is_waiting else -1)
 
     def remove(self, name: str) -> None:
         """Have the duplicate closed."""
-        if self._keeper is not None:
-            self._keeper.forget(name)
-        unsent = self._unsent.pop(name, None)
-        if name in self._names and self._manager is not None:
-            self._names.discard(name)
-            if unsent is None or not self._manager.cancel(unsent):
-                self._manager.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
+        with contextlib.nullcontext() if self._manager is None else self._manager.hold():
+            if self._keeper is not None:
+                self._keeper.forget(name)
+            unsent = self._unsent.pop(name, None)
+            if name in self._names and self._manager is not None:
+                self._names.discard(name)
+                if unsent is None or not self._manager.cancel(unsent):
+                    self._manager.notify(f"FDSTOREREMOVE=1\nFDNAME={name}")
 
     def remove_all(self) -> None:
         for name in sorted(self._names):
