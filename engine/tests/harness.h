@@ -22,9 +22,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -168,6 +170,20 @@ static inline bool test_page_is(const void *page, uint64_t seed)
 
 	test_fill_page(want, seed);
 	return memcmp(page, want, sizeof want) == 0;
+}
+
+/* Use up all fds. Whoever closes fds[0], fds[1], ... can open as many. */
+static inline void test_use_up_fds(int *fds, size_t n)
+{
+	struct rlimit limit;
+	int fd;
+
+	CHECK_SYS(getrlimit(RLIMIT_NOFILE, &limit));
+	limit.rlim_cur = 64;
+	CHECK_SYS(setrlimit(RLIMIT_NOFILE, &limit));
+	for (size_t i = 0; (fd = eventfd(0, EFD_CLOEXEC)) >= 0; i++)
+		fds[i < n ? i : n - 1] = fd;
+	CHECK_EQ(errno, EMFILE);
 }
 
 static inline int test_remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)

@@ -223,3 +223,25 @@ TEST(other_files_cost_one_system_call)
 	CHECK(with < without + OTHERS_N / 2); /* other processes come and go */
 	end(other);
 }
+
+/* Else guest memory would go out under another process's hands. */
+TEST(a_look_that_is_short_of_fds_fails_or_finds_all)
+{
+	struct holder_list list;
+	pid_t holder;
+	int fds[8], rc = 0;
+
+	make_memfd();
+	holder = start(hold);
+	test_use_up_fds(fds, 8);
+	for (int i = 0; i < 8; i++) {
+		rc = holders_find(&memfd, 1, &list);
+		if (rc)
+			CHECK_EQ(rc, -EMFILE);
+		else
+			check_held_by(holder);
+		close(fds[i]);
+	}
+	CHECK_OK(rc);
+	end(holder);
+}

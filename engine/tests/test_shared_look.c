@@ -469,3 +469,27 @@ TEST(who_maps_it_over_other_memory_is_found_in_its_turn)
 	CHECK_SYS(kill(pid, SIGKILL));
 	end(parent);
 }
+
+TEST(a_look_that_is_short_of_fds_fails_or_finds_all)
+{
+	struct shared_look found;
+	pid_t holder;
+	int fds[8], rc = 0;
+
+	prepare();
+	holder = start(hold);
+	test_use_up_fds(fds, 8);
+	for (int i = 0; i < 8; i++) {
+		rc = shared_look(dir_fd, LOOK_FDS, &memfd, 1, 0, &found);
+		if (rc) {
+			CHECK_EQ(rc, -EMFILE);
+		} else {
+			CHECK_EQ(found.holders.holders_n, 1);
+			CHECK_EQ(found.holders.holders[0].pid, holder);
+			shared_look_free(&found);
+		}
+		close(fds[i]);
+	}
+	CHECK_OK(rc);
+	end(holder);
+}

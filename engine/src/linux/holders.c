@@ -95,15 +95,17 @@ static bool is_by_our_mount(const struct scan *scan, uint64_t mnt_id)
 }
 
 /* Compare numbers of inodes and mounts only, so that few fds need a closer look. Kernels before 5.14 do not
- * report those of inodes. A memfd has one mount; another file may have been opened by any. */
-static bool may_be_asked_for(const struct scan *scan, int dir_fd, const char *name, uint64_t *mnt_id_out)
+ * report those of inodes. A memfd has one mount; another file may have been opened by any. 1, 0 or -errno. */
+static int may_be_asked_for(const struct scan *scan, int dir_fd, const char *name, uint64_t *mnt_id_out)
 {
 	struct procfs_fdinfo info;
-	bool is_there = procfs_fdinfo(dir_fd, name, &info);
+	int rc = procfs_fdinfo(dir_fd, name, &info);
 
 	FAILPOINT_HERE("holders.fdinfo");
-	if (!is_there || (info.has_ino && !is_asked_for(scan, info.ino))) /* or closed meanwhile */
-		return false;
+	if (rc) /* closed meanwhile, or unknown */
+		return procfs_is_shortage(rc) ? rc : 0;
+	if (info.has_ino && !is_asked_for(scan, info.ino))
+		return 0;
 	*mnt_id_out = info.mnt_id;
 	return !scan->all_memfds || is_by_our_mount(scan, info.mnt_id);
 }
@@ -169,7 +171,7 @@ static int look_at_fd(struct scan *scan, pid_t pid, int number, uint64_t mnt_id)
 	if (rc == -EACCES || rc == -EPERM)
 		return is_unreadable(scan, pid);
 	if (rc) /* closed meanwhile, or unknown */
-		return rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM ? rc : 0;
+		return procfs_is_shortage(rc) ? rc : 0;
 	for (size_t i = 0; i < scan->asked_n; i++)
 		if (scan->asked[i].file.dev == file.dev && scan->asked[i].file.ino == file.ino)
 			return holders_add(scan->out,
@@ -193,8 +195,10 @@ static int look_at_fds(struct scan *scan, pid_t pid, DIR *dir, int link_dir_fd)
 		long number = strtol(entry->d_name, &end, 10);
 		uint64_t mnt_id;
 
-		if (end == entry->d_name || *end || is_another(scan, link_dir_fd, entry->d_name) ||
-		    !may_be_asked_for(scan, dirfd(dir), entry->d_name, &mnt_id))
+		if (end == entry->d_name || *end || is_another(scan, link_dir_fd, entry->d_name))
+			continue;
+		rc = may_be_asked_for(scan, dirfd(dir), entry->d_name, &mnt_id);
+		if (rc != 1)
 			continue;
 		if (shares_our_fds(pid))
 			return 0;
@@ -249,8 +253,9 @@ static int ask_for(struct scan *scan, const int *fds, size_t fds_n)
 		if (rc)
 			return rc;
 		snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fds[scan->asked_n]);
-		if (!procfs_fdinfo(AT_FDCWD, path, &info))
-			return -EBADF;
+		rc = procfs_fdinfo(AT_FDCWD, path, &info);
+		if (rc)
+			return rc;
 		asked->mnt_id = info.mnt_id;
 		snprintf(path, sizeof path, "/proc/self/fd/%d", fds[scan->asked_n]);
 		if (!read_link(AT_FDCWD, path, asked->link) || strncmp(asked->link, "/memfd:", 7))
@@ -290,8 +295,10 @@ int holders_confirm(const int *fds, size_t fds_n, struct holder_list *list)
 		char path[64];
 
 		snprintf(path, sizeof path, "/proc/%d/fdinfo/%d", holder->pid, holder->fd);
-		if (may_be_asked_for(&scan, AT_FDCWD, path, &mnt_id) && !shares_our_fds(holder->pid))
-			rc = look_at_fd(&scan, holder->pid, holder->fd, mnt_id);
+		rc = may_be_asked_for(&scan, AT_FDCWD, path, &mnt_id);
+		if (rc == 1)
+			rc = shares_our_fds(holder->pid) ? 0 :
+							   look_at_fd(&scan, holder->pid, holder->fd, mnt_id);
 	}
 	free(scan.asked);
 	holders_free(list);

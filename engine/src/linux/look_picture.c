@@ -74,7 +74,7 @@ static int add_sighting(struct picture *picture, struct sighting sighting)
 
 static int find_memfds_mount(struct maker *maker)
 {
-	int fd = memfd_create("vmmswap look", MFD_CLOEXEC), rc = 0;
+	int fd = memfd_create("vmmswap look", MFD_CLOEXEC), rc;
 	struct procfs_fdinfo info;
 	struct stat status;
 	char path[48];
@@ -82,9 +82,8 @@ static int find_memfds_mount(struct maker *maker)
 	if (fd < 0)
 		return -errno;
 	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-	if (fstat(fd, &status))
-		rc = -errno;
-	else if (!procfs_fdinfo(AT_FDCWD, path, &info) || !info.has_ino)
+	rc = fstat(fd, &status) ? -errno : procfs_fdinfo(AT_FDCWD, path, &info);
+	if (rc ? !procfs_is_shortage(rc) : !info.has_ino)
 		rc = -ENOTSUP;
 	close(fd);
 	if (rc)
@@ -104,18 +103,20 @@ static bool may_be_memfd(int links_fd, const char *name)
 	return got < 0 || (got == (ssize_t)sizeof link && !memcmp(link, MEMFD, sizeof link));
 }
 
-/* A file that is only named like a memfd has another mount. */
-static bool is_memfd(const struct maker *maker, pid_t pid, const char *name, ino_t *ino_out)
+/* A file that is only named like a memfd has another mount. 1, 0 or -errno. */
+static int is_memfd(const struct maker *maker, pid_t pid, const char *name, ino_t *ino_out)
 {
 	struct procfs_fdinfo info;
 	char path[64];
+	int rc;
 
 	snprintf(path, sizeof path, "/proc/%d/fdinfo/%.16s", pid, name);
 	FAILPOINT_HERE("shared_look.fdinfo");
-	if (!procfs_fdinfo(AT_FDCWD, path, &info) || info.mnt_id != maker->mnt_id)
-		return false;
+	rc = procfs_fdinfo(AT_FDCWD, path, &info);
+	if (rc) /* closed meanwhile, or unknown */
+		return procfs_is_shortage(rc) ? rc : 0;
 	*ino_out = info.ino;
-	return true;
+	return info.mnt_id == maker->mnt_id;
 }
 
 static int see_fds_in(const struct maker *maker, pid_t pid, DIR *fds, int links_fd)
@@ -126,10 +127,12 @@ static int see_fds_in(const struct maker *maker, pid_t pid, DIR *fds, int links_
 	while (!rc && (entry = readdir(fds))) {
 		char *end;
 		long number = strtol(entry->d_name, &end, 10);
-		ino_t ino;
+		ino_t ino = 0;
 
-		if (end != entry->d_name && !*end && may_be_memfd(links_fd, entry->d_name) &&
-		    is_memfd(maker, pid, entry->d_name, &ino))
+		if (end == entry->d_name || *end || !may_be_memfd(links_fd, entry->d_name))
+			continue;
+		rc = is_memfd(maker, pid, entry->d_name, &ino);
+		if (rc == 1)
 			rc = add_sighting(maker->picture,
 					  (struct sighting){ .ino = ino, .pid = pid, .fd = (int)number });
 	}
@@ -251,12 +254,14 @@ static int see_process(const struct maker *maker, pid_t pid)
 {
 	struct picture_header *header = &maker->picture->header;
 	struct seen_process *process = &maker->picture->processes[header->processes_n];
+	int rc;
 
 	if (maker->kind == LOOK_FDS)
 		return see_fds(maker, pid);
 	process->read.pid = pid;
-	if (!map_read_sizes(&process->read))
-		return 0; /* it has ended */
+	rc = map_read_sizes(&process->read);
+	if (rc) /* it has ended */
+		return procfs_is_shortage(rc) ? rc : 0;
 	header->processes_n++;
 	return see_maps(maker, process);
 }

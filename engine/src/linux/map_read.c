@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include "linux/map_read.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,17 +21,19 @@ uint64_t map_read_now_ns(void)
 }
 
 /* "SIZE RESIDENT SHARED ...", in pages. Everybody may read it. */
-bool map_read_sizes(struct map_read *now)
+int map_read_sizes(struct map_read *now)
 {
 	char path[32], text[128], *at;
+	ssize_t got;
 
 	snprintf(path, sizeof path, "/proc/%d/statm", now->pid);
-	if (procfs_read(AT_FDCWD, path, text, sizeof text) <= 0)
-		return false;
+	got = procfs_read(AT_FDCWD, path, text, sizeof text);
+	if (got <= 0)
+		return got ? (int)got : -ESRCH;
 	now->size_pages = strtoull(text, &at, 10);
 	strtoull(at, &at, 10);
 	now->shared_pages = strtoull(at, &at, 10);
-	return true;
+	return 0;
 }
 
 /* If looks are a minute apart, each would otherwise read the maps of all processes. */

@@ -29,8 +29,8 @@ struct map_read {
 
 uint64_t map_read_now_ns(void); /* CLOCK_MONOTONIC */
 
-/* Fill in the sizes of process now->pid. False if it has ended. */
-bool map_read_sizes(struct map_read *now);
+/* Fill in the sizes of process now->pid. 0 or -errno: it has ended, or fds are short. */
+int map_read_sizes(struct map_read *now);
 
 /* True if its maps may have changed since `before`, or its turn has come. looks: how many there were. */
 bool map_read_is_due(const struct map_read *before, const struct map_read *now, uint64_t looks,

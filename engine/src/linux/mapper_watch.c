@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "linux/map_read.h"
+#include "linux/procfs.h"
 
 /* A process as it was when its maps were last read. */
 struct seen {
@@ -103,9 +104,13 @@ int mapper_watch_look(struct mapper_watch *watch, const struct mapped_file *file
 		qsort(pids.pids, pids.pids_n, sizeof *pids.pids, map_read_compare_pids);
 	for (size_t i = 0; i < pids.pids_n && !rc; i++) {
 		seen[seen_n] = (struct seen){ .read.pid = pids.pids[i] };
-		if (pids.pids[i] == getpid() || !map_read_sizes(&seen[seen_n].read))
+		if (pids.pids[i] == getpid())
 			continue;
-		rc = look_at(watch, &seen[seen_n++], files, files_n, out);
+		rc = map_read_sizes(&seen[seen_n].read);
+		if (!rc)
+			rc = look_at(watch, &seen[seen_n++], files, files_n, out);
+		else if (!procfs_is_shortage(rc)) /* it has ended */
+			rc = 0;
 	}
 	pid_list_free(&pids);
 	if (rc) {

@@ -153,16 +153,22 @@ static bool read_number(const char *text, const char *key, uint64_t *out)
 	return at;
 }
 
-bool procfs_fdinfo(int dir_fd, const char *name, struct procfs_fdinfo *out)
+int procfs_fdinfo(int dir_fd, const char *name, struct procfs_fdinfo *out)
 {
 	char text[FDINFO_BYTES];
+	ssize_t got = procfs_read(dir_fd, name, text, sizeof text);
 	uint64_t ino;
 
-	if (procfs_read(dir_fd, name, text, sizeof text) <= 0)
-		return false;
+	if (got < 0)
+		return (int)got;
 	out->has_ino = read_number(text, "\nino:", &ino);
 	out->ino = (ino_t)ino;
-	return read_number(text, "\nmnt_id:", &out->mnt_id);
+	return read_number(text, "\nmnt_id:", &out->mnt_id) ? 0 : -ENODATA;
+}
+
+bool procfs_is_shortage(int rc)
+{
+	return rc == -EMFILE || rc == -ENFILE || rc == -ENOMEM;
 }
 
 /* "MNT_ID PARENT MAJOR:MINOR ...", a line for each mount. */

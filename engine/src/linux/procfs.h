@@ -48,9 +48,12 @@ struct procfs_fdinfo {
 	bool has_ino;
 };
 
-/* name: the fd's number, in the directory dir_fd. Asks no file system. False if it is closed by now, or not
- * ours to read. */
-bool procfs_fdinfo(int dir_fd, const char *name, struct procfs_fdinfo *out);
+/* name: the fd's number, in the directory dir_fd. Asks no file system. 0 or -errno: it is closed by now, is
+ * not ours to read, or could not be read for a shortage. */
+int procfs_fdinfo(int dir_fd, const char *name, struct procfs_fdinfo *out);
+
+/* True if it was for want of fds or memory that something was not seen. It may be there. */
+bool procfs_is_shortage(int rc);
 
 /* Says if a mount, by its mnt_id, has files of the device dev: 0: it has not; 1: it has; -ENOENT: process
  * `pid` does not see it; or another -errno of reading. Asks no file system. */
