@@ -7,6 +7,7 @@ is needed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -110,18 +111,20 @@ def _run(options: Command, given: dict[str, int]) -> int:
         store=fdstore.FdStore(service.manager() if fd_store else None, helper),
         journal=journal,
     )
-    if recovery.is_needed(given):
-        with service.asking_for_time():
+    with contextlib.ExitStack() as meanwhile:
+        if recovery.is_needed(given):
+            meanwhile.enter_context(service.asking_for_time())
             with own_memory.growing_with_the_vm():
                 setup.found = recovery.recover(given, setup.store, settings.current, setup.swap_dir)
             setup.turn.wait(setup.found.vm.engine.event_fd)
-    if not fd_store:
-        logging.getLogger("vmmswap").warning(
-            "no service manager keeps fds for us: if the monitor is killed, %s",
-            "its keeper takes its place" if helper else "the guest hangs where memory is out",
-        )
-    from vmmswap import without_tls  # noqa: F401, PLC0415  all that may wait is loaded now
-    from vmmswap.monitor import start  # noqa: PLC0415
+        if not fd_store:
+            logging.getLogger("vmmswap").warning(
+                "no service manager keeps fds for us: if the monitor is killed, %s",
+                "its keeper takes its place" if helper else "the guest hangs where memory is out",
+            )
+        # All that may wait is loaded now: where many start, that takes long, and a stop waits for it.
+        from vmmswap import without_tls  # noqa: F401, PLC0415
+        from vmmswap.monitor import start  # noqa: PLC0415
 
     return start.run(setup, options, listener)
 
