@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from vmmswap.errors import NotSupportedError
 from vmmswap.monitor import pulse
 from vmmswap.monitor.mappers import liveness, processes
 from vmmswap.monitor.mappers.processes import Processes
@@ -37,13 +39,16 @@ def test_a_successor_does_not_look_through_all_processes_if_another_has(
         await asyncio.Event().wait()
 
     async def run() -> None:
-        engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=True))
-        pulse = SimpleNamespace(together=Together(), max_age_s=MAX_AGE_S, beat=never)
-        vm = SimpleNamespace(engine=engine, processes={}, vmm=None, pulse=pulse)
+        engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=True), is_tracking=True)
+        pulse = SimpleNamespace(together=Together(), max_age_s=MAX_AGE_S, change=never)
+        pidfd = os.pidfd_open(os.getpid())
+        vmm = SimpleNamespace(process_id=1, pid=os.getpid(), pidfd=pidfd, uffd=-1)
+        vm = SimpleNamespace(engine=engine, processes={1: vmm}, vmm=vmm, pulse=pulse)
         watch = Processes(vm, lambda: None, lambda _: None, lambda _: None)  # type: ignore[arg-type]
         assert watch._check is not None
         await asyncio.wait_for(watch._check, 60)
         watch.close()
+        os.close(pidfd)
 
     monkeypatch.setattr(processes, "Holders", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr(processes, "HostLooks", Looks)
@@ -79,7 +84,9 @@ class Glances:
 
 
 def quiet_pulse(*, is_tracking: bool) -> tuple[Pulse, Glances]:
-    engine = SimpleNamespace(stats=lambda: SimpleNamespace(tracking=is_tracking), activity=lambda: (0,))
+    engine = SimpleNamespace(
+        stats=lambda: SimpleNamespace(tracking=is_tracking), is_tracking=is_tracking, activity=lambda: (0,)
+    )
     beats, glances = Pulse(engine), Glances()  # type: ignore[arg-type]
     beats.glance, beats.together = glances, AtOnce()  # type: ignore[assignment]
     return beats, glances
@@ -127,6 +134,38 @@ def test_a_setting_that_protects_memory_is_looked_at_even_if_that_was_found_late
 
     monkeypatch.setattr(processes.collapse, "check", check)
     asyncio.run(run())
+
+
+@pytest.mark.usefixtures("fast")
+def test_the_check_of_what_is_out_is_made_again_until_it_has_an_answer(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as by a successor that is short of fds: nobody else knows what protects the memory."""
+    fails = iter([OSError(errno.EMFILE, "no fd"), OSError(errno.EMFILE, "no fd"), MemoryError()])
+    exposed: list[Exception] = []
+
+    def check(_processes: Any) -> bool:
+        if (error := next(fails, None)) is not None:
+            raise error
+        raise NotSupportedError("huge pages may come")
+
+    async def run() -> None:
+        beats, _glances = quiet_pulse(is_tracking=True)
+        pidfd = os.pidfd_open(os.getpid())
+        vmm = SimpleNamespace(process_id=1, pid=os.getpid(), pidfd=pidfd, uffd=-1)
+        vm = SimpleNamespace(engine=beats._engine, processes={1: vmm}, vmm=vmm, pulse=beats)
+        watch = Processes(vm, lambda: None, exposed.append, lambda _: None)  # type: ignore[arg-type]
+        try:
+            assert watch._check is not None
+            await asyncio.wait_for(watch._check, 60)
+        finally:
+            watch.close()
+            os.close(pidfd)
+
+    monkeypatch.setattr(processes.collapse, "check", check)
+    asyncio.run(run())
+    assert [str(error) for error in exposed] == ["huge pages may come"]
+    assert len(caplog.records) == 2  # each kind of failure once
 
 
 @pytest.mark.usefixtures("fast")

@@ -20,7 +20,7 @@ from vmmswap.errors import (
 )
 from vmmswap.handoff.region import PAGE_SIZE
 from vmmswap.linux.process import is_alive, is_same_file
-from vmmswap.monitor.guard import guarded, log_failure
+from vmmswap.monitor.guard import Failures, guarded, log_failure
 from vmmswap.monitor.holders import Holders
 from vmmswap.monitor.host_looks import HostLooks
 from vmmswap.monitor.mappers import collapse, coverage
@@ -230,15 +230,23 @@ class Processes:
         self._check = self._loop.create_task(self._check_what_is_out(look), name="check of huge pages")
 
     async def _check_what_is_out(self, look: Callable[[coverage.Question], coverage.Picture]) -> None:
-        try:
-            picture = await asyncio.to_thread(look, coverage.question_of(self._vm))
-            if self._watched:  # the VM has not ended meanwhile
-                await self.check_huge_pages(coverage.spans_of(picture.mapped))
-        except NotSupportedError as error:
-            if not self._is_closed:
-                self._on_exposed(error)
-        except VmmswapError as error:
-            _log.warning("cannot check whether the kernel may make huge pages: %s", error.message)
+        """Until there is an answer, nobody knows whether the kernel may put zeros where memory is out."""
+        failures = Failures("cannot check yet whether the kernel may make huge pages")
+        while self._watched:
+            try:
+                if not self._vm.engine.is_tracking:
+                    return
+                picture = await asyncio.to_thread(look, coverage.question_of(self._vm))
+                if self._watched:  # the VM has not ended meanwhile
+                    await self.check_huge_pages(coverage.spans_of(picture.mapped))
+                return
+            except NotSupportedError as error:
+                if not self._is_closed:
+                    self._on_exposed(error)
+                return
+            except Exception as error:
+                failures.log(error)
+            await asyncio.sleep(_ALIVE_EVERY_S)
 
     async def _odd_child(self, picture: coverage.Picture) -> Process | None:
         """Return a forked child that does not map all that it is served with: something else may be there by
