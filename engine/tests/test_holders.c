@@ -236,10 +236,12 @@ TEST(a_look_that_is_short_of_fds_fails_or_finds_all)
 	test_use_up_fds(fds, 8);
 	for (int i = 0; i < 8; i++) {
 		rc = holders_find(&memfd, 1, &list);
-		if (rc)
+		if (rc) {
 			CHECK_EQ(rc, -EMFILE);
-		else
+		} else {
+			holders_free(&list);
 			check_held_by(holder);
+		}
 		close(fds[i]);
 	}
 	CHECK_OK(rc);
