@@ -99,6 +99,9 @@ static bool begin_some(struct worker *worker)
 	ahead_begin(worker->ahead, worker->pages, share.pages);
 	worker->pages += share.pages;
 	worker->n -= share.pages;
+	/* What a replay has in flight is little beside the reserve of whoever sets the budget. */
+	share.pages = 0;
+	budget_return(&worker->replay->budget, &share);
 	return true;
 }
 
